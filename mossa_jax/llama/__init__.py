@@ -1,0 +1,1 @@
+"""The model: architecture, stacked-layer Llama, attention, adapters, and their files."""

@@ -1,0 +1,69 @@
+"""Greedy decoding with a key/value cache, for several adapters at once."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.attention import Cached, Segments
+from mossa_jax.llama.model import logits, merge, run_blocks, run_blocks_cached
+
+
+@partial(jax.jit, static_argnames=("arch", "new_tokens"))
+def greedy(arch: Architecture, state, adapters, tokens, lengths, *, new_tokens: int) -> jax.Array:
+    """Continues prompts by the likeliest token, all adapters over the same prompts.
+
+    Args:
+      arch: the base model's.
+      state: the base model.
+      adapters: stacked [A, ...].
+      tokens: [B, S] int32, padded on the right.
+      lengths: [B] int32, at least 1.
+      new_tokens: longest continuation; decoding ends earlier when every row of every adapter has ended.
+
+    Returns:
+      [A, B, new_tokens] int32, EOS from each row's end on.
+    """
+    eos = jnp.asarray(arch.eos, jnp.int32)
+    return jax.vmap(
+        lambda adapter: _greedy_one(arch, state, adapter, tokens, lengths, eos, new_tokens),
+        spmd_axis_name="adapter",
+    )(adapters)
+
+
+def _greedy_one(arch, state, adapter, tokens, lengths, eos, new_tokens):
+    model = merge(arch, state)
+    batch, width = tokens.shape
+    slots = jnp.arange(width)
+    prompt = slots[None, :] < lengths[:, None]
+    positions = jnp.broadcast_to(slots, tokens.shape)
+    visible = Segments(prompt.astype(jnp.int32))
+    _, last, cache = run_blocks(model, arch, adapter, tokens, positions, visible, tap=lambda _, kv: kv)
+    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cache)
+    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)
+    first = jnp.argmax(logits(model, arch, ends)[:, 0], axis=-1).astype(jnp.int32)
+    output = jnp.full((batch, new_tokens), eos[0], jnp.int32)
+
+    def going_on(carry):
+        step, *_, done = carry
+        return (step < new_tokens) & ~done.all()
+
+    def body(carry):
+        step, token, output, cache, done = carry
+        output = output.at[:, step].set(jnp.where(done, eos[0], token))
+        done = done | (token[:, None] == eos).any(axis=-1)
+        # New keys share one slot over all rows; the gap between a row's prompt and them stays hidden.
+        slot = width + step
+        generated = (jnp.arange(width + new_tokens) >= width) & (jnp.arange(width + new_tokens) <= slot)
+        keys = jnp.pad(prompt, ((0, 0), (0, new_tokens))) | generated
+        x, cache = run_blocks_cached(
+            model, arch, adapter, token[:, None], (lengths + step)[:, None], Cached(keys), cache, slot
+        )
+        token = jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)
+        return step + 1, token, output, cache, done
+
+    start = (jnp.int32(0), first, output, cache, jnp.zeros(batch, bool))
+    return jax.lax.while_loop(going_on, body, start)[2]

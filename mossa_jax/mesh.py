@@ -1,0 +1,98 @@
+"""Meshes, the one table from logical axes to mesh axes, and the set-up of processes.
+
+All placement is by name: arrays say what their axes mean (`("layers", "embed", "heads")`), `RULES` says on which
+mesh axis each meaning lives. Auto axes: XLA's partitioner fills in the rest ("pjit" is `jax.jit` with
+`NamedSharding` today).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mossa_jax.config import Mesh as MeshConfig
+from mossa_jax.rundir import BAD_CONFIG, Refusal
+
+AXES = ("adapter", "fsdp", "tensor")
+
+RULES: dict[str, str | None] = {
+    "adapter": "adapter",
+    "rows": "fsdp",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "feed_forward": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "rank": None,
+    "positions": None,
+}
+
+
+def make_mesh(
+    config: MeshConfig, adapters: bool = True, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh with axes ('adapter', 'fsdp', 'tensor') over all devices.
+
+    Args:
+      config: devices per axis; at most one -1.
+      adapters: False folds the adapter axis into `fsdp`, for stages that run a single model.
+      devices: default: all devices of all processes.
+
+    Raises:
+      Refusal: 2 when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.adapter, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or known < 1 or len(devices) % known:
+        raise Refusal(
+            BAD_CONFIG,
+            f"config.mesh={config.adapter},{config.fsdp},{config.tensor} (adapter,fsdp,tensor) does not fit "
+            f"{len(devices)} devices; use at most one -1 and divisors of {len(devices)}",
+        )
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != len(devices):
+        raise Refusal(
+            BAD_CONFIG,
+            f"config.mesh={config.adapter},{config.fsdp},{config.tensor} uses {int(np.prod(sizes))} of "
+            f"{len(devices)} devices; set one axis to -1",
+        )
+    if not adapters:
+        sizes = [1, sizes[0] * sizes[1], sizes[2]]
+    grid = np.asarray(devices).reshape(sizes)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def single_device() -> jax.sharding.Mesh:
+    """The mesh of this process's first device: every axis has size one."""
+    return make_mesh(MeshConfig(1, 1, 1), devices=jax.local_devices()[:1])
+
+
+def sharding(mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str | None]) -> NamedSharding:
+    """Where an array of `shape` with logical axes `names` lives; an axis that does not divide stays whole."""
+    axes = []
+    for size, name in zip(shape, names, strict=True):
+        axis = RULES[name] if name is not None else None
+        axes.append(axis if axis is not None and size % mesh.shape[axis] == 0 else None)
+    return NamedSharding(mesh, P(*axes))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def place(mesh: jax.sharding.Mesh, array: np.ndarray, names: Sequence[str | None]) -> jax.Array:
+    """A host array, the same on every process, as a global array; each process copies its own part only."""
+    target = sharding(mesh, array.shape, names)
+    return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below `size`."""
+    return -(-size // multiple) * multiple

@@ -1,0 +1,92 @@
+"""The closed forms of linear CKA, from per-row sums, in float64 on the host.
+
+Notation: `x_i`, `y_i` are centred rows, `K = X X^T`, `L = Y Y^T`, `r_i = K_ii`, `s_i = L_ii`,
+`g_i = sum_{j != i} K_ij L_ij`. The diagonal is kept apart from `g`, so that the debiased value is a sum of
+terms of its own size and loses no digits when n is much smaller than the width.
+"""
+
+import dataclasses
+
+import numpy as np
+
+ESTIMATORS = ("biased", "debiased")
+MIN_ROWS = 4
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+
+
+class UndefinedSimilarity(ValueError):
+    """A similarity that has no value (0/0); the message is the reason in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """What one pair of states contributes: HSIC terms whole and with each row left out.
+
+    `biased`, `debiased`: [...] float64, unnormalised `h` and `u`; `biased_loo`, `debiased_loo`: [..., n], the
+    same quantities of the n samples of n - 1 rows; `noise`: [...], the float32 rounding level of `debiased`.
+    """
+
+    biased: np.ndarray
+    debiased: np.ndarray
+    biased_loo: np.ndarray
+    debiased_loo: np.ndarray
+    noise: np.ndarray
+
+
+def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> Products:
+    """HSIC of a pair of states, whole and leave-one-out, in closed form.
+
+    With rows centred on all n, `K 1 = 0`, so Song et al. (2012)'s unbiased form needs only the row sums: for the
+    whole `u = sum g - 2 r.s/(n-2) + R S/((n-1)(n-2))`, and without row i each of its three terms loses the row's
+    own part. The biased form re-centres: `C^(i) = C - n/(n-1) x_i y_i^T`.
+
+    Args:
+        g: [..., n] off-diagonal row sums of `K * L`.
+        r: [..., n] squared norms of the rows of X.
+        s: [..., n] squared norms of the rows of Y.
+        cross: [..., n] `(K s)_i + (L r)_i`.
+
+    Returns:
+        The products; needs n >= 4 (n >= 5 for a meaningful `debiased_loo`).
+    """
+    n = g.shape[-1]
+    rs = r * s
+    g_all, rs_all, r_all, s_all = g.sum(-1), rs.sum(-1), r.sum(-1), s.sum(-1)
+    biased = g_all + rs_all
+    diagonal, trace = 2 * rs_all / (n - 2), r_all * s_all / ((n - 1) * (n - 2))
+    shrink = n / (n - 1)
+    biased_loo = biased[..., None] - 2 * shrink * (g + rs) + shrink**2 * rs
+    total = (r_all[..., None] - 2 * r) * (s_all[..., None] - 2 * s)
+    inner = rs_all[..., None] - 3 * rs + cross + g
+    m = n - 1
+    debiased_loo = g_all[..., None] - 2 * g + total / ((m - 1) * (m - 2)) - 2 * inner / (m - 2)
+    return Products(
+        biased=biased,
+        debiased=g_all - diagonal + trace,
+        biased_loo=biased_loo,
+        debiased_loo=debiased_loo,
+        noise=16 * FLOAT32_EPS * (np.abs(g_all) + diagonal + trace),
+    )
+
+
+def ratio(xy: np.ndarray, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:
+    """`xy / sqrt(xx yy)`; NaN where a self term is not positive."""
+    positive = (xx > 0) & (yy > 0)
+    return np.where(positive, xy / np.sqrt(np.where(positive, xx * yy, 1.0)), np.nan)
+
+
+def null_mean(r_all: np.ndarray, s_all: np.ndarray, h_xx: np.ndarray, h_yy: np.ndarray, n: int) -> np.ndarray:
+    """Mean biased CKA over all n! pairings of the rows: `R S / (n-1)` over the norms (debiased: exactly 0)."""
+    return ratio(r_all * s_all / (n - 1), h_xx, h_yy)
+
+
+def variance_missing(trace: np.ndarray, mean_square: np.ndarray, n: int, eps: float) -> np.ndarray:
+    """Whether `tr C <= (8 eps)^2 n |mu|^2`: the spread is rounding of the offset, CKA would be 0/0.
+
+    Args:
+        trace: `tr C`, the sum of squared norms of the centred rows.
+        mean_square: `|mu|^2` in the same unit.
+        n: number of rows.
+        eps: machine epsilon of the dtype in which the states were stored.
+    """
+    return trace <= (8 * eps) ** 2 * n * mean_square

@@ -1,0 +1,163 @@
+"""Exact linear CKA of two arrays of any widths: the function for data of one's own."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mossa_jax.rundir import Refusal
+from mossa_jax.similarity import gram
+from mossa_jax.similarity.estimators import (
+    ESTIMATORS,
+    FLOAT32_EPS,
+    MIN_ROWS,
+    UndefinedSimilarity,
+    ratio,
+    variance_missing,
+)
+
+# Below this many rows per column half-counted Gram tiles take fewer products than three D x D matrices,
+# and keep the diagonal apart, which is where debiasing loses digits.
+GRAM_ROWS_PER_COLUMN = 7 / 3
+
+
+class PairSums(NamedTuple):
+    """`off` [3, *] parts of the HSIC of (x, y), (x, x), (y, y): off-diagonal by Gram tiles, whole by features.
+
+    `r`, `s` [n] squared row norms; `mean_square`, `exponent` [2] as in `gram.Centred`; `finite` [] bool.
+    """
+
+    off: jax.Array
+    r: jax.Array
+    s: jax.Array
+    mean_square: jax.Array
+    exponent: jax.Array
+    finite: jax.Array
+
+
+def _squares(x: jax.Array, y: jax.Array, blocks: int) -> jax.Array:
+    """Row sums of `(x^T y)^2`, [D]; with `blocks` > 1, y is x and only upper blocks are multiplied."""
+    if blocks == 1:
+        return jnp.square(jnp.einsum("ni,nj->ij", x, y, precision=gram.EXACT)).sum(1)
+    parts = jnp.split(x, blocks, axis=1)
+    rows = []
+    for i, part in enumerate(parts):
+        rows.append(_squares(part, part, 1))
+        if i + 1 < blocks:
+            rows[-1] = rows[-1] + 2 * _squares(part, jnp.concatenate(parts[i + 1 :], 1), 1)
+    return jnp.concatenate(rows)
+
+
+@functools.partial(jax.jit, static_argnames=("use_gram", "mesh"))
+def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None) -> PairSums:
+    n = x.shape[0]
+    tile = gram.tile_size(n)
+    kept = jnp.arange(n + (-n % tile if use_gram else 0)) < n
+    width = max(x.shape[1], y.shape[1])
+
+    def centred(a: jax.Array) -> gram.Centred:
+        columns = width - a.shape[1] if use_gram else 0
+        return gram.centre(jnp.pad(a, ((0, kept.shape[0] - n), (0, columns)))[None], kept)
+
+    a, b = centred(x), centred(y)
+    if use_gram:
+        rows = jnp.concatenate([a.rows, b.rows])
+        tiles = jnp.asarray(gram.tile_pairs(kept.shape[0] // tile, 1))
+        off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)[:, :n]
+    else:
+        x0, y0 = a.rows[0], b.rows[0]
+        parts = [
+            _squares(x0, y0, 1),
+            *(_squares(v, v, 4 if v.shape[1] >= 512 and v.shape[1] % 4 == 0 else 1) for v in (x0, y0)),
+        ]
+        longest = max(p.shape[0] for p in parts)
+        off = jnp.stack([jnp.pad(p, (0, longest - p.shape[0])) for p in parts])
+    result = PairSums(
+        off=off,
+        r=jnp.square(a.rows[0, :n]).sum(1),
+        s=jnp.square(b.rows[0, :n]).sum(1),
+        mean_square=jnp.concatenate([a.mean_square, b.mean_square]),
+        exponent=jnp.concatenate([a.exponent, b.exponent]),
+        finite=jnp.isfinite(x).all() & jnp.isfinite(y).all(),
+    )
+    if mesh:
+        result = lax.with_sharding_constraint(result, NamedSharding(mesh, PartitionSpec()))
+    return result
+
+
+def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Array, float]:
+    """The rows as the device takes them, and the epsilon below which their spread is rounding."""
+    if not isinstance(x, jax.Array):
+        x = np.asarray(x)
+    if x.ndim != 2:
+        raise Refusal(3, f"{name} has shape {list(x.shape)}; give a two-dimensional array [rows, width]")
+    if x.shape[0] < MIN_ROWS or x.shape[1] == 0:
+        raise Refusal(3, f"{name} has shape {list(x.shape)}; CKA needs at least {MIN_ROWS} rows and one column")
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != np.float64:
+        return x, float(jnp.finfo(x.dtype).eps)
+    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise Refusal(3, f"{name} has dtype {x.dtype}; give real numbers")
+    # Float64 has digits that the device's float32 would cut, and they matter under an offset: centre here.
+    x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise Refusal(3, f"{name} has {int((~np.isfinite(x)).any(1).sum())} rows that are not finite; leave them out")
+    peak = np.abs(x).max()
+    x = np.ldexp(x, -np.frexp(peak)[1])
+    mean = x.mean(0)
+    x = x - mean
+    eps = float(np.finfo(np.float64).eps)
+    if variance_missing(np.square(x).sum(), np.square(mean).sum(), len(x), eps):
+        raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
+    return np.ldexp(x, -np.frexp(np.abs(x).max())[1]).astype(np.float32), eps
+
+
+def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "debiased") -> float:
+    """Exact linear CKA of two sets of paired rows; signed, never clamped.
+
+    Args:
+        x: [n, D_x] real array, NumPy or JAX, n >= 4.
+        y: [n, D_y] real array; D_y may differ.
+        estimator: `"debiased"` (about 0 for independent data at any width) or `"biased"` (Kornblith et al. 2019,
+            the one of the MOSSA paper; near 1 for independent data once D is much larger than n).
+
+    Returns:
+        The value; within 1e-6 of float64.
+
+    Raises:
+        UndefinedSimilarity: a side has no variance, or its debiased self-similarity is not positive.
+        Refusal: code 2 for an unknown estimator; 3 for differing n, fewer than 4 rows, non-finite rows, wrong rank.
+    """
+    if estimator not in ESTIMATORS:
+        raise Refusal(2, f"estimator is {estimator!r}; give one of {', '.join(ESTIMATORS)}")
+    (x, eps_x), (y, eps_y) = _prepare(x, "x"), _prepare(y, "y")
+    n = x.shape[0]
+    if y.shape[0] != n:
+        raise Refusal(3, f"x has {n} rows and y has {y.shape[0]}; rows are paired, give the same examples in order")
+    use_gram = n < GRAM_ROWS_PER_COLUMN * max(x.shape[1], y.shape[1])
+    shardings = [a.sharding for a in (x, y) if isinstance(a, jax.Array) and isinstance(a.sharding, NamedSharding)]
+    mesh = shardings[0].mesh if shardings and shardings[0].mesh.size > 1 else None
+    sums = PairSums(*(np.asarray(a) for a in _pair_sums(x, y, use_gram=use_gram, mesh=mesh)))
+    if not sums.finite:
+        raise Refusal(3, "x or y has rows that are not finite; leave them out of both")
+    r, s = sums.r.astype(np.float64), sums.s.astype(np.float64)
+    mean_square = sums.mean_square.astype(np.float64) * 4.0 ** -sums.exponent.astype(np.float64)
+    for name, rows, square, eps in (("x", r, mean_square[0], eps_x), ("y", s, mean_square[1], eps_y)):
+        if variance_missing(rows.sum(), square, n, eps):
+            raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
+    off = sums.off.astype(np.float64).sum(1)
+    diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
+    traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))]) / ((n - 1) * (n - 2))
+    if not use_gram:
+        off = off - diagonal
+    if estimator == "biased":
+        return float(ratio(*(off + diagonal)))
+    debiased = off - 2 * diagonal / (n - 2) + traces
+    noise = 16 * FLOAT32_EPS * (np.abs(off) + 2 * diagonal / (n - 2) + traces)
+    for i, name in ((1, "x"), (2, "y")):
+        if debiased[i] <= noise[i]:
+            raise UndefinedSimilarity(f"debiased self-similarity of {name} is not positive: its rows are equidistant")
+    return float(ratio(*debiased))

@@ -1,0 +1,46 @@
+"""Installation of mossa_jax: a small base, everything heavy in extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mossa_jax",
+    version="0.1.0",
+    description="Where multi-task learning happens, layer by layer: MOSSA with exact CKA for Llama models in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["mossa_jax", "mossa_jax.*"]),
+    package_data={"mossa_jax": ["tasks/miniature/tokenizer/*.json", "report/*.j2"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "datasets>=3.0",
+        "etils[epath]>=1.10",
+        "filelock>=3.16",
+        "flax>=0.12.0,<0.13",
+        "huggingface_hub>=0.30",
+        "jax>=0.8.2,<0.13",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "pandas>=2.2",
+        "plotly>=6.0",
+        "pyarrow>=17",
+        "rich>=13",
+        "safetensors>=0.5",
+        "scipy>=1.13",
+        "tokenizers>=0.21",
+        "transformers>=4.50",
+    ],
+    extras_require={
+        "test": ["peft>=0.17", "pytest>=8", "ruff>=0.14", "selenium>=4.20", "torch>=2.6"],
+        "bench": ["torch>=2.6"],
+        "tpu": ["jax[tpu]>=0.8.2,<0.13"],
+        "gpu": ["jax[cuda13]>=0.8.2,<0.13"],
+    },
+)
