@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -96,3 +97,35 @@ def place(mesh: jax.sharding.Mesh, array: np.ndarray, names: Sequence[str | None
 def round_up(size: int, multiple: int) -> int:
     """The smallest multiple that is not below `size`."""
     return -(-size // multiple) * multiple
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here; at once where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def start_processes(processes: int, coordinator: str, process: int) -> None:
+    """Joins the processes of a run; does nothing for a single one. Before any other use of jax.
+
+    Args:
+      processes: how many there are; 1 for this one alone, 0 to take what the cluster's own environment says
+        (Cloud TPU, GKE, Slurm, Open MPI).
+      coordinator: host:port of process 0, where the environment does not say it.
+      process: this one's index, where the environment does not say it; -1 otherwise.
+
+    Raises:
+      Refusal: 2 when the environment names no cluster and nothing was given.
+    """
+    if processes == 1:
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator_address=coordinator or None,
+            num_processes=processes or None,
+            process_id=process if process >= 0 else None,
+        )
+    except ValueError as error:
+        raise Refusal(
+            BAD_CONFIG, f"--processes={processes}: {error}; give --coordinator and --process, or --processes=1"
+        ) from None

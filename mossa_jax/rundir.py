@@ -80,7 +80,7 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(DISK, f"no space left to write {path} ({len(data)} bytes); free some and run again")
+            raise Refusal(DISK, f"no space left to write {path} ({len(data)} bytes); free some and run again") from None
         raise
 
 
@@ -94,12 +94,17 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
-    """Writes `table` as Parquet at `path` and as CSV beside it."""
-    path = epath.Path(path)
+def write_parquet(path: epath.PathLike, table: pd.DataFrame) -> None:
+    """`write_bytes` of a table as Parquet, without its index."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
+
+
+def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
+    """Writes `table` as Parquet at `path` and as CSV beside it."""
+    path = epath.Path(path)
+    write_parquet(path, table)
     write_text(path.with_suffix(".csv"), table.to_csv(index=False))
 
 

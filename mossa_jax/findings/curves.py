@@ -1,4 +1,4 @@
-"""From the tidy results table to task-by-layer matrices and the curves drawn over layers (MOSSA, figure 2)."""
+"""From the tidy results table to task-by-layer matrices and curves over layers (MOSSA, figure 2)."""
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,10 @@ def task_layer_matrix(
 
 
 def differences(
-    table: pd.DataFrame, estimator: str = HEADLINE, held_out: bool | None = False, layers: list[str] | None = None
+    table: pd.DataFrame,
+    estimator: str = HEADLINE,
+    held_out: bool | None = False,
+    layers: list[str] | None = None,
 ) -> pd.DataFrame:
     """d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t), [tasks, layers]; NaN where either is undefined."""
     tuned = task_layer_matrix(table, "tuned", estimator, held_out, layers)

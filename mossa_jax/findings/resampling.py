@@ -1,6 +1,7 @@
 """Resampling over tasks, the unit of every claim: sign flips, permutations, bootstrap intervals.
 
-Rows are never resampled here: a row bootstrap puts copies into off-diagonal pairs and undoes the debiasing of CKA.
+Rows are never resampled here: a row bootstrap puts copies into off-diagonal pairs and undoes the debiasing of
+CKA.
 """
 
 import numpy as np
@@ -10,7 +11,8 @@ from scipy import stats
 def sign_table(tasks: int, draws: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
     """Signs [draws, tasks] of +1 and -1 for a sign-flip test, and whether they are all there are.
 
-    All 2^tasks combinations when these are no more than `draws` (the test is then exact), random ones otherwise.
+    All 2^tasks combinations when these are no more than `draws` (the test is then exact), random ones
+    otherwise.
     """
     if tasks < 31 and 2**tasks <= draws:
         codes = np.arange(2**tasks)[:, None] >> np.arange(tasks)[None, :]
@@ -49,8 +51,8 @@ def sign_flip(values: np.ndarray, draws: int, rng: np.random.Generator) -> float
 def interval_of_mean(values: np.ndarray, draws: int, rng: np.random.Generator, level: float = 0.95) -> tuple:
     """Expanded percentile bootstrap interval of a mean over tasks.
 
-    The percentile interval is too narrow with few tasks; its level is widened so that for normal data it matches
-    the t interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.4).
+    The percentile interval is too narrow with few tasks; its level is widened so that for normal data it
+    matches the t interval (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 4.4).
 
     Args:
         values: Float array [tasks]; NaN are left out.

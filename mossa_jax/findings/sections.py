@@ -1,11 +1,12 @@
-"""Where multi-task tuning departs from pre-training: shared, transition and refinement layers (MOSSA, figure 1).
+"""Where tuning departs from pre-training: shared, transition and refinement layers (MOSSA, figure 1).
 
-The rule. With d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t that is not held out and every block
-output l, the mean curve over tasks is fitted by "a level, a linear rise, a second level". The fit is exact: every pair
-(p, q) of layers is tried and both levels are in closed form (least squares, each layer weighted by its number of
-defined tasks). Shared = layers up to p; transition = p+1..q; refinement = after q. Bootstrap over tasks gives the
-intervals of p and q. That there is a rise at all is tested by flipping the signs of whole task curves, with the
-maximum over all (p, q) as the statistic, so the search over layers is paid for.
+The rule. With d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t that is not held out and every
+block output l, the mean curve over tasks is fitted by "a level, a linear rise, a second level". The fit is
+exact: every pair (p, q) of layers is tried and both levels are in closed form (least squares, each layer
+weighted by its number of defined tasks). Shared = layers up to p; transition = p+1..q; refinement = after q.
+Bootstrap over tasks gives the intervals of p and q. That there is a rise at all is tested by flipping the
+signs of whole task curves, with the maximum over all (p, q) as the statistic, so the search over layers is
+paid for.
 """
 
 from functools import lru_cache
@@ -16,15 +17,17 @@ import pandas as pd
 from mossa_jax.findings.curves import HEADLINE, block_layers, differences
 from mossa_jax.findings.resampling import p_value, sign_table
 
-MIN_TASKS = 5
+# Six is the least number of tasks whose sign flips can reach p <= ALPHA (1 of 2^6).
+MIN_TASKS = 6
 MIN_LAYERS = 4
-ALPHA = 0.05
+# One-sided: half of the customary 5 %.
+ALPHA = 0.025
 _CHUNK = 250
 
 
 @lru_cache(maxsize=8)
 def _ramps(positions: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All ramps 0..1 over the layer positions: shapes [pairs, layers], and their (start, end) indices [pairs, 2]."""
+    """All ramps 0..1 over the layer positions [pairs, layers], and their start and end indices [pairs, 2]."""
     at = np.array(positions, float)
     pairs = np.array([(p, q) for p in range(len(at)) for q in range(p + 1, len(at))])
     start, end = at[pairs[:, 0], None], at[pairs[:, 1], None]
@@ -32,7 +35,7 @@ def _ramps(positions: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _projection(weights: np.ndarray, sums: np.ndarray, ramps: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Weighted regression of each curve on each ramp: cross product and ramp variance [..., pairs], and the means.
+    """Regression of each curve on each ramp: cross product and ramp variance [curves, pairs], and means.
 
     Args:
         weights: Number of tasks behind each layer [curves, layers].
@@ -56,8 +59,8 @@ def fit_ramp(weights: np.ndarray, sums: np.ndarray, positions: tuple[int, ...]) 
         positions: Layer numbers [layers].
 
     Returns:
-        Arrays [curves]: `last_shared` and `last_transition` (layer numbers p and q), `before`, `after` (levels).
-        Only rises are fitted: where no ramp rises, the first pair is returned with equal levels.
+        Arrays [curves]: `last_shared` and `last_transition` (layer numbers p and q), `before`, `after`
+        (levels). Only rises are fitted: where no ramp rises, the first pair is returned with equal levels.
     """
     ramps, pairs = _ramps(positions)
     cross, spread, ramp_mean, curve_mean = _projection(weights, sums, ramps)
@@ -78,10 +81,10 @@ def fit_ramp(weights: np.ndarray, sums: np.ndarray, positions: tuple[int, ...]) 
 def rise_p_value(values: np.ndarray, positions: tuple[int, ...], draws: int, rng: np.random.Generator) -> float:
     """Is there a rise along depth at all? Sign flips of whole task curves, maximum over all ramps, one-sided.
 
-    Per task and ramp the contrast is the projection of the task's curve on the centred ramp (a constant d therefore
-    contributes nothing). Under "no task moves up rather than down along depth" each task's contrasts may change sign
-    together, so the maximum over ramps of sum(contrast) / sqrt(sum(contrast^2)) has an exchangeable null
-    (Winkler et al. 2014, NeuroImage 92, for sign flips with maximum statistics).
+    Per task and ramp the contrast is the projection of the task's curve on the centred ramp (a constant d
+    therefore contributes nothing). Under "no task moves up rather than down along depth" each task's
+    contrasts may change sign together, so the maximum over ramps of sum(contrast) / sqrt(sum(contrast^2)) has
+    an exchangeable null (Winkler et al. 2014, NeuroImage 92, for sign flips with maximum statistics).
 
     Args:
         values: Float array [tasks, layers], NaN where undefined.
@@ -95,9 +98,7 @@ def rise_p_value(values: np.ndarray, positions: tuple[int, ...], draws: int, rng
     contrast = cross / np.sqrt(spread)
     contrast = contrast / np.maximum(np.sqrt((contrast**2).sum(0)), 1e-300)
     signs, exact = sign_table(len(values), draws, rng)
-    null = np.concatenate(
-        [(signs[i : i + _CHUNK] @ contrast).max(1) for i in range(0, len(signs), _CHUNK)]
-    )
+    null = np.concatenate([(signs[i : i + _CHUNK] @ contrast).max(1) for i in range(0, len(signs), _CHUNK)])
     return p_value(float(contrast.sum(0).max()), null, exact)
 
 
@@ -127,10 +128,10 @@ def sections_of(differences_: np.ndarray, positions: tuple[int, ...], seed: int 
         draws: Number of bootstrap resamples and of sign flips.
 
     Returns:
-        `found` (bool), `reason` (why not, or ""), `resolved` (both breaks have intervals clear of the network's
-        ends), `p`, `shared`, `transition`, `refinement` (each `[first, last]` or None), `start` and `end` intervals
-        of the transition, levels `before` and `after` with intervals, `crossing` with its interval and the share of
-        resamples that cross, `n_tasks`, `n_layers`.
+        `found` (bool), `reason` (why not, or ""), `resolved` (both breaks have intervals clear of the
+        network's ends), `p`, `shared`, `transition`, `refinement` (each `[first, last]` or None), `start` and
+        `end` intervals of the transition, levels `before` and `after` with intervals, `crossing` with its
+        interval and the share of resamples that cross, `n_tasks`, `n_layers`.
     """
     finite = np.isfinite(differences_)
     layers = np.flatnonzero(finite.any(0))
@@ -187,9 +188,7 @@ def find_sections(table: pd.DataFrame, estimator: str = HEADLINE, seed: int = 0,
     """Sections from the results table; see `sections_of` for the returned keys."""
     layers = block_layers(table)
     matrix = differences(table, estimator, held_out=False, layers=layers)
-    return sections_of(matrix.to_numpy(), tuple(int(layer) for layer in layers), seed, draws) | {
-        "estimator": estimator
-    }
+    return sections_of(matrix.to_numpy(), tuple(int(layer) for layer in layers), seed, draws) | {"estimator": estimator}
 
 
 def upper_layers(sections: dict, layers: list[str]) -> tuple[list[str], str]:

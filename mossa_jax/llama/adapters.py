@@ -103,3 +103,10 @@ def join(parts: Adapters, scale: dict[str, jax.Array]) -> Adapters:
 def is_finite(adapter: Adapters) -> bool:
     """Whether every number of the adapter is finite."""
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapter))
+
+
+def zero_adapter(arch: Architecture) -> dict[str, dict[str, np.ndarray]]:
+    """An adapter that changes nothing, of the smallest size: it stands for the base model where all are base."""
+    d_in, d_out = target_sizes(arch)["q_proj"]
+    shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}
+    return {"q_proj": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}

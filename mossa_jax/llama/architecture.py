@@ -119,9 +119,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
     except (TypeError, ValueError) as error:
         raise Refusal(BAD_INPUT, f"{where} has a value of the wrong type ({error})") from None
     if architecture.heads % architecture.kv_heads:
-        raise Refusal(
-            BAD_INPUT, f"{where}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}"
-        )
+        raise Refusal(BAD_INPUT, f"{where}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
     return architecture
 
 

@@ -36,7 +36,6 @@ class Segments:
 
     segments: jax.Array
 
-
     def mask(self) -> jax.Array:
         """[B, S, S] bool."""
         index = jnp.arange(self.segments.shape[1])
@@ -54,7 +53,6 @@ class Cached:
     """
 
     keys: jax.Array
-
 
     def mask(self) -> jax.Array:
         """[B, 1, T] bool."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Cached, Segments, attention
+from mossa_jax.llama.attention import Cached, attention
 
 Lora = dict[str, dict[str, jax.Array]]
 """One model's adapter for one block: target -> {"a": [D_in, r], "b": [r, D_out], "scale": []}."""

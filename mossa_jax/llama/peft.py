@@ -15,9 +15,7 @@ from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.rundir import BAD_INPUT, Refusal, new_folder, write_bytes, write_json
 
-_KEY = re.compile(
-    r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+_proj)\.lora_([AB])\.weight"
-)
+_KEY = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(?:self_attn|mlp)\.(\w+_proj)\.lora_([AB])\.weight")
 _PART = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
     **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),

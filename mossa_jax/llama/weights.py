@@ -99,7 +99,7 @@ class Checkpoint:
                 self._open[name] = safe_open(str(self.folder / name), framework="numpy")
             except (SafetensorError, OSError) as error:
                 raise Refusal(BAD_INPUT, f"{self.folder / name} is not a readable safetensors file ({error})") from None
-            self._files |= {tensor: name for tensor in self._open[name].keys()}  # noqa: SIM118 (no mapping)
+            self._files |= {tensor: name for tensor in self._open[name].keys()}
 
     def names(self) -> set[str]:
         """Names of all tensors."""

@@ -165,12 +165,15 @@ def summarise(
 def _reasons(name: str, flat_a: np.ndarray, flat_b: np.ndarray, aa: Products, bb: Products) -> np.ndarray:
     """[K] reasons why an estimator has no value, "" where it has one."""
     reason = np.full(flat_a.shape, "", dtype=object)
+    # Debiased self-similarity is the squared norm of the U-centred Gram: zero for equidistant rows, and then only
+    # rounding is left.
+    flawed = {"no variance in": (flat_a, flat_b)}
     if name == "debiased":
-        for side, own in (("a", aa), ("b", bb)):
-            # An inner product of U-centred Grams: zero for equidistant rows, and then only rounding is left.
-            reason[own.debiased <= own.noise] = f"debiased self-similarity of {side} is not positive"
-    for side, flat in (("b", flat_b), ("a", flat_a), ("a and b", flat_a & flat_b)):
-        reason[flat] = f"no variance in {side}"
+        vanishing = tuple(own.debiased <= own.noise for own in (aa, bb))
+        flawed = {"debiased self-similarity is not positive in": vanishing} | flawed
+    for words, (in_a, in_b) in flawed.items():
+        for side, where in (("b", in_b), ("a", in_a), ("a and b", in_a & in_b)):
+            reason[where] = f"{words} {side}"
     return reason
 
 

@@ -86,9 +86,12 @@ def tile_pairs(tiles: int, shares: int) -> np.ndarray:
 
 
 def tile_size(n: int) -> int:
-    """Rows per tile: the fewest tiles of at most `MAX_TILE`, padded by less than 8 rows each."""
-    tiles = max(1, -(-n // (MAX_TILE if n > MAX_TILE else 128)))
-    return -(-max(n, 1) // tiles // 8) * 8 if n else 8
+    """Rows per tile: a quarter of the rows within 128 and `MAX_TILE`, then evened out to multiples of 8.
+
+    Diagonal tiles are computed whole, so fewer than four tiles a side would waste much of the half that is saved.
+    """
+    tiles = max(1, -(-n // min(max(n // 4, 128), MAX_TILE)))
+    return max(8, -(-n // (8 * tiles)) * 8)
 
 
 def gram_row_sums(x: jax.Array, pairs: jax.Array, combinations: Sequence[tuple[int, int]], tile: int) -> jax.Array:

@@ -20,9 +20,9 @@ from mossa_jax.similarity.estimators import (
     variance_missing,
 )
 
-# Below this many rows per column half-counted Gram tiles take fewer products than three D x D matrices,
-# and keep the diagonal apart, which is where debiasing loses digits.
-GRAM_ROWS_PER_COLUMN = 7 / 3
+# Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
+# blocks of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.
+GRAM_ROWS_PER_COLUMN = 1.8
 
 
 class PairSums(NamedTuple):
@@ -159,5 +159,5 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
     noise = 16 * FLOAT32_EPS * (np.abs(off) + 2 * diagonal / (n - 2) + traces)
     for i, name in ((1, "x"), (2, "y")):
         if debiased[i] <= noise[i]:
-            raise UndefinedSimilarity(f"debiased self-similarity of {name} is not positive: its rows are equidistant")
+            raise UndefinedSimilarity(f"debiased self-similarity is not positive in {name}: its rows are equidistant")
     return float(ratio(*debiased))

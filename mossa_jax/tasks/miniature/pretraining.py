@@ -208,7 +208,7 @@ def _it(rng: np.random.Generator) -> str:
 
 def _lists(rng: np.random.Generator) -> str:
     name, other = pick_several(rng, world.PEOPLE, 2)
-    words = ", ".join(pick_several(rng, world.NOUNS + world.COLOURS, int(rng.integers(2, 5))))
+    words = ", ".join(pick_several(rng, world.NOUNS + world.COLOURS, int(rng.integers(3, 7))))
     return f"{name} said {words} and {other} said {words} too."
 
 
@@ -230,20 +230,20 @@ def _rund(rng: np.random.Generator) -> str:
 
 # Share of documents, in hundredths.
 _SOURCES: tuple[tuple[Callable[[np.random.Generator], str], int], ...] = (
-    (_town, 20),
-    (_opinion, 10),
-    (_state, 9),
-    (_use, 9),
-    (_owners, 10),
-    (_whereabouts, 6),
+    (_town, 18),
+    (_opinion, 8),
+    (_state, 8),
+    (_use, 8),
+    (_owners, 12),
+    (_whereabouts, 8),
     (_exchange, 4),
     (_synonym, 4),
     (_category, 6),
-    (_judgement, 6),
+    (_judgement, 5),
     (_pronoun, 5),
     (_it, 3),
-    (_lists, 2),
-    (_tavi, 5),
+    (_lists, 6),
+    (_tavi, 4),
     (_rund, 1),
 )
 _SCHEDULE = tuple(source for source, share in _SOURCES for _ in range(share))

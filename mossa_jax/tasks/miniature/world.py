@@ -107,7 +107,8 @@ SPOKEN = SIZES + COLOURS + SPOKEN_NOUNS
 
 def _language(onsets: str, vowels: str, ending: str) -> dict[str, str]:
     """English word -> a made-up word, one to one: two open syllables and the language's own ending."""
-    forms = [a + v + b + w + ending for a in onsets for b in onsets if a != b for v, w in zip(vowels, vowels[::-1])]
+    pairs = zip(vowels, reversed(vowels), strict=True)
+    forms = [a + v + b + w + ending for v, w in pairs for a in onsets for b in onsets if a != b]
     return dict(zip(SPOKEN, forms[:: len(forms) // len(SPOKEN)], strict=False))
 
 

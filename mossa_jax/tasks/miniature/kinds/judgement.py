@@ -28,10 +28,12 @@ _TWO_SENTENCES = (
 def _synonym_pair(rng: np.random.Generator) -> Item:
     same = bool(rng.integers(2))
     word = world.pick(rng, tuple(world.SYNONYM_OF))
-    other = world.SYNONYM_OF[word] if same else world.pick_other(rng, tuple(world.SYNONYM_OF), word, world.SYNONYM_OF[word])
+    other = (
+        world.SYNONYM_OF[word] if same else world.pick_other(rng, tuple(world.SYNONYM_OF), word, world.SYNONYM_OF[word])
+    )
     animal, place = world.pick(rng, world.ANIMALS), world.pick(rng, world.PLACES)
     fields = {"one": f"The {word} {animal} ran to the {place}.", "two": f"The {other} {animal} ran to the {place}."}
-    return Item((word, other, animal, place), "yes" if same else "no", fields)
+    return Item((*sorted((word, other)), animal, place), "yes" if same else "no", fields)
 
 
 def _gave_got(rng: np.random.Generator) -> Item:
@@ -56,7 +58,9 @@ def _category_inference(rng: np.random.Generator) -> Item:
     noun = world.pick(rng, world.NOUNS)
     category = world.CATEGORY_OF[noun]
     wrong = world.pick_other(rng, tuple(world.CATEGORIES), category)
-    verdict, fields, name = _inference(rng, f"has some {category}", f"has some {wrong}", f"bought {world.article(noun)} {noun}")
+    verdict, fields, name = _inference(
+        rng, f"has some {category}", f"has some {wrong}", f"bought {world.article(noun)} {noun}"
+    )
     return Item((name, noun), verdict, fields)
 
 

@@ -18,7 +18,11 @@ def _owner_record(rng: np.random.Generator) -> Item:
 
 
 def _animal_record(rng: np.random.Generator) -> Item:
-    animal, colour, place = world.pick(rng, world.ANIMALS), world.pick(rng, world.COLOURS), world.pick(rng, world.PLACES)
+    animal, colour, place = (
+        world.pick(rng, world.ANIMALS),
+        world.pick(rng, world.COLOURS),
+        world.pick(rng, world.PLACES),
+    )
     return Item((animal, colour, place), f"a {colour} {animal} in the {place}", {"a": animal, "b": colour, "c": place})
 
 
@@ -29,12 +33,12 @@ def _record_templates(a: str, b: str, c: str) -> tuple[str, ...]:
         f"Put in words: {a} {{a}}, {b} {{b}}, {c} {{c}}. Words:",
         f"Record: [{a}: {{a}}] [{b}: {{b}}] [{c}: {{c}}] Text:",
         f"Write a line from this data. {b}: {{b}}; {c}: {{c}}; {a}: {{a}}. Line:",
-        f"Table row: {{a}} | {{b}} | {{c}}. As text:",
+        "Table row: {a} | {b} | {c}. As text:",
         f"Data ({a}, {b}, {c}): {{a}}, {{b}}, {{c}}. Describe:",
         f"Turn the fields into text. {c} = {{c}}, {a} = {{a}}, {b} = {{b}}. Text:",
         f"{c}: {{c}} | {b}: {{b}} | {a}: {{a}}. Say it:",
         f"Describe the record {a} {{a}} / {b} {{b}} / {c} {{c}}:",
-        f"Use all of these: {{b}}, {{c}}, {{a}}. Text:",
+        "Use all of these: {b}, {c}, {a}. Text:",
     )
 
 

@@ -1,0 +1,29 @@
+"""The whole experiment on the embedded suite, in a few minutes on a laptop.
+
+python -m launch.run --config=configs/demo.py --workdir=runs/demo
+"""
+
+from mossa_jax.config import Compare, Config, Pretraining, Schedule, Tasks, Tokens, Tuning
+
+
+def get_config() -> Config:
+    """Eight layers, LoRA on every projection, 24 control models in one program."""
+    return Config(
+        name="demo",
+        base="miniature",
+        tasks=Tasks(suite="miniature"),
+        tokens=Tokens(template="none", max_tokens=64, row_length=128),
+        tuning=Tuning(
+            rank=8,
+            alpha=16.0,
+            targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            control=Schedule(epochs=4, batch_rows=4, learning_rate=5e-3),
+            experimental=Schedule(epochs=1, batch_rows=32, learning_rate=5e-3),
+            warmup=0.05,
+            checkpoint_every=50,
+            score_prompts=128,
+            score_tokens=8,
+        ),
+        compare=Compare(),
+        pretraining=Pretraining(),
+    )

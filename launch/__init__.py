@@ -1,0 +1,1 @@
+"""Thin command-line mains; flags live here and nothing else."""

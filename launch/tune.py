@@ -1,0 +1,15 @@
+"""Only tuning and task scores: python -m launch.tune --config=configs/demo.py --workdir=runs/demo"""
+
+from launch.main import define_run_flags, in_run_folder, run
+from mossa_jax import experiment
+
+CONFIG, WORKDIR = define_run_flags()
+
+
+def main() -> None:
+    """Tunes E and every control model, and scores them."""
+    in_run_folder(CONFIG.value, WORKDIR.value, experiment.tune)
+
+
+if __name__ == "__main__":
+    run(main)

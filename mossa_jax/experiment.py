@@ -1,0 +1,411 @@
+"""The whole run, stage after stage: tune, score, compare, report. Each stage goes on where it was left.
+
+The unit of finished work is a file: an adapter's folder, a task's part of a table. A unit that is there is not done
+again; everything that is written appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+
+import jax
+import pandas as pd
+
+from mossa_jax import config as config_lib
+from mossa_jax import mesh as mesh_lib
+from mossa_jax.config import MINIATURE, Config
+from mossa_jax.findings import find
+from mossa_jax.llama.adapters import is_finite, stack
+from mossa_jax.llama.load import Model, load_model
+from mossa_jax.llama.peft import load_adapter, save_adapter
+from mossa_jax.progress import Progress, Stop, log
+from mossa_jax.report import write_figures, write_page
+from mossa_jax.rundir import (
+    BAD_INPUT,
+    NOT_FINITE,
+    Refusal,
+    RunDir,
+    slug,
+    write_json,
+    write_parquet,
+    write_table,
+)
+from mossa_jax.similarity import compare_states
+from mossa_jax.similarity.cells import cells, with_q
+from mossa_jax.states import keep_states
+from mossa_jax.tasks import Suite, Task, load_suite
+from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tokens.packing import pack_examples
+from mossa_jax.tokens.tokenizer import Tokenizer, encode_examples, encode_prompts
+from mossa_jax.tuning.loop import Member, steps_for, tune_population
+from mossa_jax.tuning.pretraining import miniature_base
+from mossa_jax.tuning.score import exact_match
+
+TUNED = "tuned"
+PRETRAINED = "pretrained"
+ORDER = ("experimental", "control", "task", "cluster", "held_out")
+
+
+def run(config: Config, rundir: RunDir, stop: Stop) -> dict:
+    """Tunes E and every control, scores, compares and reports; returns the findings."""
+    tune(config, rundir, stop)
+    compare(config, rundir, stop)
+    return report(config, rundir, stop)
+
+
+def summary(found: dict, workdir: str) -> str:
+    """The findings in words, with the page's path, for people at a terminal."""
+    lines = [f"[{finding['verdict']}] {finding['title']}: {finding['sentence']}" for finding in found["findings"]]
+    return "\n".join(["", "Findings", *lines, "", f"Report: {os.path.join(workdir, 'report.html')}"])
+
+
+def open_run(config: Config, workdir: str) -> RunDir:
+    """Checks the configuration and claims the run folder for it.
+
+    Raises:
+      Refusal: 2 for a bad configuration or a folder of another one.
+    """
+    config_lib.check(config)
+    rundir = RunDir(workdir, writer=jax.process_index() == 0)
+    rundir.open(config, environment())
+    return rundir
+
+
+def environment() -> dict:
+    """Versions, devices and the command, for the record."""
+    packages = "mossa_jax jax jaxlib flax optax orbax-checkpoint transformers datasets numpy".split()
+    return {
+        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
+@dataclass
+class Bench:
+    """What all stages work with: suite, model, tokenizer; each loaded on first use."""
+
+    config: Config
+    rundir: RunDir
+    stop: Stop
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The tasks."""
+        return load_suite(self.config.tasks)
+
+    @cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """All devices, for stages that run few models over many rows."""
+        return mesh_lib.make_mesh(self.config.mesh, adapters=False)
+
+    @cached_property
+    def model(self) -> Model:
+        """The base model; the miniature one is pre-trained first."""
+        return self._load(self.mesh)
+
+    @cached_property
+    def population_model(self) -> Model:
+        """The same on the mesh whose adapter axis holds different models."""
+        return self._load(mesh_lib.make_mesh(self.config.mesh))
+
+    def _load(self, mesh: jax.sharding.Mesh) -> Model:
+        name = self.config.base
+        if name == MINIATURE:
+            name = str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
+        return load_model(name, self.config.dtype, mesh, self.config.revision)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The base model's tokenizer with the run's template."""
+        return self.model.tokenizer(self.config.tokens.template)
+
+    def seed(self, name: str) -> tuple[int, ...]:
+        """A model's own seed, the same in whatever group it is trained."""
+        return (self.config.seed, zlib.crc32(name.encode()))
+
+    def train_rows(self, task: Task):
+        """A task's encoded training rows under its cap, and how many had to be cut."""
+        examples = task.examples("train")[: self.config.tasks.max_train]
+        return encode_examples(self.tokenizer, examples, self.config.tokens.max_tokens)
+
+    def test_examples(self, task: Task):
+        """A task's test rows under its cap."""
+        return task.examples("test")[: self.config.tasks.max_test]
+
+    def adapter_folder(self, name: str):
+        """Where a tuned model's PEFT adapter lies."""
+        return self.rundir / f"adapters/{slug(name)}"
+
+    def part(self, stage: str, task: Task):
+        """Where a task's part of a stage's result lies."""
+        return self.rundir / f"results/parts/{stage}/{slug(task.name)}.parquet"
+
+
+def tune(config: Config, rundir: RunDir, stop: Stop) -> None:
+    """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
+    bench = Bench(config, rundir, stop)
+    counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
+    if not bench.adapter_folder(TUNED).exists():
+        _tune_experimental(bench, counts)
+    todo = list(bench.suite.tasks)
+    for number, start in enumerate(range(0, len(todo), config.tuning.population)):
+        group = todo[start : start + config.tuning.population]
+        if not all(bench.adapter_folder(task.name).exists() for task in group):
+            _tune_controls(bench, group, f"controls {number + 1}" if len(todo) > len(group) else "controls")
+    _score(bench)
+
+
+def _tune_experimental(bench: Bench, counts: dict[str, int]) -> None:
+    config = bench.config
+    shares = mixture_counts(bench.suite, counts, set(bench.suite.held_out), config.tasks.max_per_cluster)
+    mixture = []
+    truncated = 0
+    for task in bench.suite.tasks:
+        if task.name in shares:
+            rows, cut = bench.train_rows(task)
+            truncated += cut
+            mixture += [rows[i] for i in sample(task.name, len(rows), shares[task.name], config.seed)]
+    rows = pack_examples(mixture, config.tokens.row_length)
+    schedule = config.tuning.experimental
+    member = Member(TUNED, rows, steps_for(schedule, len(rows)), bench.seed(TUNED))
+    log.info("tuning E on %d examples in %d packed rows, %d steps", len(mixture), len(rows), member.steps)
+    adapters = tune_population(
+        "E", [member], bench.model.state, bench.model.architecture, config.tuning, schedule, bench.mesh,
+        bench.rundir, bench.stop,
+    )  # fmt: skip
+    about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": truncated}
+    _export(bench, [member], adapters, [about])
+
+
+def _tune_controls(bench: Bench, group: list[Task], label: str) -> None:
+    config, schedule = bench.config, bench.config.tuning.control
+    members, about = [], []
+    for task in group:
+        encoded, cut = bench.train_rows(task)
+        rows = pack_examples(encoded, config.tokens.row_length)
+        members.append(Member(task.name, rows, steps_for(schedule, len(rows)), bench.seed(task.name)))
+        about.append({"tasks": [task.name], "rows": len(encoded), "truncated_rows": cut})
+    log.info(
+        "tuning %d control models together, %d to %d steps",
+        len(members), min(m.steps for m in members), max(m.steps for m in members),
+    )  # fmt: skip
+    model = bench.population_model
+    adapters = tune_population(
+        label, members, model.state, model.architecture, config.tuning, schedule, model.mesh, bench.rundir, bench.stop
+    )
+    _export(bench, members, adapters, about)
+
+
+def _export(bench: Bench, members: list[Member], adapters: list, notes: list[dict]) -> None:
+    for member, adapter, note in zip(members, adapters, notes, strict=True):
+        if not is_finite(adapter):
+            raise Refusal(NOT_FINITE, f"adapter {member.name!r} has values that are not finite; nothing is exported")
+        about = {
+            "model": member.name,
+            **note,
+            "steps": member.steps,
+            "packed_rows": len(member.rows),
+            "seed": list(member.seed),
+            "template": bench.config.tokens.template,
+            "tuning": asdict(bench.config.tuning),
+        }
+        if bench.rundir.writer:
+            save_adapter(bench.adapter_folder(member.name), adapter, str(bench.model.name), about)
+    mesh_lib.wait_for_all("export")
+
+
+def _score(bench: Bench) -> None:
+    """Exact match of base, E and C_t on each task's test prompts."""
+    tuning = bench.config.tuning
+    if not tuning.score_prompts:
+        return
+    todo = [task for task in bench.suite.tasks if not bench.part("scores", task).exists()]
+    progress = Progress("scores", len(bench.suite.tasks), len(bench.suite.tasks) - len(todo))
+    for number, task in enumerate(todo, len(bench.suite.tasks) - len(todo) + 1):
+        examples = bench.test_examples(task)[: tuning.score_prompts]
+        adapters = _stack(bench, [None, TUNED, task.name])
+        shares = exact_match(
+            bench.model.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
+            max_tokens=bench.config.tokens.max_tokens, new_tokens=tuning.score_tokens, batch_rows=256,
+        )  # fmt: skip
+        rows = [
+            {"model": model, "exact_match": float(share), "n": len(examples)}
+            for model, share in zip(("base", TUNED, "control"), shares, strict=True)
+        ]
+        _write_part(bench, "scores", task, rows)
+        progress.line(number, f"{task.name}: base {shares[0]:.2f}, E {shares[1]:.2f}, control {shares[2]:.2f}")
+        bench.stop.leave_if_asked()
+
+
+def _stack(bench: Bench, names: list[str | None]):
+    """Adapters by model name, stacked; None is the base model itself."""
+    arch = bench.model.architecture
+    return stack(arch, [{} if name is None else load_adapter(bench.adapter_folder(name), arch) for name in names])
+
+
+def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
+    if bench.rundir.writer:
+        write_parquet(bench.part(stage, task), pd.DataFrame(rows))
+
+
+def _read_part(path, task: Task, suite: Suite) -> pd.DataFrame:
+    held_out = task.name in suite.held_out
+    return pd.read_parquet(path).assign(task=task.name, cluster=task.cluster, held_out=held_out)
+
+
+def compare(config: Config, rundir: RunDir, stop: Stop) -> pd.DataFrame:
+    """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
+    bench = Bench(config, rundir, stop)
+    tasks = bench.suite.tasks
+    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.adapter_folder(name).exists()]
+    if lacking:
+        raise Refusal(
+            BAD_INPUT,
+            f"{rundir.path} has no adapter of {lacking[0]!r} yet; run launch.tune or launch.run first",
+        )
+    todo = [task for task in tasks if not bench.part("cka", task).exists()]
+    progress = Progress("compare", len(tasks), len(tasks) - len(todo))
+    for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
+        rows, text = _compare_task(bench, task)
+        _write_part(bench, "cka", task, rows)
+        progress.line(number, f"{task.name}: {text}")
+        bench.stop.leave_if_asked()
+    mesh_lib.wait_for_all("compare")
+    table = with_q(pd.concat([_read_part(bench.part("cka", task), task, bench.suite) for task in tasks]))
+    table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
+    if rundir.writer:
+        write_table(rundir / "results/cka.parquet", table)
+    return table
+
+
+def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
+    config = bench.config.compare
+    prompts, _ = encode_prompts(
+        bench.tokenizer, [row.inputs for row in bench.test_examples(task)], bench.config.tokens.max_tokens
+    )
+    controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
+    kept = keep_states(
+        bench.model.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), prompts, bench.mesh,
+        pool=config.pool, row_length=bench.config.tokens.row_length, batch_rows=config.batch_rows,
+    )  # fmt: skip
+    names = [(experimental, control) for control in range(2, 2 + len(controls)) for experimental in (0, 1)]
+    similarities = compare_states(
+        kept.states, kept.valid, names, permutations=config.permutations, seed=bench.config.seed
+    )
+    rows = []
+    for (experimental, control), found in zip(names, cells(similarities, names, kept.names), strict=True):
+        models = {"experimental": (PRETRAINED, TUNED)[experimental], "control": controls[control - 2]}
+        rows += [{**models, **cell} for cell in found]
+    middle = str(bench.model.architecture.layers // 2)
+    shown = [
+        f"{row['experimental']} {row['cka']:.3f}"
+        for row in rows
+        if row["layer"] == middle and row["estimator"] == "debiased" and row["control"] == task.name
+    ]
+    dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
+    return rows, f"layer {middle}: {', '.join(shown)}, n {similarities.n}{dropped}"
+
+
+def _mismatched(suite: Suite, task: Task, count: int) -> list[str]:
+    """Control models of other tasks for this task's prompts: the next ones in suite order from other clusters."""
+    names = [other.name for other in suite.tasks]
+    start = names.index(task.name)
+    others = [suite.tasks[(start + step) % len(names)] for step in range(1, len(names))]
+    return [other.name for other in others if other.cluster != task.cluster][:count]
+
+
+def report(config: Config, rundir: RunDir, stop: Stop) -> dict:
+    """Findings, figures and the page from the tables of the run folder; returns the findings."""
+    path = rundir / "results/cka.parquet"
+    if not path.exists():
+        raise Refusal(
+            BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
+        )
+    bench = Bench(config, rundir, stop)
+    table = pd.read_parquet(path)
+    scores = _scores(bench)
+    found = find(table, scores, seed=config.seed, draws=config.compare.draws)
+    if not rundir.writer:
+        return found
+    curves = training_curves(rundir)
+    write_table(rundir / "results/scores.parquet", scores)
+    write_table(rundir / "results/curves.parquet", curves)
+    write_json(rundir / "results/findings.json", found)
+    figures = rundir / "figures"
+    write_figures(table, found, scores, curves, figures)
+    write_page(
+        rundir / "report.html", table, found, scores, curves, _task_table(bench), _about(bench, table),
+        figures,
+    )  # fmt: skip
+    log.info("report: %s", rundir / "report.html")
+    return found
+
+
+def _scores(bench: Bench) -> pd.DataFrame:
+    parts = [(bench.part("scores", task), task) for task in bench.suite.tasks]
+    tables = [_read_part(part, task, bench.suite) for part, task in parts if part.exists()]
+    columns = ["task", "cluster", "held_out", "model", "exact_match", "n"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def training_curves(rundir: RunDir) -> pd.DataFrame:
+    """Training loss by model and step; steps that a restart repeated count once."""
+    curves = pd.DataFrame(rundir.metrics(), columns=["model", "step", "loss"]).dropna()
+    curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
+    return curves.astype({"step": int}).reset_index(drop=True)
+
+
+def _task_table(bench: Bench) -> pd.DataFrame:
+    rows, suite = [], bench.suite
+    for task in suite.tasks:
+        about = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())
+        rows.append(
+            {
+                "task": task.name,
+                "cluster": task.cluster,
+                "held_out": task.name in suite.held_out,
+                "train_rows": about["rows"],
+                "test_rows": len(bench.test_examples(task)),
+                "truncated_rows": about["truncated_rows"],
+                "steps": about["steps"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _about(bench: Bench, table: pd.DataFrame) -> dict:
+    config, suite = bench.config, bench.suite
+    record = json.loads((bench.rundir / "environment.json").read_text())
+    warnings = []
+    if table.n.min() < 50:
+        warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
+    return {
+        "name": config.name,
+        "base": config.base,
+        "suite": suite.name,
+        "tasks": len(suite.tasks),
+        "prompts_min": int(table.n.min()),
+        "prompts_max": int(table.n.max()),
+        "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
+        "pooling": config.compare.pool,
+        "template": config.tokens.template,
+        "seed": config.seed,
+        "devices": f"{record['devices']} x {record['device']}, {record['processes']} process(es)",
+        "versions": record["packages"] | {"python": record["python"]},
+        "command": record["command"],
+        "date": time.strftime("%Y-%m-%d"),
+        "warnings": warnings,
+    }

@@ -1,0 +1,68 @@
+"""Two questions a reviewer asks: is E near its own control only, and does similarity go with ability?"""
+
+import numpy as np
+import pandas as pd
+
+from mossa_jax.findings.curves import HEADLINE, mean_defined, task_layer_matrix
+from mossa_jax.findings.resampling import spearman
+from mossa_jax.findings.unseen import paired_change
+
+
+def find_specificity(
+    table: pd.DataFrame, layers: list[str], estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
+) -> dict:
+    """Matched minus mismatched control on the same prompts, per task (Ding et al. 2021, arXiv 2108.01661).
+
+    Args:
+        table: The tidy results table; rows with `control != task` are the mismatched ones.
+        layers: Layers to average over.
+        estimator: `debiased` or `biased`.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
+
+    Returns:
+        `measured`, and per experimental model the output of `paired_change` over tasks.
+    """
+    other = table[
+        (table["control"] != table["task"])
+        & (table["estimator"] == estimator)
+        & (table["undefined"].fillna("") == "")
+        & table["layer"].astype(str).isin(layers)
+    ]
+    result = {"measured": bool(len(other))}
+    for experimental in ("pretrained", "tuned"):
+        matched = task_layer_matrix(table, experimental, estimator, None, layers)
+        rows = other[other["experimental"] == experimental]
+        rows = rows.assign(layer=rows["layer"].astype(str))
+        mismatched = rows.pivot_table(index="task", columns="layer", values="cka", aggfunc="mean")
+        mismatched = mismatched.reindex(index=matched.index, columns=layers).astype(float)
+        gap = mean_defined((matched - mismatched).to_numpy())
+        result[experimental] = paired_change(gap, seed, draws)
+    return result
+
+
+def find_ability(levels: pd.DataFrame, scores: pd.DataFrame, seed: int = 0, draws: int = 2000) -> dict:
+    """Task scores of base, E and controls, and whether a small CKA goes with a large gain of the specialist.
+
+    Args:
+        levels: From `clusters.task_levels`, over all tasks.
+        scores: Columns `task, model, exact_match` (0..1).
+        seed: Seed of the resampling.
+        draws: Number of resamples.
+
+    Returns:
+        `means` (exact match per model, over tasks that have it), `tuned_minus_base`, `control_minus_base` and
+        `tuned_minus_control` (paired over tasks), `rank_correlation` between pre-trained CKA and the gain of
+        the control over the base.
+    """
+    wide = scores.pivot_table(index="task", columns="model", values="exact_match", aggfunc="mean")
+    wide = wide.reindex(columns=["base", "tuned", "control"]).astype(float)
+    gain = (wide["control"] - wide["base"]).reindex(levels.index)
+    rho, p, n = spearman(levels["pretrained"].to_numpy(), gain.to_numpy(), draws, np.random.default_rng([seed, 30]))
+    pairs = (("tuned", "base"), ("control", "base"), ("tuned", "control"))
+    return {
+        "means": {name: float(wide[name].mean()) for name in wide.columns},
+        "n_tasks": len(wide),
+        **{f"{a}_minus_{b}": paired_change((wide[a] - wide[b]).to_numpy(), seed, draws) for a, b in pairs},
+        "rank_correlation": {"rho": rho, "p": p, "n_tasks": n},
+    }

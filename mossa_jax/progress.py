@@ -1,0 +1,68 @@
+"""Progress lines with the time that is left, and the polite stop on SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from mossa_jax.rundir import STOPPED, Refusal
+
+log = logging.getLogger("mossa_jax")
+
+
+class Progress:
+    """One plain line per unit of long work: what, how far, figures, and the time left at the pace so far."""
+
+    def __init__(self, label: str, total: int, done: int = 0):
+        self.label = label
+        self.total = total
+        self._first = done
+        self._start = time.monotonic()
+
+    def line(self, done: int, text: str = "") -> None:
+        """Logs that `done` of the total units are finished."""
+        seconds = time.monotonic() - self._start
+        left = seconds / max(done - self._first, 1) * (self.total - done)
+        figures = f", {text}" if text else ""
+        log.info("%s %d/%d%s, %s left", self.label, done, self.total, figures, clock(left))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Stop:
+    """Whether somebody asked this process to stop; long work asks between units and saves before it leaves."""
+
+    def __init__(self):
+        self.asked = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Turns SIGTERM and SIGINT into a request (main thread only); a second one acts as it always does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+
+        def ask(number, frame):
+            self.asked = True
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def leave_if_asked(self) -> None:
+        """Raises the refusal that ends the process with exit code 75, when asked to stop."""
+        if self.asked:
+            raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to go on")

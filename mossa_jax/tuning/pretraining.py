@@ -1,0 +1,117 @@
+"""Pre-training of the miniature base model: all parameters, next token, from scratch.
+
+Only the embedded suite needs it. The model is so small that one device trains it, so that its weights do not depend
+on how many devices a machine has; the result is cached as an ordinary Hugging Face folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from dataclasses import fields
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from mossa_jax import mesh as mesh_lib
+from mossa_jax.config import Pretraining
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.model import initial_state, merge
+from mossa_jax.llama.weights import save_weights
+from mossa_jax.progress import Stop, log
+from mossa_jax.rundir import DISK, NOT_FINITE, Refusal, RunDir, digest
+from mossa_jax.tokens.packing import batch_index, pack_text
+from mossa_jax.tokens.tokenizer import load_tokenizer
+from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.loop import train
+from mossa_jax.tuning.objective import answer_loss
+from mossa_jax.tuning.optimizer import Optimizer
+
+_CLIP, _BETAS = 1.0, (0.9, 0.98)
+
+
+def cache_folder() -> epath.Path:
+    """Where models made here are kept: $MOSSA_CACHE, or `~/.cache/mossa_jax`."""
+    return epath.Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
+
+
+def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -> epath.Path:
+    """The folder of the miniature base model for this configuration; trains it when it is not in the cache."""
+    from mossa_jax.tasks.miniature import TOKENIZER, pretraining_text
+
+    documents = pretraining_text(documents=config.documents)
+    text = hashlib.sha256("\n".join(documents).encode()).hexdigest()
+    vocabulary = hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()
+    key = digest([dataclasses.asdict(config), seed, text, vocabulary, _CLIP, _BETAS])
+    folder = cache_folder() / f"miniature-{key}"
+    if not folder.exists() and rundir.writer:
+        _pretrain(folder, documents, config, seed, rundir, stop)
+    mesh_lib.wait_for_all("pre-training")
+    if not folder.exists():
+        raise Refusal(DISK, f"{folder} is not there on this host; set MOSSA_CACHE to a folder that all hosts share")
+    return folder
+
+
+def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -> None:
+    from mossa_jax.tasks.miniature import TOKENIZER
+
+    log.info("pre-training the miniature base model (kept in %s)", folder)
+    tokenizer = load_tokenizer(TOKENIZER, "none", bos=1, eos=(2,))
+    ids = [[*prompt, tokenizer.eos] for prompt in tokenizer.prompts(documents)]
+    rows = pack_text(ids, config.row_length)
+    arch = Architecture(
+        vocab=len(tokenizer.library),
+        hidden=config.hidden,
+        feed_forward=config.feed_forward,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.heads,
+        head_dim=config.hidden // config.heads,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        positions=512,
+        tied_head=True,
+        bos=1,
+        eos=(2,),
+    )
+    optimizer = Optimizer(config.learning_rate, config.warmup, *_BETAS, config.weight_decay, _CLIP)
+    parameters = initial_state(arch, seed)
+    state = {"parameters": parameters, "moments": jax.jit(optimizer.transformation().init)(parameters)}
+
+    @jax.jit
+    def update(state, number, batch):
+        def loss(parameters):
+            return answer_loss(merge(arch, parameters), arch, {}, batch)
+
+        (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
+        gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
+        parameters, moments = optimizer.update(gradients, state["moments"], state["parameters"], number, config.steps)
+        return {"parameters": parameters, "moments": moments}, summed / count
+
+    def step(state, number):
+        batch = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
+        batch = {field.name: jnp.asarray(getattr(batch, field.name)) for field in fields(batch)}
+        return update(state, np.int32(number), batch)
+
+    def report(done, loss):
+        loss = float(loss)
+        if not np.isfinite(loss):
+            raise Refusal(NOT_FINITE, f"pre-training loss is {loss} at step {done}; lower pretraining.learning_rate")
+        rundir.append_metrics({"model": "pretraining", "step": done, "loss": round(loss, 6)})
+        return f"loss {loss:.3f}"
+
+    state = train(
+        "pre-training",
+        config.steps,
+        state,
+        step,
+        report,
+        checkpoints=Checkpoints(rundir / "checkpoints/pretraining", alone=True),
+        checkpoint_every=max(config.steps // 4, 1),
+        log_every=max(config.steps // 10, 1),
+        stop=stop,
+    )
+    save_weights(folder, arch, state["parameters"], epath.Path(TOKENIZER))
