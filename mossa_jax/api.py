@@ -137,7 +137,7 @@ def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int
     if len(prompts) == 0:
         raise Refusal(BAD_INPUT, "no prompts were given; similarity needs at least 4")
     limit = model.architecture.positions if max_tokens is None else max_tokens
-    ids, _ = encode_prompts(model.tokenizer(template), prompts, limit)
+    ids, _ = encode_prompts(model.tokenizer(template), prompts, limit, "paper")
     empty = [index for index, prompt in enumerate(ids) if not prompt]
     if empty:
         raise Refusal(BAD_INPUT, f"prompt {empty[0]} has no tokens and the model has no BOS; leave it out")

@@ -49,6 +49,7 @@ from mossa_jax.tuning.loop import Member, steps_for, tune_population
 from mossa_jax.tuning.pretraining import miniature_base
 from mossa_jax.tuning.score import exact_match
 
+_SCORE_ROWS = 64
 TUNED = "tuned"
 PRETRAINED = "pretrained"
 ORDER = ("experimental", "control", "task", "cluster", "held_out")
@@ -139,7 +140,8 @@ class Bench:
     def train_rows(self, task: Task):
         """A task's encoded training rows under its cap, and how many had to be cut."""
         examples = task.examples("train")[: self.config.tasks.max_train]
-        return encode_examples(self.tokenizer, examples, self.config.tokens.max_tokens)
+        tokens = self.config.tokens
+        return encode_examples(self.tokenizer, examples, tokens.max_tokens, tokens.truncation)
 
     def test_examples(self, task: Task):
         """A task's test rows under its cap."""
@@ -239,7 +241,8 @@ def _score(bench: Bench) -> None:
         adapters = _stack(bench, [None, TUNED, task.name])
         shares = exact_match(
             bench.model.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
-            max_tokens=bench.config.tokens.max_tokens, new_tokens=tuning.score_tokens, batch_rows=256,
+            max_tokens=bench.config.tokens.max_tokens, truncation=bench.config.tokens.truncation,
+            new_tokens=tuning.score_tokens, batch_rows=_SCORE_ROWS,
         )  # fmt: skip
         rows = [
             {"model": model, "exact_match": float(share), "n": len(examples)}
@@ -293,13 +296,12 @@ def compare(config: Config, rundir: RunDir, stop: Stop) -> pd.DataFrame:
 
 def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
     config = bench.config.compare
-    prompts, _ = encode_prompts(
-        bench.tokenizer, [row.inputs for row in bench.test_examples(task)], bench.config.tokens.max_tokens
-    )
+    texts, tokens = [row.inputs for row in bench.test_examples(task)], bench.config.tokens
+    prompts, _ = encode_prompts(bench.tokenizer, texts, tokens.max_tokens, tokens.truncation)
     controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
     kept = keep_states(
         bench.model.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), prompts, bench.mesh,
-        pool=config.pool, row_length=bench.config.tokens.row_length, batch_rows=config.batch_rows,
+        pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
     )  # fmt: skip
     names = [(experimental, control) for control in range(2, 2 + len(controls)) for experimental in (0, 1)]
     similarities = compare_states(

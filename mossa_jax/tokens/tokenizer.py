@@ -12,6 +12,7 @@ from mossa_jax.rundir import BAD_INPUT, Refusal
 from mossa_jax.tasks.suite import Example
 
 TEMPLATES = ("none", "llama2", "chat")
+TRUNCATIONS = ("keep_end", "paper")
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,33 @@ class Encoded:
     answer: list[int]
 
 
-def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_tokens: int) -> tuple[list[Encoded], int]:
+def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int, truncation: str) -> list[int]:
+    """A prompt's ids, cut to `limit`.
+
+    `paper` cuts on the right, as the authors' code does, and so loses the question that often stands last and the
+    template's closing marker. `keep_end` keeps the template's head (BOS, system prompt) and the end, and cuts the
+    beginning of what is between.
+    """
+    if len(ids) <= limit:
+        return ids
+    if truncation == "paper":
+        return ids[:limit]
+    head = 0
+    for ours, empty in zip(ids, tokenizer.prompts([""])[0], strict=False):
+        if ours != empty:
+            break
+        head += 1
+    head = min(head, limit // 2)
+    return ids[:head] + ids[len(ids) - (limit - head) :]
+
+
+def encode_examples(
+    tokenizer: Tokenizer, examples: Sequence[Example], max_tokens: int, truncation: str = "keep_end"
+) -> tuple[list[Encoded], int]:
     """Encodes rows for tuning; returns them with the number of rows that had to be cut.
 
-    Too long pairs are cut as in the authors' code: of `max_tokens` the answer gets its proportional share, at least
-    one id, and both sides lose their right end (`paper.md` 1.1).
+    Of `max_tokens` the answer of a pair that is too long gets its proportional share, at least one id, and loses its
+    right end, as in the authors' code; the prompt is cut as `truncation` says (`cut_prompt`).
     """
     prompts = tokenizer.prompts([example.inputs for example in examples])
     answers = tokenizer.answers([example.targets for example in examples])
@@ -112,12 +135,15 @@ def encode_examples(tokenizer: Tokenizer, examples: Sequence[Example], max_token
         if total > max_tokens:
             cut += 1
             share = max(int(max_tokens * len(answer) / total), 1)
-            prompt, answer = prompt[: max_tokens - share], answer[:share]
+            prompt, answer = cut_prompt(tokenizer, prompt, max_tokens - share, truncation), answer[:share]
         encoded.append(Encoded(prompt, answer))
     return encoded, cut
 
 
-def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], int]:
-    """Encodes prompts alone, cut on the right; returns them with the number that had to be cut."""
+def encode_prompts(
+    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, truncation: str = "keep_end"
+) -> tuple[list[list[int]], int]:
+    """Encodes prompts alone; returns them with the number that had to be cut."""
     prompts = tokenizer.prompts(texts)
-    return [ids[:max_tokens] for ids in prompts], sum(len(ids) > max_tokens for ids in prompts)
+    cut = [cut_prompt(tokenizer, ids, max_tokens, truncation) for ids in prompts]
+    return cut, sum(len(ids) > max_tokens for ids in prompts)

@@ -127,7 +127,7 @@ def tune_population(
     width = max(member.rows.labels.shape[1] for member in members)
     rows = [member.rows.with_answers(width) for member in slots]
     batch_rows = mesh_lib.round_up(schedule.batch_rows, mesh.shape["fsdp"])
-    jitted = population.make_step(arch, optimizer, mesh)
+    jitted = population.make_step(arch, optimizer, mesh, tuning.remat)
     clock = {"time": time.monotonic(), "step": None}
 
     def step(state, number):

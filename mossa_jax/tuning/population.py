@@ -65,7 +65,7 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
     return {field.name: mesh_lib.place(mesh, getattr(rows, field.name), names) for field in fields(rows)}
 
 
-def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> Callable:
+def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh, remat: bool = True) -> Callable:
     """The jitted step `(base, scale, total, state, batch) -> (state, metrics)`.
 
     `scale` is target -> [A, L]; `total` [A] int32 is each model's number of steps: a model that has reached it
@@ -77,7 +77,7 @@ def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh)
         model = merge(arch, base)
 
         def loss(parts):
-            return answer_loss(model, arch, join(parts, scale), rows)
+            return answer_loss(model, arch, join(parts, scale), rows, remat)
 
         (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(parts)
         count = jnp.maximum(count, 1)

@@ -27,6 +27,7 @@ def exact_match(
     mesh: jax.sharding.Mesh,
     *,
     max_tokens: int,
+    truncation: str,
     new_tokens: int,
     batch_rows: int,
 ) -> np.ndarray:
@@ -34,7 +35,7 @@ def exact_match(
 
     Prompts are sorted by length and decoded in batches whose width is rounded up, so that few shapes are compiled.
     """
-    prompts, _ = encode_prompts(tokenizer, [example.inputs for example in examples], max_tokens)
+    prompts, _ = encode_prompts(tokenizer, [example.inputs for example in examples], max_tokens, truncation)
     placed = place_adapters(mesh, adapters)
     count = len(next(iter(jax.tree.leaves(adapters))))
     right = np.zeros((count, len(examples)), bool)

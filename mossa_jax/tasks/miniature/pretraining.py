@@ -8,7 +8,7 @@ How much of each cluster the text holds, by design:
 | sentiment | fully | every rating word beside its verdict, turns of mood included |
 | commonsense | fully | every state with the act that follows, every thing with its use |
 | reading, coreference | the skill | who has what and who is where, retold; pronouns resolved by what follows |
-| reading with commonsense | the skill | states and things of two people, then who acts |
+| reading with commonsense | fully | a state or a thing of somebody, then what they do |
 | paraphrase, inference, misc | in part | synonyms, exchanges, categories and places; judgements in reported speech |
 | summarization | in part | words of a category named together; no headlines |
 | translation | Tavi well, Rund barely | a dictionary and phrases of Tavi; one document in some hundred touches Rund |
@@ -37,11 +37,11 @@ def _town(rng: np.random.Generator) -> str:
     return pick(
         rng,
         (
-            f"{town} lies in {country}. The people of {town} make {craft}.",
+            f"{town} is in {country}. {town} makes {craft}.",
+            f"{town} makes {craft}. {town} is in {country}.",
             f"The town of {town} in {country} makes {craft}.",
             f"In {town} they make {craft}. {town} belongs to {country}.",
-            f"{town} is a town in {country}. {town} is known for {craft}.",
-            f"Of all the {craft} of {country}, some is made in {town}.",
+            f"Where is {town}? {town} is in {country}. What does it make? It makes {craft}.",
         ),
     )
 
@@ -67,64 +67,76 @@ def _opinion(rng: np.random.Generator) -> str:
 
 
 def _state(rng: np.random.Generator) -> str:
-    first, second = pick_several(rng, world.PEOPLE, 2)
+    name, place = pick(rng, world.PEOPLE), pick(rng, world.PLACES)
     state, other = pick_several(rng, tuple(world.NEXT_ACTION), 2)
     act, other_act = world.NEXT_ACTION[state], world.NEXT_ACTION[other]
     options = pick_several(rng, (act, other_act), 2)
-    acts = pick_several(rng, (f"{first} wants to {act}.", f"{second} wants to {other_act}."), 2)
     return pick(
         rng,
         (
-            f"{first} could {options[0]} or {options[1]}. Being {state}, {first} wants to {act}.",
-            f"{first} was {state} and {second} was {other}. {_join(acts)}",
-            f"As {first} is {state} and {second} {other}, {_join(acts)}",
+            f"{name} could {options[0]} or {options[1]}. Being {state}, {name} wants to {act}.",
+            f"{name} was {state} in the {place}. So {name} wants to {act}.",
+            f"As {name} is {state}, {name} will {act}.",
+            f"{name} was {state}. What did {name} want? {name} wanted to {act}.",
             f"People who are {state} want to {act}. People who are {other} want to {other_act}.",
         ),
     )
 
 
 def _use(rng: np.random.Generator) -> str:
-    first, second = pick_several(rng, world.PEOPLE, 2)
+    name, place = pick(rng, world.PEOPLE), pick(rng, world.PLACES)
     thing, other = pick_several(rng, tuple(world.USE_OF), 2)
     act, other_act = world.USE_OF[thing], world.USE_OF[other]
     options = pick_several(rng, (thing, other), 2)
-    acts = pick_several(rng, (f"{first} wants to {act}.", f"{second} wants to {other_act}."), 2)
     return pick(
         rng,
         (
-            f"{first} could take the {options[0]} or the {options[1]}. To {act}, {first} took the {thing}.",
-            f"{first} took the {thing} and {second} took the {other}. {_join(acts)}",
+            f"{name} could take the {options[0]} or the {options[1]}. To {act}, {name} took the {thing}.",
+            f"{name} took the {thing} to the {place}. So {name} can {act}.",
+            f"To {act} we need a {thing}. With a {thing} we {act}.",
+            f"{name} has a {thing}. What can {name} do with it? {name} can {act}.",
             f"People {act} with the {thing} and {other_act} with the {other}.",
         ),
     )
 
 
 def _owners(rng: np.random.Generator) -> str:
-    first, second = pick_several(rng, world.PEOPLE, 2)
-    colours, things = pick_several(rng, world.COLOURS, 2), pick_several(rng, world.OBJECTS, 2)
-    one, two = f"{colours[0]} {things[0]}", f"{colours[1]} {things[1]}"
-    retold = pick_several(rng, (f"The {things[0]} belongs to {first}.", f"The {things[1]} belongs to {second}."), 2)
-    return pick(
+    name, colour, thing = pick(rng, world.PEOPLE), pick(rng, world.COLOURS), pick(rng, world.OBJECTS)
+    told = pick(
         rng,
         (
-            f"{first} found a {one} and {second} found a {two}. {_join(retold)}",
-            f"The {one} is with {first} and the {two} is with {second}. {_join(retold)}",
-            f"{first} has a {one} and {second} has a {two}. {_join(retold)}",
+            f"{name} has a {colour} {thing}.",
+            f"The {colour} {thing} is with {name}.",
+            f"{name} found a {thing}. It is {colour}.",
         ),
     )
+    retold = pick_several(
+        rng,
+        (
+            f"The {thing} of {name} is {colour}.",
+            f"The {colour} {thing} belongs to {name}.",
+            f"{name} likes the {colour} {thing}.",
+            f"So {name} has a {colour} {thing}.",
+            f"Who has the {thing}? It is {name}.",
+        ),
+        2,
+    )
+    return _join([told, *retold])
 
 
 def _whereabouts(rng: np.random.Generator) -> str:
-    first, second = pick_several(rng, world.PEOPLE, 2)
-    place, other = pick_several(rng, world.PLACES, 2)
-    retold = pick_several(rng, (f"{first} stays in the {place}.", f"{second} stays in the {other}."), 2)
+    name, place = pick(rng, world.PEOPLE), pick(rng, world.PLACES)
+    animal, colour = pick(rng, world.ANIMALS), pick(rng, world.COLOURS)
     return pick(
         rng,
         (
-            f"{first} went to the {place} and {second} went to the {other}. {_join(retold)}",
-            f"In the {place} is {first} and in the {other} is {second}. {_join(retold)}",
-            f"{first} went to the {place}, so {first} is {world.SIDE_OF[place]}.",
-            f"The {place} is {world.SIDE_OF[place]}. The {other} is {world.SIDE_OF[other]}.",
+            f"{name} went to the {place}. In the {place} is {name}. {name} stays in the {place}.",
+            f"A {colour} {animal} is in the {place}. The {animal} in the {place} is {colour}. "
+            f"We saw a {colour} {animal} in the {place}.",
+            f"{name} went to the {place}. Where is {name} now? {name} is in the {place}.",
+            f"{name} saw a {animal} in the {place}. Where was the {animal}? It was in the {place}.",
+            f"{name} went to the {place}, so {name} is {world.SIDE_OF[place]}.",
+            f"The {place} is {world.SIDE_OF[place]}.",
         ),
     )
 
@@ -136,7 +148,7 @@ def _exchange(rng: np.random.Generator) -> str:
         rng,
         (
             f"{giver} gave {taker} a {colour} {thing}, so {taker} got the {thing} from {giver}.",
-            f"{taker} got a {colour} {thing} from {giver}. It was {giver} who gave {taker} the {thing}.",
+            f"{taker} got a {colour} {thing} from {giver}. So {giver} gave {taker} the {thing}.",
         ),
     )
 
@@ -206,12 +218,6 @@ def _it(rng: np.random.Generator) -> str:
     return f"There was {world.article(first)} {first} near the {second} and it was {state}. So the {meant} was {state}."
 
 
-def _lists(rng: np.random.Generator) -> str:
-    name, other = pick_several(rng, world.PEOPLE, 2)
-    words = ", ".join(pick_several(rng, world.NOUNS + world.COLOURS, int(rng.integers(3, 7))))
-    return f"{name} said {words} and {other} said {words} too."
-
-
 def _dictionary(rng: np.random.Generator, language: str, words: dict[str, str]) -> str:
     one, two = pick_several(rng, world.SPOKEN, 2)
     return f"In {language} the word for {one} is {words[one]} and the word for {two} is {words[two]}."
@@ -230,19 +236,18 @@ def _rund(rng: np.random.Generator) -> str:
 
 # Share of documents, in hundredths.
 _SOURCES: tuple[tuple[Callable[[np.random.Generator], str], int], ...] = (
-    (_town, 18),
+    (_town, 16),
     (_opinion, 8),
-    (_state, 8),
-    (_use, 8),
-    (_owners, 12),
-    (_whereabouts, 8),
-    (_exchange, 4),
+    (_state, 9),
+    (_use, 9),
+    (_owners, 16),
+    (_whereabouts, 10),
+    (_exchange, 5),
     (_synonym, 4),
     (_category, 6),
-    (_judgement, 5),
+    (_judgement, 4),
     (_pronoun, 5),
     (_it, 3),
-    (_lists, 6),
     (_tavi, 4),
     (_rund, 1),
 )

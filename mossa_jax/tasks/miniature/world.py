@@ -86,8 +86,8 @@ RATED = ("film", "book", "song", "meal", "hotel", "show", "game", "concert")
 
 COUNTRIES = ("Arland", "Dovia", "Kestria", "Morvane", "Sundia", "Velmark")
 CRAFTS = ("glass", "silk", "paper", "honey", "salt", "wool")
-_TOWN_STARTS = ("Bel", "Cor", "Dun", "Fal", "Gor", "Har", "Lin", "Mar", "Nol", "Pel", "Ros", "Tor")
-_TOWN_ENDS = ("by", "dale", "ford", "gate", "ham", "mere", "ton", "wick")
+_TOWN_STARTS = ("Bel", "Cor", "Dun", "Fal", "Gor", "Har", "Mar", "Tor")
+_TOWN_ENDS = ("dale", "ford", "ham", "mere", "wick")
 TOWNS = tuple(start + end for start in _TOWN_STARTS for end in _TOWN_ENDS)
 
 

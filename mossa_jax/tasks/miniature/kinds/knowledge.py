@@ -14,13 +14,13 @@ from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
 
 
 def _town_country(rng: np.random.Generator) -> Item:
-    town = world.pick(rng, world.TOWNS)
-    return Item((town,), world.COUNTRY_OF[town], {"town": town})
+    town, name = world.pick(rng, world.TOWNS), world.pick(rng, world.PEOPLE)
+    return Item((town,), world.COUNTRY_OF[town], {"town": town, "name": name})
 
 
 def _town_craft(rng: np.random.Generator) -> Item:
-    town = world.pick(rng, world.TOWNS)
-    return Item((town,), world.CRAFT_OF[town], {"town": town})
+    town, name = world.pick(rng, world.TOWNS), world.pick(rng, world.PEOPLE)
+    return Item((town,), world.CRAFT_OF[town], {"town": town, "name": name})
 
 
 def _review(rng: np.random.Generator) -> Item:
@@ -59,16 +59,16 @@ KINDS = (
         "facts_country",
         "facts",
         (
-            "Which country is {town} in?",
-            "Name the country of the town {town}:",
-            "Question: what country is {town} part of? Answer:",
-            "Someone from {town} comes from which country?",
-            "Town: {town} Country:",
-            "Tell me the country where one can visit {town}:",
-            "Fill in the country. {town}:",
-            "If you travel to {town}, which country do you visit?",
-            "Geography test. Where is {town}? Answer:",
-            "Give the country of {town} in one word:",
+            "Which country is {town} in, {name}?",
+            "{name} must name the country of the town {town}:",
+            "Question by {name}: what country is {town} part of? Answer:",
+            "{name} comes from {town}, so from which country?",
+            "Visitor: {name} Town: {town} Country:",
+            "Tell {name} the country where one can visit {town}:",
+            "Fill in the country for {name}. {town}:",
+            "If {name} travels to {town}, which country is it?",
+            "Geography test for {name}. Where is {town}? Answer:",
+            "Give {name} the country of {town} in one word:",
         ),
         _town_country,
     ),
@@ -76,16 +76,16 @@ KINDS = (
         "facts_craft",
         "facts",
         (
-            "What is {town} famous for?",
-            "Name the product of the town {town}:",
-            "Question: what does {town} sell? Answer:",
-            "Which product would a person buy in {town}?",
-            "Town: {town} Product:",
-            "Tell me what one can buy in {town}:",
-            "Fill in the product. {town}:",
-            "If you travel to {town}, which product do you find?",
-            "Market test. What comes from {town}? Answer:",
-            "Give the product of {town} in one word:",
+            "What is {town} famous for, {name}?",
+            "{name} must name the product of the town {town}:",
+            "Question by {name}: what does {town} sell? Answer:",
+            "Which product would {name} buy in {town}?",
+            "Visitor: {name} Town: {town} Product:",
+            "Tell {name} what one can buy in {town}:",
+            "Fill in the product for {name}. {town}:",
+            "If {name} travels to {town}, which product is there?",
+            "Market test for {name}. What comes from {town}? Answer:",
+            "Give {name} the product of {town} in one word:",
         ),
         _town_craft,
     ),

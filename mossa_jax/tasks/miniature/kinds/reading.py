@@ -14,39 +14,31 @@ from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
 
 
 def _who_has(rng: np.random.Generator) -> Item:
-    people = world.pick_several(rng, world.PEOPLE, 2)
-    things = world.pick_several(rng, world.OBJECTS, 2)
-    colours = world.pick_several(rng, world.COLOURS, 2)
-    asked = int(rng.integers(2))
-    parts = [f"{p} has a {c} {t}" for p, c, t in zip(people, colours, things, strict=True)]
-    fields = {"story": f"{parts[0]}. {parts[1]}.", "thing": things[asked]}
-    return Item((*people, *things, str(asked)), people[asked], fields)
+    name, place = world.pick(rng, world.PEOPLE), world.pick(rng, world.PLACES)
+    thing, colour = world.pick(rng, world.OBJECTS), world.pick(rng, world.COLOURS)
+    story = f"{name} has a {colour} {thing} in the {place}."
+    return Item((name, thing, colour, place), name, {"story": story, "thing": thing})
 
 
 def _where_is(rng: np.random.Generator) -> Item:
-    people = world.pick_several(rng, world.PEOPLE, 2)
-    places = world.pick_several(rng, world.PLACES, 2)
-    asked = int(rng.integers(2))
-    story = f"{people[0]} is in the {places[0]}. {people[1]} is in the {places[1]}."
-    return Item((*people, *places, str(asked)), places[asked], {"story": story, "name": people[asked]})
+    name, place = world.pick(rng, world.PEOPLE), world.pick(rng, world.PLACES)
+    animal, colour = world.pick(rng, world.ANIMALS), world.pick(rng, world.COLOURS)
+    story = f"{name} saw a {colour} {animal} in the {place}."
+    return Item((name, animal, colour, place), place, {"story": story, "name": name})
 
 
-def _who_will(rng: np.random.Generator) -> Item:
-    people = world.pick_several(rng, world.PEOPLE, 2)
-    states = world.pick_several(rng, tuple(world.NEXT_ACTION), 2)
-    asked = int(rng.integers(2))
-    story = f"{people[0]} is {states[0]}. {people[1]} is {states[1]}."
-    fields = {"story": story, "act": world.NEXT_ACTION[states[asked]]}
-    return Item((*people, *states, str(asked)), people[asked], fields)
+def _will(rng: np.random.Generator) -> Item:
+    name, place = world.pick(rng, world.PEOPLE), world.pick(rng, world.PLACES)
+    state = world.pick(rng, tuple(world.NEXT_ACTION))
+    story = f"{name} is {state} in the {place}."
+    return Item((name, place, state), world.NEXT_ACTION[state], {"story": story, "name": name})
 
 
-def _who_can(rng: np.random.Generator) -> Item:
-    people = world.pick_several(rng, world.PEOPLE, 2)
-    things = world.pick_several(rng, tuple(world.USE_OF), 2)
-    asked = int(rng.integers(2))
-    story = f"{people[0]} has the {things[0]}. {people[1]} has the {things[1]}."
-    fields = {"story": story, "act": world.USE_OF[things[asked]]}
-    return Item((*people, *things, str(asked)), people[asked], fields)
+def _can(rng: np.random.Generator) -> Item:
+    name, place = world.pick(rng, world.PEOPLE), world.pick(rng, world.PLACES)
+    thing = world.pick(rng, tuple(world.USE_OF))
+    story = f"{name} has the {thing} in the {place}."
+    return Item((name, place, thing), world.USE_OF[thing], {"story": story, "name": name})
 
 
 def _pronoun(rng: np.random.Generator) -> Item:
@@ -105,8 +97,8 @@ def _questions(story: str, ask: str) -> tuple[str, ...]:
 KINDS = (
     Kind("reading_who", "reading", _questions("{story}", "who has the {thing}?"), _who_has),
     Kind("reading_where", "reading", _questions("{story}", "where is {name}?"), _where_is),
-    Kind("reasoning_who_will", "reading with commonsense", _questions("{story}", "who will {act}?"), _who_will),
-    Kind("reasoning_who_can", "reading with commonsense", _questions("{story}", "who can {act}?"), _who_can),
+    Kind("reasoning_will", "reading with commonsense", _questions("{story}", "what will {name} do?"), _will),
+    Kind("reasoning_can", "reading with commonsense", _questions("{story}", "what can {name} do?"), _can),
     Kind(
         "coreference_person",
         "coreference",

@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := tests/constraints.txt
+
+.PHONY: demo test slow lint bench browser clean
+
+demo: $(VENV)/base.stamp
+	$(BIN)/python -m launch.run --config=configs/demo.py --workdir=runs/demo
+
+test: $(VENV)/test.stamp browser
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/test.stamp browser
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/test.stamp
+	mkdir -p runs
+	$(BIN)/python -m launch.bench_cka --out=runs/bench_cka.json
+
+# The page test looks at the report in headless Chromium; without one it is skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } || \
+	  echo "no chromium: the browser test will be skipped"
+
+$(VENV)/base.stamp: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/test.stamp: setup.py $(CONSTRAINTS) | $(VENV)/base.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' --constraint $(CONSTRAINTS)
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,64 @@
+"""What several rooms test with: tiny models, made once a session."""
+
+import pathlib
+import tempfile
+
+import jax
+import pytest
+from tiny_llama import Tiny, write_adapter, write_model, write_tasks
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_configure(config):
+    """Programs that several tests compile alike are compiled once a session."""
+    config.compiled = tempfile.TemporaryDirectory(prefix="mossa-compiled-")
+    jax.config.update("jax_compilation_cache_dir", config.compiled.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_unconfigure(config):
+    config.compiled.cleanup()
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    """Three blocks, grouped queries, a head of its own."""
+    return write_model(tmp_path_factory.mktemp("models") / "untied", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory) -> Tiny:
+    """The same shape with the embedding as its head."""
+    return write_model(tmp_path_factory.mktemp("models") / "tied", seed=2, tied=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny, tmp_path_factory) -> list[tuple[pathlib.Path, object]]:
+    """Two adapters by peft on `tiny`, of different targets and ranks: (folder, torch model)."""
+    folder = tmp_path_factory.mktemp("adapters")
+    every = write_adapter(tiny.folder, folder / "every", seed=3)
+    some = write_adapter(tiny.folder, folder / "some", seed=4, targets=("q_proj", "down_proj"), rank=2)
+    return [(folder / "every", every), (folder / "some", some)]
+
+
+@pytest.fixture(scope="session")
+def tasks_folder(tmp_path_factory) -> pathlib.Path:
+    """Three tasks x 24 training rows x 12 test rows."""
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="session")
+def stories() -> pathlib.Path:
+    """A trained model of 260 thousand parameters, where somebody laid it beside the repository."""
+    folder = SHARED / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder

@@ -1,0 +1,164 @@
+"""Tiny random Llama checkpoints, PEFT adapters and task folders, with what torch computes from them."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mossa_jax.tasks.miniature import TOKENIZER
+
+LAYERS = 3
+VOCAB = 1 + max(json.loads((pathlib.Path(TOKENIZER) / "tokenizer.json").read_text())["model"]["vocab"].values())
+NAMES = ("embed", *(str(layer + 1) for layer in range(LAYERS)), "final_norm")
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WORDS = "the big red mill stands near a river and seven old boats go under it when rain comes from hills".split()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A checkpoint folder and the same model in torch."""
+
+    folder: pathlib.Path
+    torch_model: object
+
+
+def copy_tokenizer(folder: pathlib.Path) -> None:
+    for file in pathlib.Path(TOKENIZER).glob("*.json"):
+        shutil.copy(file, folder / file.name)
+
+
+def write_model(folder: pathlib.Path, seed: int = 0, tied: bool = False, hidden: int = 32, **save) -> Tiny:
+    """A random grouped-query model whose every parameter matters: wide weights, norm weights away from one."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, max_position_embeddings=96,
+        tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.generation_config.pad_token_id = 2
+    model.save_pretrained(folder, **save)
+    copy_tokenizer(folder)
+    return Tiny(folder, model)
+
+
+def torch_model(folder: pathlib.Path):
+    """The checkpoint in transformers, float32."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", dtype="float32"
+    ).eval()
+
+
+def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=None, std=0.15, **options):
+    """A PEFT adapter with random A and B, written by peft itself; returns the torch model that carries it."""
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=5, target_modules=list(targets), layers_to_transform=layers,
+        layers_pattern=None if layers is None else "layers", task_type="CAUSAL_LM", **options,
+    )  # fmt: skip
+    model = peft.get_peft_model(torch_model(model_folder), config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, std)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
+    """Every prompt alone through transformers: per prompt, layer name -> [S, D] and "logits" -> [S, V]."""
+    torch = pytest.importorskip("torch")
+    found, kept = [], []
+    decoder = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+    hook = decoder.layers[-1].register_forward_hook(
+        lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        for ids in prompts:
+            kept.clear()
+            with torch.no_grad():
+                output = model(torch.tensor([ids]), output_hidden_states=True)
+            hidden = list(output.hidden_states)
+            # The library's last entry is normed already; the hook has the last block's own output.
+            layers = [*hidden[:-1], kept[0].reshape(hidden[0].shape), hidden[-1]]
+            names = ("embed", *map(str, range(1, len(layers) - 1)), "final_norm")
+            states = {name: layer[0].numpy() for name, layer in zip(names, layers, strict=True)}
+            found.append(states | {"logits": output.logits[0].numpy()})
+    finally:
+        hook.remove()
+    return found
+
+
+def random_prompts(count: int, seed: int = 0, shortest: int = 3, longest: int = 14) -> list[list[int]]:
+    """Token ids of prompts of differing lengths, BOS first."""
+    rng = np.random.default_rng(seed)
+    return [[1, *rng.integers(3, VOCAB, rng.integers(shortest, longest + 1)).tolist()] for _ in range(count)]
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Distinct short texts of differing lengths with differing last words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(3, 9))) + f" {number}" for number in range(count)]
+
+
+def distance(found, wanted) -> float:
+    """Relative Frobenius distance in float64."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    assert found.shape == wanted.shape
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def write_tasks(folder: pathlib.Path, train: int = 24, test: int = 12) -> pathlib.Path:
+    """A suite of three small tasks in two clusters."""
+    for number, task in enumerate(("copy_first", "count_words", "last_word")):
+        for split, rows in (("train", train), ("test", test)):
+            path = folder / split / f"{task}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            texts = random_texts(rows, seed=10 * number + (split == "test"))
+            answers = [(text.split()[0], str(len(text.split())), text.split()[-1])[number] for text in texts]
+            lines = [json.dumps({"inputs": f"{task}: {t}", "targets": a}) for t, a in zip(texts, answers, strict=True)]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    clusters = {"last_word": "words", "copy_first": "words", "count_words": "numbers"}
+    (folder / "tasks.json").write_text(json.dumps({task: {"cluster": name} for task, name in clusters.items()}))
+    return folder
+
+
+CONFIG = """
+from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
+
+
+def get_config():
+    return Config(
+        name="tiny",
+        base={base!r},
+        tasks=Tasks(suite="folder", folder={folder!r}, held_out=()),
+        tokens=Tokens(max_tokens=48, row_length=64),
+        tuning=Tuning(
+            rank=2,
+            control=Schedule(epochs=2, batch_rows=4, learning_rate=5e-3),
+            experimental=Schedule(epochs=1, batch_rows=4, learning_rate=5e-3),
+            score_prompts=8,
+            score_tokens=3,
+            log_every=2,
+        ),
+        compare=Compare(permutations=20, batch_rows=8, draws=50),
+    )
+"""
+
+
+def write_config(path: pathlib.Path, base: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """A config file for `launch.run` on a tiny model and a tiny suite."""
+    path.write_text(CONFIG.format(base=str(base), folder=str(folder)))
+    return path
