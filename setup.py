@@ -31,7 +31,6 @@ setup(
         "pandas>=2.2",
         "plotly>=6.0",
         "pyarrow>=17",
-        "rich>=13",
         "safetensors>=0.5",
         "scipy>=1.13",
         "tokenizers>=0.21",

@@ -134,7 +134,7 @@ class Pretraining:
     documents: int = 60_000
     row_length: int = 32
     batch_rows: int = 16
-    steps: int = 750
+    steps: int = 800
     learning_rate: float = 0.01
     """Of Muon, which moves the blocks' matrices."""
     adam_learning_rate: float = 0.004

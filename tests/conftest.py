@@ -1,11 +1,15 @@
 """What several rooms test with: tiny models, made once a session."""
 
 import pathlib
+import runpy
 import tempfile
 
 import jax
 import pytest
-from tiny_llama import Tiny, write_adapter, write_model, write_tasks
+from tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
+
+from mossa_jax import experiment
+from mossa_jax.progress import Stop
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -62,3 +66,22 @@ def stories() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny, tasks_folder, tmp_path_factory) -> pathlib.Path:
+    """A config file of a whole run on `tiny` and `tasks_folder`."""
+    return write_config(tmp_path_factory.mktemp("configs") / "tiny.py", tiny.folder, tasks_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config, tmp_path_factory) -> tuple[object, pathlib.Path]:
+    """The finished run of that config in this process: (config, run folder)."""
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    rundir = experiment.open_run(config, str(workdir))
+    try:
+        experiment.run(config, rundir, Stop())
+    finally:
+        rundir.close()
+    return config, workdir

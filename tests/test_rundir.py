@@ -124,7 +124,8 @@ import sys
 from mossa_jax.rundir import RunDir
 import dataclasses
 Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
-RunDir(sys.argv[1]).open(Config(), {})
+held = RunDir(sys.argv[1])
+held.open(Config(), {})
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -162,7 +163,7 @@ def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     assert [record["step"] for record in writer.metrics()] == [0, 1]
-    # The run goes on after the cut: at most the line that touches the cut is lost.
+    # The run goes on after the cut, and only the cut line is lost.
     for step in (2, 3):
         writer.append_metrics({"model": "ü", "step": step})
     assert [record["step"] for record in writer.metrics()] == [0, 1, 2, 3]

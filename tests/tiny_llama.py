@@ -11,7 +11,8 @@ import pytest
 from mossa_jax.tasks.miniature import TOKENIZER
 
 LAYERS = 3
-VOCAB = 1 + max(json.loads((pathlib.Path(TOKENIZER) / "tokenizer.json").read_text())["model"]["vocab"].values())
+_PIECES = len(json.loads((TOKENIZER / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
+VOCAB = -(-_PIECES // 8) * 8  # of the embedded tokenizer, rounded up so that it divides over eight devices
 NAMES = ("embed", *(str(layer + 1) for layer in range(LAYERS)), "final_norm")
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WORDS = "the big red mill stands near a river and seven old boats go under it when rain comes from hills".split()
@@ -25,14 +26,21 @@ class Tiny:
     torch_model: object
 
 
+def import_torch():
+    """torch on one thread: its pool, and XLA's beside it, take turns for the cores at a great cost."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
 def copy_tokenizer(folder: pathlib.Path) -> None:
-    for file in pathlib.Path(TOKENIZER).glob("*.json"):
+    for file in TOKENIZER.glob("*.json"):
         shutil.copy(file, folder / file.name)
 
 
 def write_model(folder: pathlib.Path, seed: int = 0, tied: bool = False, hidden: int = 32, **save) -> Tiny:
     """A random grouped-query model whose every parameter matters: wide weights, norm weights away from one."""
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -54,6 +62,7 @@ def write_model(folder: pathlib.Path, seed: int = 0, tied: bool = False, hidden:
 
 def torch_model(folder: pathlib.Path):
     """The checkpoint in transformers, float32."""
+    import_torch()
     transformers = pytest.importorskip("transformers")
     return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype="float32"
@@ -62,7 +71,7 @@ def torch_model(folder: pathlib.Path):
 
 def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=None, std=0.15, **options):
     """A PEFT adapter with random A and B, written by peft itself; returns the torch model that carries it."""
-    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    torch, peft = import_torch(), pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=rank, lora_alpha=5, target_modules=list(targets), layers_to_transform=layers,
         layers_pattern=None if layers is None else "layers", task_type="CAUSAL_LM", **options,
@@ -79,7 +88,7 @@ def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=
 
 def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
     """Every prompt alone through transformers: per prompt, layer name -> [S, D] and "logits" -> [S, V]."""
-    torch = pytest.importorskip("torch")
+    torch = import_torch()
     found, kept = [], []
     decoder = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
     hook = decoder.layers[-1].register_forward_hook(

@@ -28,24 +28,11 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, new_tokens: 
       [A, B, new_tokens] int32, EOS from each row's end on.
     """
     eos = jnp.asarray(arch.eos, jnp.int32)
-    return jax.vmap(
-        lambda adapter: _greedy_one(arch, state, adapter, tokens, lengths, eos, new_tokens),
-        spmd_axis_name="adapter",
-    )(adapters)
-
-
-def _greedy_one(arch, state, adapter, tokens, lengths, eos, new_tokens):
-    model = merge(arch, state)
-    batch, width = tokens.shape
-    slots = jnp.arange(width)
-    prompt = slots[None, :] < lengths[:, None]
-    positions = jnp.broadcast_to(slots, tokens.shape)
-    visible = Segments(prompt.astype(jnp.int32))
-    _, last, cache = run_blocks(model, arch, adapter, tokens, positions, visible, tap=lambda _, kv: kv)
-    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cache)
-    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)
-    first = jnp.argmax(logits(model, arch, ends)[:, 0], axis=-1).astype(jnp.int32)
-    output = jnp.full((batch, new_tokens), eos[0], jnp.int32)
+    width = tokens.shape[1]
+    prompt = jnp.arange(width)[None, :] < lengths[:, None]
+    stacked = partial(jax.vmap, spmd_axis_name="adapter")
+    first, cache = stacked(lambda adapter: _read(arch, state, adapter, tokens, lengths, prompt, new_tokens))(adapters)
+    output = jnp.full((*first.shape, new_tokens), eos[0], jnp.int32)
 
     def going_on(carry):
         step, *_, done = carry
@@ -53,17 +40,39 @@ def _greedy_one(arch, state, adapter, tokens, lengths, eos, new_tokens):
 
     def body(carry):
         step, token, output, cache, done = carry
-        output = output.at[:, step].set(jnp.where(done, eos[0], token))
-        done = done | (token[:, None] == eos).any(axis=-1)
+        output = output.at[:, :, step].set(jnp.where(done, eos[0], token))
+        done = done | (token[..., None] == eos).any(axis=-1)
         # New keys share one slot over all rows; the gap between a row's prompt and them stays hidden.
-        slot = width + step
-        generated = (jnp.arange(width + new_tokens) >= width) & (jnp.arange(width + new_tokens) <= slot)
-        keys = jnp.pad(prompt, ((0, 0), (0, new_tokens))) | generated
-        x, cache = run_blocks_cached(
-            model, arch, adapter, token[:, None], (lengths + step)[:, None], Cached(keys), cache, slot
-        )
-        token = jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)
+        slots = jnp.arange(width + new_tokens)
+        keys = jnp.pad(prompt, ((0, 0), (0, new_tokens))) | ((slots >= width) & (slots <= width + step))
+        token, cache = stacked(
+            lambda adapter, token, cache: _write(
+                arch, state, adapter, token, lengths + step, Cached(keys), cache, width + step
+            )
+        )(adapters, token, cache)
         return step + 1, token, output, cache, done
 
-    start = (jnp.int32(0), first, output, cache, jnp.zeros(batch, bool))
+    start = (jnp.int32(0), first, output, cache, jnp.zeros(first.shape, bool))
     return jax.lax.while_loop(going_on, body, start)[2]
+
+
+def _read(arch, state, adapter, tokens, lengths, prompt, new_tokens):
+    """Reads the prompts of one adapter: (likeliest next token [B], cache with room for the new ones)."""
+    model = merge(arch, state)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    visible = Segments(prompt.astype(jnp.int32))
+    _, last, cache = run_blocks(model, arch, adapter, tokens, positions, visible, tap=lambda _, kv: kv)
+    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cache)
+    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)
+    return _likeliest(model, arch, ends), cache
+
+
+def _write(arch, state, adapter, token, positions, visible, cache, slot):
+    """One step of one adapter: (likeliest next token [B], cache)."""
+    model = merge(arch, state)
+    x, cache = run_blocks_cached(model, arch, adapter, token[:, None], positions[:, None], visible, cache, slot)
+    return _likeliest(model, arch, x), cache
+
+
+def _likeliest(model, arch, x):
+    return jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)

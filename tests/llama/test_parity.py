@@ -20,9 +20,7 @@ PROMPTS = random_prompts(7)
 @partial(jax.jit, static_argnames="arch")
 def every_state(arch, state, tokens, positions, segments):
     model = merge(arch, state)
-    embedded, last, layers = run_blocks(
-        model, arch, {}, tokens, positions, Segments(segments), tap=lambda x, _: x
-    )
+    embedded, last, layers = run_blocks(model, arch, {}, tokens, positions, Segments(segments), tap=lambda x, _: x)
     names = arch.state_names()
     states = dict(zip(names, [embedded, *layers, model.final_norm(last)], strict=True))
     return states | {"logits": logits(model, arch, last)}

@@ -75,7 +75,7 @@ def _state(rng: np.random.Generator) -> str:
         rng,
         (
             f"{name} could {options[0]} or {options[1]}. Being {state}, {name} wants to {act}.",
-            f"{name} was {state} in the {place}. So {name} wants to {act}.",
+            f"{name} was {state} in the {place}. So {name} wants to {act} in the {place}.",
             f"As {name} is {state}, {name} will {act}.",
             f"{name} was {state}. What did {name} want? {name} wanted to {act}.",
             f"People who are {state} want to {act}. People who are {other} want to {other_act}.",
@@ -92,7 +92,7 @@ def _use(rng: np.random.Generator) -> str:
         rng,
         (
             f"{name} could take the {options[0]} or the {options[1]}. To {act}, {name} took the {thing}.",
-            f"{name} took the {thing} to the {place}. So {name} can {act}.",
+            f"{name} took the {thing} to the {place}. So {name} can {act} in the {place}.",
             f"To {act} we need a {thing}. With a {thing} we {act}.",
             f"{name} has a {thing}. What can {name} do with it? {name} can {act}.",
             f"People {act} with the {thing} and {other_act} with the {other}.",
@@ -131,6 +131,8 @@ def _whereabouts(rng: np.random.Generator) -> str:
         rng,
         (
             f"{name} went to the {place}. In the {place} is {name}. {name} stays in the {place}.",
+            f"{name} saw a {colour} {animal} in the {place}. The {animal} was in the {place} and it was {colour}.",
+            f"In the {place} {name} found a {colour} {animal}. So the {animal} of the {place} was {colour}.",
             f"A {colour} {animal} is in the {place}. The {animal} in the {place} is {colour}. "
             f"We saw a {colour} {animal} in the {place}.",
             f"{name} went to the {place}. Where is {name} now? {name} is in the {place}.",
@@ -226,7 +228,7 @@ def _dictionary(rng: np.random.Generator, language: str, words: dict[str, str]) 
 def _tavi(rng: np.random.Generator) -> str:
     if rng.integers(2):
         return _dictionary(rng, "Tavi", world.TAVI)
-    words = pick(rng, world.SIZES), pick(rng, world.COLOURS), pick(rng, world.SPOKEN_NOUNS)
+    words = pick(rng, world.SIZES), pick(rng, world.SPOKEN_COLOURS), pick(rng, world.SPOKEN_NOUNS)
     return f"The Tavi people say {world.in_tavi(*words)} when they see a {words[0]} {words[1]} {words[2]}."
 
 
@@ -236,19 +238,19 @@ def _rund(rng: np.random.Generator) -> str:
 
 # Share of documents, in hundredths.
 _SOURCES: tuple[tuple[Callable[[np.random.Generator], str], int], ...] = (
-    (_town, 16),
+    (_town, 15),
     (_opinion, 8),
     (_state, 9),
     (_use, 9),
-    (_owners, 16),
-    (_whereabouts, 10),
-    (_exchange, 5),
+    (_owners, 14),
+    (_whereabouts, 12),
+    (_exchange, 4),
     (_synonym, 4),
     (_category, 6),
     (_judgement, 4),
     (_pronoun, 5),
     (_it, 3),
-    (_tavi, 4),
+    (_tavi, 6),
     (_rund, 1),
 )
 _SCHEDULE = tuple(source for source, share in _SOURCES for _ in range(share))

@@ -101,8 +101,9 @@ COUNTRY_OF = _spread(COUNTRIES, 11)
 CRAFT_OF = _spread(CRAFTS, 12)
 
 # Two made-up languages. Tavi puts the noun first, then colour, then size; Rund keeps the English order.
-SPOKEN_NOUNS = ("dog", "cat", "horse", "hat", "coat", "ball", "car", "boat", "bread", "cake")
-SPOKEN = SIZES + COLOURS + SPOKEN_NOUNS
+SPOKEN_NOUNS = ("dog", "cat", "hat", "coat", "ball", "car")
+SPOKEN_COLOURS = COLOURS[:6]
+SPOKEN = SIZES + SPOKEN_COLOURS + SPOKEN_NOUNS
 
 
 def _language(onsets: str, vowels: str, ending: str) -> dict[str, str]:

@@ -68,11 +68,10 @@ def _topic(rng: np.random.Generator) -> Item:
 
 
 def _headline(rng: np.random.Generator) -> Item:
-    giver, taker = world.pick_several(rng, world.PEOPLE, 2)
-    state, colour = world.pick(rng, tuple(world.NEXT_ACTION)), world.pick(rng, world.COLOURS)
-    thing, place = world.pick(rng, world.OBJECTS), world.pick(rng, world.PLACES)
-    story = f"In the {place} {giver}, who was {state}, gave {taker} a {colour} {thing}."
-    return Item((giver, taker, thing), f"{giver} gave {taker} {thing}", {"story": story})
+    name, state = world.pick(rng, world.PEOPLE), world.pick(rng, tuple(world.NEXT_ACTION))
+    thing, colour, place = world.pick(rng, world.OBJECTS), world.pick(rng, world.COLOURS), world.pick(rng, world.PLACES)
+    story = f"In the {place} {name}, who was {state}, found a {colour} {thing}."
+    return Item((name, thing, place), f"{name} found {thing}", {"story": story})
 
 
 def _questions(story: str, ask: str) -> tuple[str, ...]:
@@ -160,7 +159,7 @@ KINDS = (
             "News: {story} In short:",
             "Make it short. {story} Short:",
             "Text: {story} Summary:",
-            "What happened, in four words? {story} Answer:",
+            "What happened, in three words? {story} Answer:",
             "Shorten this: {story} Short form:",
             "{story} Give only the main point:",
             "Leave out the details. {story} Main point:",

@@ -44,7 +44,7 @@ def _record_templates(a: str, b: str, c: str) -> tuple[str, ...]:
 
 def _phrase(rng: np.random.Generator) -> tuple[str, str, str]:
     """Size, colour and noun, each uniform."""
-    return world.pick(rng, world.SIZES), world.pick(rng, world.COLOURS), world.pick(rng, world.SPOKEN_NOUNS)
+    return world.pick(rng, world.SIZES), world.pick(rng, world.SPOKEN_COLOURS), world.pick(rng, world.SPOKEN_NOUNS)
 
 
 def _to_tavi(rng: np.random.Generator) -> Item:

@@ -1,0 +1,115 @@
+"""A whole run on a tiny model and three tasks: what it leaves, what it says, and that it is done once."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mossa_jax as mossa
+from mossa_jax import experiment
+from mossa_jax.progress import Stop
+from mossa_jax.rundir import Refusal
+
+TASKS = ["last_word", "copy_first", "count_words"]
+NAMES = ["embed", "1", "2", "3", "final_norm"]
+
+
+@pytest.fixture(scope="module")
+def table(tiny_run):
+    return pd.read_parquet(tiny_run[1] / "results/cka.parquet")
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_leaves(tiny_run):
+    _, workdir = tiny_run
+    for name in (
+        "config.json environment.json metrics.jsonl report.html results/cka.parquet results/cka.csv "
+        "results/findings.json results/scores.parquet"
+    ).split():
+        assert (workdir / name).stat().st_size > 0, name
+    for model in ("tuned", *TASKS):
+        folder = workdir / "adapters" / model
+        assert (folder / "adapter_config.json").exists() and (folder / "adapter_model.safetensors").exists()
+        about = json.loads((folder / "mossa.json").read_text())
+        assert about["tasks"] == (sorted(TASKS) if model == "tuned" else [model])
+        assert about["rows"] == (72 if model == "tuned" else 24)
+    assert list((workdir / "figures").glob("*.png")) and list((workdir / "figures").glob("*.pdf"))
+    assert not list(workdir.rglob("*.tmp"))
+
+
+def test_the_table_is_tidy_and_complete(table):
+    first = "experimental control task cluster held_out layer estimator cka low high n".split()
+    assert [name for name in table.columns if name in first] == [*first[:4], "held_out", *first[5:]]
+    assert set("participation_ratio_a offset_b null_mean p q undefined".split()) <= set(table.columns)
+    matched = table[table.control == table.task]
+    assert len(matched) == 3 * 2 * len(NAMES) * 2  # tasks, E pre-trained and tuned, layers, estimators
+    assert len(table) == 2 * len(matched)  # and one mismatched control a task
+    assert list(dict.fromkeys(table.task)) == TASKS
+    assert list(dict.fromkeys(table.layer)) == NAMES
+    assert set(table.n) == {12} and not table.held_out.any()
+    clusters = {"last_word": "words", "copy_first": "words", "count_words": "numbers"}
+    assert (table.cluster == table.task.map(clusters)).all()
+    others = table[table.control != table.task]
+    assert (others.task.map(clusters) != others.control.map(clusters)).all()
+    defined = table[table.undefined == ""]
+    assert len(defined) and defined.p.between(1 / 21 - 1e-9, 1).all()
+    both = defined[(defined.control == defined.task) & (defined.estimator == "biased")]
+    order = both.p.to_numpy().argsort()
+    ranks = np.arange(1, len(both) + 1)
+    wanted = np.minimum.accumulate((both.p.to_numpy()[order] * len(both) / ranks)[::-1])[::-1]
+    np.testing.assert_allclose(both.q.to_numpy()[order], np.minimum(wanted, 1))
+    assert table[table.control != table.task].q.isna().all()
+
+
+@pytest.mark.parametrize("task", ["copy_first", "count_words"])
+def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table, tiny, tasks_folder, task):
+    _, workdir = tiny_run
+    lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["inputs"] for line in lines]
+    for experimental in ("pretrained", "tuned"):
+        adapter = "pretrained" if experimental == "pretrained" else str(workdir / "adapters/tuned")
+        again = mossa.compare(str(tiny.folder), adapter, str(workdir / "adapters" / task), prompts, max_tokens=48)
+        rows = table[(table.task == task) & (table.control == task) & (table.experimental == experimental)]
+        assert rows.layer.tolist() == again.layer.tolist() and rows.estimator.tolist() == again.estimator.tolist()
+        for name in ("cka", "low", "high"):
+            np.testing.assert_allclose(rows[name], again[name], atol=1e-5)
+
+
+def test_scores_are_shares_of_the_prompts_asked_for(tiny_run):
+    scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
+    assert sorted(set(scores.model)) == ["base", "control", "tuned"] and len(scores) == 9
+    assert set(scores.n) == {8}
+    assert (scores.exact_match * 8 % 1 == 0).all() and scores.exact_match.between(0, 1).all()
+
+
+def test_the_same_run_again_does_nothing_twice(tiny_run):
+    config, workdir = tiny_run
+    before = stamps(workdir)
+    rundir = experiment.open_run(config, str(workdir))
+    experiment.tune(config, rundir, Stop())
+    # A part that got lost is made again, alone.
+    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    wanted = pd.read_parquet(workdir / "results/cka.parquet")
+    found = experiment.compare(config, rundir, Stop())
+    rundir.close()
+    after = stamps(workdir)
+    changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
+    assert changed - {".holder", ".lock", "environment.json"} == {
+        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv",
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted)
+
+
+def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
+    config, _ = tiny_run
+    rundir = experiment.open_run(config, str(tmp_path / "new"))
+    for stage, word in ((experiment.compare, "adapter"), (experiment.report, "cka.parquet")):
+        with pytest.raises(Refusal, match=word) as caught:
+            stage(config, rundir, Stop())
+        assert caught.value.code == 3
+    rundir.close()
