@@ -9,7 +9,8 @@ from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
 
 
 def get_config() -> Config:
-    """All 46 controls in one program, LoRA on every projection, prompts cut at the model's 512 positions."""
+    """All 46 controls in one program, LoRA on every projection; prompts keep their last 256 tokens, which is what
+    two CPU cores train in half an hour (the model itself reads 512)."""
     return Config(
         name="instructions_stories260k",
         base="../shared/models/stories260K",
@@ -17,18 +18,20 @@ def get_config() -> Config:
             suite="folder",
             folder="../shared/data/instructions",
             held_out=(),
+            allow_bad_rows=True,  # one of the 14,975 training rows has an empty answer
         ),
-        tokens=Tokens(template="none", max_tokens=512, row_length=512),
+        tokens=Tokens(template="none", max_tokens=256, row_length=256),
         tuning=Tuning(
             rank=8,
             alpha=16.0,
             targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-            control=Schedule(epochs=2, batch_rows=8, learning_rate=2e-3),
-            experimental=Schedule(epochs=1, batch_rows=32, learning_rate=2e-3),
+            control=Schedule(epochs=1, max_steps=150, batch_rows=2, learning_rate=2e-3),
+            experimental=Schedule(epochs=1, max_steps=400, batch_rows=16, learning_rate=2e-3),
             warmup=0.05,
-            checkpoint_every=20,
-            log_every=5,
-            score_prompts=64,
+            remat=False,
+            checkpoint_every=50,
+            log_every=10,
+            score_prompts=32,
             score_tokens=32,
         ),
         compare=Compare(batch_rows=16),

@@ -24,7 +24,7 @@ REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id given as --
 
 def main() -> None:
     """Writes the table and prints it."""
-    prompts = [row["inputs"] for row in read_rows(PROMPTS.value, ("inputs",))]
+    prompts = [row["inputs"] for row in read_rows(PROMPTS.value, ("inputs",))[0]]
     table = api.compare(
         BASE.value, EXPERIMENTAL.value, CONTROL.value, prompts,
         pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, dtype=DTYPE.value,

@@ -39,7 +39,8 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 def in_run_folder(config: Config, workdir: str, stage: Callable[[Config, RunDir, Stop], object]) -> object:
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
     if not isinstance(config, Config):
-        raise Refusal(BAD_CONFIG, f"--config: get_config() gave a {type(config).__name__}, not a mossa_jax Config")
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise Refusal(BAD_CONFIG, f"--config={path}: no such file, or its get_config() gives no mossa_jax Config")
     rundir = open_run(config, workdir)
     handler = None
     if rundir.writer:
@@ -83,6 +84,9 @@ def _guarded(main: Callable[[], None]) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             print(f"error: no space left ({error}); free some and run the same command again", file=sys.stderr)
             return DISK
+        if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+            print(f"error: {error}; name another place", file=sys.stderr)
+            return BAD_CONFIG
         traceback.print_exc()
         return INTERNAL
     except Exception:

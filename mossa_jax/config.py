@@ -3,8 +3,6 @@
 Plain dataclasses (not frozen), so that `--config.tuning.rank=16` can override any field.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass, field
 
@@ -25,6 +23,8 @@ class Tasks:
     """Names of the tasks to keep; empty keeps all."""
     held_out: tuple[str, ...] = ("suite",)
     """Tasks that E never sees. `("suite",)` takes the suite's own; `()` holds none out."""
+    allow_bad_rows: bool = False
+    """Leave out rows of a folder that have no text in `inputs` or `targets`, and count them; else they are refused."""
     max_train: int = 30_000
     """Training rows a task, the first ones. 30,000 is FLAN 2021's own cap per data set."""
     max_test: int = 10_000

@@ -29,6 +29,7 @@ from mossa_jax.llama.peft import load_adapter, save_adapter
 from mossa_jax.progress import Progress, Stop, log
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.rundir import (
+    BAD_CONFIG,
     BAD_INPUT,
     NOT_FINITE,
     Refusal,
@@ -113,20 +114,26 @@ class Bench:
         return mesh_lib.make_mesh(self.config.mesh, adapters=False)
 
     @cached_property
+    def base(self) -> str:
+        """The base model's folder or hub id; the miniature one is pre-trained first."""
+        if self.config.base != MINIATURE:
+            return self.config.base
+        return str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
+
+    @cached_property
     def model(self) -> Model:
-        """The base model; the miniature one is pre-trained first."""
-        return self._load(self.mesh)
+        """The base model on `mesh`."""
+        self.__dict__.pop("population_model", None)  # one copy on the devices at a time
+        return load_model(self.base, self.config.dtype, self.mesh, self.config.revision)
 
     @cached_property
     def population_model(self) -> Model:
         """The same on the mesh whose adapter axis holds different models."""
-        return self._load(mesh_lib.make_mesh(self.config.mesh))
-
-    def _load(self, mesh: jax.sharding.Mesh) -> Model:
-        name = self.config.base
-        if name == MINIATURE:
-            name = str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
-        return load_model(name, self.config.dtype, mesh, self.config.revision)
+        mesh = mesh_lib.make_mesh(self.config.mesh)
+        if mesh == self.mesh:
+            return self.model
+        self.__dict__.pop("model", None)
+        return load_model(self.base, self.config.dtype, mesh, self.config.revision)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -159,6 +166,13 @@ class Bench:
 def tune(config: Config, rundir: RunDir, stop: Stop) -> None:
     """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
     bench = Bench(config, rundir, stop)
+    for task in bench.suite.tasks:
+        bench.test_examples(task)  # bad data is refused before the first step, not after the last
+    layers = bench.model.architecture.layers
+    if not 0 <= config.tuning.first_layer < layers:
+        raise Refusal(
+            BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
+        )
     counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
     if not bench.adapter_folder(TUNED).exists():
         _tune_experimental(bench, counts)
@@ -199,7 +213,8 @@ def _tune_controls(bench: Bench, group: list[Task], label: str) -> None:
         encoded, cut = bench.train_rows(task)
         rows = pack_examples(encoded, config.tokens.row_length)
         members.append(Member(task.name, rows, steps_for(schedule, len(rows)), bench.seed(task.name)))
-        about.append({"tasks": [task.name], "rows": len(encoded), "truncated_rows": cut})
+        bad = task.bad_rows.get("train", 0)
+        about.append({"tasks": [task.name], "rows": len(encoded), "truncated_rows": cut, "bad_rows": bad})
     log.info(
         "tuning %d control models together, %d to %d steps",
         len(members), min(m.steps for m in members), max(m.steps for m in members),
@@ -225,7 +240,7 @@ def _export(bench: Bench, members: list[Member], adapters: list, notes: list[dic
             "tuning": asdict(bench.config.tuning),
         }
         if bench.rundir.writer:
-            save_adapter(bench.adapter_folder(member.name), adapter, str(bench.model.name), about)
+            save_adapter(bench.adapter_folder(member.name), adapter, bench.base, about)
     mesh_lib.wait_for_all("export")
 
 
@@ -291,6 +306,7 @@ def compare(config: Config, rundir: RunDir, stop: Stop) -> pd.DataFrame:
     table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
     if rundir.writer:
         write_table(rundir / "results/cka.parquet", table)
+    mesh_lib.wait_for_all("table")
     return table
 
 
@@ -394,6 +410,11 @@ def _about(bench: Bench, table: pd.DataFrame) -> dict:
     warnings = []
     if table.n.min() < 50:
         warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
+    for task in suite.tasks:
+        bad = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())["bad_rows"]
+        bad += task.bad_rows.get("test", 0)
+        if bad:
+            warnings.append(f"task {task.name}: {bad} unusable rows were left out")
     return {
         "name": config.name,
         "base": config.base,

@@ -9,6 +9,10 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from mossa_jax.rundir import STOPPED, Refusal
 
 log = logging.getLogger("mossa_jax")
@@ -62,7 +66,17 @@ class Stop:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def asked_anywhere(self) -> bool:
+        """Whether any process of the run was asked; with several, all must come here at the same point."""
+        if jax.process_count() == 1:
+            return self.asked
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.asked))))
+
+    def leave(self) -> None:
+        """Raises the refusal that ends the process with exit code 75."""
+        raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to go on")
+
     def leave_if_asked(self) -> None:
-        """Raises the refusal that ends the process with exit code 75, when asked to stop."""
-        if self.asked:
-            raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to go on")
+        """`leave`, if any process was asked to stop."""
+        if self.asked_anywhere():
+            self.leave()

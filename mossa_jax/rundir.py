@@ -148,6 +148,8 @@ class RunDir:
         self.path = epath.Path(path)
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
+        metrics = self.path / "metrics.jsonl"
+        self._metrics_cut = metrics.exists() and not metrics.read_bytes().endswith(b"\n")
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
@@ -163,7 +165,11 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise Refusal(BAD_CONFIG, f"--workdir={self.path} is a file; name a folder")
         if path.exists():
-            differences = _differences(_identity(json.loads(path.read_text())), _identity(_plain(record)))
+            try:
+                old = json.loads(path.read_text())
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
+            differences = _differences(_identity(old), _identity(_plain(record)))
             if differences:
                 raise Refusal(
                     BAD_CONFIG,
@@ -174,8 +180,9 @@ class RunDir:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.rmtree() if leftover.is_dir() else leftover.unlink()
+        for depth in range(4):
+            for leftover in self.path.glob("*/" * depth + ".*.tmp"):
+                leftover.rmtree() if leftover.is_dir() else leftover.unlink()
         if not path.exists():
             write_json(path, _plain(record))
         write_json(self.path / "environment.json", environment)
@@ -203,7 +210,11 @@ class RunDir:
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds one line to metrics.jsonl (writer only)."""
         if self.writer:
-            with (self.path / "metrics.jsonl").open("a") as file:
+            path = self.path / "metrics.jsonl"
+            with path.open("a") as file:
+                if self._metrics_cut:  # a kill may have left half a line: the new one starts on its own
+                    file.write("\n")
+                    self._metrics_cut = False
                 file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from mossa_jax.llama.attention import Cached, Segments
 from mossa_jax.llama.model import logits, merge, run_blocks, run_blocks_cached
 
 
-@partial(jax.jit, static_argnames=("arch", "new_tokens"))
-def greedy(arch: Architecture, state, adapters, tokens, lengths, *, new_tokens: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("arch", "eos", "new_tokens"))
+def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[int, ...], new_tokens: int) -> jax.Array:
     """Continues prompts by the likeliest token, all adapters over the same prompts.
 
     Args:
@@ -22,12 +22,13 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, new_tokens: 
       adapters: stacked [A, ...].
       tokens: [B, S] int32, padded on the right.
       lengths: [B] int32, at least 1.
+      eos: ids that end an answer.
       new_tokens: longest continuation; decoding ends earlier when every row of every adapter has ended.
 
     Returns:
       [A, B, new_tokens] int32, EOS from each row's end on.
     """
-    eos = jnp.asarray(arch.eos, jnp.int32)
+    eos = jnp.asarray(eos, jnp.int32)
     width = tokens.shape[1]
     prompt = jnp.arange(width)[None, :] < lengths[:, None]
     stacked = partial(jax.vmap, spmd_axis_name="adapter")

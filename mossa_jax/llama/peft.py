@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
@@ -106,7 +106,8 @@ def load_adapter(folder: epath.PathLike, arch: Architecture) -> dict[str, dict[s
     if not path.exists():
         raise Refusal(BAD_INPUT, f"{folder} has no adapter_model.safetensors (pickled adapters are refused)")
     try:
-        tensors = load(path.read_bytes())
+        with safe_open(str(path), framework="numpy") as file:  # by slice: it knows bfloat16, whole tensors do not
+            tensors = {key: file.get_slice(key)[...] for key in file.keys()}
     except SafetensorError as error:
         raise Refusal(BAD_INPUT, f"{path} is not a readable safetensors file ({error})") from None
     sizes = target_sizes(arch)
@@ -153,8 +154,10 @@ def _missing(config: dict[str, Any], arch: Architecture, seen: set[tuple[int, st
     else:
         layers = config.get("layers_to_transform")
         layers = range(arch.layers) if layers is None else [layers] if isinstance(layers, int) else layers
-        names = [target.rsplit(".", 1)[-1] for target in targets]
-        promised = {(layer, target) for layer in layers for target in names}
+        promised = set()
+        for name in targets:
+            one = re.search(r"layers\.(\d+)\.", name)  # a target may name a single layer's module
+            promised |= {(layer, name.rsplit(".", 1)[-1]) for layer in ([int(one[1])] if one else layers)}
     return [
         f"missing layers.{layer}.{target}.lora_{side}"
         for layer, target in sorted(promised)

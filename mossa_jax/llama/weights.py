@@ -77,7 +77,10 @@ class Checkpoint:
             raise Refusal(BAD_INPUT, f"model folder {self.folder} does not exist; give a folder or a hub id")
         index = self.folder / "model.safetensors.index.json"
         if index.exists():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            try:
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+                raise Refusal(BAD_INPUT, f"{index} is no index of tensors ({error}); copy the model again") from None
         else:
             names = sorted(path.name for path in self.folder.glob("*.safetensors"))
         missing = [name for name in names if not (self.folder / name).exists()]

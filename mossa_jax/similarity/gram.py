@@ -161,7 +161,9 @@ def sums(
 
     def dealt(x: jax.Array, r: jax.Array, tiles: jax.Array, permutations: jax.Array):
         g, permuted = products(x, r, tiles, permutations)
-        return lax.psum(g, mesh.axis_names), lax.all_gather(permuted, mesh.axis_names, axis=2, tiled=True)
+        if count:  # an empty array cannot be gathered
+            permuted = lax.all_gather(permuted, mesh.axis_names, axis=2, tiled=True)
+        return lax.psum(g, mesh.axis_names), permuted
 
     if mesh:
         whole, share = PartitionSpec(), PartitionSpec(mesh.axis_names)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mossa_jax.config import MINIATURE, Tasks
-from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.tasks.folder import folder_suite
 from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
+
+_RESERVED = ("tuned", "pretrained", "pretraining", "base")
 
 __all__ = ["SPLITS", "Example", "Suite", "Task", "load_suite"]
 
@@ -23,8 +25,11 @@ def load_suite(config: Tasks) -> Suite:
 
         suite = miniature()
     else:
-        suite = folder_suite(config.folder)
+        suite = folder_suite(config.folder, config.allow_bad_rows)
     names = [task.name for task in suite.tasks]
+    taken = [name for name in names if name in _RESERVED]
+    if taken:
+        raise Refusal(BAD_INPUT, f"a task cannot be called {taken[0]!r}, which names a model of the run; rename it")
     held_out = suite.held_out if tuple(config.held_out) == ("suite",) else tuple(config.held_out)
     for field, chosen in (("only", config.only), ("held_out", held_out)):
         unknown = [name for name in chosen if name not in names]

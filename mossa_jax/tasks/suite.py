@@ -32,11 +32,13 @@ class Task:
       name: unique within its suite; used as a label and, through a safe slug, as a folder name.
       cluster: the kind of task it belongs to, e.g. "sentiment".
       read: split name -> its rows, in a fixed order.
+      bad_rows: split name -> rows that were left out as unusable; filled when the split is read.
     """
 
     name: str
     cluster: str
     read: Callable[[str], Sequence[Example]] = field(repr=False)
+    bad_rows: dict[str, int] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _splits(self) -> dict[str, Sequence[Example]]:

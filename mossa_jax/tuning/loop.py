@@ -78,10 +78,12 @@ def train(
             if metrics is not None and (done % log_every == 0 or done == total):
                 progress.line(done, report(measured, metrics))
             metrics, measured = new, done
-            if stop.asked or (done % checkpoint_every == 0 and done < total):
+            asked = stop.asked_anywhere() if done % log_every == 0 or jax.process_count() == 1 else False
+            if asked or (done % checkpoint_every == 0 and done < total):
                 report(measured, metrics)  # nothing that is not finite is ever saved
                 checkpoints.save(done, state)
-            stop.leave_if_asked()
+            if asked:
+                stop.leave()
         if metrics is not None:
             report(measured, metrics)
             checkpoints.save(done, state)
@@ -126,7 +128,7 @@ def tune_population(
     total = mesh_lib.place(mesh, totals, ("adapter",))
     width = max(member.rows.labels.shape[1] for member in members)
     rows = [member.rows.with_answers(width) for member in slots]
-    batch_rows = mesh_lib.round_up(schedule.batch_rows, mesh.shape["fsdp"])
+    batch_rows = schedule.batch_rows
     jitted = population.make_step(arch, optimizer, mesh, tuning.remat)
     clock = {"time": time.monotonic(), "step": None}
 

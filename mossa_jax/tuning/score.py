@@ -55,6 +55,7 @@ def exact_match(
             placed,
             mesh_lib.place(mesh, tokens, ("rows", None)),
             mesh_lib.place(mesh, lengths, ("rows",)),
+            eos=tuple(dict.fromkeys((tokenizer.eos, *arch.eos))),
             new_tokens=new_tokens,
         )
         answers = np.asarray(jax.device_put(answers, mesh_lib.replicated(mesh)))

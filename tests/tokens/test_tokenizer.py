@@ -93,25 +93,48 @@ def test_no_tokenizer_and_no_eos_are_refused(tmp_path, folder):
     assert caught.value.code == 3
 
 
-def test_long_pairs_are_cut_in_proportion(tokenizer):
-    examples = [Example(" ".join(["mill"] * 30), " ".join(["boat"] * 10)), Example("a mill", "a boat")]
+@pytest.mark.parametrize("truncation", ["keep_end", "paper"])
+def test_long_pairs_are_cut_in_proportion(tokenizer, truncation):
+    examples = [
+        Example(" ".join(["red mill", "river boats"] * 15), TEXTS[2]),
+        Example("a mill", "a boat"),
+    ]
     prompt, answer = tokenizer.prompts([examples[0].inputs])[0], tokenizer.answers([examples[0].targets])[0]
-    limit = 20
-    encoded, cut = encode_examples(tokenizer, examples, limit)
+    limit = (len(prompt) + len(answer)) // 2
+    encoded, cut = encode_examples(tokenizer, examples, limit, truncation)
     assert cut == 1
     share = len(answer) * limit // (len(prompt) + len(answer))
     assert 0 < share < len(answer)
-    assert encoded[0].answer == answer[:share] and encoded[0].prompt == prompt[: limit - share]
-    whole = tokenizer.prompts([examples[1].inputs])[0]
-    assert encoded[1].prompt == whole and encoded[1].answer[-1] == 2
+    assert encoded[0].answer == answer[:share] and len(encoded[0].prompt) == limit - share
+    if truncation == "paper":
+        assert encoded[0].prompt == prompt[: limit - share]
+    else:
+        assert encoded[0].prompt[0] == 1 and encoded[0].prompt[-5:] == prompt[-5:]
+    assert encoded[1].prompt == tokenizer.prompts([examples[1].inputs])[0] and encoded[1].answer[-1] == 2
     # An answer keeps at least one id beside the longest prompt.
-    tight, _ = encode_examples(tokenizer, [Example(" ".join(["mill"] * 90), "a")], 12)
+    tight, _ = encode_examples(tokenizer, [Example(" ".join(["mill"] * 90), "a")], 12, truncation)
     assert len(tight[0].answer) == 1 and len(tight[0].prompt) == 11
 
 
-def test_prompts_are_cut_on_the_right(tokenizer):
+def test_prompts_are_cut_on_the_right_as_in_the_paper(tokenizer):
     whole = tokenizer.prompts(TEXTS)
-    found, cut = encode_prompts(tokenizer, TEXTS, 4)
+    found, cut = encode_prompts(tokenizer, TEXTS, 4, "paper")
     assert found == [ids[:4] for ids in whole] and cut == sum(len(ids) > 4 for ids in whole) > 0
-    assert encode_prompts(tokenizer, TEXTS, 500) == (whole, 0)
-    assert encode_prompts(tokenizer, [], 4) == ([], 0)
+    for truncation in ("keep_end", "paper"):
+        assert encode_prompts(tokenizer, TEXTS, 500, truncation) == (whole, 0)
+        assert encode_prompts(tokenizer, [], 4, truncation) == ([], 0)
+
+
+def test_keeping_the_end_keeps_bos_and_the_templates_head(folder, tokenizer):
+    whole = tokenizer.prompts([TEXTS[2]])[0]
+    found, cut = encode_prompts(tokenizer, [TEXTS[2]], 8, "keep_end")
+    assert cut == 1 and len(found[0]) == 8
+    assert found[0][0] == 1 and found[0][-6:] == whole[-6:]
+    llama2 = load_tokenizer(folder, "llama2", 1, (2,))
+    first, second = llama2.prompts([" ".join(["mill"] * 60), "zebra"])
+    head = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    limit = 2 * head + 10
+    long = llama2.prompts([" ".join(["mill"] * (2 * head))])[0]
+    short = encode_prompts(llama2, [" ".join(["mill"] * (2 * head))], limit, "keep_end")[0][0]
+    assert len(long) > limit == len(short)
+    assert short[: head - 2] == long[: head - 2] and short[-10:] == long[-10:]
