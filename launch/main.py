@@ -13,10 +13,10 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mossa_jax.config import Config
-from mossa_jax.experiment import open_run
+from mossa_jax.experiment import Bench, open_run
 from mossa_jax.mesh import start_processes
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, Refusal, RunDir
+from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, Refusal
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
@@ -36,7 +36,7 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return config, workdir
 
 
-def in_run_folder(config: Config, workdir: str, stage: Callable[[Config, RunDir, Stop], object]) -> object:
+def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]) -> object:
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
     if not isinstance(config, Config):
         path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -49,7 +49,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Config, RunDir,
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
         with Stop().listening() as stop:
-            return stage(config, rundir, stop)
+            return stage(Bench(config, rundir, stop))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)

@@ -56,11 +56,11 @@ PRETRAINED = "pretrained"
 ORDER = ("experimental", "control", "task", "cluster", "held_out")
 
 
-def run(config: Config, rundir: RunDir, stop: Stop) -> dict:
+def run(bench: Bench) -> dict:
     """Tunes E and every control, scores, compares and reports; returns the findings."""
-    tune(config, rundir, stop)
-    compare(config, rundir, stop)
-    return report(config, rundir, stop)
+    tune(bench)
+    compare(bench)
+    return report(bench)
 
 
 def summary(found: dict, workdir: str) -> str:
@@ -163,9 +163,10 @@ class Bench:
         return self.rundir / f"results/parts/{stage}/{slug(task.name)}.parquet"
 
 
-def tune(config: Config, rundir: RunDir, stop: Stop) -> None:
+def tune(bench: Bench) -> None:
     """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
-    bench = Bench(config, rundir, stop)
+    config = bench.config
+    counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
     for task in bench.suite.tasks:
         bench.test_examples(task)  # bad data is refused before the first step, not after the last
     layers = bench.model.architecture.layers
@@ -173,7 +174,6 @@ def tune(config: Config, rundir: RunDir, stop: Stop) -> None:
         raise Refusal(
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
-    counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
     if not bench.adapter_folder(TUNED).exists():
         _tune_experimental(bench, counts)
     todo = list(bench.suite.tasks)
@@ -284,10 +284,9 @@ def _read_part(path, task: Task, suite: Suite) -> pd.DataFrame:
     return pd.read_parquet(path).assign(task=task.name, cluster=task.cluster, held_out=held_out)
 
 
-def compare(config: Config, rundir: RunDir, stop: Stop) -> pd.DataFrame:
+def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
-    bench = Bench(config, rundir, stop)
-    tasks = bench.suite.tasks
+    tasks, rundir = bench.suite.tasks, bench.rundir
     lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.adapter_folder(name).exists()]
     if lacking:
         raise Refusal(
@@ -345,14 +344,14 @@ def _mismatched(suite: Suite, task: Task, count: int) -> list[str]:
     return [other.name for other in others if other.cluster != task.cluster][:count]
 
 
-def report(config: Config, rundir: RunDir, stop: Stop) -> dict:
+def report(bench: Bench) -> dict:
     """Findings, figures and the page from the tables of the run folder; returns the findings."""
+    config, rundir = bench.config, bench.rundir
     path = rundir / "results/cka.parquet"
     if not path.exists():
         raise Refusal(
             BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
-    bench = Bench(config, rundir, stop)
     table = pd.read_parquet(path)
     scores = _scores(bench)
     found = find(table, scores, seed=config.seed, draws=config.compare.draws)

@@ -148,8 +148,7 @@ class RunDir:
         self.path = epath.Path(path)
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
-        metrics = self.path / "metrics.jsonl"
-        self._metrics_cut = metrics.exists() and not metrics.read_bytes().endswith(b"\n")
+        self._metrics_cut: bool | None = None
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
@@ -211,8 +210,10 @@ class RunDir:
         """Adds one line to metrics.jsonl (writer only)."""
         if self.writer:
             path = self.path / "metrics.jsonl"
+            if self._metrics_cut is None:  # a kill may have left half a line: the new one starts on its own
+                self._metrics_cut = path.exists() and not path.read_bytes().endswith(b"\n")
             with path.open("a") as file:
-                if self._metrics_cut:  # a kill may have left half a line: the new one starts on its own
+                if self._metrics_cut:
                     file.write("\n")
                     self._metrics_cut = False
                 file.write(json.dumps(record) + "\n")

@@ -81,7 +81,7 @@ def tiny_run(tiny_config, tmp_path_factory) -> tuple[object, pathlib.Path]:
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     rundir = experiment.open_run(config, str(workdir))
     try:
-        experiment.run(config, rundir, Stop())
+        experiment.run(experiment.Bench(config, rundir, Stop()))
     finally:
         rundir.close()
     return config, workdir

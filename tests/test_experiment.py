@@ -91,11 +91,11 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
     config, workdir = tiny_run
     before = stamps(workdir)
     rundir = experiment.open_run(config, str(workdir))
-    experiment.tune(config, rundir, Stop())
+    experiment.tune(experiment.Bench(config, rundir, Stop()))
     # A part that got lost is made again, alone.
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
     wanted = pd.read_parquet(workdir / "results/cka.parquet")
-    found = experiment.compare(config, rundir, Stop())
+    found = experiment.compare(experiment.Bench(config, rundir, Stop()))
     rundir.close()
     after = stamps(workdir)
     changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
@@ -110,6 +110,6 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
     rundir = experiment.open_run(config, str(tmp_path / "new"))
     for stage, word in ((experiment.compare, "adapter"), (experiment.report, "cka.parquet")):
         with pytest.raises(Refusal, match=word) as caught:
-            stage(config, rundir, Stop())
+            stage(experiment.Bench(config, rundir, Stop()))
         assert caught.value.code == 3
     rundir.close()

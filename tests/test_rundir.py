@@ -163,7 +163,8 @@ def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     assert [record["step"] for record in writer.metrics()] == [0, 1]
-    # The run goes on after the cut, and only the cut line is lost.
+    # The run that is started again goes on after the cut, and only the cut line is lost.
+    writer = RunDir(tmp_path)
     for step in (2, 3):
         writer.append_metrics({"model": "ü", "step": step})
     assert [record["step"] for record in writer.metrics()] == [0, 1, 2, 3]

@@ -41,7 +41,9 @@ def test_answers_of_several_adapters_equal_transformers(tiny, tiny_adapters):
     for row, ids in enumerate(PROMPTS):
         tokens[row, : len(ids)] = ids
     lengths = jnp.asarray([len(ids) for ids in PROMPTS])
-    found = np.asarray(greedy(arch, model.state, adapters, jnp.asarray(tokens), lengths, eos=tuple(arch.eos), new_tokens=NEW))
+    found = np.asarray(
+        greedy(arch, model.state, adapters, jnp.asarray(tokens), lengths, eos=tuple(arch.eos), new_tokens=NEW)
+    )
     assert found.shape == (3, len(PROMPTS), NEW)
     ended = 0
     for index, reference in enumerate(references):

@@ -62,7 +62,7 @@ def test_clusters_and_order_of_tasks_json(folder):
 def test_blank_lines_marks_and_carriage_returns_pass(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"inputs": "a\xe2\x80\xa8b"}\r\n\r\n  \n{"inputs": "c", "more": 1}')
-    assert [row["inputs"] for row in read_rows(path, ("inputs",))] == ["a\u2028b", "c"]
+    assert [row["inputs"] for row in read_rows(path, ("inputs",))[0]] == ["a\u2028b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,13 @@ def test_the_configs_choice_of_tasks(folder):
         message = refused(lambda field=field: choose(**{field: ("a", "nope")}), code=2)
         assert "'nope'" in message and f"tasks.{field}" in message
     assert "every task" in refused(lambda: choose(only=("a",), held_out=("a",)), code=2)
+
+
+def test_bad_rows_are_left_out_and_counted_on_request(folder):
+    good, bad = {"inputs": "x", "targets": "y"}, [{"inputs": "x", "targets": " "}, {"inputs": 3, "targets": "y"}]
+    path = write(folder, "train", "a", [good, *bad, good])
+    path.write_bytes(path.read_bytes() + b'{"inputs": "x"\n\xff\n{"inputs": "\\ud800", "targets": "y"}\n')
+    assert f"{path}:2" in refused(folder_suite(folder).tasks[0].examples, "train")
+    task = folder_suite(folder, allow_bad_rows=True).tasks[0]
+    assert [row.inputs for row in task.examples("train")] == ["x", "x"]
+    assert task.bad_rows == {"train": 5}
