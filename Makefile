@@ -9,7 +9,7 @@ demo: $(VENV)/base.stamp
 	$(BIN)/python -m launch.run --config=configs/demo.py --workdir=runs/demo
 
 test: $(VENV)/test.stamp browser
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(VENV)/test.stamp browser
 	$(BIN)/python -m pytest -q -m slow
