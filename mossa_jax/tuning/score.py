@@ -15,7 +15,7 @@ from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
 
 _WIDTH_STEP = 32
-_ROWS_STEP = 64
+_ROWS_STEP = 16
 
 
 def exact_match(
