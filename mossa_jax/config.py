@@ -3,7 +3,6 @@
 Plain dataclasses (not frozen), so that `--config.tuning.rank=16` can override any field.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 from mossa_jax.rundir import BAD_CONFIG, Refusal
@@ -207,8 +206,3 @@ def check(config: Config) -> None:
         schedule = getattr(tuning, kind)
         require(schedule.epochs > 0, f"tuning.{kind}.epochs", "must be above 0")
         require(schedule.learning_rate > 0, f"tuning.{kind}.learning_rate", "must be above 0")
-
-
-def as_dict(config: Config) -> dict:
-    """The configuration as nested plain values."""
-    return dataclasses.asdict(config)

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,11 +227,6 @@ class RunDir:
             with contextlib.suppress(json.JSONDecodeError):
                 records.append(json.loads(line))
         return records
-
-    def remove(self, name: str) -> None:
-        """Removes a folder below this one, if it is there (writer only)."""
-        if self.writer and (self.path / name).exists():
-            shutil.rmtree(self.path / name)
 
 
 def _plain(value: Any) -> Any:

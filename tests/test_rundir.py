@@ -173,12 +173,3 @@ def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
 def test_a_refusal_is_one_line():
     error = Refusal(3, "two\nlines   here")
     assert str(error) == "two lines here" and error.code == 3
-
-
-def test_removal_is_the_writers(tmp_path):
-    (tmp_path / "checkpoints/x").mkdir(parents=True)
-    RunDir(tmp_path, writer=False).remove("checkpoints")
-    assert (tmp_path / "checkpoints/x").is_dir()
-    RunDir(tmp_path).remove("checkpoints")
-    RunDir(tmp_path).remove("checkpoints")
-    assert files(tmp_path) == []

@@ -11,8 +11,6 @@ from scipy.stats import false_discovery_control
 from mossa_jax.similarity.compare import Similarities
 from mossa_jax.similarity.estimators import ESTIMATORS
 
-FIGURES = ("cka", "low", "high", "n", "participation_ratio_a", "participation_ratio_b", "offset_a", "offset_b")
-
 
 def cells(similarities: Similarities, pairs: Sequence[tuple[int, int]], layers: Sequence[str]) -> list[list[dict]]:
     """For every pair a list of cells, layer by layer and estimator by estimator.
