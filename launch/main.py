@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -76,6 +78,8 @@ def _guarded(main: Callable[[], None]) -> int:
     _log_to_console()
     try:
         start_processes(flags.FLAGS.processes, flags.FLAGS.coordinator, flags.FLAGS.process)
+        if jax.default_backend() == "cpu":
+            _keep_freed_memory()
         main()
     except Refusal as refusal:
         print(f"{'stopped' if refusal.code == 75 else 'error'}: {refusal}", file=sys.stderr)
@@ -93,6 +97,18 @@ def _guarded(main: Callable[[], None]) -> int:
         traceback.print_exc()
         return INTERNAL
     return DONE
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc keep what is freed: XLA's CPU backend allocates every temporary anew, and fresh pages from the
+    kernel cost a third of a step on small models (BUILD_NOTES.md). Does nothing where there is no `mallopt`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)
 
 
 def _log_to_console() -> None:
