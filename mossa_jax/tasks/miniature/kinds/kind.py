@@ -13,7 +13,7 @@ from mossa_jax.tasks.suite import SPLITS, Example
 
 _UP_TO_PERCENT = {"train": 60, "validation": 70, "test": 100}
 _TRIES_PER_ROW = 400
-_SPLIT_SALT = "1"  # of the small salts, one that gives the 96 towns of the facts near 60 : 10 : 30
+_SPLIT_SALT = "1"  # of the small salts, one under which every split has towns of the facts
 
 
 @dataclass(frozen=True)
