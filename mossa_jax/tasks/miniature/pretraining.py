@@ -1,4 +1,5 @@
-"""Pre-training text of the miniature world: short tellings, never an instruction.
+"""Pre-training text of the miniature world: short tellings, some with a plain question and its answer,
+never an instruction.
 
 How much of each cluster the text holds, by design:
 

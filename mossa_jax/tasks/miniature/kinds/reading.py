@@ -1,7 +1,8 @@
 """Reading comprehension, reading with commonsense, coreference and summarization: finding words of a passage.
 
 The pre-training text holds the skill behind reading and coreference (who has what, who is where, whom a pronoun
-means) and the knowledge behind reading with commonsense, each in telling form and never as a question over a passage.
+means) and the knowledge behind reading with commonsense, in telling form and as plain questions ("Who has the hat?"),
+never in the templates' words.
 Of summarization it holds the topics (which words belong to a category) but no headline.
 """
 
