@@ -60,6 +60,56 @@ def write_model(folder: pathlib.Path, seed: int = 0, tied: bool = False, hidden:
     return Tiny(folder, model)
 
 
+FAMILIES = {
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama2_grouped": ("Llama", {}),
+    "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3_tied": (
+        "Llama",
+        {
+            "tie_word_embeddings": True,
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "dynamic": ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "mistral": ("Mistral", {"sliding_window": 7}),
+    "mistral_unwindowed": ("Mistral", {"sliding_window": None, "head_dim": 12}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_some_windowed": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3_biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
+}  # fmt: skip
+"""Name -> (class of transformers, what differs from the common small shape)."""
+
+
+def write_family(folder: pathlib.Path, name: str, seed: int = 0, **change) -> Tiny:
+    """A random model of a family whose every parameter matters, as transformers saves it."""
+    torch = import_torch()
+    transformers = pytest.importorskip("transformers")
+    kind, fields = FAMILIES[name]
+    torch.manual_seed(seed)
+    common = dict(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=1e-5, max_position_embeddings=24, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.2,
+    )  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**(common | fields | change), attn_implementation="eager")
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for part, parameter in model.named_parameters():
+            if "norm" in part or part.endswith("bias"):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.generation_config.pad_token_id = 2
+    model.save_pretrained(folder)
+    copy_tokenizer(folder)
+    return Tiny(folder, model)
+
+
 def torch_model(folder: pathlib.Path):
     """The checkpoint in transformers, float32."""
     import_torch()
@@ -96,6 +146,8 @@ def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
     )
     try:
         for ids in prompts:
+            with torch.no_grad():
+                model(torch.tensor([ids[:2]]))  # dynamic RoPE remembers the longest sequence until a short one comes
             kept.clear()
             with torch.no_grad():
                 output = model(torch.tensor([ids]), output_hidden_states=True)

@@ -1,42 +1,90 @@
-"""The attention door: one function, with a body chosen by platform.
+"""The attention door: one function, with a body chosen by platform and precision.
 
-Today one body, XLA's, which runs everywhere; kernels for TPU and GPU come in behind the same signature.
+| body | where | packed rows |
+|---|---|---|
+| `xla` | everywhere; always for float32 and float64, and for decoding | mask by blocks of queries |
+| `splash` | TPU, bfloat16 | segment ids inside the kernel, no mask in memory |
+| `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, S] |
+
+The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrules the choice. A kernel works in the matrix
+unit's narrow precision, so float32, whose point is exactness, never goes there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
+from mossa_jax.llama.splash import splash
+
 _BLOCK = 256
+_NARROW = (jnp.bfloat16, jnp.float16)
+BODIES = ("xla", "splash", "cudnn")
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cached) -> jax.Array:
+def exact(dtype) -> jax.lax.Precision | None:
+    """Precision of a matrix product whose result should deserve its type: never the platform's default for float32,
+    which on TPU and GPU means fewer bits.
+    """
+    return None if dtype in _NARROW else jax.lax.Precision.HIGHEST
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cached, window: int = 0) -> jax.Array:
     """Softmax attention with grouped heads.
 
     Args:
       q: [B, S, H, d].
       k: [B, T, K, d], K divides H; v alike.
       visible: which keys a query sees.
+      window: sees at most so many of them, the nearest, itself included; 0 sees all.
 
     Returns:
-      [B, S, H, d] in the dtype of `v`; the softmax is computed in float32.
+      [B, S, H, d] in the dtype of `v`; the softmax is computed in float32 or wider.
     """
-    length = q.shape[1]
-    if isinstance(visible, Cached) or length <= _BLOCK:
-        return _attend(q, k, v, visible.mask())
+    if isinstance(visible, Cached):
+        return _attend(q, k, v, visible.mask(window))
+    tensor = visible.mesh.shape["tensor"] if visible.mesh is not None else 1
+    if k.shape[2] % tensor:  # fewer key/value heads than devices: every device gets a copy of the one it needs
+        k, v = (jnp.repeat(part, tensor // k.shape[2], axis=2) for part in (k, v))
+    body = choose(visible.mesh, q.dtype)
+    if body == "splash":
+        return splash(q, k, v, visible.segments, visible.mesh, window)
+    if body == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, mask=visible.mask(window=window)[:, None], implementation="cudnn")
     # Causal: a block of queries needs no key behind it. Saves near half the work, and memory for the scores.
     blocks = []
-    for start in range(0, length, _BLOCK):
-        stop = min(start + _BLOCK, length)
-        blocks.append(_attend(q[:, start:stop], k[:, :stop], v[:, :stop], visible.mask(start, stop)))
-    return jnp.concatenate(blocks, axis=1)
+    for start in range(0, q.shape[1], _BLOCK):
+        stop = min(start + _BLOCK, q.shape[1])
+        first = max(start - window + 1, 0) if window else 0
+        mask = visible.mask(start, stop, first, window)
+        blocks.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def choose(mesh: jax.sharding.Mesh | None, dtype) -> str:
+    """The body for arrays of `dtype` on a mesh: one of `BODIES`."""
+    if asked := os.environ.get("MOSSA_ATTENTION"):
+        if asked not in BODIES:
+            raise ValueError(f"MOSSA_ATTENTION={asked} is unknown; these are: {', '.join(BODIES)}")
+        return asked
+    if mesh is None or dtype not in _NARROW:
+        return "xla"
+    platform = mesh.devices.flat[0].platform
+    return {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "xla")
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+    """q [B, S, H, d], k and v [B, T, K, d], mask [B, S, T] -> [B, S, H, d]."""
+    rows, length, heads, width = q.shape
+    q = q.reshape(rows, length, k.shape[2], -1, width)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bskgd,btkd->bkgst", q, k, precision=exact(q.dtype), preferred_element_type=wide)
+    scores = jnp.where(mask[:, None, None], scores * width**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, v, precision=exact(v.dtype)).reshape(rows, length, heads, width)
 
 
 @jax.tree_util.register_dataclass
@@ -45,16 +93,25 @@ class Segments:
     """Packed rows: a query sees the keys of its own segment up to itself.
 
     Attributes:
-      segments: [B, S] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only).
+      segments: [B, S] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
+        sequence stand side by side.
+      mesh: the devices that the rows are spread over; None for one device.
     """
 
     segments: jax.Array
+    mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
 
-    def mask(self, start: int = 0, stop: int | None = None) -> jax.Array:
-        """What queries start..stop see of keys 0..stop: [B, stop - start, stop] bool."""
+    def mask(self, start: int = 0, stop: int | None = None, first: int = 0, window: int = 0) -> jax.Array:
+        """What queries start..stop see of keys first..stop: [B, stop - start, stop - first] bool."""
         stop = self.segments.shape[1] if stop is None else stop
-        causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None, :]
-        return causal & (self.segments[:, start:stop, None] == self.segments[:, None, :stop])
+        behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
+        near = (behind >= 0) & (behind < window) if window else behind >= 0
+        return near & (self.segments[:, start:stop, None] == self.segments[:, None, first:stop])
+
+    def lengths(self) -> jax.Array:
+        """[B, S] int32: how long the sequence is that each token belongs to."""
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        return jnp.sum(same, axis=-1, dtype=jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -63,11 +120,19 @@ class Cached:
     """One query a row against a cache of keys.
 
     Attributes:
-      keys: [B, T] bool, the cache slots that hold a key of the row.
+      keys: [B, T] int32, position of the key that each cache slot holds, -1 for none.
+      position: [B, 1] int32, the query's own.
     """
 
     keys: jax.Array
+    position: jax.Array
 
-    def mask(self) -> jax.Array:
+    def mask(self, window: int = 0) -> jax.Array:
         """[B, 1, T] bool."""
-        return self.keys[:, None, :]
+        behind = self.position - self.keys
+        seen = (self.keys >= 0) & (behind >= 0)
+        return (seen & (behind < window) if window else seen)[:, None, :]
+
+    def lengths(self) -> jax.Array:
+        """[B, 1] int32: how long the sequence is with the query at its end."""
+        return self.position + 1

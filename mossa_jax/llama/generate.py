@@ -12,8 +12,10 @@ from mossa_jax.llama.attention import Cached, Segments
 from mossa_jax.llama.model import logits, merge, run_blocks, run_blocks_cached
 
 
-@partial(jax.jit, static_argnames=("arch", "eos", "new_tokens"))
-def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[int, ...], new_tokens: int) -> jax.Array:
+@partial(jax.jit, static_argnames=("arch", "eos", "new_tokens", "mesh"))
+def greedy(
+    arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[int, ...], new_tokens: int, mesh=None
+) -> jax.Array:
     """Continues prompts by the likeliest token, all adapters over the same prompts.
 
     Args:
@@ -24,6 +26,7 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[i
       lengths: [B] int32, at least 1.
       eos: ids that end an answer.
       new_tokens: longest continuation; decoding ends earlier when every row of every adapter has ended.
+      mesh: the devices that rows are spread over; None for one.
 
     Returns:
       [A, B, new_tokens] int32, EOS from each row's end on.
@@ -32,7 +35,10 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[i
     width = tokens.shape[1]
     prompt = jnp.arange(width)[None, :] < lengths[:, None]
     stacked = partial(jax.vmap, spmd_axis_name="adapter")
-    first, cache = stacked(lambda adapter: _read(arch, state, adapter, tokens, lengths, prompt, new_tokens))(adapters)
+    first, cache = stacked(lambda adapter: _read(arch, state, adapter, tokens, lengths, prompt, new_tokens, mesh))(
+        adapters
+    )
+    slots, held = jnp.arange(width + new_tokens), jnp.pad(prompt, ((0, 0), (0, new_tokens)))
     output = jnp.full((*first.shape, new_tokens), eos[0], jnp.int32)
 
     def going_on(carry):
@@ -44,12 +50,11 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[i
         output = output.at[:, :, step].set(jnp.where(done, eos[0], token))
         done = done | (token[..., None] == eos).any(axis=-1)
         # New keys share one slot over all rows; the gap between a row's prompt and them stays hidden.
-        slots = jnp.arange(width + new_tokens)
-        keys = jnp.pad(prompt, ((0, 0), (0, new_tokens))) | ((slots >= width) & (slots <= width + step))
+        written = (slots >= width) & (slots <= width + step)
+        keys = jnp.where(written, lengths[:, None] + slots - width, jnp.where(held, slots, -1))
+        visible = Cached(keys, (lengths + step)[:, None])
         token, cache = stacked(
-            lambda adapter, token, cache: _write(
-                arch, state, adapter, token, lengths + step, Cached(keys), cache, width + step
-            )
+            lambda adapter, token, cache: _write(arch, state, adapter, token, visible, cache, width + step)
         )(adapters, token, cache)
         return step + 1, token, output, cache, done
 
@@ -57,21 +62,21 @@ def greedy(arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[i
     return jax.lax.while_loop(going_on, body, start)[2]
 
 
-def _read(arch, state, adapter, tokens, lengths, prompt, new_tokens):
+def _read(arch, state, adapter, tokens, lengths, prompt, new_tokens, mesh):
     """Reads the prompts of one adapter: (likeliest next token [B], cache with room for the new ones)."""
     model = merge(arch, state)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    visible = Segments(prompt.astype(jnp.int32))
+    visible = Segments(prompt.astype(jnp.int32), mesh)
     _, last, cache = run_blocks(model, arch, adapter, tokens, positions, visible, tap=lambda _, kv: kv)
     cache = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cache)
     ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)
     return _likeliest(model, arch, ends), cache
 
 
-def _write(arch, state, adapter, token, positions, visible, cache, slot):
+def _write(arch, state, adapter, token, visible, cache, slot):
     """One step of one adapter: (likeliest next token [B], cache)."""
     model = merge(arch, state)
-    x, cache = run_blocks_cached(model, arch, adapter, token[:, None], positions[:, None], visible, cache, slot)
+    x, cache = run_blocks_cached(model, arch, adapter, token[:, None], visible, cache, slot)
     return _likeliest(model, arch, x), cache
 
 

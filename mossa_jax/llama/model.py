@@ -1,6 +1,7 @@
-"""The Llama model in Flax NNX: small modules, layers stacked on a leading axis and scanned.
+"""The Llama family in Flax NNX: small modules, layers stacked on a leading axis and scanned.
 
 Modules only define: programs take the pure state that `abstract_state` describes and merge it inside `jax.jit`.
+Matrices lie as in Hugging Face files, [D_out, D_in], so that loading and saving move bytes and nothing else.
 Shape letters: B rows, S positions, D hidden, H heads, K key/value heads, d head width, F feed-forward,
 V vocabulary, L layers, r LoRA rank.
 """
@@ -12,64 +13,53 @@ from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from mossa_jax import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Cached, attention
+from mossa_jax.llama.attention import Cached, Segments, attention, exact
+from mossa_jax.llama.rope import rotary, rotate
 
 Lora = dict[str, dict[str, jax.Array]]
 """One model's adapter for one block: target -> {"a": [D_in, r], "b": [r, D_out], "scale": []}."""
 
 
-def _init(std: float) -> Callable:
-    return nnx.initializers.normal(std)
-
-
 class Projection(nnx.Module):
-    """`x @ kernel`, with a low-rank update where the adapter has one for this target."""
+    """`x @ weight.T + bias`, with a low-rank update where the adapter has one for this target."""
 
     def __init__(self, arch: Architecture, name: str, names: tuple[str, str], sizes: tuple[int, int], rngs, std):
         self.name = name
-        shape = (arch.layers, *sizes)
-        self.kernel = nnx.Param(_init(std)(rngs.params(), shape, jnp.float32), logical=("layers", *names))
+        weight = nnx.initializers.normal(std)(rngs.params(), (arch.layers, *sizes), jnp.float32)
+        self.weight = nnx.Param(weight.swapaxes(1, 2), logical=("layers", *names[::-1]))
+        if name in arch.biases:
+            self.bias = nnx.Param(jnp.zeros((arch.layers, sizes[1]), jnp.float32), logical=("layers", names[1]))
 
     def __call__(self, x: jax.Array, lora: Lora) -> jax.Array:
         """[B, S, D_in] -> [B, S, D_out] in the dtype of x."""
-        y = x @ self.kernel[...]
+        precision = exact(x.dtype)
+        y = jnp.einsum("bsi,oi->bso", x, self.weight[...], precision=precision)
+        if hasattr(self, "bias"):
+            y = y + self.bias[...]
         if self.name in lora:
             part = lora[self.name]
-            low = (x @ part["a"].astype(x.dtype)) @ part["b"].astype(x.dtype)
-            y = y + low * part["scale"].astype(x.dtype)
+            low = jnp.matmul(x, part["a"].astype(x.dtype), precision=precision)
+            y = y + jnp.matmul(low, part["b"].astype(x.dtype), precision=precision) * part["scale"].astype(x.dtype)
         return y
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm, computed in float32."""
+    """Root-mean-square norm over the last axis, computed in float32 or wider."""
 
-    def __init__(self, arch: Architecture, stacked: bool):
-        shape, names = ((arch.layers, arch.hidden), ("layers", None)) if stacked else ((arch.hidden,), (None,))
-        self.eps = arch.norm_eps
-        self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=names)
+    def __init__(self, eps: float, *shape: int):
+        self.eps = eps
+        self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=(*("layers",) * (len(shape) - 1), None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]; cast back before the weight, as transformers does."""
-        wide = x.astype(jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return self.weight[...] * normed.astype(x.dtype)
-
-
-def rotary(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, S, d/2] in float32 for positions [B, S] (Su et al. 2021)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies the rotary table to x [B, S, H, d]; the halves of d are the pairs, as in Hugging Face weights."""
-    cos, sin = (part[:, :, None, :].astype(x.dtype) for part in table)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 class Attention(nnx.Module):
@@ -77,28 +67,37 @@ class Attention(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs, std):
         d = arch.head_dim
-        self.head_dim = d
+        self.arch = arch
         heads, kv_heads = arch.heads * d, arch.kv_heads * d
         self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
         self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
+        if arch.query_key_norm:
+            self.q_norm = RMSNorm(arch.norm_eps, arch.layers, d)
+            self.k_norm = RMSNorm(arch.norm_eps, arch.layers, d)
 
-    def __call__(self, x, lora, table, visible, cache=None, slot=None):
+    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None):
         """[B, S, D] -> ([B, S, D], (k, v)).
 
         With `cache` = (k, v) of [B, T, K, d] and `slot`, the new keys and values are written there first and the
-        whole cache is attended to.
+        whole cache is attended to. `windowed` [] bool says of this block what `arch.windowed` says, where blocks
+        differ; None where all are alike.
         """
-        split = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_proj(x, lora).reshape(split), table)
-        k = rotate(self.k_proj(x, lora).reshape(split), table)
-        v = self.v_proj(x, lora).reshape(split)
+        split = (*x.shape[:2], -1, self.arch.head_dim)
+        q, k, v = (part(x, lora).reshape(split) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if self.arch.query_key_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
-        out = attention(q, k, v, visible)
+        if windowed is None:
+            out = attention(q, k, v, visible, self.arch.window)
+        else:
+            near = lambda q, k, v: attention(q, k, v, visible, self.arch.window)  # noqa: E731
+            out = jax.lax.cond(windowed, near, lambda q, k, v: attention(q, k, v, visible), q, k, v)
         return self.o_proj(out.reshape(*x.shape[:2], -1), lora), (k, v)
 
 
@@ -121,15 +120,16 @@ class Block(nnx.Module):
     """Pre-norm transformer block; its parameters carry the stacked layer axis, which the scan takes off."""
 
     def __init__(self, arch: Architecture, rngs, std):
-        self.attention_norm = RMSNorm(arch, stacked=True)
+        self.attention_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.attention = Attention(arch, rngs, std)
-        self.feed_forward_norm = RMSNorm(arch, stacked=True)
+        self.feed_forward_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.feed_forward = FeedForward(arch, rngs, std)
 
-    def __call__(self, x, lora, table, visible, cache=None, slot=None):
-        """[B, S, D] -> ([B, S, D], (k, v))."""
+    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None):
+        """[B, S, D] -> ([B, S, D], (k, v)); arguments as in `Attention`."""
         with jax.named_scope("attention"):
-            mixed, keys_values = self.attention(self.attention_norm(x), lora, table, visible, cache, slot)
+            normed = self.attention_norm(x)
+            mixed, keys_values = self.attention(normed, lora, table, visible, windowed, cache, slot)
             x = x + mixed
         with jax.named_scope("feed_forward"):
             return x + self.feed_forward(self.feed_forward_norm(x), lora), keys_values
@@ -141,15 +141,17 @@ class Llama(nnx.Module):
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         std = 0.02 if arch.hidden >= 1024 else (2 / (5 * arch.hidden)) ** 0.5
         shape = (arch.vocab, arch.hidden)
-        table = _init(std)(rngs.params(), shape, jnp.float32)
-        self.embedding = nnx.Param(table, logical=("vocab", "embed"))
+        init = nnx.initializers.normal(std)
+        self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
         self.blocks = Block(arch, rngs, std)
-        self.final_norm = RMSNorm(arch, stacked=False)
+        self.final_norm = RMSNorm(arch.norm_eps, arch.hidden)
         if not arch.tied_head:
-            self.head = nnx.Param(_init(std)(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
+            self.head = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
 
 
-def run_blocks(model: Llama, arch: Architecture, adapter: Lora, tokens, positions, visible, tap: Callable, remat=False):
+def run_blocks(
+    model: Llama, arch: Architecture, adapter: Lora, tokens, positions, visible: Segments, tap: Callable, remat=False
+):
     """Embeds `tokens` [B, S] and runs all blocks by one scan.
 
     Args:
@@ -158,45 +160,73 @@ def run_blocks(model: Llama, arch: Architecture, adapter: Lora, tokens, position
       adapter: stacked over layers: target -> {"a": [L, D_in, r], "b": [L, r, D_out], "scale": [L]}; {} for none.
       tokens: [B, S] int32.
       positions: [B, S] int32, restarting in every segment.
-      visible: `Segments`.
+      visible: segments and, where there are several devices, the mesh that rows are spread over.
       tap: called with each block's output [B, S, D] and its keys and values; what it returns is stacked over layers.
       remat: recompute each block's inside in the backward pass.
 
     Returns:
       (embedding [B, S, D], output of the last block [B, S, D], taps [L, ...]).
     """
-    embedded = model.embedding[...][tokens]
-    table = rotary(positions, arch.head_dim, arch.rope_theta)
+
+    def by_row(x):
+        """Pins states to rows over `fsdp`: then weights travel to the rows, never partial sums between them."""
+        if visible.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
+
+    embedded = by_row(model.embedding[...][tokens])
+    table = _rotary(arch, positions, visible, embedded.dtype)
 
     def body(x, layer):
-        block, lora = layer
-        x, keys_values = block(x, lora, table, visible)
+        block, lora, windowed = layer
+        x, keys_values = block(x, lora, table, visible, windowed)
+        x = by_row(x)
         return x, tap(x, keys_values)
 
     body = jax.checkpoint(body) if remat else body
-    last, taps = jax.lax.scan(body, embedded, (model.blocks, adapter))
+    last, taps = jax.lax.scan(body, embedded, (model.blocks, adapter, _windowed(arch)))
     return embedded, last, taps
 
 
-def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, positions, visible: Cached, cache, slot):
+def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, visible: Cached, cache, slot):
     """One decoding step: tokens [B, 1] against `cache` = (k, v) of [L, B, T, K, d].
 
     Returns:
       (output of the last block [B, 1, D], the cache with the new keys and values at `slot`).
     """
-    table = rotary(positions, arch.head_dim, arch.rope_theta)
+    embedded = model.embedding[...][tokens]
+    table = _rotary(arch, visible.position, visible, embedded.dtype)
 
     def body(x, layer):
-        block, lora, keys_values = layer
-        return block(x, lora, table, visible, keys_values, slot)
+        block, lora, windowed, keys_values = layer
+        return block(x, lora, table, visible, windowed, keys_values, slot)
 
-    return jax.lax.scan(body, model.embedding[...][tokens], (model.blocks, adapter, cache))
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, _windowed(arch), cache))
+
+
+def _rotary(arch: Architecture, positions, visible, dtype):
+    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
+    return rotary(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
+
+
+def _windowed(arch: Architecture) -> np.ndarray | None:
+    """[L] bool, where some blocks are windowed and some are not."""
+    if len(arch.windowed) in (0, arch.layers):
+        return None
+    return np.isin(np.arange(arch.layers), arch.windowed)
 
 
 def logits(model: Llama, arch: Architecture, x: jax.Array) -> jax.Array:
-    """Final norm and head: [..., D] -> [..., V] float32."""
+    """Final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
     head = model.embedding[...] if arch.tied_head else model.head[...]
-    return jnp.einsum("...d,vd->...v", model.final_norm(x), head, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    normed = model.final_norm(x)
+    return jnp.einsum("...d,vd->...v", normed, head, precision=exact(x.dtype), preferred_element_type=wide)
+
+
+def parameter_count(arch: Architecture) -> int:
+    """Parameters of the model, from shapes alone."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(arch, jnp.float32)))
 
 
 @lru_cache(maxsize=16)
@@ -205,9 +235,15 @@ def _abstract(arch: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def abstract_state(arch: Architecture, dtype: jnp.dtype) -> nnx.State:
-    """The model's state as shapes, with the logical axis names of every leaf in its metadata `logical`."""
+    """The model's state as shapes."""
     _, state = _abstract(arch)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
+
+
+def logical_axes(arch: Architecture) -> dict[str, tuple[str | None, ...]]:
+    """Leaf name, e.g. "blocks.attention.q_proj.weight" -> what its axes mean, as the modules declare it."""
+    variables = _abstract(arch)[1].flat_state()
+    return {".".join(map(str, path)): variable.get_metadata("logical") for path, variable in variables}
 
 
 def merge(arch: Architecture, state: nnx.State) -> Llama:

@@ -58,7 +58,7 @@ def _forward(arch: Architecture, pool: str, layout: Any, base, adapters, rows, k
     def one(adapter):
         tap = lambda x, _: pooled(x, rows, pool)  # noqa: E731
         embedded, last, layers = run_blocks(
-            model, arch, adapter, rows["tokens"], rows["positions"], Segments(rows["segments"]), tap
+            model, arch, adapter, rows["tokens"], rows["positions"], Segments(rows["segments"], layout.mesh), tap
         )
         ends = [pooled(x, rows, pool)[None] for x in (embedded, model.final_norm(last))]
         return jnp.concatenate([ends[0], layers, ends[1]])

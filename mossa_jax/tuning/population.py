@@ -77,7 +77,7 @@ def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh,
         model = merge(arch, base)
 
         def loss(parts):
-            return answer_loss(model, arch, join(parts, scale), rows, remat)
+            return answer_loss(model, arch, join(parts, scale), rows, remat, mesh)
 
         (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(parts)
         count = jnp.maximum(count, 1)

@@ -20,8 +20,9 @@ from etils import epath
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Pretraining
-from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.architecture import Architecture, to_config
 from mossa_jax.llama.model import initial_state, merge
+from mossa_jax.llama.rope import Rope
 from mossa_jax.llama.weights import save_weights
 from mossa_jax.progress import Stop, log
 from mossa_jax.rundir import DISK, NOT_FINITE, Refusal, RunDir, digest
@@ -72,7 +73,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         kv_heads=config.heads,
         head_dim=config.hidden // config.heads,
         norm_eps=1e-5,
-        rope_theta=10000.0,
+        rope=Rope(10000.0),
         positions=512,
         tied_head=True,
         bos=1,
@@ -115,7 +116,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         log_every=max(config.steps // 10, 1),
         stop=stop,
     )
-    save_weights(folder, arch, state["parameters"], epath.Path(TOKENIZER))
+    save_weights(folder, arch, state["parameters"], to_config(arch), epath.Path(TOKENIZER))
 
 
 def _muon(config: Pretraining, parameters) -> optax.GradientTransformation:
@@ -123,7 +124,7 @@ def _muon(config: Pretraining, parameters) -> optax.GradientTransformation:
 
     On this model Muon reaches in 400 thousand tokens what AdamW did not in a million (BUILD_NOTES.md).
     """
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)  # axis 0 is the stack of layers
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1)  # axis 0 is the stack of layers
     matrices = jax.tree.map(lambda leaf: matrix if leaf.ndim == 3 else None, parameters)
     rise = max(int(config.warmup * config.steps), 1)
 

@@ -57,6 +57,7 @@ def exact_match(
             mesh_lib.place(mesh, lengths, ("rows",)),
             eos=tuple(dict.fromkeys((tokenizer.eos, *arch.eos))),
             new_tokens=new_tokens,
+            mesh=mesh,
         )
         answers = np.asarray(jax.device_put(answers, mesh_lib.replicated(mesh)))
         for row, item in enumerate(chosen):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tiny_llama import NAMES, distance, random_prompts, torch_model, torch_states
 
-from mossa_jax.llama.architecture import architecture_from_config, read_architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.load import load_model
 from mossa_jax.llama.model import logits, merge, run_blocks
@@ -89,15 +88,3 @@ def test_bfloat16_stays_near_float32(tiny):
     found = unpadded(every_state(narrow.architecture, narrow.state, *rows), PROMPTS)
     assert_equal_states(found, wanted, 0.06)
     assert distance(found[0]["3"], wanted[0]["3"]) > 1e-4  # it is another type indeed
-
-
-def test_rope_theta_in_both_spellings(tiny):
-    import json
-
-    config = json.loads((tiny.folder / "config.json").read_text())
-    for name in ("rope_parameters", "rope_theta"):
-        config.pop(name, None)
-    old = architecture_from_config(config | {"rope_theta": 5e5}, "here")
-    new = architecture_from_config(config | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "here")
-    assert old == new and new.rope_theta == 5e5
-    assert read_architecture(tiny.folder).rope_theta == 10000.0
