@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import is_adapter, load_adapter
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal
@@ -93,6 +94,9 @@ def compare(
     Raises:
       Refusal: 2 or 3 with the reason.
     """
+    for name in (base, experimental, control):  # access is checked for all before anything is loaded
+        if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
+            locate(name, revision if name == base else "", config_only=True)
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
     sides = [_side(model, experimental, dtype), _side(model, control, dtype)]
     depths = [side.model.architecture.layers for side in sides]

@@ -24,6 +24,7 @@ from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config
 from mossa_jax.findings import find
 from mossa_jax.llama.adapters import is_finite, stack
+from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import load_adapter, save_adapter
 from mossa_jax.progress import Progress, Stop, log
@@ -166,6 +167,8 @@ class Bench:
 def tune(bench: Bench) -> None:
     """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
     config = bench.config
+    if config.base != MINIATURE:
+        locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
     for task in bench.suite.tasks:
         bench.test_examples(task)  # bad data is refused before the first step, not after the last

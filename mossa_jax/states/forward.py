@@ -51,7 +51,7 @@ def pooled(x: jax.Array, rows: dict[str, jax.Array], pool: str) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("arch", "pool", "layout"), donate_argnames=("kept",))
-def _forward(arch: Architecture, pool: str, layout: Any, base, adapters, rows, kept):
+def forward(arch: Architecture, pool: str, layout: Any, base, adapters, rows, kept):
     """Runs all models over one batch of rows and puts their pooled states at the prompts' own rows of `kept`."""
     model = merge(arch, base)
 
@@ -109,7 +109,7 @@ def keep_states(
         batch = _with_prompts(batch, width)
         names = ("rows", None)
         arrays = {field.name: mesh_lib.place(mesh, getattr(batch, field.name), names) for field in fields(batch)}
-        kept = _forward(arch, pool, layout, base, placed, arrays, kept)
+        kept = forward(arch, pool, layout, base, placed, arrays, kept)
     return KeptStates(kept, np.arange(slots) < len(prompts), arch.state_names())
 
 

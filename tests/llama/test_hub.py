@@ -197,6 +197,7 @@ def hub(tmp_path_factory):
         "other revision": {"name": "open/single"},
         "config": {"name": "open/config", "config_only": True},
         "half": {"name": "open/config"},
+        "torn": {"name": "open/torn"},
         "unknown": {"name": "open/never"},
     }
     try:
@@ -296,6 +297,7 @@ def test_denied_before_anything_is_downloaded(hub, case, name, parts):
     for part in (*parts, f"{hub.endpoint}/{name}", "HF_TOKEN", "local folder"):
         assert part in answer.message
     assert fetched(hub, name) == set()
+    assert {asked[4] for asked in hub.seen if asked[0] == name} <= {None, "config.json"}
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_the_cache_stands_in_for_the_hub(hub, case):
     assert "Connection refused" in hub.down[case].warnings[0]
 
 
-@pytest.mark.parametrize("case", ["half", "other revision", "unknown"])
+@pytest.mark.parametrize("case", ["half", "torn", "other revision", "unknown"])
 def test_a_cache_that_is_not_whole_does_not(hub, case):
     down, offline = hub.down[case], hub.offline[case]
     assert down.code == offline.code == BAD_INPUT
