@@ -7,6 +7,7 @@ dropped from the system's cache before each reading, where the system allows it.
 """
 
 import json
+import mmap
 import os
 import resource
 import time
@@ -43,6 +44,15 @@ def _sequential(paths) -> float:
     return time.monotonic() - start
 
 
+def _fresh_memory(size: int = 2**30) -> float:
+    """Bytes a second at which new memory can be filled: no load can be faster."""
+    start, block = time.monotonic(), bytes(CHUNK)
+    with mmap.mmap(-1, size) as memory:
+        for offset in range(0, size, CHUNK):
+            memory[offset : offset + CHUNK] = block
+    return size / (time.monotonic() - start)
+
+
 def main() -> None:
     """Prints one JSON object."""
     paths = sorted({stored.path for stored in Checkpoint(BASE.value).tensors.values()})
@@ -73,6 +83,7 @@ def main() -> None:
         stored = sum(os.path.getsize(path) for path in paths)
         found["sequential_read_GB_per_s"] = round(stored / sequential / 1e9, 3)
         found["rate_over_sequential"] = round((here / seconds) / (stored / sequential), 3)
+    found["fresh_memory_GB_per_s"] = round(_fresh_memory() / 1e9, 3)
     print(json.dumps(found))
 
 

@@ -160,6 +160,7 @@ class Writer:
             f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors" for i in range(count)
         ]
         for number, name in enumerate(names):
+            os.chmod(self._temporary(number), 0o644)  # the library leaves it to its owner alone
             os.replace(self._temporary(number), self.folder / name)
         if count > 1:
             where: Mapping[str, str] = {t: name for name, ts in zip(names, self._files, strict=True) for t in ts}

@@ -7,6 +7,7 @@ and only those bytes are read, so no process ever holds a whole 7B model beside 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -49,6 +50,8 @@ _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
 _COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 _SHARD_BYTES = 2 * 2**30
+_ALIGNMENT = 64
+_READERS = 8
 
 
 def leaf_name(path: tuple) -> str:
@@ -61,6 +64,14 @@ def _tensors(arch: Architecture, name: str) -> list[str]:
     """Names of the stored tensors behind one of our leaves, in layer order."""
     stored = _TABLE[name]
     return [stored.format(layer=layer) for layer in range(arch.layers)] if "{layer}" in stored else [stored]
+
+
+def _aligned(shape: list[int], dtype) -> np.ndarray:
+    """An empty array that jax on CPU takes over as it is, without a copy."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -134,20 +145,25 @@ def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.
         def part(index: tuple[slice, ...]) -> np.ndarray:
             key = tuple(piece.indices(size) for piece, size in zip(index, leaf.shape, strict=True))
             if key not in parts:  # devices that hold copies share one read
-                out = np.empty([len(range(*piece)) for piece in key], leaf.dtype)
+                out = _aligned([len(range(*piece)) for piece in key], leaf.dtype)
                 if stacked:
-                    for row, layer in zip(out, range(*key[0]), strict=True):
-                        checkpoint.read_into(row, tensors[layer], index[1:])
+                    read = lambda row, layer: checkpoint.read_into(row, tensors[layer], index[1:])  # noqa: E731
+                    list(readers.map(read, out, range(*key[0])))  # many at once keep fast disks busy
                 else:
                     checkpoint.read_into(out, tensors[0], index)
                 parts[key] = out
             return parts[key]
 
-        return jax.block_until_ready(jax.make_array_from_callback(leaf.shape, target, part))
+        shards = [
+            jax.device_put(part(index), device, may_alias=True)
+            for device, index in target.addressable_devices_indices_map(leaf.shape).items()
+        ]
+        return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
 
     # The largest first: host memory then peaks while little else is there.
     order = sorted(range(len(leaves)), key=lambda i: -leaves[i][1].size)
-    loaded = {i: load(leaf_name(leaves[i][0]), leaves[i][1], where[i]) for i in order}
+    with ThreadPoolExecutor(_READERS) as readers:
+        loaded = {i: load(leaf_name(leaves[i][0]), leaves[i][1], where[i]) for i in order}
     return jax.tree.unflatten(structure, [loaded[i] for i in range(len(leaves))])
 
 
