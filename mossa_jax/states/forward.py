@@ -67,7 +67,12 @@ def forward(arch: Architecture, pool: str, layout: Any, base, adapters, rows, ke
     states = states.reshape(*states.shape[:2], -1, states.shape[-1])
     ids = rows["ids"].reshape(-1)
     ids = jnp.where(ids < 0, kept.shape[2], ids)  # beyond the end: dropped
-    return jax.lax.with_sharding_constraint(kept.at[:, :, ids].set(states, mode="drop"), layout)
+
+    def put(layer, kept):
+        return kept.at[:, layer, ids].set(states[:, layer], mode="drop")
+
+    # Layer by layer: one scatter over all of them takes the TPU compiler many minutes.
+    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, kept.shape[1], put, kept), layout)
 
 
 def keep_states(
