@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mossa_jax.llama.splash import splash
+from mossa_jax.rundir import BAD_CONFIG, Refusal
 
 _BLOCK = 256
 _NARROW = (jnp.bfloat16, jnp.float16)
@@ -68,7 +69,7 @@ def choose(mesh: jax.sharding.Mesh | None, dtype) -> str:
     """The body for arrays of `dtype` on a mesh: one of `BODIES`."""
     if asked := os.environ.get("MOSSA_ATTENTION"):
         if asked not in BODIES:
-            raise ValueError(f"MOSSA_ATTENTION={asked} is unknown; these are: {', '.join(BODIES)}")
+            raise Refusal(BAD_CONFIG, f"MOSSA_ATTENTION={asked} is unknown; these are: {', '.join(BODIES)}")
         return asked
     if mesh is None or dtype not in _NARROW:
         return "xla"

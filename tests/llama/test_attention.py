@@ -1,0 +1,146 @@
+"""The attention door against plain float64 NumPy: every body that can be run here."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_families import rows_of
+from test_parity import every_state
+from tiny_llama import distance, random_prompts, torch_states, write_family
+
+from mossa_jax.llama import attention as door
+from mossa_jax.llama.attention import Cached, Segments, attention, choose
+from mossa_jax.llama.load import load_model
+from mossa_jax.llama.splash import splash
+from mossa_jax.mesh import single_device
+from mossa_jax.rundir import Refusal
+
+
+def inputs(length, heads=4, kv_heads=2, width=16, rows=2, seed=0):
+    rng = np.random.default_rng(seed)
+    q = rng.normal(size=(rows, length, heads, width))
+    k, v = rng.normal(size=(2, rows, length, kv_heads, width))
+    segments = np.sort(rng.integers(1, 5, (rows, length)), axis=1)
+    segments[0, length - length // 5 :] = 0
+    return q, k, v, segments
+
+
+def plain(q, k, v, segments, window):
+    """Query by query, key by key."""
+    out = np.zeros_like(q)
+    for row, at, head in np.ndindex(q.shape[:3]):
+        group = head * k.shape[2] // q.shape[2]
+        seen = [
+            key for key in range(at + 1)
+            if segments[row, key] == segments[row, at] and (not window or at - key < window)
+        ]  # fmt: skip
+        scores = k[row, seen, group] @ q[row, at, head] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        out[row, at, head] = weights @ v[row, seen, group] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("window", [0, 9, 300])
+@pytest.mark.parametrize("length", [40, 600])
+def test_xla(length, window):
+    q, k, v, segments = inputs(length)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    found = attention(*arrays, Segments(jnp.asarray(segments)), window)
+    assert distance(found, plain(q, k, v, segments, window)) < 1e-6
+
+
+@pytest.mark.parametrize("window", [0, 9])
+def test_decoding_sees_what_a_whole_row_sees(window):
+    q, k, v, _ = inputs(40, rows=1)
+    wanted = plain(q, k, v, np.ones((1, 40)), window)[:, -1:]
+    order = np.random.default_rng(1).permutation(40)  # slots of a cache are in no order; two are empty
+    arrays = [jnp.asarray(np.pad(x[:, order], ((0, 0), (0, 2), (0, 0), (0, 0))), jnp.float32) for x in (k, v)]
+    keys = jnp.asarray([[*order, -1, -1]])
+    found = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, Cached(keys, jnp.asarray([[39]])), window)
+    assert distance(found, wanted) < 1e-6
+
+
+@pytest.mark.parametrize(("length", "window", "heads"), [(200, 0, (4, 2)), (256, 40, (4, 4)), (100, 9, (4, 1))])
+def test_splash_and_its_gradients(length, window, heads):
+    """The kernel's body interpreted on this machine, under the `vmap` over models that it lives in."""
+    q, k, v, segments = inputs(length, *heads, width=64)
+    stacked = [jnp.asarray(np.stack([x, -x[::-1]]), jnp.float32) for x in (q, k, v)]
+    mesh, ids = single_device(), jnp.asarray(segments)
+
+    def ours(q, k, v):
+        kernel = lambda q, k, v: splash(q, k, v, ids, mesh, window, interpret=True)  # noqa: E731
+        return jax.vmap(kernel, spmd_axis_name="adapter")(q, k, v)
+
+    def xla(q, k, v):
+        return jax.vmap(lambda q, k, v: attention(q, k, v, Segments(ids), window))(q, k, v)
+
+    assert distance(ours(*stacked)[0], plain(q, k, v, segments, window)) < 1e-5
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=stacked[0].shape), jnp.float32)
+    loss = lambda body, *x: jnp.sum(weights * body(*x))  # noqa: E731
+    found, wanted = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
+    for one, other in zip(found, wanted, strict=True):
+        assert distance(one, other) < 1e-5
+
+
+def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
+    q, k, v, segments = inputs(40)
+    monkeypatch.setenv("MOSSA_ATTENTION", "cudnn")
+    asked = []
+
+    def library(*arrays, implementation, **kw):
+        asked.append(implementation)
+        return jax_attention(*arrays, implementation="xla", **kw)
+
+    jax_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(door.jax.nn, "dot_product_attention", library)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    found = attention(*arrays, Segments(jnp.asarray(segments)), 9)
+    assert asked == ["cudnn"] and distance(found, plain(q, k, v, segments, 9)) < 1e-6
+
+
+def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
+    class Device:
+        def __init__(self, platform):
+            self.platform = platform
+
+    def mesh(platform):
+        devices = np.asarray([[[Device(platform)]]], object)
+        return type("Mesh", (), {"devices": devices})()
+
+    narrow, wide = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    assert [choose(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
+    assert [choose(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
+    assert choose(None, narrow) == "xla"
+    monkeypatch.setenv("MOSSA_ATTENTION", "xla")
+    assert choose(mesh("tpu"), narrow) == "xla"
+    monkeypatch.setenv("MOSSA_ATTENTION", "flash")
+    with pytest.raises(Refusal, match="flash"):
+        choose(mesh("tpu"), narrow)
+
+
+@pytest.mark.parametrize("name", ["llama3_tied", "qwen3_biases"])
+def test_float64_agrees_with_torch_in_double(name, tmp_path):
+    """Nothing on the way is float32 when 64 bits are asked for: norms, softmax, rotation, head."""
+    tiny = write_family(tmp_path / "model", name)
+    prompts = random_prompts(4)
+    with jax.enable_x64(True):
+        model = load_model(str(tiny.folder), dtype="float64")
+        rows, places = rows_of(prompts, packed=False)
+        states = every_state(model.architecture, model.state, *rows)
+        assert {state.dtype for state in states.values()} == {np.dtype("float64")}
+        states = {name: np.asarray(state) for name, state in states.items()}
+    for (row, start), ids, wanted in zip(
+        places, prompts, torch_states(tiny.torch_model.double(), prompts), strict=True
+    ):
+        for layer, state in states.items():
+            # transformers computes rotary tables and norms in float32 whatever the model's type.
+            assert distance(state[row, start : start + len(ids)], wanted[layer]) < 1e-6, layer
+
+
+def test_float64_needs_64_bits(tiny):
+    with pytest.raises(Refusal, match="JAX_ENABLE_X64"):
+        load_model(str(tiny.folder), dtype="float64")
+    with pytest.raises(Refusal, match="float16"):
+        load_model(str(tiny.folder), dtype="float16")
