@@ -21,6 +21,7 @@ lint: $(VENV)/test.stamp
 bench: $(VENV)/test.stamp
 	mkdir -p runs
 	$(BIN)/python -m launch.bench_cka --out=runs/bench_cka.json
+	$(BIN)/python -m launch.bench_forward --out=runs/bench_forward.json
 
 # The page test looks at the report in headless Chromium; without one it is skipped.
 browser:

@@ -24,6 +24,7 @@ setup(
         "jax>=0.8.2,<0.13",
         "jinja2>=3.1",
         "matplotlib>=3.9",
+        "ml_dtypes>=0.5",
         "ml_collections>=1.1",
         "numpy>=2.0",
         "optax>=0.2.5",
@@ -39,6 +40,7 @@ setup(
     extras_require={
         "test": ["peft>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "selenium>=4.20", "torch>=2.6"],
         "bench": ["torch>=2.6"],
+        "plan": ["libtpu"],
         "tpu": ["jax[tpu]>=0.8.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.8.2,<0.13"],
     },

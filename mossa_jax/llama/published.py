@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.checkpoint import Writer
+from mossa_jax.llama.weights import stored_shapes
+from mossa_jax.progress import Progress
+from mossa_jax.rundir import new_folder, write_json
+
 _LLAMA2 = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -42,3 +52,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "llama3-8b": _LLAMA3 | _size(4096, 14336, 32, 32, 8),
 }
 """Name -> config.json; `llama-110m` is no published model but a size to measure with on a CPU."""
+
+
+def write_random(out: epath.PathLike, shape: str, dtype: str, shard_gb: float = 2.0, seed: int = 0) -> None:
+    """Writes the folder `out`: normal numbers of standard deviation 0.02, norm weights one."""
+    config = PUBLISHED[shape]
+    kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    rng = np.random.default_rng(seed)
+    shapes = stored_shapes(architecture_from_config(config, shape))
+    progress = Progress(f"random {shape}", len(shapes), 0)
+    with new_folder(out) as folder:
+        files = Writer(folder, int(shard_gb * 1e9))
+        for number, (name, size) in enumerate(shapes.items(), 1):
+            draw = np.ones(size) if len(size) == 1 else rng.standard_normal(size, np.float32) * np.float32(0.02)
+            files.add(name, draw.astype(kind))
+            if number % 50 == 0 or number == len(shapes):
+                progress.line(number, name)
+        files.close()
+        write_json(folder / "config.json", config | {"torch_dtype": dtype})

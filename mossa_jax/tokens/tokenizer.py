@@ -70,7 +70,8 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
     Args:
       folder: Hugging Face model folder.
       template: one of `TEMPLATES`.
-      bos, eos: the model config's own ids; they win over the tokenizer's.
+      bos, eos: the model config's own ids; they win over the tokenizer's. A tokenizer without any BOS token belongs
+        to a model that was trained without one (Qwen), whatever its config.json says: then there is none.
 
     Raises:
       Refusal: 3 when there is no usable tokenizer, no EOS, or template `chat` without a chat template.
@@ -82,7 +83,7 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
     except Exception as error:  # transformers raises many kinds for one cause: no usable tokenizer files
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refusal(BAD_INPUT, f"{folder} has no usable tokenizer ({first}); add its tokenizer.json") from None
-    bos = library.bos_token_id if bos is None else bos
+    bos = library.bos_token_id if bos is None or library.bos_token_id is None else bos
     end = eos[0] if eos else library.eos_token_id
     if end is None:
         raise Refusal(BAD_INPUT, f"{folder} names no EOS token, in config.json or in the tokenizer; add eos_token_id")

@@ -51,6 +51,14 @@ def test_bos_stands_in_front_exactly_once(folder, tokenizer):
     assert without.bos == without.library.bos_token_id
 
 
+def test_a_tokenizer_without_bos_belongs_to_a_model_without_one(folder, tokenizer):
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "bos_token"}))
+    bare = load_tokenizer(folder, "none", 1, (2,))  # as Qwen: config.json names one, nothing was trained with it
+    assert bare.prompts(TEXTS) == [ids[1:] for ids in tokenizer.prompts(TEXTS)]
+
+
 def test_answers_end_in_eos_and_decode_to_the_text(tokenizer):
     for ids, text in zip(tokenizer.answers(TEXTS), TEXTS, strict=True):
         assert ids[-1] == 2 and ids.count(2) == 1 and 1 not in ids
