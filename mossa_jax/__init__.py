@@ -1,8 +1,8 @@
 """Where multi-task learning happens in a language model, layer by layer: MOSSA with exact CKA, in JAX."""
 
-from mossa_jax.api import compare, layer_states
+from mossa_jax.api import compare, export_merged, layer_states
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.similarity import cka
 
-__all__ = ["Model", "cka", "compare", "layer_states", "load_model"]
+__all__ = ["Model", "cka", "compare", "export_merged", "layer_states", "load_model"]
 __version__ = "0.1.0"

@@ -164,9 +164,10 @@ def _check_free(folder: epath.Path) -> None:
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be made: {nearest} is a file; name another folder")
-    if nearest == folder and (any(folder.iterdir()) or os.path.ismount(folder)):
-        state = "is a mount point" if os.path.ismount(folder) else "is not empty"
-        raise Refusal(BAD_CONFIG, f"output folder {folder} {state} and is not replaced; name a new folder, e.g. in it")
+    if nearest == folder and any(folder.iterdir()):
+        raise Refusal(BAD_CONFIG, f"output folder {folder} is not empty; name a new folder, or empty this one first")
+    if os.path.ismount(folder):
+        raise Refusal(BAD_CONFIG, f"output folder {folder} is a mount point; name a new folder in it")
 
 
 def _side(model: Model, name: str, dtype: str) -> _Side:

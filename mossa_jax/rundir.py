@@ -125,8 +125,12 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         temporary.rmtree(missing_ok=True)
         raise
     try:
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):  # another run may be replacing it, too
             path.rmtree()
+    except BaseException:
+        temporary.rmtree(missing_ok=True)
+        raise
+    try:
         temporary.rename(path)
     except OSError:
         # Another run finished the same folder in between (a shared cache): theirs is as good as ours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mossa_jax.rundir import BAD_INPUT, Refusal, write_json
+from mossa_jax.rundir import BAD_INPUT, DISK, Refusal, write_json
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _INDEX = "model.safetensors.index.json"
@@ -146,7 +147,11 @@ class Writer:
         self._bytes = 0
 
     def add(self, name: str, tensor: np.ndarray) -> None:
-        """Takes a tensor; writes what waits once it fills a file."""
+        """Takes a tensor; writes what waits once it fills a file.
+
+        Raises:
+          Refusal: 6 when the disk is full; `close` likewise.
+        """
         if self._waiting and sum(t.nbytes for t in self._waiting.values()) + tensor.nbytes > self.shard_bytes:
             self._flush()
         self._waiting[name] = np.ascontiguousarray(tensor)
@@ -170,6 +175,12 @@ class Writer:
         return str(self.folder / f"{number}.part")
 
     def _flush(self) -> None:
-        save_file(self._waiting, self._temporary(len(self._files)), metadata={"format": "pt"})
+        try:
+            save_file(self._waiting, self._temporary(len(self._files)), metadata={"format": "pt"})
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):
+                size = sum(tensor.nbytes for tensor in self._waiting.values())
+                raise Refusal(DISK, f"no space left to write {self.folder} ({size} bytes); free some") from None
+            raise
         self._files.append(list(self._waiting))
         self._waiting = {}

@@ -204,7 +204,7 @@ def save_weights(
       state: its weights, on any mesh; one layer at a time comes to the host.
       config: the `config.json` to write; the number type is filled in.
       tokenizer: folder whose tokenizer and generation files are copied.
-      adapter: merged into the weights (in float32) if given: target -> {"a", "b", "scale"}, no leading axis.
+      adapter: merged into the weights (in float32 or wider) if given: target -> {"a", "b", "scale"}, no leading axis.
       writer: whether this process writes; with several processes all of them call this and one writes.
       shard_bytes: largest size of a file.
     """
@@ -250,4 +250,4 @@ def _merged(tensor: np.ndarray, name: str, adapter: Mapping[str, Mapping[str, np
         return tensor
     part, layer = adapter[parts[-2]], int(parts[2])
     update = part["scale"][layer] * (part["a"][layer] @ part["b"][layer]).T
-    return (tensor.astype(np.float32) + update).astype(tensor.dtype)
+    return (tensor.astype(np.promote_types(tensor.dtype, np.float32)) + update).astype(tensor.dtype)

@@ -5,9 +5,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tiny_llama import VOCAB, distance, random_prompts, torch_model, torch_states, write_model
 
+from mossa_jax.llama import checkpoint
 from mossa_jax.llama.architecture import to_config
 from mossa_jax.llama.load import load_model
 from mossa_jax.llama.weights import leaf_name, save_weights
@@ -110,3 +112,15 @@ def test_saved_weights_load_in_transformers(tmp_path, tied):
     again = load_model(str(tmp_path / "second"))
     assert again.architecture == model.architecture
     assert again.tokenizer().prompts(["the mill"]) == model.tokenizer().prompts(["the mill"])
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)  # what the library raises, seen on a full disk
+    files = checkpoint.Writer(tmp_path, 10)
+    files.add("a", np.zeros(4, np.float32))
+    with pytest.raises(Refusal) as caught:
+        files.close()
+    assert caught.value.code == 6 and "no space left" in str(caught.value)
