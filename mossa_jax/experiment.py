@@ -6,11 +6,9 @@ again; everything that is written appears whole or not at all.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
-import time
 import zlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,13 +20,12 @@ import pandas as pd
 from mossa_jax import config as config_lib
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config
-from mossa_jax.findings import find
 from mossa_jax.llama.adapters import is_finite, stack
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import load_adapter, save_adapter
 from mossa_jax.progress import Progress, Stop, log
-from mossa_jax.report import write_figures, write_page
+from mossa_jax.reporting import report
 from mossa_jax.rundir import (
     BAD_CONFIG,
     BAD_INPUT,
@@ -36,7 +33,6 @@ from mossa_jax.rundir import (
     Refusal,
     RunDir,
     slug,
-    write_json,
     write_parquet,
     write_table,
 )
@@ -163,6 +159,11 @@ class Bench:
         """Where a task's part of a stage's result lies."""
         return self.rundir / f"results/parts/{stage}/{slug(task.name)}.parquet"
 
+    def read_part(self, stage: str, task: Task) -> pd.DataFrame:
+        """That part, with columns that say of which task it is."""
+        held_out = task.name in self.suite.held_out
+        return pd.read_parquet(self.part(stage, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)
+
 
 def tune(bench: Bench) -> None:
     """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
@@ -282,11 +283,6 @@ def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
         write_parquet(bench.part(stage, task), pd.DataFrame(rows))
 
 
-def _read_part(path, task: Task, suite: Suite) -> pd.DataFrame:
-    held_out = task.name in suite.held_out
-    return pd.read_parquet(path).assign(task=task.name, cluster=task.cluster, held_out=held_out)
-
-
 def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
     tasks, rundir = bench.suite.tasks, bench.rundir
@@ -304,7 +300,7 @@ def compare(bench: Bench) -> pd.DataFrame:
         progress.line(number, f"{task.name}: {text}")
         bench.stop.leave_if_asked()
     mesh_lib.wait_for_all("compare")
-    table = with_q(pd.concat([_read_part(bench.part("cka", task), task, bench.suite) for task in tasks]))
+    table = with_q(pd.concat([bench.read_part("cka", task) for task in tasks]))
     table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
     if rundir.writer:
         write_table(rundir / "results/cka.parquet", table)
@@ -345,92 +341,3 @@ def _mismatched(suite: Suite, task: Task, count: int) -> list[str]:
     start = names.index(task.name)
     others = [suite.tasks[(start + step) % len(names)] for step in range(1, len(names))]
     return [other.name for other in others if other.cluster != task.cluster][:count]
-
-
-def report(bench: Bench) -> dict:
-    """Findings, figures and the page from the tables of the run folder; returns the findings."""
-    config, rundir = bench.config, bench.rundir
-    path = rundir / "results/cka.parquet"
-    if not path.exists():
-        raise Refusal(
-            BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
-        )
-    table = pd.read_parquet(path)
-    scores = _scores(bench)
-    found = find(table, scores, seed=config.seed, draws=config.compare.draws)
-    if not rundir.writer:
-        return found
-    curves = training_curves(rundir)
-    write_table(rundir / "results/scores.parquet", scores)
-    write_table(rundir / "results/curves.parquet", curves)
-    write_json(rundir / "results/findings.json", found)
-    figures = rundir / "figures"
-    write_figures(table, found, scores, curves, figures)
-    write_page(
-        rundir / "report.html", table, found, scores, curves, _task_table(bench), _about(bench, table),
-        figures,
-    )  # fmt: skip
-    log.info("report: %s", rundir / "report.html")
-    return found
-
-
-def _scores(bench: Bench) -> pd.DataFrame:
-    parts = [(bench.part("scores", task), task) for task in bench.suite.tasks]
-    tables = [_read_part(part, task, bench.suite) for part, task in parts if part.exists()]
-    columns = ["task", "cluster", "held_out", "model", "exact_match", "n"]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-
-
-def training_curves(rundir: RunDir) -> pd.DataFrame:
-    """Training loss by model and step; steps that a restart repeated count once."""
-    curves = pd.DataFrame(rundir.metrics(), columns=["model", "step", "loss"]).dropna()
-    curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
-    return curves.astype({"step": int}).reset_index(drop=True)
-
-
-def _task_table(bench: Bench) -> pd.DataFrame:
-    rows, suite = [], bench.suite
-    for task in suite.tasks:
-        about = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())
-        rows.append(
-            {
-                "task": task.name,
-                "cluster": task.cluster,
-                "held_out": task.name in suite.held_out,
-                "train_rows": about["rows"],
-                "test_rows": len(bench.test_examples(task)),
-                "truncated_rows": about["truncated_rows"],
-                "steps": about["steps"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _about(bench: Bench, table: pd.DataFrame) -> dict:
-    config, suite = bench.config, bench.suite
-    record = json.loads((bench.rundir / "environment.json").read_text())
-    warnings = []
-    if table.n.min() < 50:
-        warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
-    for task in suite.tasks:
-        bad = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())["bad_rows"]
-        bad += task.bad_rows.get("test", 0)
-        if bad:
-            warnings.append(f"task {task.name}: {bad} unusable rows were left out")
-    return {
-        "name": config.name,
-        "base": config.base,
-        "suite": suite.name,
-        "tasks": len(suite.tasks),
-        "prompts_min": int(table.n.min()),
-        "prompts_max": int(table.n.max()),
-        "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
-        "pooling": config.compare.pool,
-        "template": config.tokens.template,
-        "seed": config.seed,
-        "devices": f"{record['devices']} x {record['device']}, {record['processes']} process(es)",
-        "versions": record["packages"] | {"python": record["python"]},
-        "command": record["command"],
-        "date": time.strftime("%Y-%m-%d"),
-        "warnings": warnings,
-    }

@@ -1,14 +1,18 @@
 """A whole run on a tiny model and three tasks: what it leaves, what it says, and that it is done once."""
 
+import dataclasses
 import json
 import os
+import pathlib
+import shutil
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import mossa_jax as mossa
-from mossa_jax import experiment
+from mossa_jax import experiment, reporting
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import Refusal
 
@@ -85,6 +89,66 @@ def test_scores_are_shares_of_the_prompts_asked_for(tiny_run):
     assert sorted(set(scores.model)) == ["base", "control", "tuned"] and len(scores) == 9
     assert set(scores.n) == {8}
     assert (scores.exact_match * 8 % 1 == 0).all() and scores.exact_match.between(0, 1).all()
+
+
+def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
+    _, workdir = tiny_run
+    parity = pd.read_parquet(workdir / "results/parity.parquet")
+    assert parity.columns.tolist() == ["layer", "max_abs_difference", "largest"]
+    assert parity.layer.tolist() == [*NAMES, "logits"]
+    lines = (workdir / "results/parity.csv").read_text().splitlines()
+    assert lines[0] == "layer,max_abs_difference,largest" and len(lines) == 1 + 3 + 3
+    worst = (parity.max_abs_difference / parity.largest).max()
+    assert 0 < worst < 1e-4 and not (workdir / "results/parity.json").exists()
+    section = (workdir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    assert f"{worst:.1e} of the largest value" in section and "in float32 against" in section
+    assert all(f'<th scope="row">{name}</th>' in section for name in parity.layer)
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    """(config, run folder) of a copy of the finished run, claimed."""
+    config, workdir = tiny_run
+    rundir = experiment.open_run(config, str(shutil.copytree(workdir, tmp_path / "copy")))
+    yield config, rundir
+    rundir.close()
+
+
+def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run, monkeypatch, caplog):
+    config, rundir = copied
+    results = pathlib.Path(rundir.path) / "results"
+
+    def again():
+        caplog.clear()
+        found = reporting.base_parity(experiment.Bench(config, rundir, Stop()))
+        return found, [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level("INFO", "mossa_jax"):
+        before = stamps(results)
+        with monkeypatch.context() as absent:
+            absent.setitem(sys.modules, "torch", None)
+            assert len(again()[0]) == 6 and stamps(results) == before
+            os.unlink(results / "parity.csv")
+            why = "torch is not installed"
+            assert again() == (why, [f"parity with transformers: not checked: {why}"])
+            assert json.loads((results / "parity.json").read_text()) == {"not_checked": why}
+        table, (line,) = again()  # torch is there again
+    worst = (table.max_abs_difference / table.largest).max()
+    assert line == f"parity with transformers: largest relative difference {worst:.1e}"
+    assert stamps(results).keys() == before.keys()
+    assert (results / "parity.csv").read_bytes() == (tiny_run[1] / "results/parity.csv").read_bytes()
+
+
+def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch, tmp_path):
+    config, rundir = copied
+    monkeypatch.setattr(reporting, "write_figures", lambda *arguments: None)  # they are there
+    os.unlink(rundir / "results/parity.parquet")
+    moved = dataclasses.replace(config, base=str(tmp_path / "moved"))
+    experiment.report(experiment.Bench(moved, rundir, Stop()))
+    why = json.loads((rundir / "results/parity.json").read_text())["not_checked"]
+    assert why.startswith("model folder") and "does not exist" in why
+    section = (rundir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    assert "<p>not checked: model folder &#39;" in section and "<table>" not in section
 
 
 def test_the_same_run_again_does_nothing_twice(tiny_run):

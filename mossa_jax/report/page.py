@@ -110,6 +110,15 @@ def _score_rows(scores: pd.DataFrame, tasks: pd.DataFrame) -> list[dict]:
     return plain([row | (dict(wide.loc[row["task"]]) if row["task"] in wide.index else blank) for row in rows])
 
 
+def _parity_data(parity: pd.DataFrame | str) -> dict:
+    """What the page says of the comparison with transformers: a reason, or a row per layer and the worst of them."""
+    if isinstance(parity, str):
+        return {"reason": parity}
+    rows = parity.assign(relative=parity["max_abs_difference"] / parity["largest"])
+    worst = rows.loc[rows["relative"].fillna(np.inf).idxmax()]  # what is not finite is no agreement
+    return plain({"reason": "", "rows": rows.to_dict("records"), "worst": worst.to_dict()})
+
+
 def write_page(
     path: Path,
     table: pd.DataFrame,
@@ -117,6 +126,7 @@ def write_page(
     scores: pd.DataFrame,
     curves: pd.DataFrame,
     tasks: pd.DataFrame,
+    parity: pd.DataFrame | str,
     about: dict,
     figures_folder: Path,
 ) -> None:
@@ -129,8 +139,9 @@ def write_page(
         scores: Columns `task, cluster, held_out, model, exact_match, n`.
         curves: Columns `model, step, loss`.
         tasks: Columns `task, cluster, held_out, train_rows, test_rows, truncated_rows, steps`.
-        about: What the run was: strings and numbers shown as they are under their key; `command` (string),
-            `warnings` (list of strings) and `versions` (dict) have their own places.
+        parity: Columns `layer, max_abs_difference, largest` (`mossa_jax.states.parity`), or why there are none.
+        about: What the run was: strings and numbers shown as they are under their key; `dtype` is named beside the
+            parity, `command` (string), `warnings` (list of strings) and `versions` (dict) have their own places.
         figures_folder: Where `write_figures` put the PNG files.
 
     Raises:
@@ -156,6 +167,7 @@ def write_page(
         versions=about.get("versions") or {},
         images={name: _embedded(Path(figures_folder) / f"{name}.png") for name in FIGURES},
         captions=FIGURES,
+        parity=_parity_data(parity),
         rules=verdicts.RULES,
         score_names=palette.SCORE_NAMES,
         plotly=get_plotlyjs(),

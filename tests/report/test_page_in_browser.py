@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -33,6 +34,12 @@ def write_stand_ins(folder):
         Image.new("RGB", (600, 200), (20 * index, 120, 160)).save(folder / f"{name}.png")
 
 
+def planted_parity(layers=6):
+    names = ["embed", *map(str, range(1, layers + 1)), "final_norm", "logits"]
+    differences = [1.5e-7 * row for row in range(len(names))]
+    return pd.DataFrame({"layer": names, "max_abs_difference": differences, "largest": 12.5})
+
+
 def build(folder, **changes):
     names = HOSTILE + [f"task{i}_plain" for i in range(9)]
     table = planted_table(tasks=12, layers=6, held_out=2, breaks=(2, 4), names=names, **changes)
@@ -46,8 +53,9 @@ def build(folder, **changes):
         "command": "python -m launch.run --x='<u>'",
         "warnings": ["<img src=x>"],
         "layers": 6,
+        "dtype": "bfloat16",
     }
-    write_page(folder / "report.html", table, found, scores, curves, tasks, about, folder)
+    write_page(folder / "report.html", table, found, scores, curves, tasks, planted_parity(), about, folder)
     return table, found, folder / "report.html"
 
 
@@ -84,7 +92,7 @@ def test_missing_figure_is_refused(page, tmp_path):
     table, found, _ = page
     curves, tasks = training_records(table)
     with pytest.raises(Refusal) as refused:
-        write_page(tmp_path / "r.html", table, found, planted_scores(table), curves, tasks, {}, tmp_path)
+        write_page(tmp_path / "r.html", table, found, planted_scores(table), curves, tasks, "", {}, tmp_path)
     assert refused.value.code == 3 and not list(tmp_path.iterdir())
 
 
@@ -195,6 +203,21 @@ def test_hostile_names_create_no_element(browser):
     assert all(name in body for name in HOSTILE) and "{{ 7 * 7 }}" in body
 
 
+def parity_section(browser):
+    return browser.execute_script("return document.getElementById('parity').innerText")
+
+
+def test_parity_is_a_row_per_layer_with_the_worst_said(browser):
+    text = parity_section(browser)
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('#parity tbody tr')].map((e) => [...e.children].map((c) => c.innerText))"
+    )
+    assert [row[0] for row in rows] == [*planted_parity().layer]
+    assert rows[0][1:] == ["0", "12.5", "0"] and rows[2][1:] == ["3.0e-07", "12.5", "2.4e-08"]
+    assert "9.6e-08 of the largest value, at logits" in text and "in bfloat16 against float32" in text
+    assert "not checked" not in text
+
+
 def test_nothing_is_offered_for_upload(browser):
     titles = browser.execute_script(
         "return [...document.querySelectorAll('.modebar-btn')].map((e) => e.dataset.title || e.ariaLabel || '')"
@@ -224,9 +247,23 @@ def test_page_with_nothing_defined_opens(browser, tmp_path):
     scores, (curves, tasks) = planted_scores(table).iloc[:0], training_records(table)
     found = find(table, scores, draws=20)
     write_stand_ins(tmp_path)
-    write_page(tmp_path / "r.html", table, found, scores, curves.iloc[:0], tasks, {}, tmp_path)
+    write_page(tmp_path / "r.html", table, found, scores, curves.iloc[:0], tasks, HOSTILE[0], {}, tmp_path)
     browser.get((tmp_path / "r.html").as_uri())
     assert errors(browser) == []
     assert browser.execute_script("return document.documentElement.dataset.drawn") == "yes"
     said = browser.execute_script("return document.getElementById('chart-layers').textContent")
     assert said == "Nothing is defined here."
+    said = parity_section(browser)
+    assert f"not checked: {HOSTILE[0]}." in said
+    assert browser.execute_script("return document.querySelectorAll('#parity :is(table, img)').length") == 0
+
+
+def test_a_parity_that_is_not_finite_is_the_worst(page, tmp_path):
+    table, found, _ = page
+    curves, tasks = training_records(table)
+    parity = planted_parity()
+    parity.loc[3, "max_abs_difference"] = float("nan")
+    write_stand_ins(tmp_path)
+    write_page(tmp_path / "r.html", table, found, planted_scores(table), curves, tasks, parity, {}, tmp_path)
+    section = (tmp_path / "r.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    assert "the largest difference is not finite, at layer 3." in section

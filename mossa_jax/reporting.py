@@ -1,0 +1,157 @@
+"""The report stage: from the tables of the run folder to findings, figures and the page."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from mossa_jax import mesh as mesh_lib
+from mossa_jax.findings import find
+from mossa_jax.llama.architecture import read_architecture
+from mossa_jax.llama.hub import locate
+from mossa_jax.llama.load import Model
+from mossa_jax.progress import log
+from mossa_jax.report import write_figures, write_page
+from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, write_json, write_table
+from mossa_jax.states.parity import parity_or_reason, relative
+from mossa_jax.tokens.tokenizer import encode_prompts
+
+if TYPE_CHECKING:
+    from mossa_jax.experiment import Bench
+
+_PARITY_TASKS = 4
+_PARITY_TOKENS = 128
+
+
+def report(bench: Bench) -> dict:
+    """Findings, figures and the page from the tables of the run folder; returns the findings.
+
+    Raises:
+      Refusal: 3 when there is no table of similarities yet.
+    """
+    config, rundir = bench.config, bench.rundir
+    path = rundir / "results/cka.parquet"
+    if not path.exists():
+        raise Refusal(
+            BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
+        )
+    table = pd.read_parquet(path)
+    scores = _scores(bench)
+    found = find(table, scores, seed=config.seed, draws=config.compare.draws)
+    parity = base_parity(bench)
+    if not rundir.writer:
+        return found
+    curves = training_curves(rundir)
+    write_table(rundir / "results/scores.parquet", scores)
+    write_table(rundir / "results/curves.parquet", curves)
+    write_json(rundir / "results/findings.json", found)
+    figures = rundir / "figures"
+    write_figures(table, found, scores, curves, figures)
+    write_page(
+        rundir / "report.html", table, found, scores, curves, _task_table(bench), parity, _about(bench, table),
+        figures,
+    )  # fmt: skip
+    log.info("report: %s", rundir / "report.html")
+    return found
+
+
+def base_parity(bench: Bench) -> pd.DataFrame | str:
+    """The base model beside transformers (`states.parity`), or why it was not checked; a table is made once and kept.
+
+    All processes call this together; only the writer's return value means something.
+    """
+    kept, kept_reason = bench.rundir / "results/parity.parquet", bench.rundir / "results/parity.json"
+    if kept.exists() and kept.with_suffix(".csv").exists():
+        return pd.read_parquet(kept)
+    found = _check_base(bench)
+    if bench.rundir.writer:
+        if isinstance(found, str):
+            log.info("parity with transformers: not checked: %s", found)
+            write_json(kept_reason, {"not_checked": found})
+        else:
+            log.info("parity with transformers: largest relative difference %.1e", relative(found).max())
+            write_table(kept, found)
+            kept_reason.unlink(missing_ok=True)
+    mesh_lib.wait_for_all("parity")
+    return found
+
+
+def _check_base(bench: Bench) -> pd.DataFrame | str:
+    def inputs() -> tuple[Model, list[list[int]]]:
+        tokens = bench.config.tokens
+        texts = [bench.test_examples(task)[0].inputs for task in bench.suite.tasks[:_PARITY_TASKS]]
+        prompts, _ = encode_prompts(bench.tokenizer, texts, tokens.max_tokens, tokens.truncation)
+        return bench.model, [ids[:_PARITY_TOKENS] for ids in prompts]
+
+    try:
+        arch = read_architecture(locate(bench.base, bench.config.revision, config_only=True))
+        return parity_or_reason(arch, inputs)
+    except Refusal as refusal:  # a page can be made anew where the model is not at hand
+        if refusal.code not in (BAD_INPUT, NO_ACCESS):
+            raise
+        return str(refusal)
+
+
+def _scores(bench: Bench) -> pd.DataFrame:
+    tables = [bench.read_part("scores", task) for task in bench.suite.tasks if bench.part("scores", task).exists()]
+    columns = ["task", "cluster", "held_out", "model", "exact_match", "n"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def training_curves(rundir: RunDir) -> pd.DataFrame:
+    """Training loss by model and step; steps that a restart repeated count once."""
+    curves = pd.DataFrame(rundir.metrics(), columns=["model", "step", "loss"]).dropna()
+    curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
+    return curves.astype({"step": int}).reset_index(drop=True)
+
+
+def _task_table(bench: Bench) -> pd.DataFrame:
+    rows, suite = [], bench.suite
+    for task in suite.tasks:
+        about = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())
+        rows.append(
+            {
+                "task": task.name,
+                "cluster": task.cluster,
+                "held_out": task.name in suite.held_out,
+                "train_rows": about["rows"],
+                "test_rows": len(bench.test_examples(task)),
+                "truncated_rows": about["truncated_rows"],
+                "steps": about["steps"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _about(bench: Bench, table: pd.DataFrame) -> dict:
+    config, suite = bench.config, bench.suite
+    record = json.loads((bench.rundir / "environment.json").read_text())
+    warnings = []
+    if table.n.min() < 50:
+        warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
+    for task in suite.tasks:
+        bad = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())["bad_rows"]
+        bad += task.bad_rows.get("test", 0)
+        if bad:
+            warnings.append(f"task {task.name}: {bad} unusable rows were left out")
+    return {
+        "name": config.name,
+        "base": config.base,
+        "suite": suite.name,
+        "tasks": len(suite.tasks),
+        "prompts_min": int(table.n.min()),
+        "prompts_max": int(table.n.max()),
+        "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
+        "dtype": config.dtype,
+        "pooling": config.compare.pool,
+        "template": config.tokens.template,
+        "seed": config.seed,
+        "devices": f"{record['devices']} x {record['device']}, {record['processes']} process(es)",
+        "versions": record["packages"] | {"python": record["python"]},
+        "command": record["command"],
+        "date": time.strftime("%Y-%m-%d"),
+        "warnings": warnings,
+    }

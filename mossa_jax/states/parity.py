@@ -1,0 +1,200 @@
+"""Parity: every layer's states and the logits of a model beside those that transformers computes on torch."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from etils import epath
+from jax.experimental import multihost_utils
+
+from mossa_jax import mesh as mesh_lib
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.attention import Segments
+from mossa_jax.llama.load import Model
+from mossa_jax.llama.model import logits, merge, parameter_count, run_blocks
+from mossa_jax.rundir import BAD_INPUT, Refusal
+
+COLUMNS = ("layer", "max_abs_difference", "largest")
+_MEMORY = epath.Path("/proc/meminfo")
+_LIMIT_ELSEWHERE = 2e9  # bytes, where the system does not say how much memory is available
+_ONE_THREAD = 2**27  # parameters; below, a thread pool beside XLA's costs more than it gives
+
+
+def parity_or_reason(arch: Architecture, inputs: Callable[[], tuple[Model, list[list[int]]]]) -> pd.DataFrame | str:
+    """`parity`, or in words why it was not checked.
+
+    Args:
+      arch: the model's architecture, from which follows whether it can be checked at all.
+      inputs: gives the model and the prompts; called only when they are used.
+
+    Returns:
+      The table, or the reason. In processes other than the first always a reason; all have to call this together.
+    """
+    if reason := obstacle(arch):
+        return reason
+    model, prompts = inputs()
+    try:
+        table = parity(model, prompts)
+    except Refusal as refusal:
+        return str(refusal)
+    return "another process checks it" if table is None else table
+
+
+def relative(table: pd.DataFrame) -> np.ndarray:
+    """Each layer's largest difference in units of the reference's largest value: [L + 3] float64."""
+    return table["max_abs_difference"].to_numpy(float) / table["largest"].to_numpy(float)
+
+
+def obstacle(arch: Architecture) -> str:
+    """Why a model of `arch` cannot be checked on process 0's host; "" if it can. All processes agree."""
+    reason = _obstacle(arch) if jax.process_index() == 0 else ""
+    if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.asarray(bool(reason))):
+        return reason or "process 0 cannot check it"
+    return reason
+
+
+def _obstacle(arch: Architecture) -> str:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "torch is not installed"
+    except OSError as error:
+        return f"torch cannot be imported ({_why(error)})"
+    needed, available = 4 * parameter_count(arch), _available_memory()
+    if available is None:
+        if needed > _LIMIT_ELSEWHERE:
+            return (
+                f"the model in float32 takes {needed / 1e9:.1f} GB, above the {_LIMIT_ELSEWHERE / 1e9:.0f} GB that are "
+                "tried where the system does not say how much memory is available"
+            )
+    elif needed > available / 2:
+        return (
+            f"the model in float32 takes {needed / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} GB of "
+            "memory that are available on this host"
+        )
+    return ""
+
+
+def _available_memory() -> int | None:
+    """Bytes; None on systems that do not say."""
+    if not _MEMORY.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def parity(model: Model, prompts: list[list[int]]) -> pd.DataFrame | None:
+    """Compares a model with transformers on torch, float32, over the same folder and every token of some prompts.
+
+    Args:
+      model: from `load_model`; runs on its own mesh, in its own number type.
+      prompts: token ids, at least one prompt and none empty.
+
+    Returns:
+      A row per layer name ("embed", "1".."L" as the blocks give them, "final_norm") and one for "logits":
+      `layer, max_abs_difference, largest`; `largest` is the largest absolute value of the reference. None in
+      processes other than the first, which take part in the forward pass alone.
+
+    Raises:
+      Refusal: 3 when transformers cannot load or run the folder (process 0 only).
+      ImportError: torch is not installed.
+    """
+    ours = _every_state(model, prompts)
+    if jax.process_index() != 0:
+        return None
+    small = parameter_count(model.architecture) < _ONE_THREAD
+    try:
+        with _undisturbed(one_thread=small):
+            found = _distances(model.folder, prompts, ours)
+    except ImportError:
+        raise
+    except Exception as error:  # transformers raises many kinds, and a check must not break what it checks
+        raise Refusal(BAD_INPUT, f"transformers cannot run {model.folder} ({_why(error)})") from None
+    finally:
+        gc.collect()  # modules refer to one another in circles
+    names = (*model.architecture.state_names(), "logits")
+    rows = [(name, *pair) for name, pair in zip(names, found.tolist(), strict=True)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _every_state(model: Model, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Whole on every host: of each layer [n, S, D], of the logits [n, S, V]; a row per prompt, padded."""
+    shape = (mesh_lib.round_up(len(prompts), model.mesh.shape["fsdp"]), max(map(len, prompts)))
+    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, ids in enumerate(prompts):
+        tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    rows = [mesh_lib.place(model.mesh, array, ("rows", None)) for array in (tokens, positions, segments)]
+    states, last = _forward(model.architecture, model.mesh, len(prompts), model.state, *rows)
+    return [*np.asarray(states.addressable_data(0)), np.asarray(last.addressable_data(0))]
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh", "count"))
+def _forward(arch: Architecture, mesh: jax.sharding.Mesh, count: int, state, tokens, positions, segments):
+    """([L + 2, count, S, D], logits [count, S, V]) of the first `count` rows, whole on every device."""
+    model = merge(arch, state)
+    tap = lambda x, _: x[:count]  # noqa: E731
+    embedded, last, layers = run_blocks(model, arch, {}, tokens, positions, Segments(segments, mesh), tap)
+    ends = [x[None, :count] for x in (embedded, model.final_norm(last))]
+    states = jnp.concatenate([ends[0], layers, ends[1]])
+    return jax.lax.with_sharding_constraint((states, logits(model, arch, last[:count])), mesh_lib.replicated(mesh))
+
+
+def _distances(folder: epath.Path, prompts: Sequence[Sequence[int]], ours: list[np.ndarray]) -> np.ndarray:
+    """Largest difference and largest reference value over all tokens: [L + 3, 2] float64."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
+    ).eval()
+    states = []
+
+    def keep(module, inputs, output):
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    # Hooks, not the library's `hidden_states`: their last entry is normed already.
+    decoder = model.base_model
+    for module in (decoder.embed_tokens, *decoder.layers, decoder.norm):
+        module.register_forward_hook(keep)
+    found = np.zeros((len(ours), 2))
+    # Shortest first: dynamic RoPE in the library remembers the longest sequence it has seen.
+    for row, ids in sorted(enumerate(prompts), key=lambda item: len(item[1])):
+        states.clear()
+        with torch.no_grad():
+            last = model(torch.tensor([list(ids)]), use_cache=False).logits
+        for layer, (mine, theirs) in enumerate(zip(ours, [*states, last], strict=True)):
+            theirs = theirs[0].numpy().astype(np.float64)
+            difference = np.abs(theirs - mine[row, : len(ids)].astype(np.float64)).max()
+            found[layer] = np.maximum(found[layer], (difference, np.abs(theirs).max()))
+    return found
+
+
+@contextlib.contextmanager
+def _undisturbed(one_thread: bool) -> Iterator[None]:
+    """Gives torch's number of threads and transformers' progress bars back as they were."""
+    import torch
+    from transformers.utils import logging
+
+    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    if one_thread:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _why(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    return f"{type(error).__name__}: {first[:200]}"
