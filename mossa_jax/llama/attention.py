@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from mossa_jax.llama.splash import splash
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 
-_BLOCK = 256
+_BLOCK, _BLOCKS = 128, 8
 _NARROW = (jnp.bfloat16, jnp.float16)
 BODIES = ("xla", "splash", "cudnn")
 
@@ -56,9 +56,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cach
     if body == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible.mask(window=window)[:, None], implementation="cudnn")
     # Causal: a block of queries needs no key behind it. Saves near half the work, and memory for the scores.
-    blocks = []
-    for start in range(0, q.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, q.shape[1])
+    blocks, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
+    for start in range(0, q.shape[1], size):
+        stop = min(start + size, q.shape[1])
         first = max(start - window + 1, 0) if window else 0
         mask = visible.mask(start, stop, first, window)
         blocks.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask))
@@ -78,14 +78,25 @@ def choose(mesh: jax.sharding.Mesh | None, dtype) -> str:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """q [B, S, H, d], k and v [B, T, K, d], mask [B, S, T] -> [B, S, H, d]."""
+    """q [B, S, H, d], k and v [B, T, K, d], mask [B, S, T] -> [B, S, H, d].
+
+    Heads stand in front and the queries of a group in one matrix; the mask is added, not selected by; weights are
+    normed behind the second product. Together three times as fast on CPU as the textbook's order (BUILD_NOTES.md).
+    """
     rows, length, heads, width = q.shape
-    q = q.reshape(rows, length, k.shape[2], -1, width)
+    groups = heads // k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bskgd,btkd->bkgst", q, k, precision=exact(q.dtype), preferred_element_type=wide)
-    scores = jnp.where(mask[:, None, None], scores * width**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgst,btkd->bskgd", weights, v, precision=exact(v.dtype)).reshape(rows, length, heads, width)
+    q = q.reshape(rows, length, -1, groups, width).transpose(0, 2, 3, 1, 4).reshape(rows, -1, groups * length, width)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]
+    scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=exact(q.dtype), preferred_element_type=wide)
+    scores = scores * width**-0.5 + hidden
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "bkqt,bktd->bkqd", weights.astype(v.dtype), v, precision=exact(v.dtype), preferred_element_type=wide
+    )
+    out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
+    return out.reshape(rows, -1, groups, length, width).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
 
 
 @jax.tree_util.register_dataclass

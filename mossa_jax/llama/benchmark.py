@@ -18,6 +18,8 @@ from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.load import load_model
 from mossa_jax.llama.model import logits, merge, run_blocks
 
+_REST = 0.5  # seconds, in which the other's idle threads stop spinning
+
 
 @partial(jax.jit, static_argnames=("arch", "mesh"))
 def _forward(arch: Architecture, mesh, state, tokens) -> jax.Array:
@@ -62,6 +64,7 @@ def compare_forward(folder: str, rows: int, length: int, repeats: int, dtype: st
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
     for number in range(repeats + 2):
         for name, run in (("ours", ours), ("transformers", reference)):
+            time.sleep(_REST)
             start = time.perf_counter()
             run()
             if number >= 2:
