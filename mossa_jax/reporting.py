@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -18,9 +17,7 @@ from mossa_jax.report import write_figures, write_page
 from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, write_json, write_table
 from mossa_jax.states.parity import parity_or_reason, relative
 from mossa_jax.tokens.tokenizer import encode_prompts
-
-if TYPE_CHECKING:
-    from mossa_jax.experiment import Bench
+from mossa_jax.workbench import Bench
 
 _PARITY_TASKS = 4
 _PARITY_TOKENS = 128
