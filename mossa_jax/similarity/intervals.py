@@ -9,6 +9,7 @@ from scipy import stats
 from mossa_jax.similarity.estimators import ratio
 
 LEVEL = 0.95
+_RESOLUTION = 1e-6
 
 
 def jackknife_error(value: np.ndarray, whole: tuple, left_out: tuple) -> np.ndarray:
@@ -49,7 +50,8 @@ def interval(value: np.ndarray, error: np.ndarray, n: int) -> tuple[np.ndarray, 
         error: [...] its standard error.
         n: rows.
     """
-    inside = np.where(np.abs(value) < 1, value, 0.0)
+    # Nearer to 1 than the sums are exact to, the z scale would stretch rounding over the whole range.
+    inside = np.clip(np.where(np.abs(value) < 1, value, 0.0), _RESOLUTION - 1, 1 - _RESOLUTION)
     reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error / (1 - inside**2)
     low, high = np.tanh(np.arctanh(inside) - reach), np.tanh(np.arctanh(inside) + reach)
     # At 1 (the same state twice) the interval is the point; elsewhere undo rounding of tanh.

@@ -69,6 +69,16 @@ def test_interval_is_the_brute_force_jackknife(n, d):
             assert [found.low[i, 0, e], found.high[i, 0, e]] == pytest.approx(ends, abs=2e-6)
 
 
+def test_states_that_differ_by_rounding_have_a_narrow_interval():
+    """Their jackknife error is rounding, and so is their distance from 1: the ratio of the two means nothing."""
+    for seed in range(8):
+        states = make_states(1, seed=seed, n=60, d=64)
+        noise = np.random.default_rng(seed).normal(size=states[0].shape)
+        states[1] = states[0] * (1 + 10.0 ** -np.linspace(4, 7, 8)[seed] * noise)
+        found = compare_states(states, np.ones(60, bool), [(0, 1)])
+        assert np.all(found.value > 1 - 1e-6) and np.all(found.low > 1 - 1e-5) and np.all(found.high <= 1 + 1e-7)
+
+
 def test_identical_states_give_one_with_a_point_interval():
     states = make_states(3)
     states[1] = states[0]
