@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from dataclasses import asdict
 from importlib import metadata
@@ -74,11 +75,19 @@ def open_run(config: Config, workdir: str) -> RunDir:
     return rundir
 
 
+def _command(argv: list[str]) -> str:
+    """The command line as one types it: a module that was started by `python -m` shows up as the path of its file."""
+    folder, script = os.path.split(argv[0])
+    if os.path.basename(folder) == "launch" and script.endswith(".py"):
+        return shlex.join(["python", "-m", f"launch.{script.removesuffix('.py')}", *argv[1:]])
+    return shlex.join([os.path.basename(sys.executable), *argv])
+
+
 def environment() -> dict:
     """Versions, devices and the command, for the record."""
     packages = "mossa_jax jax jaxlib flax optax orbax-checkpoint transformers datasets numpy".split()
     return {
-        "command": " ".join([os.path.basename(sys.executable), *sys.argv]),
+        "command": _command(sys.argv),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         "platform": jax.default_backend(),

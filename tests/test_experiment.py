@@ -177,3 +177,8 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
             stage(experiment.Bench(config, rundir, Stop()))
         assert caught.value.code == 3
     rundir.close()
+
+
+def test_the_command_is_recorded_as_one_types_it():
+    wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
+    assert experiment._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
