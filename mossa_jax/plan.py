@@ -36,6 +36,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     if generation not in _CHIPS:
         raise Refusal(BAD_CONFIG, f"--topology={name}: generation must be one of {', '.join(_CHIPS)}, as in v5e:4x4")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so others need not be kept out
     megacore = _CHIPS[generation][1]
     options = {"chip_config_name": megacore} if megacore else {}
     try:
