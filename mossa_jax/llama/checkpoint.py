@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -129,13 +128,6 @@ class Checkpoint:
         mapped = np.memmap(stored.path, stored.dtype, "r", stored.offset, stored.shape)
         out[...] = mapped[index or ...]
 
-    def read(self, name: str) -> np.ndarray:
-        """A whole tensor in its stored type."""
-        stored = self.tensors[name]
-        out = np.empty(stored.shape, stored.dtype)
-        self.read_into(out, name)
-        return out
-
 
 class Writer:
     """Writes tensors one after another into numbered files of a bounded size, and their index."""
@@ -168,8 +160,8 @@ class Writer:
             os.chmod(self._temporary(number), 0o644)  # the library leaves it to its owner alone
             os.replace(self._temporary(number), self.folder / name)
         if count > 1:
-            where: Mapping[str, str] = {t: name for name, ts in zip(names, self._files, strict=True) for t in ts}
-            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": dict(where)})
+            where = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
+            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": where})
 
     def _temporary(self, number: int) -> str:
         return str(self.folder / f"{number}.part")

@@ -1,15 +1,13 @@
 """A prompt's states are its own: alone, padded, packed beside others, on any mesh, and in two processes."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import free_address, together
 from tiny_llama import import_torch, random_texts, write_family
 
 import mossa_jax as mossa
@@ -56,11 +54,6 @@ def command(folder: Path, meshes: str, *processes) -> list[str]:
     return [sys.executable, str(PROGRAM), *map(str, given)]
 
 
-def environment(root: Path, devices: int) -> dict:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-
-
 def test_packed_beside_others_on_one_device(case):
     folder, alone = case
     model = load_model(str(folder / "model"))
@@ -70,32 +63,15 @@ def test_packed_beside_others_on_one_device(case):
             assert np.all(np.linalg.norm(states - wanted, axis=1) < 1e-5 * np.linalg.norm(wanted, axis=1)), name
 
 
-def test_on_meshes_of_eight_devices(root, case):
-    done = subprocess.run(
-        command(case[0], "1,8 2,4 8,1"), env=environment(root, 8), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout.split()[-1]) < 1e-5
+def test_on_meshes_of_eight_devices(root, case, tmp_path):
+    (out,) = together([command(case[0], "1,8 2,4 8,1")], root, 8, tmp_path)
+    assert float(out.split()[-1]) < 1e-5
 
 
-def test_in_two_processes(root, case):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    running = [
-        subprocess.Popen(
-            command(case[0], "4,1 1,4 2,2", 2, address, index),
-            env=environment(root, 2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=240) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, (out, err) in zip(running, outputs, strict=True):
-        assert process.returncode == 0, err[-3000:]
+def test_in_two_processes(root, case, tmp_path):
+    address = free_address()
+    commands = [command(case[0], "4,1 1,4 2,2", 2, address, index) for index in range(2)]
+    for out in together(commands, root, 2, tmp_path):
         assert float(out.split()[-1]) < 1e-5
 
 
