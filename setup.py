@@ -16,11 +16,11 @@ setup(
     package_data={"mossa_jax": ["tasks/miniature/tokenizer/*.json", "report/*.j2"]},
     install_requires=[
         "absl-py>=2.1",
-        "datasets>=3.0",
+        "datasets>=4.0",
         "etils[epath]>=1.10",
         "filelock>=3.16",
         "flax>=0.12.0,<0.13",
-        "huggingface_hub>=0.30",
+        "huggingface_hub>=1.1",
         "jax>=0.8.2,<0.13",
         "jinja2>=3.1",
         "matplotlib>=3.9",

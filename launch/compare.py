@@ -8,7 +8,7 @@ from absl import flags
 from launch.main import run
 from mossa_jax import api
 from mossa_jax.rundir import write_text
-from mossa_jax.tasks.folder import read_rows
+from mossa_jax.tasks.rows import read_objects
 
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.", required=True)
 EXPERIMENTAL = flags.DEFINE_string("experimental", None, "pretrained, a PEFT folder, or a model.", required=True)
@@ -24,7 +24,7 @@ REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id given as --
 
 def main() -> None:
     """Writes the table and prints it."""
-    prompts = [row["inputs"] for row in read_rows(PROMPTS.value, ("inputs",))[0]]
+    prompts = [row["inputs"] for row in read_objects(PROMPTS.value, ("inputs",))]
     table = api.compare(
         BASE.value, EXPERIMENTAL.value, CONTROL.value, prompts,
         pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, dtype=DTYPE.value,

@@ -8,28 +8,66 @@ from dataclasses import dataclass, field
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 
 MINIATURE = "miniature"
+SUITES = (MINIATURE, "flan2021", "folder", "natural_instructions", "hub")
+SELECTIONS = ("paper", "flan62", "all69")
+MIXTURES = ("capped", "proportional", "equal")
+
+
+@dataclass
+class Columns:
+    """Names of the columns, or JSON fields, of a table of examples."""
+
+    inputs: str = "inputs"
+    targets: str = "targets"
+    task: str = "task"
+    """Only read with suite `hub`: which task a row belongs to. Empty: all rows are one task."""
+    cluster: str = "cluster"
+    """Only read with suite `hub`, and optional there."""
+    template: str = "template"
+    """Optional: a whole number that says which instruction template made the row."""
 
 
 @dataclass
 class Tasks:
-    """Which tasks, and how many rows of each."""
+    """Which tasks, where their rows come from, and how many of each."""
 
     suite: str = MINIATURE
-    """`miniature` (embedded) or `folder` (JSONL files in `folder`)."""
+    """`miniature` (embedded), `flan2021` (from `sources`), `folder` (JSONL or Parquet files in `folder`),
+    `natural_instructions` (Super-NaturalInstructions JSON files in `folder`) or `hub` (one data set of `sources`)."""
     folder: str = ""
-    """With suite `folder`: holds `<split>/<task>.jsonl` and, optionally, `tasks.json` with clusters."""
+    """With suite `folder`: holds `<split>/<task>.jsonl` or `.parquet` and, optionally, `tasks.json` with clusters."""
+    selection: str = "paper"
+    """With suite `flan2021`: `paper` (60 tasks, and seven of Misc. held out), `flan62` (FLAN's own count), `all69`."""
+    sources: tuple[str, ...] = ()
+    """Hub data sets (`org/name` or `org/name@revision`) or folders of the same layout; a task of FLAN 2021 is taken
+    from the first that has it. Empty: `Muennighoff/flan`, which lacks newsroom, winogrande and xsum."""
+    subset: str = ""
+    """With suite `hub`: the data set's configuration, where it has several."""
+    columns: Columns = field(default_factory=Columns)
+    """What the columns of a folder's or data set's rows are called."""
+    test_share: float = 0.1
+    """Share of the rows, chosen by their text, that become test prompts where the source has no test split."""
     only: tuple[str, ...] = ()
-    """Names of the tasks to keep; empty keeps all."""
+    """Names of the tasks or clusters to keep; empty keeps all."""
     held_out: tuple[str, ...] = ("suite",)
-    """Tasks that E never sees. `("suite",)` takes the suite's own; `()` holds none out."""
+    """Tasks or clusters that E never sees. `("suite",)` takes the suite's own; `()` holds none out."""
+    allow_missing: bool = False
+    """Go on without tasks that no source has, and say so in the report; else they are refused."""
     allow_bad_rows: bool = False
-    """Leave out rows of a folder that have no text in `inputs` or `targets`, and count them; else they are refused."""
+    """Leave out rows that are no usable example, and count them; else they are refused."""
     max_train: int = 30_000
     """Training rows a task, the first ones. 30,000 is FLAN 2021's own cap per data set."""
     max_test: int = 10_000
     """Test prompts a task, the first ones. 10,000 as in the authors' runs."""
+    mixture: str = "capped"
+    """How much each task gives to E: `capped` (all it has, under `max_per_cluster`, our reading of the authors' runs),
+    `proportional` (by size, none counted above `max_rate`) or `equal`."""
     max_per_cluster: int = 50_000
-    """Rows that one cluster may give to E's mixture. 50,000 as in the authors' runs."""
+    """With mixture `capped`: rows that one cluster may give. 50,000 as in the authors' runs."""
+    max_rate: int = 3_000
+    """With mixture `proportional`: the size above which a task counts no more. 3,000 is FLAN 2021's."""
+    mixture_rows: int = 0
+    """With mixture `proportional` or `equal`: examples in all; 0 takes as many as need no row twice."""
 
 
 @dataclass
@@ -41,9 +79,12 @@ class Tokens:
     max_tokens: int = 1024
     """Positions that prompt and answer may take together. 1024 as in the authors' runs."""
     truncation: str = "keep_end"
-    """What a prompt that is too long loses: `keep_end` its beginning, `paper` its right end, as in the authors'."""
+    """What a prompt that is too long loses: `keep_end` the beginning of its content, `paper` its right end, as in the
+    authors' runs."""
     row_length: int = 1024
-    """Positions of a packed row; at least `max_tokens`."""
+    """Positions of a packed row."""
+    long_row_length: int = 0
+    """Positions of the rows for what does not fit `row_length`; 0: everything fits, `max_tokens` being no larger."""
 
 
 @dataclass
@@ -180,21 +221,40 @@ def check(config: Config) -> None:
             raise Refusal(BAD_CONFIG, f"config.{name}={value!r}: {what}")
 
     tuning, tokens, tasks = config.tuning, config.tokens, config.tasks
-    require(tasks.suite in (MINIATURE, "folder"), "tasks.suite", "must be 'miniature' or 'folder'")
-    if tasks.suite == "folder":
-        require(bool(tasks.folder), "tasks.folder", "suite 'folder' needs the folder's path")
+    require(tasks.suite in SUITES, "tasks.suite", f"must be one of {', '.join(SUITES)}")
+    if tasks.suite in ("folder", "natural_instructions"):
+        require(bool(tasks.folder), "tasks.folder", f"suite {tasks.suite!r} needs the folder's path")
+    if tasks.suite == "hub":
+        require(len(tasks.sources) == 1, "tasks.sources", "suite 'hub' needs exactly one data set")
+        require(bool(tasks.columns.inputs), "tasks.columns.inputs", "must name a column")
+        require(bool(tasks.columns.targets), "tasks.columns.targets", "must name a column")
+    require(tasks.selection in SELECTIONS, "tasks.selection", f"must be one of {', '.join(SELECTIONS)}")
+    require(tasks.mixture in MIXTURES, "tasks.mixture", f"must be one of {', '.join(MIXTURES)}")
+    require(0 < tasks.test_share < 1, "tasks.test_share", "must be above 0 and below 1")
+    require(tasks.mixture_rows >= 0, "tasks.mixture_rows", "must be 0 or more")
     require(config.dtype in ("float32", "bfloat16"), "dtype", "must be 'float32' or 'bfloat16'")
     require(tokens.template in ("none", "llama2", "chat"), "tokens.template", "must be none, llama2 or chat")
     require(tokens.truncation in ("keep_end", "paper"), "tokens.truncation", "must be keep_end or paper")
     require(tokens.max_tokens >= 4, "tokens.max_tokens", "must be at least 4")
-    require(tokens.row_length >= tokens.max_tokens, "tokens.row_length", "must be at least tokens.max_tokens")
+    longest = max(tokens.row_length, tokens.long_row_length)
+    require(
+        longest >= tokens.max_tokens,
+        "tokens.row_length",
+        "it or tokens.long_row_length must be at least tokens.max_tokens",
+    )
+    require(
+        tokens.long_row_length == 0 or tokens.long_row_length > tokens.row_length,
+        "tokens.long_row_length",
+        "must be 0 or above tokens.row_length",
+    )
     unknown = [target for target in tuning.targets if target not in TARGETS]
     require(not unknown and bool(tuning.targets), "tuning.targets", f"must be some of {', '.join(TARGETS)}")
     require(config.compare.pool in ("last", "mean"), "compare.pool", "must be 'last' or 'mean'")
     require(config.compare.permutations >= 0, "compare.permutations", "must be 0 or more")
     require(config.compare.mismatched >= 0, "compare.mismatched", "must be 0 or more")
     for name in (
-        "tasks.max_train tasks.max_test tasks.max_per_cluster tuning.rank tuning.population tuning.log_every "
+        "tasks.max_train tasks.max_test tasks.max_per_cluster tasks.max_rate tokens.row_length "
+        "tuning.rank tuning.population tuning.log_every "
         "tuning.checkpoint_every tuning.control.batch_rows tuning.experimental.batch_rows compare.batch_rows "
         "compare.draws pretraining.layers pretraining.steps"
     ).split():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 
 from etils import epath
 
+from mossa_jax.hub import at, check_id, is_offline, refusal, why
 from mossa_jax.progress import log
-from mossa_jax.rundir import BAD_INPUT, DISK, NO_ACCESS, Refusal
+from mossa_jax.rundir import BAD_INPUT, Refusal
+
+# How much of a model is wanted.
+_ALL, _TEXTS, _SETTINGS = "all", "texts", "settings"
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -49,7 +52,7 @@ _OPEN_COPIES = {
 _OPEN_MODEL = "HuggingFaceTB/SmolLM2-135M"
 
 
-def locate(name: str, revision: str = "", *, config_only: bool = False) -> epath.Path:
+def locate(name: str, revision: str = "", *, config_only: bool = False, text_only: bool = False) -> epath.Path:
     """The folder of a model: itself, or a hub id's snapshot in the cache, downloaded on first use.
 
     A hub id is refused before any weights are downloaded if they could not be used. Where the hub does not give it,
@@ -60,6 +63,7 @@ def locate(name: str, revision: str = "", *, config_only: bool = False) -> epath
       name: a Hugging Face model folder or a hub id, org/name.
       revision: branch, tag or commit of a hub id; default: its main branch.
       config_only: download config.json and generation_config.json alone; the checks are the same.
+      text_only: download these and the tokenizer's files alone; the checks are the same.
 
     Raises:
       Refusal: 3 when there is no such folder or revision, the repository holds no config.json or no safetensors, or
@@ -72,24 +76,20 @@ def locate(name: str, revision: str = "", *, config_only: bool = False) -> epath
     if is_file or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
-    return _snapshot(name, revision or None, config_only)
+    return _snapshot(name, revision or None, _SETTINGS if config_only else _TEXTS if text_only else _ALL)
 
 
-def _snapshot(name: str, revision: str | None, config_only: bool) -> epath.Path:
+def _snapshot(name: str, revision: str | None, parts: str) -> epath.Path:
     from huggingface_hub import constants
-    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise Refusal(BAD_INPUT, f"{name!r} is neither a folder here nor a hub id; give one of them") from None
-    if constants.HF_HUB_OFFLINE:
-        cached = _cached(name, revision, config_only)
+    check_id(name)
+    if is_offline():
+        cached = _cached(name, revision, parts)
         if cached is None:
             raise Refusal(
                 BAD_INPUT,
-                f"HF_HUB_OFFLINE is set and {_at(name, revision)} is not whole in the cache {constants.HF_HUB_CACHE}; "
+                f"HF_HUB_OFFLINE is set and {at(name, revision)} is not whole in the cache {constants.HF_HUB_CACHE}; "
                 "unset it to download, or give a local folder",
             )
         return cached
@@ -102,13 +102,13 @@ def _snapshot(name: str, revision: str | None, config_only: bool) -> epath.Path:
             f"{constants.ENDPOINT}/{name} lists",
         ) from None
     except Exception as error:  # each transport, proxy and version of the library has errors of its own
-        cached = _cached(name, revision, config_only)
+        cached = _cached(name, revision, parts)
         if cached is None:
             raise _refusal(name, error) from None
-        log.warning("%s cannot be had from the hub (%s); the copy in the cache is used: %s", name, _why(error), cached)
+        log.warning("%s cannot be had from the hub (%s); the copy in the cache is used: %s", name, why(error), cached)
         return cached
     _check_files(name, files)
-    return _download(name, revision, files, config_only)
+    return _download(name, revision, files, parts)
 
 
 def _readable_files(name: str, revision: str | None) -> list[str]:
@@ -157,14 +157,14 @@ def _weights(folder: epath.Path, files: Sequence[str]) -> list[str]:
         raise Refusal(BAD_INPUT, f"{folder / _INDEX} is no index of tensors ({error}); give another revision") from None
 
 
-def _small_files(config_only: bool) -> list[str]:
-    return [*_CONFIG] if config_only else [*_CONFIG, *_TEXT, _INDEX]
+def _small_files(parts: str) -> list[str]:
+    return [*_CONFIG] if parts == _SETTINGS else [*_CONFIG, *_TEXT, _INDEX]
 
 
-def _download(name: str, revision: str | None, files: Sequence[str], config_only: bool) -> epath.Path:
-    wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _small_files(config_only))]
+def _download(name: str, revision: str | None, files: Sequence[str], parts: str) -> epath.Path:
+    wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _small_files(parts))]
     folder = _fetch(name, revision, wanted)
-    if config_only:
+    if parts != _ALL:
         return folder
     weights = _weights(folder, files)
     lacking = sorted(set(weights) - set(files))
@@ -184,10 +184,6 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> epath.Path:
             snapshot_download(name, revision=revision, allow_patterns=files, endpoint=constants.ENDPOINT)
         )
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(
-                DISK, f"no space left in {constants.HF_HUB_CACHE} for {name}; free some or set HF_HUB_CACHE, run again"
-            ) from None
         raise _refusal(name, error) from None
     # Where the connection breaks, some versions of the library give back what there is.
     lacking = [file for file in files if not (folder / file).exists()]
@@ -196,7 +192,7 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> epath.Path:
     return folder
 
 
-def _cached(name: str, revision: str | None, config_only: bool) -> epath.Path | None:
+def _cached(name: str, revision: str | None, parts: str) -> epath.Path | None:
     """The snapshot in the cache if nothing that we need is missing in it."""
     from huggingface_hub import snapshot_download
 
@@ -204,52 +200,19 @@ def _cached(name: str, revision: str | None, config_only: bool) -> epath.Path | 
         folder = epath.Path(
             snapshot_download(
                 name, revision=revision, local_files_only=True,
-                allow_patterns=_small_files(config_only), ignore_patterns=["*/*"],
+                allow_patterns=_small_files(parts), ignore_patterns=["*/*"],
             )
         )  # fmt: skip
     except OSError:
         return None
     if not (folder / "config.json").exists():
         return None
-    if config_only:
+    if parts != _ALL:
         return folder
     weights = _weights(folder, [path.name for path in folder.iterdir()])
     return folder if weights and all((folder / file).exists() for file in weights) else None
 
 
 def _refusal(name: str, error: Exception) -> Refusal:
-    """Why a hub model cannot be had, and what to do about it."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    said = " ".join((getattr(error, "server_message", None) or "").split())[:200]
-    if isinstance(error, GatedRepoError):
-        state = "is gated"
-    elif isinstance(error, RepositoryNotFoundError) or status == 404:
-        state, said = "does not exist or is private", ""
-    elif status in (401, 403):
-        state = "is closed to us"
-    else:
-        return Refusal(
-            BAD_INPUT,
-            f"{name} is no folder here and cannot be had from the hub {constants.ENDPOINT} ({_why(error)}); give a "
-            f"local folder, or download it where there is a network and use that cache (HF_HUB_CACHE, now "
-            f"{constants.HF_HUB_CACHE}) with HF_HUB_OFFLINE=1",
-        )
-    reason = (said or "the token in use does not open it") if get_token() else "no token is set"
-    return Refusal(
-        NO_ACCESS,
-        f"hub model {name} {state} ({reason}): see {constants.ENDPOINT}/{name}, ask for access there and set HF_TOKEN "
-        f"to a token that may read it; or use {_OPEN_COPIES.get(name, _OPEN_MODEL)}, which is open to all, or a local "
-        "folder",
-    )
-
-
-def _why(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    return f"{type(error).__name__}: {first}"
-
-
-def _at(name: str, revision: str | None) -> str:
-    return name if revision is None else f"{name} at revision {revision!r}"
+    instead = f"use {_OPEN_COPIES.get(name, _OPEN_MODEL)}, which is open to all, or a local folder"
+    return refusal("model", name, error, instead)

@@ -1,127 +1,166 @@
-"""A suite in a folder: `<split>/<task>.jsonl`, one object a line with `inputs` and `targets`, and `tasks.json`."""
+"""A suite in a folder: `<split>/<task>.jsonl` or `.parquet`, and `tasks.json` with clusters and what is held out."""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
+from typing import Any
 
 from etils import epath
 
-from mossa_jax.rundir import BAD_INPUT, Refusal
-from mossa_jax.tasks.suite import Example, Suite, Task
+from mossa_jax.config import Tasks
+from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, DISK, Refusal, new_folder, slug
+from mossa_jax.tasks.rows import ENDINGS, BadRow, check_text, file_task
+from mossa_jax.tasks.suite import SPLITS, Suite, Task
 
-_NO_CLUSTER = "tasks"
+NO_CLUSTER = "tasks"
 
 
-def folder_suite(folder: epath.PathLike, allow_bad_rows: bool = False) -> Suite:
-    """The tasks of a folder, in the order of `tasks.json` or else by name; rows are read when they are asked for.
+@dataclass(frozen=True)
+class _Entry:
+    """What `tasks.json` says about a task; `file` is the name of its files without their ending."""
 
-    `tasks.json`, optional, maps a task's name to an object whose `cluster` names its cluster.
+    name: str
+    file: str
+    cluster: str = NO_CLUSTER
+    held_out: bool = False
 
-    Args:
-      folder: the folder.
-      allow_bad_rows: leave out rows that are no usable example, counted in `Task.bad_rows`, instead of refusing.
+
+def folder_suite(config: Tasks) -> Suite:
+    """The tasks of `config.folder`, in the order of `tasks.json` and then by name.
+
+    `tasks.json`, optional, maps a task's name to an object whose optional fields are `cluster`, `held_out` (true: E
+    never sees the task) and `file`, the name of its files without their ending where this is not the task's name.
 
     Raises:
       Refusal: 3 when the folder or its `train` or `test` part is missing, or `tasks.json` does not fit the files.
     """
-    folder = epath.Path(folder)
+    folder = epath.Path(config.folder).expanduser()
     for part in (folder, folder / "train", folder / "test"):
         if not part.is_dir():
-            raise Refusal(BAD_INPUT, f"task folder {part} does not exist; it holds <split>/<task>.jsonl files")
-    names = sorted(path.name.removesuffix(".jsonl") for path in (folder / "train").glob("*.jsonl"))
-    if not names:
-        raise Refusal(BAD_INPUT, f"{folder / 'train'} holds no .jsonl file; a task is <split>/<task>.jsonl")
-    clusters = _clusters(folder)
-    if clusters:
-        unknown = [name for name in clusters if name not in names]
-        if unknown:
-            raise Refusal(BAD_INPUT, f"{folder / 'tasks.json'} names task {unknown[0]!r}, which has no train file")
-        names = [*[name for name in clusters if name in names], *[name for name in names if name not in clusters]]
-    lacking = [name for name in names if not (folder / "test" / f"{name}.jsonl").exists()]
+            raise Refusal(
+                BAD_INPUT, f"task folder {part} does not exist; it holds <split>/<task>.jsonl or .parquet files"
+            )
+    files = {split: _files(folder / split) for split in SPLITS}
+    if not files["train"]:
+        raise Refusal(BAD_INPUT, f"{folder / 'train'} holds no .jsonl or .parquet file; a task is <split>/<task>.jsonl")
+    entries = _entries(folder / "tasks.json")
+    listed = {entry.file for entry in entries}
+    unknown = [entry for entry in entries if entry.file not in files["train"]]
+    if unknown:
+        raise Refusal(
+            BAD_INPUT,
+            f"{folder / 'tasks.json'} names task {unknown[0].name!r}, which has no train file "
+            f"{folder / 'train' / unknown[0].file}.jsonl or .parquet; add it or take the name out",
+        )
+    entries += [_Entry(file, file) for file in files["train"] if file not in listed]
+    lacking = [entry for entry in entries if entry.file not in files["test"]]
     if lacking:
-        raise Refusal(BAD_INPUT, f"task {lacking[0]!r} has no file {folder / 'test' / lacking[0]}.jsonl")
-    return Suite(
-        name=folder.name,
-        tasks=tuple(_task(folder, name, clusters.get(name, _NO_CLUSTER), allow_bad_rows) for name in names),
-    )
+        raise Refusal(
+            BAD_INPUT,
+            f"task {lacking[0].name!r} has no file {folder / 'test' / lacking[0].file}.jsonl or .parquet; "
+            "add it or remove its train file",
+        )
+
+    def task(entry: _Entry) -> Task:
+        locate = partial(_locate, files, entry.file)
+        return file_task(entry.name, entry.cluster, locate, config.columns, config.allow_bad_rows, str(folder))
+
+    held_out = tuple(entry.name for entry in entries if entry.held_out)
+    return Suite(folder.name, tuple(task(entry) for entry in entries), held_out)
 
 
-def _task(folder: epath.Path, name: str, cluster: str, allow_bad_rows: bool) -> Task:
-    bad_rows: dict[str, int] = {}
-    return Task(name, cluster, partial(_read_split, folder, name, bad_rows if allow_bad_rows else None), bad_rows)
+def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = None) -> None:
+    """Writes a suite as a folder that `folder_suite` reads back as the same suite; whole or not at all.
 
-
-def _clusters(folder: epath.Path) -> dict[str, str]:
-    path = folder / "tasks.json"
-    if not path.exists():
-        return {}
-    try:
-        table = json.loads(path.read_text())
-        return {name: str(entry.get("cluster") or _NO_CLUSTER) for name, entry in table.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not a JSON object of task objects ({error})") from None
-
-
-def _read_split(folder: epath.Path, name: str, bad_rows: dict[str, int] | None, split: str) -> Sequence[Example]:
-    path = folder / split / f"{name}.jsonl"
-    if split == "validation" and not path.exists():
-        return ()
-    rows, bad = read_rows(path, ("inputs", "targets"), allow_bad_rows=bad_rows is not None)
-    if bad_rows is not None:
-        bad_rows[split] = bad
-    if not rows:
-        raise Refusal(BAD_INPUT, f"task {name!r} has no rows in {path}; fill it or leave the task out (tasks.only)")
-    return tuple(Example(row["inputs"], row["targets"], _template(row, path, n)) for n, row in enumerate(rows, 1))
-
-
-def _template(row: dict, path: epath.Path, number: int) -> int:
-    value = row.get("template", -1)
-    if not isinstance(value, int):
-        raise Refusal(BAD_INPUT, f"{path}, row {number}: template={value!r} is not a whole number")
-    return value
-
-
-def read_rows(path: epath.PathLike, required: Sequence[str], allow_bad_rows: bool = False) -> tuple[list[dict], int]:
-    """Objects of a JSONL file, each with the required fields as non-empty strings, and the number of bad lines.
-
-    Blank lines, a byte-order mark and CRLF are let pass.
+    Args:
+      suite: any suite.
+      folder: where; it must not exist or be empty.
+      max_rows: the first so many rows of each split; None writes all.
 
     Raises:
-      Refusal: 3 with file and line, at the first bad line unless these are allowed.
+      Refusal: 2 when something is in `folder` already; 3 for bad data of the suite; 6 when the disk is full.
     """
-    path = epath.Path(path)
-    if not path.is_file():
-        raise Refusal(BAD_INPUT, f"{path} does not exist; it should be a JSONL file with {', '.join(required)}")
-    rows, bad = [], 0
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        row, problem = _parse(line, required)
-        if problem and not allow_bad_rows:
-            raise Refusal(BAD_INPUT, f"{path}:{number}: {problem}; mend or remove the line")
-        if problem:
-            bad += 1
-        else:
-            rows.append(row)
-    return rows, bad
-
-
-def _parse(line: bytes, required: Sequence[str]) -> tuple[dict, str]:
-    """A line's object, or what is wrong with it."""
+    folder = epath.Path(folder).expanduser()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise Refusal(BAD_CONFIG, f"{folder} is there already and is not an empty folder; name a new one")
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return {}, "not valid UTF-8"
+        with new_folder(folder) as working:
+            _write(suite, working, max_rows)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Refusal(DISK, f"no space left to write {folder}; free some and run again") from None
+        raise
+
+
+def _files(part: epath.Path) -> dict[str, epath.Path]:
+    """Name without ending -> file, of one split, by name."""
+    found = part.iterdir() if part.is_dir() else ()
+    paths = [path for path in found if path.suffix in ENDINGS and not path.name.startswith(".")]
+    for file, count in Counter(path.stem for path in paths).items():
+        if count > 1:
+            both = " and ".join(str(part / f"{file}{ending}") for ending in ENDINGS)
+            raise Refusal(BAD_INPUT, f"task {file!r} has two files of one split: {both}; remove one")
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
+def _locate(files: dict[str, dict[str, epath.Path]], file: str, split: str) -> epath.Path | None:
+    return files[split].get(file)
+
+
+def _entries(path: epath.Path) -> list[_Entry]:
+    if not path.exists():
+        return []
+    try:
+        table = json.loads(path.read_bytes())
+        entries = [_entry(name, fields) for name, fields in table.items()]
     except json.JSONDecodeError as error:
-        return {}, f"not valid JSON ({error.msg})"
-    if not isinstance(row, dict):
-        return {}, f"a {type(row).__name__}, not an object with {required[0]!r}"
-    for field in required:
-        value = row.get(field)
-        if not isinstance(value, str) or not value.strip():
-            return {}, f"field {field!r} is {value!r}, not a text"
-        if not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            return {}, f"field {field!r} holds half of a surrogate pair, which is no text"
-    return row, ""
+        raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend or remove it") from None
+    except (BadRow, ValueError, RecursionError, AttributeError) as error:
+        raise Refusal(BAD_INPUT, f"{path} is not a JSON object of task objects ({error}); mend or remove it") from None
+    shared = [file for file, count in Counter(entry.file for entry in entries).items() if count > 1]
+    if shared:
+        raise Refusal(BAD_INPUT, f"{path} gives two tasks the file {shared[0]!r}; each needs one of its own")
+    return entries
+
+
+def _entry(name: str, fields: dict[str, Any]) -> _Entry:
+    cluster, file = fields.get("cluster") or NO_CLUSTER, fields.get("file", name)
+    held_out = fields.get("held_out", False)
+    for text, what in ((name, "name"), (cluster, "cluster"), (file, "file")):
+        check_text(text, what)
+    if not isinstance(held_out, bool):
+        raise BadRow(f"'held_out' of {name!r} is neither true nor false")
+    return _Entry(name, file, cluster, held_out)
+
+
+def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:
+    table: dict[str, dict[str, Any]] = {}
+    for task in suite.tasks:
+        file = slug(task.name)
+        table[task.name] = {
+            "cluster": task.cluster,
+            **({"held_out": True} if task.name in suite.held_out else {}),
+            **({"file": file} if file != task.name else {}),
+        }
+        for split in SPLITS:
+            _write_split(task, split, working / split / f"{file}.jsonl", max_rows)
+    (working / "tasks.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_split(task: Task, split: str, path: epath.Path, max_rows: int | None) -> None:
+    rows = islice(task.rows(split), max_rows)
+    first = next(rows, None)
+    if first is None:  # most suites have no validation rows
+        return
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        for row in chain([first], rows):
+            fields = {"inputs": row.inputs, "targets": row.targets, "task": task.name}
+            if row.template >= 0:
+                fields["template"] = row.template
+            file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")

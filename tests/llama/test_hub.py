@@ -3,18 +3,12 @@
 huggingface_hub runs in processes of its own, which know of the server and of their cache by the environment alone.
 """
 
-import hashlib
-import http.server
 import json
 import os
-import re
-import subprocess
-import sys
-import threading
 import types
-import urllib.parse
 
 import pytest
+from hub_server import BAD_TOKEN, GOOD_TOKEN, NARROW_TOKEN, HubServer, Process, commit_of
 
 from mossa_jax.llama.hub import locate
 from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal
@@ -60,75 +54,7 @@ REPOSITORIES = {
     "gated/narrow": {"main": SHARDED},
     "gated/granted": {"main": SHARDED},
 }
-GOOD_TOKEN, NARROW_TOKEN, BAD_TOKEN = "hf_good", "hf_narrow", "hf_bad"
-
-
-def commit_of(name: str, revision: str) -> str:
-    return hashlib.sha1(f"{name}@{revision}".encode()).hexdigest()
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """What huggingface_hub asks for when it looks at a model and downloads it."""
-
-    def log_message(self, *_):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree|auth-check)(?:/(.+))?)?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        if not api and not file:
-            return self.answer(404)
-        name, kind, revision = api.groups() if api else (file[1], "resolve", file[2])
-        self.server.seen.append((name, self.command, kind or "info", revision, file and file[3]))
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token == BAD_TOKEN:
-            return self.answer(401, {"X-Error-Message": "Invalid credentials in Authorization header"})
-        if name == "open/broken":
-            return self.answer(503)
-        if name not in REPOSITORIES:
-            return self.answer(
-                401, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Invalid username or password."}
-            )
-        if kind in ("resolve", "auth-check") and not name.startswith("open/") and token != GOOD_TOKEN:
-            if token == NARROW_TOKEN:  # the hub gives no code here
-                return self.answer(403, {"X-Error-Message": "Please enable access to public gated repositories"})
-            return self.answer(
-                401, {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted."}
-            )
-        revisions = REPOSITORIES[name]
-        by_commit = {commit_of(name, branch): branch for branch in revisions}
-        branch = by_commit.get(revision, revision or "main")
-        if branch not in revisions:
-            return self.answer(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
-        files, commit = revisions[branch], commit_of(name, branch)
-        if kind == "tree":
-            return self.answer_json([
-                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for path, data in files.items()
-            ])  # fmt: skip
-        if kind != "resolve":
-            gated = "manual" if not name.startswith("open/") else False
-            siblings = [{"rfilename": path} for path in files]
-            return self.answer_json({"id": name, "sha": commit, "gated": gated, "siblings": siblings})
-        if file[3] not in files:
-            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        data = files[file[3]]
-        self.answer(200, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data)
-
-    def answer_json(self, value):
-        self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
-
-    def answer(self, status, headers=None, body=b""):
-        self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+GATED = [name for name in REPOSITORIES if not name.startswith("open/")]
 
 
 # Calls `locate` on each case of a line of JSON, and prints what came of them as a line.
@@ -155,42 +81,14 @@ for line in sys.stdin:
 """
 
 
-class Process:
-    """A fresh interpreter that answers questions about hub ids."""
-
-    def __init__(self, home, endpoint: str, **environment):
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-        settings = {
-            "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "JAX_PLATFORMS": "cpu",
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ASKED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=inherited | settings | environment,
-        )  # fmt: skip
-
-    def ask(self, cases: dict) -> dict:
-        """What `locate` gave or refused, by the key of each case."""
-        self.process.stdin.write(json.dumps(cases) + "\n")
-        self.process.stdin.flush()
-        answers = json.loads(self.process.stdout.readline())
-        return {key: types.SimpleNamespace(**answer) for key, answer in answers.items()}
-
-    def close(self):
-        """Lets it end."""
-        self.process.communicate()
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """Answers while the hub was up, then while it was down, then offline, all with one cache; and what it was asked."""
     home, cache = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("cache")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.seen, server.daemon_threads = [], True
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    online = Process(home, endpoint, HF_HUB_CACHE=str(cache))
-    offline = Process(home, endpoint, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = HubServer(models=REPOSITORIES, gated=GATED, broken=["open/broken"])
+    online = Process(ASKED, home, server.endpoint, HF_HUB_CACHE=str(cache))
+    offline = Process(ASKED, home, server.endpoint, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
+    server.start()
     cached = {
         "sharded": {"name": "open/sharded"},
         "single": {"name": "open/single", "revision": "v2"},
@@ -224,18 +122,17 @@ def hub(tmp_path_factory):
             "broken": {"name": "open/broken"},
         })  # fmt: skip
         seen = list(server.seen)
-        server.shutdown()
-        server.server_close()
+        server.stop()
         answers = {"up": up, "down": online.ask(cached), "offline": offline.ask(cached)}
     finally:
         online.close()
         offline.close()
-    return types.SimpleNamespace(endpoint=endpoint, cache=cache, seen=seen, **answers)
+    return types.SimpleNamespace(endpoint=server.endpoint, cache=cache, seen=seen, **answers)
 
 
 def fetched(hub, name: str) -> set[str]:
     """Files of a repository whose content was asked for."""
-    return {file for repository, method, _, _, file in hub.seen if repository == name and file and method == "GET"}
+    return {asked.file for asked in hub.seen if asked.name == name and asked.file and asked.method == "GET"}
 
 
 def content(folder: str) -> dict[str, bytes]:
@@ -259,7 +156,7 @@ def test_only_what_a_model_needs_is_downloaded(hub, case, name, revision, files,
     answer = hub.up[case]
     assert content(answer.folder) == {file: files[file] for file in {*SMALL, *weights}}
     assert fetched(hub, name) == {*SMALL, *weights}
-    assert {asked[3] for asked in hub.seen if asked[0] == name and asked[2] == "resolve"} == {commit_of(name, revision)}
+    assert {asked.revision for asked in hub.seen if asked.name == name and asked.file} == {commit_of(name, revision)}
     assert answer.warnings == []
 
 
@@ -297,7 +194,7 @@ def test_denied_before_anything_is_downloaded(hub, case, name, parts):
     for part in (*parts, f"{hub.endpoint}/{name}", "HF_TOKEN", "local folder"):
         assert part in answer.message
     assert fetched(hub, name) == set()
-    assert {asked[4] for asked in hub.seen if asked[0] == name} <= {None, "config.json"}
+    assert {asked.file for asked in hub.seen if asked.name == name} <= {None, "config.json"}
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,15 @@ def test_same_rows_under_any_hash_seed():
     assert digests == {here.hexdigest() + "\n"}
 
 
+def test_rows_are_made_once_for_a_suite():
+    first, other = (miniature(train=4, validation=4, test=4).tasks[0] for _ in range(2))
+    for one, again in zip(first.rows("test"), first.rows("test"), strict=True):
+        assert one is again
+    assert first.examples("test") == other.examples("test") != first.examples("train")
+    assert first.examples("test")[0] is not other.examples("test")[0]
+    assert first.fingerprint("test") == other.fingerprint("test") != first.fingerprint("train")
+
+
 def _rows(by_name, name):
     return [row for split in SPLITS for row in by_name[name].examples(split)]
 

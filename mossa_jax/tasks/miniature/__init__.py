@@ -8,7 +8,7 @@ tuning adds to the pre-trained model.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from mossa_jax.tasks.miniature.kinds import KINDS, Kind, rows
@@ -26,7 +26,7 @@ def _read(kind: Kind, counts: dict[str, int], seed: int, split: str) -> list[Exa
 
 
 def miniature(seed: int = 0, train: int = 512, validation: int = 64, test: int = 256) -> Suite:
-    """The suite, deterministic from `seed` on every machine; rows are made when a split is first read.
+    """The suite, deterministic from `seed` on every machine; rows are made when a split is first read, and kept.
 
     Args:
       seed: changes the rows drawn; an item (say, a town) stays in the same split under every seed.
@@ -35,7 +35,9 @@ def miniature(seed: int = 0, train: int = 512, validation: int = 64, test: int =
       test: rows of the test split, per task.
     """
     counts = {"train": train, "validation": validation, "test": test}
-    tasks = tuple(Task(kind.name, kind.cluster, partial(_read, kind, counts, seed)) for kind in KINDS)
+    tasks = tuple(
+        Task(kind.name, kind.cluster, cache(partial(_read, kind, counts, seed)), source="embedded") for kind in KINDS
+    )
     return Suite(name="miniature", tasks=tasks, held_out=HELD_OUT)
 
 
