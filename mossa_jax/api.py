@@ -19,7 +19,7 @@ from mossa_jax.llama.adapters import is_finite, stack, zero_adapter
 from mossa_jax.llama.architecture import read_architecture, read_config
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
-from mossa_jax.llama.peft import is_adapter, load_adapter
+from mossa_jax.llama.peft import is_adapter, load_adapter, read_about
 from mossa_jax.llama.weights import save_weights
 from mossa_jax.mesh import replicated
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, NOT_FINITE, Refusal
@@ -59,6 +59,8 @@ def layer_states(
       Refusal: 2 for a bad option, 3 for no prompts or an adapter that does not fit.
     """
     folders = [] if adapter is None else [adapter]
+    for folder in folders:
+        _check_template(model, folder, template)
     ids = _encode(model, prompts, template, max_tokens)
     kept = _states(model, [load_adapter(folder, model.architecture) for folder in folders] or [{}], ids, pool)
     states = np.asarray(jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0))[0, :, : len(prompts)]
@@ -108,6 +110,8 @@ def compare(
             locate(name, revision if name == base else "", config_only=True)
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
     sides = [_side(model, experimental, dtype), _side(model, control, dtype)]
+    for name in (experimental, control):
+        _check_template(model, name, template)
     depths = [side.model.architecture.layers for side in sides]
     if depths[0] != depths[1]:
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
@@ -183,6 +187,12 @@ def _side(model: Model, name: str, dtype: str) -> _Side:
             "both sides must read the same ids",
         )
     return _Side(name, other, {})
+
+
+def _check_template(model: Model, name: str, template: str) -> None:
+    """Refuses to ask an adapter in other words than it was tuned with, where its folder says in which."""
+    if name != PRETRAINED and is_adapter(name) and template in TEMPLATES:
+        model.tokenizer(template).check_record(read_about(name).get("template"), f"adapter {name}")
 
 
 def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int | None) -> list[list[int]]:

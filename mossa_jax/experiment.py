@@ -18,10 +18,11 @@ import pandas as pd
 
 from mossa_jax import config as config_lib
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.config import MINIATURE, Config
+from mossa_jax.config import MINIATURE, Config, Schedule
+from mossa_jax.data import prepare
 from mossa_jax.llama.adapters import is_finite, stack
 from mossa_jax.llama.hub import locate
-from mossa_jax.llama.peft import load_adapter, save_adapter
+from mossa_jax.llama.peft import load_adapter, read_about, save_adapter
 from mossa_jax.progress import Progress, log
 from mossa_jax.reporting import report
 from mossa_jax.rundir import (
@@ -38,8 +39,8 @@ from mossa_jax.similarity.cells import cells, with_q
 from mossa_jax.states import keep_states
 from mossa_jax.tasks import Suite, Task
 from mossa_jax.tasks.mixture import mixture_counts, sample
-from mossa_jax.tokens.packing import pack_examples
-from mossa_jax.tokens.tokenizer import encode_prompts
+from mossa_jax.tokens.encoded import Examples, join
+from mossa_jax.tokens.packing import batches_of, packed_on_disk
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
 from mossa_jax.tuning.score import exact_match
 from mossa_jax.workbench import Bench
@@ -102,16 +103,14 @@ def tune(bench: Bench) -> None:
     config = bench.config
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
-    counts = {task.name: min(len(task.examples("train")), config.tasks.max_train) for task in bench.suite.tasks}
-    for task in bench.suite.tasks:
-        bench.test_examples(task)  # bad data is refused before the first step, not after the last
+    prepare(bench)
     layers = bench.model.architecture.layers
     if not 0 <= config.tuning.first_layer < layers:
         raise Refusal(
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
     if not bench.adapter_folder(TUNED).exists():
-        _tune_experimental(bench, counts)
+        _tune_experimental(bench)
     todo = list(bench.suite.tasks)
     for number, start in enumerate(range(0, len(todo), config.tuning.population)):
         group = todo[start : start + config.tuning.population]
@@ -120,36 +119,42 @@ def tune(bench: Bench) -> None:
     _score(bench)
 
 
-def _tune_experimental(bench: Bench, counts: dict[str, int]) -> None:
+def _tune_experimental(bench: Bench) -> None:
     config = bench.config
-    shares = mixture_counts(bench.suite, counts, set(bench.suite.held_out), config.tasks.max_per_cluster)
-    mixture = []
-    truncated = 0
-    for task in bench.suite.tasks:
-        if task.name in shares:
-            rows, cut = bench.train_rows(task)
-            truncated += cut
-            mixture += [rows[i] for i in sample(task.name, len(rows), shares[task.name], config.seed)]
-    rows = pack_examples(mixture, config.tokens.row_length)
+    encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
+    shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
+    chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
+    mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
     schedule = config.tuning.experimental
-    member = Member(TUNED, rows, steps_for(schedule, len(rows)), bench.seed(TUNED))
-    log.info("tuning E on %d examples in %d packed rows, %d steps", len(mixture), len(rows), member.steps)
+    member = _member(bench, TUNED, mixture, schedule)
+    log.info(
+        "tuning E on %d examples in %d packed rows, %d steps",
+        len(mixture), sum(len(rows) for rows in member.rows), member.steps,
+    )  # fmt: skip
     adapters = tune_population(
         "E", [member], bench.model.state, bench.model.architecture, config.tuning, schedule, bench.mesh,
         bench.rundir, bench.stop,
     )  # fmt: skip
-    about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": truncated}
+    cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
+    about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
     _export(bench, [member], adapters, [about])
+
+
+def _member(bench: Bench, name: str, examples: Examples, schedule: Schedule) -> Member:
+    tokens = bench.config.tokens
+    rows = packed_on_disk(examples, tokens.row_length, tokens.long_row_length)
+    counts = [len(part) for part in rows]
+    batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
+    return Member(name, rows, steps_for(schedule, batches), bench.seed(name))
 
 
 def _tune_controls(bench: Bench, group: list[Task], label: str) -> None:
     config, schedule = bench.config, bench.config.tuning.control
     members, about = [], []
     for task in group:
-        encoded, cut = bench.train_rows(task)
-        rows = pack_examples(encoded, config.tokens.row_length)
-        members.append(Member(task.name, rows, steps_for(schedule, len(rows)), bench.seed(task.name)))
-        bad = task.bad_rows.get("train", 0)
+        encoded = bench.encoded(task, "train")
+        members.append(_member(bench, task.name, encoded.examples, schedule))
+        cut, bad = int(encoded.cut.sum()), encoded.bad_rows
         about.append({"tasks": [task.name], "rows": len(encoded), "truncated_rows": cut, "bad_rows": bad})
     log.info(
         "tuning %d control models together, %d to %d steps",
@@ -170,9 +175,9 @@ def _export(bench: Bench, members: list[Member], adapters: list, notes: list[dic
             "model": member.name,
             **note,
             "steps": member.steps,
-            "packed_rows": len(member.rows),
+            "packed_rows": sum(len(rows) for rows in member.rows),
             "seed": list(member.seed),
-            "template": bench.config.tokens.template,
+            "template": bench.tokenizer.record,
             "tuning": asdict(bench.config.tuning),
         }
         if bench.rundir.writer:
@@ -188,7 +193,7 @@ def _score(bench: Bench) -> None:
     todo = [task for task in bench.suite.tasks if not bench.part("scores", task).exists()]
     progress = Progress("scores", len(bench.suite.tasks), len(bench.suite.tasks) - len(todo))
     for number, task in enumerate(todo, len(bench.suite.tasks) - len(todo) + 1):
-        examples = bench.test_examples(task)[: tuning.score_prompts]
+        examples = task.examples("test", min(tuning.score_prompts, bench.config.tasks.max_test))
         adapters = _stack(bench, [None, TUNED, task.name])
         shares = exact_match(
             bench.model.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
@@ -207,6 +212,8 @@ def _score(bench: Bench) -> None:
 def _stack(bench: Bench, names: list[str | None]):
     """Adapters by model name, stacked; None is the base model itself."""
     arch = bench.model.architecture
+    for name in filter(None, names):
+        bench.tokenizer.check_record(read_about(bench.adapter_folder(name)).get("template"), f"adapter {name!r}")
     return stack(arch, [{} if name is None else load_adapter(bench.adapter_folder(name), arch) for name in names])
 
 
@@ -218,6 +225,7 @@ def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
 def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
     tasks, rundir = bench.suite.tasks, bench.rundir
+    prepare(bench)
     lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.adapter_folder(name).exists()]
     if lacking:
         raise Refusal(
@@ -242,12 +250,12 @@ def compare(bench: Bench) -> pd.DataFrame:
 
 def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
     config = bench.config.compare
-    texts, tokens = [row.inputs for row in bench.test_examples(task)], bench.config.tokens
-    prompts, _ = encode_prompts(bench.tokenizer, texts, tokens.max_tokens, tokens.truncation)
+    tokens = bench.config.tokens
     controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
     kept = keep_states(
-        bench.model.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), prompts, bench.mesh,
-        pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
+        bench.model.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), bench.test_prompts(task),
+        bench.mesh, pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
+        long_row_length=tokens.long_row_length,
     )  # fmt: skip
     names = [(experimental, control) for control in range(2, 2 + len(controls)) for experimental in (0, 1)]
     similarities = compare_states(

@@ -8,10 +8,12 @@ import time
 import pandas as pd
 
 from mossa_jax import mesh as mesh_lib
+from mossa_jax.data import read_record
 from mossa_jax.findings import find
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model
+from mossa_jax.llama.peft import read_about
 from mossa_jax.progress import log
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, write_json, write_table
@@ -35,9 +37,9 @@ def report(bench: Bench) -> dict:
         raise Refusal(
             BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
-    table = pd.read_parquet(path)
+    table, data = pd.read_parquet(path), read_record(rundir)
     scores = _scores(bench)
-    found = find(table, scores, seed=config.seed, draws=config.compare.draws)
+    found = find(table, scores, seed=config.seed, draws=config.compare.draws) | {"template": data["template"]}
     parity = base_parity(bench)
     if not rundir.writer:
         return found
@@ -48,7 +50,8 @@ def report(bench: Bench) -> dict:
     figures = rundir / "figures"
     write_figures(table, found, scores, curves, figures)
     write_page(
-        rundir / "report.html", table, found, scores, curves, _task_table(bench), parity, _about(bench, table),
+        rundir / "report.html", table, found, scores, curves, _task_table(bench, data), parity,
+        _about(bench, table, data),
         figures,
     )  # fmt: skip
     log.info("report: %s", rundir / "report.html")
@@ -79,7 +82,7 @@ def base_parity(bench: Bench) -> pd.DataFrame | str:
 def _check_base(bench: Bench) -> pd.DataFrame | str:
     def inputs() -> tuple[Model, list[list[int]]]:
         tokens = bench.config.tokens
-        texts = [bench.test_examples(task)[0].inputs for task in bench.suite.tasks[:_PARITY_TASKS]]
+        texts = [task.examples("test", 1)[0].inputs for task in bench.suite.tasks[:_PARITY_TASKS]]
         prompts, _ = encode_prompts(bench.tokenizer, texts, tokens.max_tokens, tokens.truncation)
         return bench.model, [ids[:_PARITY_TOKENS] for ids in prompts]
 
@@ -105,35 +108,37 @@ def training_curves(rundir: RunDir) -> pd.DataFrame:
     return curves.astype({"step": int}).reset_index(drop=True)
 
 
-def _task_table(bench: Bench) -> pd.DataFrame:
+def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
     rows, suite = [], bench.suite
     for task in suite.tasks:
-        about = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())
+        train, test = record["tasks"][task.name]["train"], record["tasks"][task.name]["test"]
         rows.append(
             {
                 "task": task.name,
                 "cluster": task.cluster,
                 "held_out": task.name in suite.held_out,
-                "train_rows": about["rows"],
-                "test_rows": len(bench.test_examples(task)),
-                "truncated_rows": about["truncated_rows"],
-                "steps": about["steps"],
+                "train_rows": train["rows"],
+                "test_rows": test["rows"],
+                "truncated_rows": train["cut"],
+                "truncated_prompts": test["cut"],
+                "steps": read_about(bench.adapter_folder(task.name))["steps"],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _about(bench: Bench, table: pd.DataFrame) -> dict:
+def _about(bench: Bench, table: pd.DataFrame, data: dict) -> dict:
     config, suite = bench.config, bench.suite
     record = json.loads((bench.rundir / "environment.json").read_text())
     warnings = []
     if table.n.min() < 50:
         warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
-    for task in suite.tasks:
-        bad = json.loads((bench.adapter_folder(task.name) / "mossa.json").read_text())["bad_rows"]
-        bad += task.bad_rows.get("test", 0)
+    if data["missing"]:
+        warnings.append(f"tasks that no source has, left out: {', '.join(data['missing'])}")
+    for name, task in data["tasks"].items():
+        bad = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad:
-            warnings.append(f"task {task.name}: {bad} unusable rows were left out")
+            warnings.append(f"task {name}: {bad} unusable rows were left out")
     return {
         "name": config.name,
         "base": config.base,
@@ -144,7 +149,7 @@ def _about(bench: Bench, table: pd.DataFrame) -> dict:
         "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
         "dtype": config.dtype,
         "pooling": config.compare.pool,
-        "template": config.tokens.template,
+        "template": f"{data['template']['name']} ({data['template']['digest']}): {data['template']['text']}",
         "seed": config.seed,
         "devices": f"{record['devices']} x {record['device']}, {record['processes']} process(es)",
         "versions": record["packages"] | {"python": record["python"]},

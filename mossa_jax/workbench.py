@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import jax
+import numpy as np
 import pandas as pd
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config
+from mossa_jax.llama.architecture import read_architecture
+from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import RunDir, slug
 from mossa_jax.tasks import Suite, Task, load_suite
-from mossa_jax.tokens.tokenizer import Tokenizer, encode_examples
+from mossa_jax.tokens.encoded import EncodedSplit, encode_split
+from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from mossa_jax.tuning.pretraining import miniature_base
+
+
+def base_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of a configuration's base model, with its template; fetches no weights.
+
+    Raises:
+      Refusal: 3 for a model folder without config or tokenizer, 4 when access is denied.
+    """
+    if config.base == MINIATURE:
+        from mossa_jax.tasks.miniature import TOKENIZER
+
+        return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
+    folder = locate(config.base, config.revision, text_only=True)
+    architecture = read_architecture(folder)
+    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
 
 
 @dataclass
@@ -26,6 +45,7 @@ class Bench:
     config: Config
     rundir: RunDir
     stop: Stop
+    _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
 
     @cached_property
     def suite(self) -> Suite:
@@ -61,22 +81,24 @@ class Bench:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The base model's tokenizer with the run's template."""
-        return self.model.tokenizer(self.config.tokens.template)
+        """The base model's tokenizer with the run's template; no weights are needed for it."""
+        return base_tokenizer(self.config)
 
     def seed(self, name: str) -> tuple[int, ...]:
         """A model's own seed, the same in whatever group it is trained."""
         return (self.config.seed, zlib.crc32(name.encode()))
 
-    def train_rows(self, task: Task):
-        """A task's encoded training rows under its cap, and how many had to be cut."""
-        examples = task.examples("train")[: self.config.tasks.max_train]
-        tokens = self.config.tokens
-        return encode_examples(self.tokenizer, examples, tokens.max_tokens, tokens.truncation)
+    def encoded(self, task: Task, split: str) -> EncodedSplit:
+        """A task's rows of a split as ids, under the cap of that split; in the cache after the first time."""
+        limit = self.config.tasks.max_test if split == "test" else self.config.tasks.max_train
+        if (task.name, split) not in self._encoded:
+            self._encoded[task.name, split] = encode_split(task, split, self.tokenizer, self.config.tokens, limit)
+        return self._encoded[task.name, split]
 
-    def test_examples(self, task: Task):
-        """A task's test rows under its cap."""
-        return task.examples("test")[: self.config.tasks.max_test]
+    def test_prompts(self, task: Task) -> list[np.ndarray]:
+        """Ids of a task's test prompts."""
+        examples = self.encoded(task, "test").examples
+        return [examples.prompt(item) for item in range(len(examples))]
 
     def adapter_folder(self, name: str):
         """Where a tuned model's PEFT adapter lies."""

@@ -1,5 +1,6 @@
 """What several rooms test with: tiny models, made once a session."""
 
+import os
 import pathlib
 import runpy
 import tempfile
@@ -16,14 +17,15 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_configure(config):
-    """Programs that several tests compile alike are compiled once a session."""
-    config.compiled = tempfile.TemporaryDirectory(prefix="mossa-compiled-")
-    jax.config.update("jax_compilation_cache_dir", config.compiled.name)
+    """Programs that several tests compile alike are compiled once a session; the user's own cache is left alone."""
+    config.kept = tempfile.TemporaryDirectory(prefix="mossa-tests-")
+    os.environ["MOSSA_CACHE"] = f"{config.kept.name}/cache"
+    jax.config.update("jax_compilation_cache_dir", f"{config.kept.name}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_unconfigure(config):
-    config.compiled.cleanup()
+    config.kept.cleanup()
 
 
 @pytest.fixture(scope="session")

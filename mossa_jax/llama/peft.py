@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from mossa_jax.rundir import BAD_INPUT, Refusal, new_folder, write_bytes, write_
 
 Parts = dict[str, dict[str, np.ndarray]]
 
+_ABOUT = "mossa.json"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -127,7 +129,13 @@ def save_adapter(
     with new_folder(folder) as new:
         write_json(new / "adapter_config.json", config | {"base_model_name_or_path": base})
         write_bytes(new / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-        write_json(new / "mossa.json", about)
+        write_json(new / _ABOUT, about)
+
+
+def read_about(folder: epath.PathLike) -> dict[str, Any]:
+    """What `save_adapter` was told `about` an adapter; empty for folders that others wrote."""
+    path = epath.Path(folder) / _ABOUT
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _tensor_name(block: Block, side: str) -> str:

@@ -138,7 +138,7 @@ def write_page(
         found: From `mossa_jax.findings.find`.
         scores: Columns `task, cluster, held_out, model, exact_match, n`.
         curves: Columns `model, step, loss`.
-        tasks: Columns `task, cluster, held_out, train_rows, test_rows, truncated_rows, steps`.
+        tasks: Columns `task, cluster, held_out, train_rows, test_rows, truncated_rows, truncated_prompts, steps`.
         parity: Columns `layer, max_abs_difference, largest` (`mossa_jax.states.parity`), or why there are none.
         about: What the run was: strings and numbers shown as they are under their key; `dtype` is named beside the
             parity, `command` (string), `warnings` (list of strings) and `versions` (dict) have their own places.

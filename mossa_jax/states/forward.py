@@ -85,6 +85,7 @@ def keep_states(
     pool: str,
     row_length: int,
     batch_rows: int,
+    long_row_length: int = 0,
 ) -> KeptStates:
     """States of all models over all prompts.
 
@@ -95,10 +96,10 @@ def keep_states(
       prompts: token ids, BOS included.
       mesh: with an adapter axis of one: the models of a task are few, rows are many.
       pool: one of `POOLS`.
-      row_length: positions of a packed row, at least the longest prompt.
+      row_length: positions of a packed row.
       batch_rows: packed rows a forward pass.
+      long_row_length: positions of the rows for prompts that are longer; 0: there are none.
     """
-    rows = pack_prompts(prompts, row_length)
     placed = {
         target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
         for target, part in adapters.items()
@@ -108,13 +109,15 @@ def keep_states(
     shape = (models, arch.layers + 2, slots, arch.hidden)
     layout = mesh_lib.sharding(mesh, shape, ("adapter", None, "rows", None))
     kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=layout)()
-    width = _power_of_two(rows.ids.shape[1])
-    size = mesh_lib.round_up(min(batch_rows, _power_of_two(len(rows))), mesh.shape["fsdp"])
-    for batch in rows.batches(size):
-        batch = _with_prompts(batch, width)
-        names = ("rows", None)
-        arrays = {field.name: mesh_lib.place(mesh, getattr(batch, field.name), names) for field in fields(batch)}
-        kept = forward(arch, pool, layout, base, placed, arrays, kept)
+    for rows in pack_prompts(prompts, row_length, long_row_length):
+        width = _power_of_two(rows.ids.shape[1])
+        share = max(batch_rows * row_length // rows.tokens.shape[1], 1)  # about as many positions, whatever the length
+        size = mesh_lib.round_up(min(share, _power_of_two(len(rows))), mesh.shape["fsdp"])
+        for batch in rows.batches(size):
+            batch = _with_prompts(batch, width)
+            names = ("rows", None)
+            arrays = {field.name: mesh_lib.place(mesh, getattr(batch, field.name), names) for field in fields(batch)}
+            kept = forward(arch, pool, layout, base, placed, arrays, kept)
     return KeptStates(kept, np.arange(slots) < len(prompts), arch.state_names())
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from etils import epath
 
-from mossa_jax.rundir import BAD_INPUT, Refusal
-from mossa_jax.tasks.suite import Example
+from mossa_jax.rundir import BAD_INPUT, Refusal, digest
 
 TEMPLATES = ("none", "llama2", "chat")
 TRUNCATIONS = ("keep_end", "paper")
+
+_CONTENT = "{content}"
+# Some chat templates print the day; a prompt must not change overnight.
+_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,9 @@ class Tokenizer:
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole prompts, BOS first."""
-        if self.template == "chat":
-            rendered = [self._chat(text) for text in texts]
-        elif self.template == "llama2":
-            from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
-
-            head = f"[INST] <<SYS>>\n{DEFAULT_SYSTEM_PROMPT}\n<</SYS>>\n\n"
-            rendered = [f"{head}{text} [/INST]" for text in texts]
-        else:
-            rendered = list(texts)
         prefix = [] if self.bos is None else [self.bos]
-        return [prefix + (ids[1:] if ids[:1] == prefix and prefix else ids) for ids in self._ids(rendered)]
+        found = self._ids([self._render(text) for text in texts])
+        return [prefix + (ids[1:] if ids[:1] == prefix and prefix else ids) for ids in found]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of answers, EOS last."""
@@ -56,12 +52,60 @@ class Tokenizer:
         ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
         return self.library.decode(ids, skip_special_tokens=True).strip()
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.library(list(texts), add_special_tokens=False).input_ids if texts else []
+    @cached_property
+    def record(self) -> dict[str, str]:
+        """What a prompt looks like, to be kept with whatever is made from prompts.
 
-    def _chat(self, text: str) -> str:
-        message = [{"role": "user", "content": text}]
-        return self.library.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        `name`; `text`, the whole prompt with `{content}` for the task's own; `digest`, which tells two templates apart.
+        """
+        text = self._render(_CONTENT)
+        source = self.library.chat_template if self.template == "chat" else None
+        return {"name": self.template, "text": text, "digest": digest([text, self.bos is not None, source])}
+
+    @cached_property
+    def identity(self) -> str:
+        """Changes whenever the ids of some text could: a digest of vocabulary, rules, template, BOS and EOS."""
+        fast = getattr(self.library, "backend_tokenizer", None)
+        rules = fast.to_str() if fast is not None else sorted(self.library.get_vocab().items())
+        return digest([type(self.library).__name__, rules, self.record["digest"], self.bos, self.eos])
+
+    @cached_property
+    def head(self) -> tuple[int, ...]:
+        """The leading ids that all prompts share: BOS, and what the template puts in front of the content."""
+        empty, other = self.prompts(["", "a"])
+        same = next((i for i, (x, y) in enumerate(zip(empty, other, strict=False)) if x != y), len(empty))
+        return tuple(empty[:same])
+
+    def check_record(self, record: Mapping[str, str] | None, whose: str) -> None:
+        """Refuses to ask a model in other words than it was tuned with; `record` None (unknown) passes.
+
+        Raises:
+          Refusal: 3 when `record`, from `whose` tuning, is of another template.
+        """
+        if record is None or record["digest"] == self.record["digest"]:
+            return
+        same_name = record["name"] == self.template
+        what = f"another version of template {self.template!r}" if same_name else f"template {record['name']!r}"
+        raise Refusal(
+            BAD_INPUT,
+            f"{whose} was tuned with {what} ({record['text'][:60]!r}...), not {self.record['text'][:60]!r}...: states "
+            f"would not compare; {'restore that version' if same_name else 'ask with the template it was tuned with'}",
+        )
+
+    def _render(self, text: str) -> str:
+        if self.template == "chat":
+            message = [{"role": "user", "content": text}]
+            return self.library.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True, date_string=_DATE
+            )
+        if self.template == "llama2":
+            from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
+
+            return f"[INST] <<SYS>>\n{DEFAULT_SYSTEM_PROMPT}\n<</SYS>>\n\n{text} [/INST]"
+        return text
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.library(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
 def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: Sequence[int]) -> Tokenizer:
@@ -92,53 +136,34 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
     return Tokenizer(library, template, bos, end)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One training example: prompt and answer ids (EOS last)."""
-
-    prompt: list[int]
-    answer: list[int]
-
-
 def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int, truncation: str) -> list[int]:
     """A prompt's ids, cut to `limit`.
 
     `paper` cuts on the right, as the authors' code does, and so loses the question that often stands last and the
-    template's closing marker. `keep_end` keeps the template's head (BOS, system prompt) and the end, and cuts the
-    beginning of what is between.
+    template's closing marker. `keep_end` keeps the template's head (BOS, system prompt) and the end with the closing
+    marker, and cuts the beginning of the content between them. A head takes at most three quarters of the limit.
     """
     if len(ids) <= limit:
         return ids
     if truncation == "paper":
         return ids[:limit]
-    head = 0
-    for ours, empty in zip(ids, tokenizer.prompts([""])[0], strict=False):
-        if ours != empty:
-            break
-        head += 1
-    head = min(head, limit // 2)
+    head = min(len(tokenizer.head), 3 * limit // 4)
     return ids[:head] + ids[len(ids) - (limit - head) :]
 
 
-def encode_examples(
-    tokenizer: Tokenizer, examples: Sequence[Example], max_tokens: int, truncation: str = "keep_end"
-) -> tuple[list[Encoded], int]:
-    """Encodes rows for tuning; returns them with the number of rows that had to be cut.
+def cut_pair(
+    tokenizer: Tokenizer, prompt: list[int], answer: list[int], limit: int, truncation: str
+) -> tuple[list[int], list[int]]:
+    """A prompt with its answer, cut to `limit` ids together.
 
-    Of `max_tokens` the answer of a pair that is too long gets its proportional share, at least one id, and loses its
-    right end, as in the authors' code; the prompt is cut as `truncation` says (`cut_prompt`).
+    The answer of a pair that is too long gets its proportional share, at least one id, and loses its right end, as in
+    the authors' code; the prompt is cut as `truncation` says (`cut_prompt`).
     """
-    prompts = tokenizer.prompts([example.inputs for example in examples])
-    answers = tokenizer.answers([example.targets for example in examples])
-    encoded, cut = [], 0
-    for prompt, answer in zip(prompts, answers, strict=True):
-        total = len(prompt) + len(answer)
-        if total > max_tokens:
-            cut += 1
-            share = max(int(max_tokens * len(answer) / total), 1)
-            prompt, answer = cut_prompt(tokenizer, prompt, max_tokens - share, truncation), answer[:share]
-        encoded.append(Encoded(prompt, answer))
-    return encoded, cut
+    total = len(prompt) + len(answer)
+    if total <= limit:
+        return prompt, answer
+    share = max(int(limit * len(answer) / total), 1)
+    return cut_prompt(tokenizer, prompt, limit - share, truncation), answer[:share]
 
 
 def encode_prompts(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax import mesh as mesh_lib
@@ -16,7 +18,7 @@ from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.progress import Progress, Stop
 from mossa_jax.rundir import NOT_FINITE, Refusal, RunDir
-from mossa_jax.tokens.packing import TrainingRows, batch_index
+from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 
@@ -27,20 +29,20 @@ class Member:
 
     Attributes:
       name: its task, or "tuned" for E.
-      rows: what it learns from.
+      rows: what it learns from: packed rows, and long ones where there are any.
       steps: optimizer steps.
       seed: what its start and its order of rows are drawn from; independent of the group it is trained in.
     """
 
     name: str
-    rows: TrainingRows
+    rows: tuple[PackedExamples, ...]
     steps: int
     seed: tuple[int, ...]
 
 
-def steps_for(schedule: Schedule, rows: int) -> int:
-    """Steps that a schedule gives to a model with so many packed rows."""
-    steps = max(1, int(np.ceil(schedule.epochs * rows / schedule.batch_rows)))
+def steps_for(schedule: Schedule, batches: Batches) -> int:
+    """Steps that a schedule gives to a model with these batches."""
+    steps = max(1, int(np.ceil(schedule.epochs * batches.per_epoch)))
     return min(steps, schedule.max_steps) if schedule.max_steps else steps
 
 
@@ -126,19 +128,25 @@ def tune_population(
         for target, leaf in adapters_lib.scales(stacked).items()
     }
     total = mesh_lib.place(mesh, totals, ("adapter",))
-    width = max(member.rows.labels.shape[1] for member in members)
-    rows = [member.rows.with_answers(width) for member in slots]
-    batch_rows = schedule.batch_rows
+    batches = [_batches(member, schedule.batch_rows) for member in slots]
+    kinds = [_Kind.of([member.rows[kind : kind + 1] for member in slots], batches, kind) for kind in (0, 1)]
     jitted = population.make_step(arch, optimizer, mesh, tuning.remat)
-    clock = {"time": time.monotonic(), "step": None}
+    clock = {"time": None, "tokens": 0}
 
     def step(state, number):
-        parts = [
-            part.take(batch_index(len(part), batch_rows, (*member.seed, 2), number))
-            for part, member in zip(rows, slots, strict=True)
-        ]
-        batch = TrainingRows(*(np.stack([getattr(p, f.name) for p in parts]) for f in fields(TrainingRows)))
-        return jitted(base, scale, total, state, population.place_batch(mesh, batch))
+        chosen = [batch.at(number) for batch in batches]
+        metrics = None
+        for which, kind in enumerate(kinds):
+            active = np.asarray([here == which for here, _ in chosen])
+            if not active.any():
+                continue
+            rows = kind.batch([index if here == which else None for here, index in chosen])
+            clock["tokens"] += int((active & (totals > number)).sum()) * rows.tokens[0].size
+            placed = population.place_batch(mesh, rows), mesh_lib.place(mesh, active, ("adapter",))
+            state, found = jitted(base, scale, total, state, *placed)
+            # What a model did not take part in says nothing about it.
+            metrics = found if metrics is None else jax.tree.map(partial(jnp.where, active), found, metrics)
+        return state, metrics
 
     def report(done, metrics):
         metrics = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(members)], metrics)
@@ -155,12 +163,10 @@ def tune_population(
             rundir.append_metrics(
                 {"model": members[index].name, "step": done, "loss": round(float(metrics["loss"][index]), 6)}
             )
-        now, before = time.monotonic(), clock["step"]
-        speed = ""
-        if before is not None and done > before:
-            tokens = int((totals >= done).sum()) * batch_rows * rows[0].tokens.shape[1] * (done - before)
-            speed = f", {tokens / (now - clock['time']):,.0f} tokens/s"
-        clock["time"], clock["step"] = now, done
+        now, speed = time.monotonic(), ""
+        if clock["time"] is not None:  # the first stretch holds the compilation
+            speed = f", {clock['tokens'] / max(now - clock['time'], 1e-9):,.0f} tokens/s"
+        clock["time"], clock["tokens"] = now, 0
         return f"loss {float(metrics['loss'][running].mean()):.3f}{speed}"
 
     state = train(
@@ -179,3 +185,38 @@ def tune_population(
     )
     joined = adapters_lib.join(gathered, adapters_lib.scales(stacked))
     return [adapters_lib.unstack(joined, index) for index in range(len(members))]
+
+
+def _batches(member: Member, batch_rows: int) -> Batches:
+    lengths = [rows.length for rows in member.rows]
+    return batches_of([len(rows) for rows in member.rows], batch_rows, *lengths, seed=(*member.seed, 2))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The rows of one length of all slots.
+
+    Attributes:
+      rows: of each slot; None where it has none.
+      size: rows in a batch.
+      width: the most answer tokens in a row of any slot.
+    """
+
+    rows: list[PackedExamples | None]
+    size: int
+    width: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[PackedExamples]], batches: Sequence[Batches], kind: int) -> _Kind:
+        found = [part[0] if part else None for part in rows]
+        sizes = [batch.sizes[kind] for part, batch in zip(found, batches, strict=True) if part is not None]
+        return cls(found, max(sizes, default=0), max((part.width for part in found if part is not None), default=0))
+
+    def batch(self, chosen: Sequence[np.ndarray | None]) -> TrainingRows:
+        """Leading axes [A, B]: each slot's rows at its index, empty ones where that is None."""
+        some = next(part for part in self.rows if part is not None)
+        parts = [
+            some.nothing(self.size, self.width) if index is None else part.take(index, self.width)
+            for part, index in zip(self.rows, chosen, strict=True)
+        ]
+        return TrainingRows(*(np.stack([getattr(part, f.name) for part in parts]) for f in fields(TrainingRows)))

@@ -66,14 +66,15 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
 
 
 def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh, remat: bool = True) -> Callable:
-    """The jitted step `(base, scale, total, state, batch) -> (state, metrics)`.
+    """The jitted step `(base, scale, total, state, batch, active) -> (state, metrics)`.
 
-    `scale` is target -> [A, L]; `total` [A] int32 is each model's number of steps: a model that has reached it
-    stays as it is. Metrics, per adapter: `loss` (nats per answer token), `tokens` (answer tokens), `gradient_norm`.
+    `scale` is target -> [A, L]; `total` [A] int32 is each model's number of steps: a model that has reached it, or
+    is not `active` [A] bool in this batch, stays as it is. Metrics, per adapter: `loss` (nats per answer token),
+    `tokens` (answer tokens), `gradient_norm`.
     `state` is donated.
     """
 
-    def one(base, parts, moments, step, scale, total, rows):
+    def one(base, parts, moments, step, scale, total, rows, active):
         model = merge(arch, base)
 
         def loss(parts):
@@ -83,7 +84,7 @@ def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh,
         count = jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
         new_parts, new_moments = optimizer.update(gradients, moments, parts, step, total)
-        running = step < total
+        running = (step < total) & active
         keep = lambda new, old: jnp.where(running, new, old)  # noqa: E731
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         metrics = {"loss": summed / count, "tokens": count, "gradient_norm": norm}
@@ -94,10 +95,10 @@ def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh,
             metrics,
         )
 
-    def step(base, scale, total, state, batch):
-        stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
+    def step(base, scale, total, state, batch, active):
+        stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
         parts, moments, count, metrics = stacked(
-            base, state["adapters"], state["moments"], state["step"], scale, total, batch
+            base, state["adapters"], state["moments"], state["step"], scale, total, batch, active
         )
         # Every process logs: the few numbers of a step are whole everywhere.
         metrics = jax.lax.with_sharding_constraint(metrics, mesh_lib.replicated(mesh))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from dataclasses import fields
 
 import jax
@@ -19,6 +18,7 @@ import optax.contrib
 from etils import epath
 
 from mossa_jax import mesh as mesh_lib
+from mossa_jax.cache import cache_root
 from mossa_jax.config import Pretraining
 from mossa_jax.llama.architecture import Architecture, to_config
 from mossa_jax.llama.model import initial_state, merge
@@ -35,11 +35,6 @@ from mossa_jax.tuning.objective import answer_loss
 _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
 
 
-def cache_folder() -> epath.Path:
-    """Where models made here are kept: $MOSSA_CACHE, or `~/.cache/mossa_jax`."""
-    return epath.Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
-
-
 def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -> epath.Path:
     """The folder of the miniature base model for this configuration; trains it when it is not in the cache."""
     from mossa_jax.tasks.miniature import TOKENIZER, pretraining_text
@@ -48,7 +43,7 @@ def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -
     text = hashlib.sha256("\n".join(documents).encode()).hexdigest()
     vocabulary = hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()
     key = digest([dataclasses.asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
-    folder = cache_folder() / f"miniature-{key}"
+    folder = epath.Path(cache_root() / f"miniature-{key}")
     if not folder.exists() and rundir.writer:
         _pretrain(folder, documents, config, seed, rundir, stop)
     mesh_lib.wait_for_all("pre-training")

@@ -86,5 +86,6 @@ def training_records(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     facts = table.drop_duplicates("task")
     models = ["tuned", *facts["task"]]
     curves = [(model, step, 3.0 / (1 + step)) for model in models for step in range(5)]
-    tasks = facts[["task", "cluster", "held_out"]].assign(train_rows=50, test_rows=20, truncated_rows=0, steps=5)
+    counts = {"train_rows": 50, "test_rows": 20, "truncated_rows": 0, "truncated_prompts": 0, "steps": 5}
+    tasks = facts[["task", "cluster", "held_out"]].assign(**counts)
     return pd.DataFrame(curves, columns=["model", "step", "loss"]), tasks

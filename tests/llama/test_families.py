@@ -39,7 +39,7 @@ def rows_of(prompts, packed: bool):
     tokens, positions, segments = (np.zeros((ROWS, WIDTH), np.int32) for _ in range(3))
     places = {}
     if packed:
-        rows = pack_prompts(prompts, WIDTH)
+        (rows,) = pack_prompts(prompts, WIDTH)
         assert len(rows) < len(prompts)
         for array, part in ((tokens, rows.tokens), (positions, rows.positions), (segments, rows.segments)):
             array[: len(part)] = part

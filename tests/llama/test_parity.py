@@ -68,7 +68,7 @@ def test_packed_rows_and_padding_change_nothing(tiny):
     wanted = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 16)), PROMPTS)
     wide = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 40, filler=17)), PROMPTS)
     assert_equal_states(wide, wanted, 2e-6)
-    rows = pack_prompts(PROMPTS, 32)
+    (rows,) = pack_prompts(PROMPTS, 32)
     assert len(rows) < len(PROMPTS)  # something is packed
     states = every_state(model.architecture, model.state, rows.tokens, rows.positions, rows.segments)
     packed = [None] * len(PROMPTS)

@@ -1,16 +1,30 @@
 """Properties of packed rows, checked from the rows alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from mossa_jax.tokens.packing import batch_index, first_fit_decreasing, pack_examples, pack_prompts, pack_text
-from mossa_jax.tokens.tokenizer import Encoded
+from mossa_jax.tokens.encoded import Encoded, in_memory, join
+from mossa_jax.tokens.packing import (
+    batch_index,
+    batches_of,
+    pack_examples,
+    pack_prompts,
+    pack_text,
+    packed_on_disk,
+    plan_rows,
+)
 
 
 def random_examples(count, seed, longest=20):
     rng = np.random.default_rng(seed)
     draw = lambda size: rng.integers(3, 500, size).tolist()  # noqa: E731
     return [Encoded([1, *draw(rng.integers(0, longest))], [*draw(rng.integers(0, 8)), 2]) for _ in range(count)]
+
+
+def all_rows(packed, **options):
+    return packed.take(np.arange(len(packed)), **options)
 
 
 def segments_of(rows, row):
@@ -24,12 +38,10 @@ def segments_of(rows, row):
     return found
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_every_example_is_there_once_with_its_answer_as_labels(seed):
-    examples = random_examples(40, seed)
-    rows = pack_examples(examples, 48)
-    assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
-    seen, answers = [], []
+def check_rows(rows, examples):
+    """Every example is in the rows once, whole, with its answer as its labels; returns the ids found."""
+    by_ids = {tuple(e.prompt + e.answer): e.answer for e in examples}
+    seen = []
     for row in range(len(rows)):
         labelled = rows.labels[row] >= 0
         columns, labels = rows.predict[row][labelled], rows.labels[row][labelled]
@@ -39,63 +51,128 @@ def test_every_example_is_there_once_with_its_answer_as_labels(seed):
         for at, ids in segments_of(rows, row):
             inside = np.isin(columns, at)
             seen.append(ids)
-            answers.append(labels[inside].tolist())
+            assert by_ids[tuple(ids)] == labels[inside].tolist()
             assert np.array_equal(np.sort(columns[inside]), np.arange(at[-1] - inside.sum(), at[-1]))
         assert not rows.tokens[row][rows.segments[row] == 0].any()
+        assert not rows.positions[row][rows.segments[row] == 0].any()
+    return seen
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_example_is_there_once_with_its_answer_as_labels(seed):
+    examples = random_examples(40, seed)
+    (packed,) = pack_examples(in_memory(examples), 48)
+    rows = all_rows(packed)
+    assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
+    seen = check_rows(rows, examples)
     assert sorted(seen) == sorted(e.prompt + e.answer for e in examples)
-    by_ids = {tuple(e.prompt + e.answer): e.answer for e in examples}
-    assert all(by_ids[tuple(ids)] == answer for ids, answer in zip(seen, answers, strict=True))
     assert len(rows) < len(examples)
     assert sum(len(ids) for ids in seen) == (rows.segments > 0).sum()
 
 
-def test_prompts_end_where_ends_says():
-    prompts = [e.prompt for e in random_examples(50, 9)]
-    rows = pack_prompts(prompts, 40)
+@pytest.mark.parametrize("seed", range(3))
+def test_long_examples_go_to_long_rows_whose_gaps_short_ones_fill(seed):
+    examples = [*random_examples(30, seed, longest=10), *random_examples(6, seed + 9, longest=40)]
+    lengths = [len(e.prompt + e.answer) for e in examples]
+    short, long = pack_examples(in_memory(examples), 24, 60)
+    seen = [check_rows(all_rows(packed), examples) for packed in (short, long)]
+    assert sorted(seen[0] + seen[1]) == sorted(e.prompt + e.answer for e in examples)
+    assert short.length == 24 and long.length == 60
+    assert sorted(len(ids) for ids in seen[1] if len(ids) > 24) == sorted(n for n in lengths if n > 24)
+    assert any(len(ids) <= 24 for ids in seen[1])
+    (only,) = pack_examples(in_memory(random_examples(5, 0, longest=3)), 24, 60)
+    assert only.length == 24
+    with pytest.raises(ValueError, match=str(max(lengths))):
+        pack_examples(in_memory(examples), 24, max(lengths) - 1)
+
+
+def test_rows_on_disk_are_those_in_memory_and_are_packed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOSSA_CACHE", str(tmp_path))
+    examples = [*random_examples(3000, 4), *random_examples(5, 5, longest=50)]
+    kept = replace(in_memory(examples), key="abc")
+    for long in (0, 64):
+        length = 64 if long == 0 else 32
+        wanted, found = pack_examples(kept, length, long), packed_on_disk(kept, length, long)
+        again = packed_on_disk(kept, length, long)
+        assert len(wanted) == len(found) == len(again) == (2 if long else 1)
+        for ours, theirs, third in zip(wanted, found, again, strict=True):
+            assert ours.width == theirs.width == third.width
+            for name in ("tokens", "segments", "answers"):
+                assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+                assert np.array_equal(getattr(ours, name), getattr(third, name))
+                assert isinstance(getattr(third, name).base, np.memmap)
+    assert len(list((tmp_path / "packed").glob("[!.]*"))) == 2
+    packed_on_disk(replace(kept, key="abd"), 64)
+    assert len(list((tmp_path / "packed").glob("[!.]*"))) == 3
+
+
+def test_joined_and_selected_examples_keep_their_ids():
+    first, second = random_examples(6, 1), random_examples(4, 2)
+    both = join([in_memory(first).select(np.array([4, 1])), in_memory(second).select(np.array([3, 0, 0]))])
+    wanted = [first[4], first[1], second[3], second[0], second[0]]
+    assert len(both) == 5
+    assert both.gather(np.arange(5)).tolist() == [token for e in wanted for token in e.prompt + e.answer]
+    assert [both.prompt(i).tolist() for i in range(5)] == [e.prompt for e in wanted]
+    assert both.lengths.tolist() == [len(e.prompt + e.answer) for e in wanted]
+
+
+@pytest.mark.parametrize("long", [0, 90])
+def test_prompts_end_where_ends_says(long):
+    prompts = [e.prompt for e in random_examples(50, 9)] + ([list(range(1, 80))] if long else [])
+    kinds = pack_prompts(prompts, 40, long)
+    assert len(kinds) == (2 if long else 1)
     seen = []
-    for row in range(len(rows)):
-        found = {int(columns[-1]): ids for columns, ids in segments_of(rows, row)}
-        here = rows.ids[row] >= 0
-        assert set(rows.ends[row][here].tolist()) == set(found)
-        for end, item in zip(rows.ends[row][here], rows.ids[row][here], strict=True):
-            assert found[int(end)] == prompts[item]
-            seen.append(int(item))
-    assert sorted(seen) == list(range(50))
+    for rows in kinds:
+        for row in range(len(rows)):
+            found = {int(columns[-1]): ids for columns, ids in segments_of(rows, row)}
+            here = rows.ids[row] >= 0
+            assert set(rows.ends[row][here].tolist()) == set(found)
+            for end, item in zip(rows.ends[row][here], rows.ids[row][here], strict=True):
+                assert found[int(end)] == prompts[item]
+                seen.append(int(item))
+    assert sorted(seen) == list(range(len(prompts)))
+    rows = kinds[0]
     batches = rows.batches(8)
     assert {len(batch) for batch in batches} == {8}
-    assert sorted(np.concatenate([b.ids.ravel() for b in batches if b.ids.size]).tolist())[-50:] == list(range(50))
     assert (np.concatenate([b.ids for b in batches])[len(rows) :] == -1).all()
+    assert np.array_equal(np.concatenate([b.tokens for b in batches])[: len(rows)], rows.tokens)
 
 
 def test_whole_documents_learn_every_token_but_the_first():
     documents = [[1, 5, 6, 2], [1, 7, 2], [1], list(range(1, 30))]
-    rows = pack_text(documents, 10)
+    rows = all_rows(pack_text(documents, 10))
     wanted = sorted([5, 6, 2, 7, 2, *range(2, 11)])
     assert sorted(rows.labels[rows.labels >= 0].tolist()) == wanted
 
 
 def test_more_room_for_answers_changes_no_label():
-    rows = pack_examples(random_examples(9, 3), 48)
-    wide = rows.with_answers(rows.labels.shape[1] + 5)
+    (packed,) = pack_examples(in_memory(random_examples(9, 3)), 48)
+    rows = all_rows(packed)
+    wide = all_rows(packed, width=packed.width + 5)
     assert (wide.labels[:, -5:] == -1).all() and np.array_equal(wide.labels[:, :-5], rows.labels)
-    part = rows.take(np.array([1, 1, 0]))
+    part = packed.take(np.array([1, 1, 0]))
     assert np.array_equal(part.tokens, rows.tokens[[1, 1, 0]])
+    nothing = packed.nothing(3, 7)
+    assert (nothing.labels == -1).all() and not nothing.segments.any() and nothing.tokens.shape == (3, 48)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_bins_hold_every_item_once_and_no_more_than_fits(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 31, 200).tolist()
-    rows = first_fit_decreasing(lengths, 30)
-    assert sorted(item for row in rows for item in row) == list(range(200))
+    rows, none = plan_rows(lengths, 30)
+    assert none == [] and sorted(item for row in rows for item in row) == list(range(200))
     loads = [sum(lengths[item] for item in row) for row in rows]
     assert max(loads) <= 30
     # The proven bound of this family of rules, 11/9 of the optimum plus one, with the volume as the optimum's bound.
     assert len(rows) <= 11 / 9 * max(sum(lengths) / 30, sum(length > 15 for length in lengths)) + 1
-    assert rows == first_fit_decreasing(lengths, 30)
-    for wrong in ([31], [0]):
-        with pytest.raises(ValueError, match=str(wrong[0])):
-            first_fit_decreasing(wrong, 30)
+    assert (rows, none) == plan_rows(lengths, 30)
+    for wrong in ([31], [0], [5, 31, 7]):
+        with pytest.raises(ValueError, match=str(max(wrong))):
+            plan_rows(wrong, 30)
+    short, long = plan_rows([*lengths, 31, 47], 30, 50)
+    assert sorted(item for row in (*short, *long) for item in row) == list(range(202))
+    assert len(long) == 2 and all(sum(([*lengths, 31, 47])[item] for item in row) <= 50 for row in long)
 
 
 def test_batches_run_through_one_permutation_after_another():
@@ -108,3 +185,20 @@ def test_batches_run_through_one_permutation_after_another():
     assert not np.array_equal(batch_index(rows, 10, (8, 2), 0), epochs[0])
     # A batch larger than the task goes round several times.
     assert sorted(np.bincount(batch_index(3, 8, (1,), 0), minlength=3).tolist()) == [2, 3, 3]
+
+
+def test_long_batches_lie_evenly_among_short_ones_and_every_row_comes_equally_often():
+    batches = batches_of([12, 6], 4, 100, 200, seed=(3,))  # batches of 4 short and of 2 long rows: 3 + 3 an epoch
+    assert batches.sizes == (4, 2) and batches.per_epoch == 6
+    steps = [batches.at(step) for step in range(12)]
+    assert [kind for kind, _ in steps] == [0, 1] * 6
+    for kind, rows in ((0, 12), (1, 6)):
+        shown = np.concatenate([index for here, index in steps if here == kind])
+        assert np.bincount(shown, minlength=rows).tolist() == [2] * rows
+    uneven = batches_of([100, 3], 4, 100, 200)
+    kinds = np.asarray([uneven.at(step)[0] for step in range(53)])  # two epochs
+    assert kinds.sum() == 3 and np.diff(np.flatnonzero(kinds)).min() >= 17
+    assert {batches_of([0, 5], 4, 100, 200).at(step)[0] for step in range(9)} == {1}
+    plain = batches_of([12], 4, 100, seed=(3,))
+    assert all(plain.at(step)[0] == 0 for step in range(9))
+    assert np.array_equal(plain.at(7)[1], batch_index(12, 4, (3,), 7))

@@ -1,14 +1,19 @@
 """Prompts, templates, answers and truncation."""
 
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_llama import copy_tokenizer
+from transformers import AutoTokenizer
 
 from mossa_jax.rundir import Refusal
-from mossa_jax.tasks.suite import Example
-from mossa_jax.tokens.tokenizer import encode_examples, encode_prompts, load_tokenizer
+from mossa_jax.tasks.miniature import miniature
+from mossa_jax.tokens.tokenizer import cut_pair, cut_prompt, encode_prompts, load_tokenizer
 
+SHARED = Path(__file__).parents[3] / "shared"
 TEXTS = ["the big red mill", "a boat", "rain comes from the hills and the river goes under it"]
 
 
@@ -83,14 +88,95 @@ def test_templates(folder):
     assert ids.count(1) == 1 and library.decode(ids[1:]).strip() == "ask the mill say"
 
 
-def test_the_llama2_template_has_133_ids_before_the_content(stories):
+# Meta's layout of a Llama 2 conversation, for `apply_chat_template` as the independent encoder.
+LLAMA2_CHAT = (
+    "{{ bos_token }}[INST] <<SYS>>\n{{ messages[0]['content'] }}\n<</SYS>>\n\n{{ messages[1]['content'] }} [/INST]"
+)
+
+
+def real_prompts(count):
+    """Prompts of the real tasks where they are at hand, and of the miniature elsewhere."""
+    files = sorted((SHARED / "data/instructions/test").glob("*.jsonl"))
+    if files:
+        per_file = -(-count // len(files))
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()[:per_file]]
+        return [json.loads(line)["inputs"] for line in lines][:count]
+    tasks = miniature(train=8, test=10).tasks
+    return [row.inputs for task in tasks for row in task.examples("test")][:count]
+
+
+def test_llama2_prompts_are_what_transformers_makes_of_them(folder):
+    from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
+
+    stories = SHARED / "models/stories260K"
+    folders = [folder, *([stories] if stories.exists() else []), *llama2_tokenizers()]
+    texts = real_prompts(200)
+    assert len(set(texts)) == 200
+    for place in folders:
+        ours = load_tokenizer(place, "llama2", 1, (2,))
+        library = AutoTokenizer.from_pretrained(str(place))
+        system = {"role": "system", "content": DEFAULT_SYSTEM_PROMPT}
+        for text, ids in zip(texts, ours.prompts(texts), strict=True):
+            messages = [system, {"role": "user", "content": text}]
+            rendered = library.apply_chat_template(messages, chat_template=LLAMA2_CHAT, tokenize=False)
+            # The authors encode what stands behind BOS by itself, so that it begins as any text does.
+            assert ids == [1, *library.encode(rendered.removeprefix(library.bos_token), add_special_tokens=False)]
+        closing = library("a [/INST]", add_special_tokens=False).input_ids[-1]
+        limit, answer = 4 * len(ours.head) // 3 + 40, ours.answers(["red mill"])[0]
+        joined = [" ".join(texts[start : start + 40]) for start in range(len(texts))]
+        for whole in ours.prompts([*texts, *joined]):
+            for short in (
+                cut_pair(ours, whole, answer, limit, "keep_end")[0],
+                cut_prompt(ours, whole, limit, "keep_end"),
+            ):
+                assert len(short) == len(whole) or limit - len(answer) <= len(short) <= limit < len(whole) + len(answer)
+                assert short[: len(ours.head)] == [*ours.head] and short[-1] == closing
+            # The paper's cut loses the closing marker wherever it cuts: nothing else is promised.
+            assert cut_prompt(ours, whole, limit, "paper") == whole[:limit]
+        assert encode_prompts(ours, joined, limit, "keep_end")[1] > 100
+
+
+def llama2_tokenizers():
+    """A folder with Llama 2's own tokenizer, where the environment names one."""
+    return [os.environ["MOSSA_LLAMA2_TOKENIZER"]] if "MOSSA_LLAMA2_TOKENIZER" in os.environ else []
+
+
+def test_the_llama2_template_has_133_ids_before_the_content():
     """Known of the Llama 2 vocabulary; a tokenizer of another size says nothing about it."""
-    tokenizer = load_tokenizer(stories, "llama2", 1, (2,))
-    if len(tokenizer.library) != 32000:
-        pytest.skip(f"the tokenizer at hand has {len(tokenizer.library)} ids, not Llama 2's 32000")
-    first, second = tokenizer.prompts(["zebra", "under"])
-    shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    assert shared == 133
+    if not llama2_tokenizers():
+        pytest.skip("MOSSA_LLAMA2_TOKENIZER names no folder with Llama 2's tokenizer")
+    tokenizer = load_tokenizer(llama2_tokenizers()[0], "llama2", 1, (2,))
+    assert len(tokenizer.library) == 32000
+    assert len(tokenizer.head) == 133
+    prompts = tokenizer.prompts(real_prompts(200))
+    assert {tuple(ids[-4:]) for ids in prompts} == {(518, 29914, 25580, 29962)}
+    assert {tuple(ids[:133]) for ids in prompts} == {tokenizer.head}
+
+
+def test_the_record_tells_templates_apart_and_is_checked(folder, tokenizer):
+    llama2 = load_tokenizer(folder, "llama2", 1, (2,))
+    assert tokenizer.record["text"] == "{content}"
+    assert llama2.record["name"] == "llama2" and llama2.record["text"].startswith("[INST] <<SYS>>")
+    assert len({tokenizer.record["digest"], llama2.record["digest"]}) == 2
+    assert replace(tokenizer, bos=None).record["digest"] != tokenizer.record["digest"]
+    assert len({t.identity for t in (tokenizer, llama2, load_tokenizer(folder, "none", 1, (3,)))}) == 3
+    tokenizer.check_record(None, "x")
+    tokenizer.check_record(dict(tokenizer.record), "x")
+    with pytest.raises(Refusal, match="llama2") as caught:
+        tokenizer.check_record(llama2.record, "adapter 'x'")
+    assert caught.value.code == 3 and "adapter 'x'" in str(caught.value)
+    with pytest.raises(Refusal, match="another version"):
+        tokenizer.check_record({**tokenizer.record, "digest": "0"}, "x")
+
+
+def test_a_chat_template_that_prints_the_day_gives_the_same_prompt_every_day(folder):
+    path = folder / "tokenizer_config.json"
+    stored = json.loads(path.read_text())
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%H:%M:%S.%f') %}{% endif %}"
+    stored["chat_template"] = dated + "{{ date_string }} {{ messages[0]['content'] }}"
+    path.write_text(json.dumps(stored))
+    first, second = (load_tokenizer(folder, "chat", 1, (2,)) for _ in range(2))
+    assert first.record == second.record and "2024" in first.record["text"]
 
 
 def test_no_tokenizer_and_no_eos_are_refused(tmp_path, folder):
@@ -103,25 +189,21 @@ def test_no_tokenizer_and_no_eos_are_refused(tmp_path, folder):
 
 @pytest.mark.parametrize("truncation", ["keep_end", "paper"])
 def test_long_pairs_are_cut_in_proportion(tokenizer, truncation):
-    examples = [
-        Example(" ".join(["red mill", "river boats"] * 15), TEXTS[2]),
-        Example("a mill", "a boat"),
-    ]
-    prompt, answer = tokenizer.prompts([examples[0].inputs])[0], tokenizer.answers([examples[0].targets])[0]
+    prompt = tokenizer.prompts([" ".join(["red mill", "river boats"] * 15)])[0]
+    answer = tokenizer.answers([TEXTS[2]])[0]
     limit = (len(prompt) + len(answer)) // 2
-    encoded, cut = encode_examples(tokenizer, examples, limit, truncation)
-    assert cut == 1
+    short, part = cut_pair(tokenizer, prompt, answer, limit, truncation)
     share = len(answer) * limit // (len(prompt) + len(answer))
     assert 0 < share < len(answer)
-    assert encoded[0].answer == answer[:share] and len(encoded[0].prompt) == limit - share
+    assert part == answer[:share] and len(short) == limit - share
     if truncation == "paper":
-        assert encoded[0].prompt == prompt[: limit - share]
+        assert short == prompt[: limit - share]
     else:
-        assert encoded[0].prompt[0] == 1 and encoded[0].prompt[-5:] == prompt[-5:]
-    assert encoded[1].prompt == tokenizer.prompts([examples[1].inputs])[0] and encoded[1].answer[-1] == 2
+        assert short[0] == 1 and short[-5:] == prompt[-5:]
+    assert cut_pair(tokenizer, prompt, answer, len(prompt) + len(answer), truncation) == (prompt, answer)
     # An answer keeps at least one id beside the longest prompt.
-    tight, _ = encode_examples(tokenizer, [Example(" ".join(["mill"] * 90), "a")], 12, truncation)
-    assert len(tight[0].answer) == 1 and len(tight[0].prompt) == 11
+    tight = cut_pair(tokenizer, tokenizer.prompts([" ".join(["mill"] * 90)])[0], answer[-2:], 12, truncation)
+    assert len(tight[1]) == 1 and len(tight[0]) == 11
 
 
 def test_prompts_are_cut_on_the_right_as_in_the_paper(tokenizer):

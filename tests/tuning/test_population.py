@@ -1,5 +1,7 @@
 """Many adapters in one program: the same as each alone, through stops and crashes; and what is refused."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama.load import load_model
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import Refusal, RunDir
-from mossa_jax.tokens.packing import pack_examples
-from mossa_jax.tokens.tokenizer import Encoded
+from mossa_jax.tokens.encoded import Encoded, in_memory
+from mossa_jax.tokens.packing import batches_of, pack_examples
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
 
 SCHEDULE = Schedule(batch_rows=2, learning_rate=1e-2)
@@ -24,7 +26,8 @@ def make_member(number: int, steps: int, token: int | None = None) -> Member:
     if token is not None:
         examples = [Encoded([1, token, *e.prompt[1:]], e.answer) for e in examples]
     # As wide for every member, so that one compiled program serves each of them alone.
-    return Member(f"task {number}", pack_examples(examples, 24).with_answers(9), steps, (5, number))
+    (packed,) = pack_examples(in_memory(examples), 24)
+    return Member(f"task {number}", (replace(packed, width=9),), steps, (5, number))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +152,28 @@ def test_a_loss_that_is_not_finite_names_the_model(model, tmp_path):
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints/group").iterdir())
 
 
+def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path):
+    rng = np.random.default_rng(7)
+    draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
+    long = [Encoded([1, *draw(30)], [*draw(2), 2]) for _ in range(3)]
+    short = [Encoded([1, *draw(6)], [*draw(2), 2]) for _ in range(12)]
+    mixed = tuple(replace(rows, width=9) for rows in pack_examples(in_memory([*long, *short]), 24, 48))
+    assert [len(rows) > 0 for rows in mixed] == [True, True]
+    members = [Member("mixed", mixed, 12, (5, 0)), make_member(1, 12), Member("long", mixed, 5, (5, 2))]
+    together = tune(model, members, open_folder(tmp_path / "together"))
+    for member, adapter in zip(members, together, strict=True):
+        alone = tune(model, [member], open_folder(tmp_path / member.name.replace(" ", "_")))[0]
+        for target, part in alone.items():
+            assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
+    # Only what stands in the long rows was changed: an adapter that never saw them is another one.
+    without = tune(model, [replace(members[0], rows=mixed[:1])], open_folder(tmp_path / "without"))[0]
+    assert distance(together[0]["q_proj"]["b"], without["q_proj"]["b"]) > 1e-2
+    records = [r for r in RunDir(tmp_path / "together").metrics() if r["model"] == "mixed"]
+    assert sorted({record["step"] for record in records}) == list(range(1, 13))
+
+
 def test_steps_follow_from_rows_epochs_and_the_bound():
-    assert steps_for(Schedule(epochs=3, batch_rows=16), 33) == 7
-    assert steps_for(Schedule(epochs=0.1, batch_rows=16), 3) == 1
-    assert steps_for(Schedule(epochs=3, batch_rows=16, max_steps=5), 33) == 5
+    assert steps_for(Schedule(epochs=3), batches_of([33], 16, 24)) == 7
+    assert steps_for(Schedule(epochs=0.1), batches_of([3], 16, 24)) == 1
+    assert steps_for(Schedule(epochs=3, max_steps=5), batches_of([33], 16, 24)) == 5
+    assert steps_for(Schedule(epochs=2), batches_of([32, 6], 16, 24, 96)) == 7  # 2 + 6/4 batches an epoch

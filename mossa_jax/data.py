@@ -1,0 +1,71 @@
+"""A run's data: every split read, checked and encoded before the first step, and a record of what it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mossa_jax import mesh as mesh_lib
+from mossa_jax.progress import Progress, log
+from mossa_jax.rundir import BAD_INPUT, Refusal, RunDir, write_json
+from mossa_jax.workbench import Bench
+
+_FILE = "data.json"
+
+
+def prepare(bench: Bench) -> dict[str, Any]:
+    """Encodes all training rows and test prompts, and records in data.json what they were; returns the record.
+
+    A bad row is refused here, before anything is computed; so is a folder whose data or prompt template changed since
+    the run began.
+
+    Returns:
+      `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`, and for
+      `train` and `test` each `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`.
+
+    Raises:
+      Refusal: 3 for bad or changed data, and what the sources raise.
+    """
+    suite, tasks = bench.suite, {}
+    if suite.missing:
+        log.warning("no source has %s: the run goes on without them", ", ".join(suite.missing))
+    progress = Progress("data", len(suite.tasks))
+    for number, task in enumerate(suite.tasks, 1):
+        splits = {split: bench.encoded(task, split) for split in ("train", "test")}
+        tasks[task.name] = {"source": task.source} | {
+            split: {
+                "rows": len(found),
+                "cut": int(found.cut.sum()),
+                "bad_rows": found.bad_rows,
+                "fingerprint": found.fingerprint,
+            }
+            for split, found in splits.items()
+        }
+        progress.line(number, f"{task.name}: {len(splits['train'])} training rows, {len(splits['test'])} test prompts")
+        bench.stop.leave_if_asked()
+    record = {"template": bench.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
+    before = read_record(bench.rundir)
+    if before is not None:
+        bench.tokenizer.check_record(before["template"], f"--workdir={bench.rundir.path}")
+        _check_rows(before, record)
+    elif bench.rundir.writer:
+        write_json(bench.rundir / _FILE, record)
+    mesh_lib.wait_for_all("data")
+    return record
+
+
+def read_record(rundir: RunDir) -> dict[str, Any] | None:
+    """The record that `prepare` left in a run folder, if it did."""
+    path = rundir / _FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _check_rows(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, task in now["tasks"].items():
+        for split in ("train", "test"):
+            if task[split]["fingerprint"] != before["tasks"][name][split]["fingerprint"]:
+                raise Refusal(
+                    BAD_INPUT,
+                    f"task {name!r}: its {split} rows in {task['source'] or 'the suite'} changed since this run began; "
+                    "restore them, or name a new --workdir",
+                )

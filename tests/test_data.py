@@ -1,0 +1,121 @@
+"""A run's data: what is recorded of it, what a change of it does, and that it does not matter where it lies."""
+
+import json
+import runpy
+import shutil
+
+import pytest
+from transformers import AutoTokenizer
+
+import mossa_jax as mossa
+from mossa_jax import data, experiment
+from mossa_jax.config import Tasks
+from mossa_jax.progress import Stop
+from mossa_jax.rundir import Refusal
+from mossa_jax.tasks import load_suite
+from mossa_jax.tasks.folder import write_folder
+
+
+def bench_of(config, workdir):
+    return experiment.Bench(config, experiment.open_run(config, str(workdir)), Stop())
+
+
+@pytest.fixture
+def again(tiny_config, tiny_run, tasks_folder, tmp_path):
+    """A bench on copies of a finished run and of its tasks, claimed."""
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    workdir = shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
+    config.tasks.folder = str(shutil.copytree(tasks_folder, tmp_path / "tasks"))
+    record = json.loads((workdir / "config.json").read_text())
+    record["tasks"]["folder"] = config.tasks.folder
+    (workdir / "config.json").write_text(json.dumps(record))
+    bench = bench_of(config, workdir)
+    yield bench
+    bench.rundir.close()
+
+
+def edit(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny, tasks_folder):
+    _, workdir = tiny_run
+    record = json.loads((workdir / "data.json").read_text())
+    assert record["template"]["name"] == "none" and record["template"]["text"] == "{content}"
+    assert record["missing"] == [] and list(record["tasks"]) == ["last_word", "copy_first", "count_words"]
+    for name, task in record["tasks"].items():
+        assert task["source"] == str(tasks_folder), name
+        for split, rows in (("train", 24), ("test", 12)):
+            assert task[split]["rows"] == rows and task[split]["bad_rows"] == 0
+    # The longest rows of random_texts: what the tokenizer makes of them is counted here by itself.
+    library = AutoTokenizer.from_pretrained(str(tiny.folder))
+    size = lambda text: len(library(text, add_special_tokens=False).input_ids)  # noqa: E731
+    for name, task in record["tasks"].items():
+        for split in ("train", "test"):
+            lines = (tasks_folder / split / f"{name}.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            answer = (lambda row: size(row["targets"]) + 1) if split == "train" else (lambda row: 0)
+            assert task[split]["cut"] == sum(1 + size(row["inputs"]) + answer(row) > 48 for row in rows)
+    digests = [
+        json.loads((workdir / f"adapters/{name}/mossa.json").read_text())["template"]
+        for name in ("tuned", *record["tasks"])
+    ]
+    assert digests == [record["template"]] * 4
+    assert json.loads((workdir / "results/findings.json").read_text())["template"] == record["template"]
+
+
+def test_rows_that_changed_since_the_run_began_are_refused(again):
+    data.prepare(again)  # as they were: nothing to say
+    with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
+        lines.write('{"inputs": "one more", "targets": "one"}\n')
+    changed = experiment.Bench(again.config, again.rundir, Stop())
+    for stage in (experiment.tune, experiment.compare):
+        with pytest.raises(Refusal, match=r"copy_first.*test rows.*changed") as caught:
+            stage(changed)
+        assert caught.value.code == 3
+
+
+def test_adapters_of_another_template_are_not_compared(again, tiny):
+    folder = again.rundir.path / "adapters/copy_first"
+    edit(folder / "mossa.json", lambda about: about["template"].update(name="llama2", digest="other"))
+    (again.rundir.path / "results/parts/cka/copy_first.parquet").unlink()
+    with pytest.raises(Refusal, match=r"copy_first.*tuned with template 'llama2'") as caught:
+        experiment.compare(again)
+    assert caught.value.code == 3
+    for call in (
+        lambda: mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"]),
+        lambda: mossa.layer_states(mossa.load_model(str(tiny.folder)), ["a"], adapter=str(folder)),
+    ):
+        with pytest.raises(Refusal, match="llama2") as caught:
+            call()
+        assert caught.value.code == 3
+    edit(folder / "mossa.json", lambda about: about.pop("template"))  # of unknown make: nothing to say
+    mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"])
+
+
+def test_a_run_folder_of_another_template_is_refused(again):
+    edit(again.rundir.path / "data.json", lambda record: record["template"].update(digest="other"))
+    with pytest.raises(Refusal, match="another version of template 'none'") as caught:
+        data.prepare(again)
+    assert caught.value.code == 3
+
+
+def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path):
+    chosen = ("sentiment_review", "paraphrase_synonym", "misc_odd_word")
+    tables = []
+    write_folder(load_suite(Tasks()), tmp_path / "exported")
+    for number, tasks in enumerate((Tasks(), Tasks(suite="folder", folder=str(tmp_path / "exported")))):
+        config = runpy.run_path(str(tiny_config))["get_config"]()
+        config.tasks = tasks
+        config.tasks.only, config.tasks.max_train, config.tasks.max_test = chosen, 24, 12
+        config.tuning.control.max_steps = config.tuning.experimental.max_steps = 3
+        bench = bench_of(config, tmp_path / f"run{number}")
+        try:
+            experiment.run(bench)
+        finally:
+            bench.rundir.close()
+        tables.append((bench.rundir.path / "results/cka.csv").read_bytes())
+        assert len({line.split(b",")[2] for line in tables[-1].splitlines()[1:]}) == 3
+    assert tables[0] == tables[1]
