@@ -38,12 +38,21 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return config, workdir
 
 
-def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]) -> object:
-    """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
+def checked(config: object) -> Config:
+    """What --config gave, if it is a configuration.
+
+    Raises:
+      Refusal: 2 when it is none.
+    """
     if not isinstance(config, Config):
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         raise Refusal(BAD_CONFIG, f"--config={path}: no such file, or its get_config() gives no mossa_jax Config")
-    rundir = open_run(config, workdir)
+    return config
+
+
+def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]) -> object:
+    """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
+    rundir = open_run(checked(config), workdir)
     handler = None
     if rundir.writer:
         handler = logging.FileHandler(str(rundir / "log.txt"))

@@ -1,0 +1,42 @@
+"""A look before the run: a row per task, the mixture, and what would spoil the result; no weights, no training.
+
+python -m launch.tasks --config=configs/NAME.py [--out=DIR] [--export=FOLDER]
+"""
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from launch.main import checked, run
+from mossa_jax.config import check
+from mossa_jax.look import look, table_text, write_look
+from mossa_jax.progress import log
+from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.tasks import load_suite
+from mossa_jax.tasks.folder import write_folder
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.")
+OUT = flags.DEFINE_string("out", None, "Folder for tasks.csv, mixture.csv, warnings.txt and lengths.png.")
+EXPORT = flags.DEFINE_string("export", None, "New folder for the suite's rows, as suite `folder` reads them.")
+flags.mark_flag_as_required("config")
+
+
+def main() -> None:
+    """Prints the table, the mixture and the warnings."""
+    config = checked(CONFIG.value)
+    check(config)
+    if OUT.value and epath.Path(OUT.value).exists() and not epath.Path(OUT.value).is_dir():
+        raise Refusal(BAD_CONFIG, f"--out={OUT.value} is a file; name a folder")
+    if EXPORT.value:
+        log.info("exporting the suite to %s", EXPORT.value)
+        most = max(config.tasks.max_train, config.tasks.max_test)
+        write_folder(load_suite(config.tasks), EXPORT.value, max_rows=most)
+    found = look(config)
+    print(table_text(found))
+    if OUT.value:
+        write_look(found, OUT.value)
+        print(f"\nWritten to {OUT.value}: tasks.csv, mixture.csv, warnings.txt, lengths.png")
+
+
+if __name__ == "__main__":
+    run(main)

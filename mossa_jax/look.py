@@ -1,0 +1,455 @@
+"""A look at the suite before the run: sizes, lengths, the mixture, and what would spoil the result.
+
+Reads the rows and the tokenizer; no weights are loaded and nothing is trained. What is encoded here lies in the cache,
+where the run finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from mossa_jax.config import Config, Schedule, Tokens, check
+from mossa_jax.progress import Progress
+from mossa_jax.rundir import write_text
+from mossa_jax.tasks import Suite, Task, load_suite
+from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tokens.encoded import encode_split
+from mossa_jax.tokens.packing import batches_of, plan_rows
+from mossa_jax.tokens.tokenizer import Tokenizer
+from mossa_jax.tuning.loop import steps_for
+from mossa_jax.workbench import base_tokenizer
+
+FEW_PROMPTS = 50  # n is then far below the width of any real model, where biased CKA is near 1 whatever is compared
+FEW_DISTINCT = 4  # the unbiased sums are divided by n (n - 3)
+DISTINCT_SHARE = 0.5  # intervals count every prompt as a row of its own
+OVERLAP = 0.01  # a hundredth of leaked prompts moves a mean by less than its interval
+DUPLICATES = 0.01
+TOP_ANSWER = 0.8  # what always giving one answer would score
+TRUNCATED = 0.2
+FEW_STEPS = 20  # with warm-up and decay hardly any step is then taken at the full rate
+FEW_GIVEN = 100  # against the tens of thousands of other tasks E does not learn a task from fewer
+
+_NAMED = 6  # tasks that a warning names; the table marks them all
+_WIDTH = 160
+_SHARES = ("truncated", "truncated_test", "overlap", "overlap_others", "top_answer")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to see before a run.
+
+    Attributes:
+      tasks: a row per task: `task, cluster, held_out, source`; `train, validation, test` rows (train and test under
+        their caps); `tokens` in all training rows, `tokens_mean, tokens_p95, tokens_max` of one, prompt and answer
+        after cutting; `truncated, truncated_test`, shares of training rows and test prompts that were cut;
+        `duplicates`, training rows that repeat an earlier one; `overlap`, share of test prompts that are training
+        prompts of the task, and `overlap_others`, of other tasks in the mixture; `distinct_prompts`, different test
+        prompts after cutting; `templates`, different instruction templates in train, 0 where the source does not say;
+        `top_answer`, share of the most frequent test answer; `bad_rows` left out; `mixture`, examples given to E;
+        `packed_rows`, `control_steps` and `control_tokens` (over all epochs) of its control
+        model. Texts are compared with white space joined.
+      mixture: a row per cluster and per task (`kind`): `name, cluster, rows, given, share` of E's examples.
+      totals: of E `examples`, `packed_rows`, `fill` (share of their positions that hold a token), `steps`, `tokens`;
+        `missing` tasks; `max_tokens`; tokens over all epochs: `trained_experimental`, `trained_controls`, `trained`.
+      warnings: one line each; what is only worth knowing starts with "note".
+      lengths: task -> tokens of each training row, int32.
+    """
+
+    tasks: pd.DataFrame
+    mixture: pd.DataFrame
+    totals: dict[str, float]
+    warnings: list[str]
+    lengths: dict[str, np.ndarray]
+
+
+def look(config: Config) -> Look:
+    """Reads every task's rows and encodes what the run will encode.
+
+    Raises:
+      Refusal: 2 for a bad configuration; 3 for bad data or a model folder without config or tokenizer; 4 when access
+        is denied.
+    """
+    check(config)
+    suite = load_suite(config.tasks)
+    tokenizer = base_tokenizer(config)
+    rows, lengths, trained, tested = [], {}, {}, {}
+    progress = Progress("look", len(suite.tasks))
+    for number, task in enumerate(suite.tasks, 1):
+        row, lengths[task.name], trained[task.name], tested[task.name] = _look_at(task, tokenizer, config)
+        rows.append(row | {"held_out": task.name in suite.held_out})
+        progress.line(number, f"{task.name}: {row['train']} train, {row['test']} test")
+    tasks = pd.DataFrame(rows)
+    tasks.insert(2, "held_out", tasks.pop("held_out"))
+    given = mixture_counts(suite, dict(zip(tasks.task, tasks.train, strict=True)), config.tasks)
+    tasks["overlap_others"] = _overlap_others(trained, tested, list(given))
+    tasks["mixture"] = [given.get(name, 0) for name in tasks.task]
+    totals = _totals(tasks, lengths, given, suite, config)
+    return Look(tasks, _mixture(tasks), totals, _warnings(tasks, suite), lengths)
+
+
+def _key(text: str) -> int:
+    """Eight bytes that stand for a text, however its white space is set."""
+    joined = " ".join(text.split()).encode()
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest())
+
+
+def _keys(task: Task, split: str, limit: int) -> np.ndarray:
+    """[n, 2] uint64: keys of inputs and targets."""
+    keys = (_key(text) for row in islice(task.rows(split), limit) for text in (row.inputs, row.targets))
+    return np.fromiter(keys, np.uint64).reshape(-1, 2)
+
+
+def _look_at(task: Task, tokenizer: Tokenizer, config: Config) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+    """A task's row of the table; tokens of its training rows; its different training prompts and its test prompts, as
+    keys.
+    """
+    tokens, most = config.tokens, {"train": config.tasks.max_train, "test": config.tasks.max_test}
+    train, test = (encode_split(task, split, tokenizer, tokens, limit) for split, limit in most.items())
+    train_keys, test_keys = (_keys(task, split, limit) for split, limit in most.items())
+    validation = sum(1 for _ in task.rows("validation"))
+    lengths = train.examples.lengths
+    training = _training(lengths, config.tuning.control, tokens)
+    train_prompts = np.unique(train_keys[:, 0])
+    row = {
+        "task": task.name,
+        "cluster": task.cluster,
+        "source": task.source,
+        "train": len(train),
+        "validation": validation,
+        "test": len(test),
+        "tokens": int(lengths.sum()),
+        "tokens_mean": float(lengths.mean()),
+        "tokens_p95": float(np.percentile(lengths, 95)),
+        "tokens_max": int(lengths.max()),
+        "truncated": float(train.cut.mean()),
+        "truncated_test": float(test.cut.mean()),
+        "duplicates": len(train_keys) - len(np.unique(train_keys, axis=0)),
+        "overlap": float(np.isin(test_keys[:, 0], train_prompts).mean()),
+        "distinct_prompts": len({test.examples.prompt(item).tobytes() for item in range(len(test))}),
+        "templates": len(np.unique(train.templates[train.templates >= 0])),
+        "top_answer": float(np.unique(test_keys[:, 1], return_counts=True)[1].max() / len(test)),
+        "bad_rows": train.bad_rows + test.bad_rows + task.bad_rows.get("validation", 0),
+        "packed_rows": sum(training.packed),
+        "control_steps": training.steps,
+        "control_tokens": training.tokens,
+    }
+    return row, lengths, train_prompts, test_keys[:, 0]
+
+
+def _overlap_others(trained: dict[str, np.ndarray], tested: dict[str, np.ndarray], mixture: list[str]) -> list[float]:
+    """Share of each task's test prompts that another task of the mixture trains on."""
+    keys, tasks = np.unique(np.concatenate([trained[name] for name in mixture]), return_counts=True)
+    shares = []
+    for name, prompts in tested.items():
+        place = np.searchsorted(keys, prompts).clip(max=len(keys) - 1)
+        having = np.where(keys[place] == prompts, tasks[place], 0)
+        if name in mixture:
+            having = having - np.isin(prompts, trained[name])
+        shares.append(float((having > 0).mean()))
+    return shares
+
+
+def _totals(
+    tasks: pd.DataFrame, lengths: dict[str, np.ndarray], given: dict[str, int], suite: Suite, config: Config
+) -> dict[str, float]:
+    """The figures of E and of the whole run."""
+    tokens, tuning = config.tokens, config.tuning
+    chosen = [lengths[name][sample(name, len(lengths[name]), count, config.seed)] for name, count in given.items()]
+    chosen = np.concatenate(chosen)
+    total = int(chosen.sum())
+    experimental = _training(chosen, tuning.experimental, tokens)
+    short, long = experimental.packed
+    controls = int(tasks.control_tokens.sum())
+    return {
+        "missing": len(suite.missing),
+        "max_tokens": tokens.max_tokens,
+        "examples": len(chosen),
+        "packed_rows": short + long,
+        "fill": total / (short * tokens.row_length + long * tokens.long_row_length),
+        "steps": experimental.steps,
+        "tokens": total,
+        "trained_experimental": experimental.tokens,
+        "trained_controls": controls,
+        "trained": experimental.tokens + controls,
+    }
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What tuning on examples of some lengths comes to: packed rows (short and long), steps, tokens over all epochs."""
+
+    packed: tuple[int, int]
+    steps: int
+    tokens: int
+
+
+def _training(lengths: np.ndarray, schedule: Schedule, tokens: Tokens) -> _Training:
+    sizes = tokens.row_length, tokens.long_row_length
+    short, long = (len(rows) for rows in plan_rows(lengths, *sizes))
+    batches = batches_of((short, long), schedule.batch_rows, *sizes)
+    steps = steps_for(schedule, batches)
+    return _Training((short, long), steps, round(int(lengths.sum()) * steps / batches.per_epoch))
+
+
+def _mixture(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Rows and given examples, per cluster and per task."""
+    sizes = tasks[["task", "cluster", "train", "mixture"]].set_axis(["name", "cluster", "rows", "given"], axis=1)
+    clusters = sizes.groupby("cluster", sort=False)[["rows", "given"]].sum().reset_index()
+    clusters.insert(0, "name", clusters["cluster"])
+    both = pd.concat([clusters.assign(kind="cluster"), sizes.assign(kind="task")], ignore_index=True)
+    both["share"] = both["given"] / tasks["mixture"].sum()
+    return both[["kind", "name", "cluster", "rows", "given", "share"]]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Something that tasks can be warned of.
+
+    Attributes:
+      column: whose figure is shown, and marked in the table.
+      holds: table of tasks -> which of them it holds for.
+      what: is the matter.
+      so: what that spoils, and the way out.
+      low: the lowest figures are the worst.
+      note: only worth knowing.
+    """
+
+    column: str
+    holds: Callable[[pd.DataFrame], pd.Series]
+    what: str
+    so: str
+    low: bool = False
+    note: bool = False
+
+
+_CHECKS = (
+    _Check(
+        "test",
+        lambda t: t.test < FEW_PROMPTS,
+        f"fewer than {FEW_PROMPTS} test prompts",
+        "similarities have wide intervals and biased ones are too high; add test rows or raise tasks.max_test",
+        low=True,
+    ),
+    _Check(
+        "distinct_prompts",
+        lambda t: t.distinct_prompts < FEW_DISTINCT,
+        f"fewer than {FEW_DISTINCT} different test prompts",
+        "every cell of the task is undefined or says nothing; mend the prompts or, where cutting made them equal, "
+        "raise tokens.max_tokens",
+        low=True,
+    ),
+    _Check(
+        "distinct_prompts",
+        lambda t: (t.distinct_prompts >= FEW_DISTINCT) & (t.distinct_prompts < DISTINCT_SHARE * t.test),
+        "less than half of the test prompts are different",
+        "repeats count as rows of their own, so that intervals come out too narrow; remove them or, where cutting made "
+        "prompts equal, raise tokens.max_tokens",
+        low=True,
+    ),
+    _Check(
+        "overlap",
+        lambda t: t.overlap > OVERLAP,
+        f"more than {OVERLAP:.0%} of the test prompts are training prompts of the same task",
+        "the specialist and E are measured on what they have learnt by heart; take these rows out of train or test",
+    ),
+    _Check(
+        "overlap_others",
+        lambda t: t.overlap_others > OVERLAP,
+        f"more than {OVERLAP:.0%} of the test prompts are training prompts of another task in the mixture",
+        "E has seen them under another name, so the task is not unseen even if it is held out; take them out or hold "
+        "out both tasks",
+    ),
+    _Check(
+        "duplicates",
+        lambda t: t.duplicates > DUPLICATES * t.train,
+        f"more than {DUPLICATES:.0%} of the training rows repeat an earlier one",
+        "they are trained on several times an epoch and give the task more weight in the mixture; remove them",
+    ),
+    _Check(
+        "duplicates",
+        lambda t: (t.duplicates > 0) & (t.duplicates <= DUPLICATES * t.train),
+        "some training rows repeat an earlier one",
+        "too few to matter much; remove them for a clean count",
+        note=True,
+    ),
+    _Check(
+        "top_answer",
+        lambda t: t.top_answer > TOP_ANSWER,
+        f"one answer makes up more than {TOP_ANSWER:.0%} of the test answers",
+        "a model that always gives it would score as much, and a specialist may learn no more than that; balance the "
+        "answers or leave the task out",
+    ),
+    _Check(
+        "truncated",
+        lambda t: t.truncated > TRUNCATED,
+        f"more than {TRUNCATED:.0%} of the training rows are cut",
+        "models learn from torn prompts and answers; raise tokens.max_tokens or shorten the rows",
+    ),
+    _Check(
+        "truncated_test",
+        lambda t: t.truncated_test > TRUNCATED,
+        f"more than {TRUNCATED:.0%} of the test prompts are cut",
+        "states and scores are those of torn prompts; raise tokens.max_tokens or shorten the prompts",
+    ),
+    _Check(
+        "control_steps",
+        lambda t: t.control_steps < FEW_STEPS,
+        f"fewer than {FEW_STEPS} steps for the control model",
+        "a specialist that hardly differs from the base shows nothing; raise tuning.control.epochs or lower "
+        "tuning.control.batch_rows",
+        low=True,
+    ),
+    _Check(
+        "mixture",
+        lambda t: ~t.held_out & (t.mixture < FEW_GIVEN),
+        f"fewer than {FEW_GIVEN} examples given to E",
+        "E hardly learns the task, which yet counts as one of its own; raise tasks.max_per_cluster, change "
+        "tasks.mixture or hold it out",
+        low=True,
+    ),
+    _Check(
+        "bad_rows",
+        lambda t: t.bad_rows > 0,
+        "rows are left out as unusable",
+        "the run knows less data than the files hold; mend them (tasks.allow_bad_rows=False names the first)",
+    ),
+)
+
+
+def _warnings(tasks: pd.DataFrame, suite: Suite) -> list[str]:
+    """A line for each matter, with the tasks that it concerns, worst first; notes last."""
+    lines = []
+    for check_ in _CHECKS:
+        bad = tasks[check_.holds(tasks)].sort_values(check_.column, ascending=check_.low, kind="stable")
+        if len(bad):
+            named = [f"{row.task} ({_figure(check_.column, row[check_.column], ' %')})" for _, row in bad.iterrows()]
+            kind = "note" if check_.note else "warning"
+            lines.append(f"{kind}: {check_.what}: {_listed(named, len(tasks))}; {check_.so}")
+    seen = tasks[~tasks.held_out].groupby("cluster", sort=False)["task"]
+    alone = [f"{cluster} ({names.iloc[0]})" for cluster, names in seen if len(names) == 1]
+    if alone:
+        lines.append(
+            f"warning: a single task of its cluster in the mixture: {_listed(alone, seen.ngroups)}; what is said of "
+            "the cluster is said of that task, and E learns it from no relative; add a task or join clusters"
+        )
+    if suite.missing:
+        lines.append(
+            f"warning: tasks that no source has: {_listed([*suite.missing], len(tasks) + len(suite.missing))}; neither "
+            "E nor the findings know them; add a source that has them (tasks.sources) or say so with the result"
+        )
+    return sorted(lines, key=lambda line: line.startswith("note"))
+
+
+def _listed(names: list[str], of: int) -> str:
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{len(names)} of {of}, first {', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more"
+
+
+def _figure(column: str, value: float, percent: str = "") -> str:
+    """A cell: shares in percent."""
+    if column not in _SHARES:
+        return f"{value:.0f}"
+    if 0 < value < 0.001:
+        return f"<0.1{percent}"
+    return f"{100 * value:.{1 if 0 < value < 0.0995 else 0}f}{percent}"
+
+
+_HEADERS = {
+    "train": "train", "validation": "valid", "test": "test", "tokens_mean": "mean", "tokens_p95": "p95",
+    "tokens_max": "max", "truncated": "cut%", "truncated_test": "tcut%", "duplicates": "dup", "overlap": "ovl%",
+    "overlap_others": "ovlE%", "distinct_prompts": "diff", "templates": "tmpl", "top_answer": "top%",
+    "bad_rows": "bad", "mixture": "to E", "packed_rows": "rows", "control_steps": "steps",
+}  # fmt: skip
+_LEGEND = (
+    "mean, p95, max: tokens of a training row after cutting | cut%, tcut%: training rows, test prompts that were cut",
+    "dup: training rows that repeat one | ovl%, ovlE%: test prompts among the training prompts of the task, of others",
+    "diff: different test prompts after cutting | tmpl: instruction templates | top%: the most frequent test answer",
+    "bad: rows left out | to E: examples given to it | rows, steps: packed, of the control model | !: see the warnings",
+)
+
+
+def table_text(found: Look) -> str:
+    """All of it in plain text, at most 160 columns wide but for the warnings."""
+    parts = [_tasks_text(found.tasks), _mixture_text(found)]
+    parts.append("\n".join(found.warnings) or "Nothing to warn of.")
+    return "\n\n".join(parts)
+
+
+def _tasks_text(tasks: pd.DataFrame) -> str:
+    marks = {column: pd.Series(False, tasks.index) for column in _HEADERS}
+    for check_ in _CHECKS:
+        if not check_.note:
+            marks[check_.column] |= check_.holds(tasks)
+    columns = []
+    for column, header in _HEADERS.items():
+        cells = [_figure(column, value) for value in tasks[column]]
+        if column == "templates":
+            cells = [cell if value else "-" for cell, value in zip(cells, tasks[column], strict=True)]
+        if column == "mixture":
+            cells = ["held" if held else cell for cell, held in zip(cells, tasks.held_out, strict=True)]
+        cells = [cell + "!" * bool(mark) for cell, mark in zip(cells, marks[column], strict=True)]
+        # A mark stands where else the space between two columns is.
+        cells = [cell if cell.endswith("!") else f"{cell} " for cell in [header, *cells]]
+        columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
+    rest = _WIDTH - sum(len(column[0]) for column in columns) - 2
+    cluster_width = min(max(map(len, ["cluster", *tasks.cluster])), max(rest * 3 // 8, 12))
+    task_width = min(max(map(len, ["task", *tasks.task])), rest - cluster_width)
+    names = [_fitted(name, task_width) for name in ["task", *tasks.task]]
+    clusters = [_fitted(name, cluster_width) for name in ["cluster", *tasks.cluster]]
+    numbers = ["".join(cells) for cells in zip(*columns, strict=True)]
+    lines = [" ".join(cells).rstrip() for cells in zip(names, clusters, numbers, strict=True)]
+    sources = sorted(set(tasks.source) - {""})
+    return "\n".join([*lines, "", *_LEGEND, *([f"source: {', '.join(sources)}"] if len(sources) in (1, 2) else [])])
+
+
+def _fitted(name: str, width: int) -> str:
+    """A name in just `width` columns; what is too long loses its middle."""
+    if len(name) > width:
+        end = (width - 1) // 2
+        name = f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
+    return name.ljust(width)
+
+
+def _mixture_text(found: Look) -> str:
+    totals, tasks = found.totals, found.tasks
+    clusters = found.mixture[found.mixture.kind == "cluster"]
+    width = min(max(map(len, clusters.name)), 60)
+    counts = tasks.groupby("cluster")["task"].count()
+    lines = ["The mixture for E, by cluster"]
+    for row in clusters.itertuples():
+        of = f"{counts[row.cluster]} task{'s' if counts[row.cluster] > 1 else ''}"
+        lines.append(
+            f"  {_fitted(row.name, width)} {of:>9} {row.rows:>9,} rows, given {row.given:>9,} {row.share:>6.1%}"
+        )
+    lines += [
+        f"E: {totals['examples']:,} examples of {int((~tasks.held_out).sum())} tasks, {totals['tokens']:,} tokens in "
+        f"{totals['packed_rows']:,} packed rows, {totals['fill']:.1%} filled; {totals['steps']:,} steps, "
+        f"{totals['trained_experimental'] / totals['tokens']:.2f} epochs",
+        f"Tokens to train on, all epochs: E {totals['trained_experimental']:,}, {len(tasks)} controls "
+        f"{totals['trained_controls']:,}, together {totals['trained']:,}",
+    ]
+    return "\n".join(lines)
+
+
+def write_look(found: Look, folder: epath.PathLike) -> None:
+    """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
+    from matplotlib import rc_context
+
+    from mossa_jax.report import drawing
+    from mossa_jax.report.lengths import draw_lengths
+
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tasks.csv", found.tasks.to_csv(index=False))
+    write_text(folder / "mixture.csv", found.mixture.to_csv(index=False))
+    write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in found.warnings))
+    with rc_context(drawing.STYLE):
+        drawing.save(draw_lengths(found.tasks, found.lengths, found.totals["max_tokens"]), folder, "lengths")
