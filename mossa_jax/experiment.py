@@ -40,7 +40,7 @@ from mossa_jax.states import keep_states
 from mossa_jax.tasks import Suite, Task
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, join
-from mossa_jax.tokens.packing import batches_of, packed_on_disk
+from mossa_jax.tokens.packing import batches_of, pack_examples
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
 from mossa_jax.tuning.score import exact_match
 from mossa_jax.workbench import Bench
@@ -142,7 +142,7 @@ def _tune_experimental(bench: Bench) -> None:
 
 def _member(bench: Bench, name: str, examples: Examples, schedule: Schedule) -> Member:
     tokens = bench.config.tokens
-    rows = packed_on_disk(examples, tokens.row_length, tokens.long_row_length)
+    rows = pack_examples(examples, tokens.row_length, tokens.long_row_length)
     counts = [len(part) for part in rows]
     batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
     return Member(name, rows, steps_for(schedule, batches), bench.seed(name))

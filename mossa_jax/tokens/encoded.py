@@ -39,7 +39,6 @@ class Examples:
       store: [n] which of them holds an example.
       starts: [n] int64, where in it the example begins.
       prompt_lengths, answer_lengths: [n] int32.
-      key: hex digest that identifies the content; empty where nothing is to be cached of it.
     """
 
     stores: tuple[np.ndarray, ...]
@@ -47,7 +46,6 @@ class Examples:
     starts: np.ndarray
     prompt_lengths: np.ndarray
     answer_lengths: np.ndarray
-    key: str = ""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -70,11 +68,8 @@ class Examples:
 
     def select(self, items: np.ndarray) -> Examples:
         """The examples at `items`, in that order."""
-        key = digest([self.key, np.asarray(items).tolist()]) if self.key else ""
-        return Examples(
-            self.stores, self.store[items], self.starts[items],
-            self.prompt_lengths[items], self.answer_lengths[items], key,
-        )  # fmt: skip
+        columns = (self.store, self.starts, self.prompt_lengths, self.answer_lengths)
+        return Examples(self.stores, *(column[items] for column in columns))
 
 
 def join(parts: Sequence[Examples]) -> Examples:
@@ -87,7 +82,6 @@ def join(parts: Sequence[Examples]) -> Examples:
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("starts", "prompt_lengths", "answer_lengths")
         ],
-        key=digest([part.key for part in parts]) if all(part.key for part in parts) else "",
     )
 
 
@@ -100,9 +94,9 @@ def in_memory(examples: Iterable[Encoded]) -> Examples:
     return _whole(flat, prompts, answers)
 
 
-def _whole(flat: np.ndarray, prompts: np.ndarray, answers: np.ndarray, key: str = "") -> Examples:
+def _whole(flat: np.ndarray, prompts: np.ndarray, answers: np.ndarray) -> Examples:
     ends = np.cumsum(prompts + answers, dtype=np.int64)
-    return Examples((flat,), np.zeros(len(ends), np.int64), ends - prompts - answers, prompts, answers, key)
+    return Examples((flat,), np.zeros(len(ends), np.int64), ends - prompts - answers, prompts, answers)
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,7 @@ def encode_split(task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, l
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
     bad = json.loads((folder / "about.json").read_text())["bad_rows"]
-    return EncodedSplit(_whole(flat, prompts, answers, key), cut, templates, bad, fingerprint)
+    return EncodedSplit(_whole(flat, prompts, answers), cut, templates, bad, fingerprint)
 
 
 def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, alone: bool) -> None:

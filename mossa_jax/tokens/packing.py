@@ -5,18 +5,12 @@ Packed once, globally: a batch is then a pure function of (rows, seed, step), th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 
-from mossa_jax.cache import build_once
-from mossa_jax.rundir import digest
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory
-
-_FORMAT = 1  # of the files below; another number makes them anew
-_CHUNK = 2_048
 
 
 @dataclass(frozen=True)
@@ -39,57 +33,6 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-
-@dataclass(frozen=True)
-class PackedExamples:
-    """Rows of S positions, in memory or mapped from disk: 7 bytes a position, the rest is made for a batch at a time.
-
-    Attributes:
-      tokens: [n, S] int32.
-      segments: [n, S] int16, 1, 2, ... per example, 0 on padding.
-      answers: [n, S] bool, where a token is part of an answer.
-      width: the most answer tokens in a row.
-    """
-
-    tokens: np.ndarray
-    segments: np.ndarray
-    answers: np.ndarray
-    width: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def length(self) -> int:
-        """S, positions of a row."""
-        return self.tokens.shape[1]
-
-    def take(self, index: np.ndarray, width: int | None = None) -> TrainingRows:
-        """The rows at `index` as a batch with M = `width` (default: `self.width`)."""
-        tokens, segments = self.tokens[index], self.segments[index].astype(np.int32)
-        row, column = np.nonzero(self.answers[index])
-        counts = np.bincount(row, minlength=len(tokens))
-        slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        shape = (len(tokens), self.width if width is None else width)
-        predict, labels = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-        predict[row, slot], labels[row, slot] = column - 1, tokens[row, column]
-        return TrainingRows(tokens, segments, restarting(segments), predict, labels)
-
-    def nothing(self, rows: int, width: int) -> TrainingRows:
-        """A batch of empty rows of the same length."""
-        blank = np.zeros((rows, self.length), np.int32)
-        none = np.zeros((rows, width), np.int32)
-        return TrainingRows(blank, blank, blank, none, none - 1)
-
-
-def restarting(segments: np.ndarray) -> np.ndarray:
-    """Positions that restart in every segment: [n, S] int32, 0 on padding."""
-    columns = np.arange(segments.shape[1], dtype=np.int32)
-    first = np.ones(segments.shape, bool)
-    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    begin = np.maximum.accumulate(np.where(first, columns, 0), axis=1)
-    return ((columns - begin) * (segments > 0)).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -124,6 +67,71 @@ class PromptRows:
         return found
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which items go to which row.
+
+    Attributes:
+      items: [n] int64, row after row and, in a row, in order of placing.
+      counts: [rows] int64, how many of them each row holds.
+    """
+
+    items: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def take(self, index: np.ndarray) -> Plan:
+        """The rows at `index`, in that order."""
+        counts = self.counts[index]
+        firsts = (np.cumsum(self.counts) - self.counts)[index]
+        return Plan(self.items[np.repeat(firsts, counts) + _counting(counts)], counts)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """[rows]: the sum over each row of a value that every item has."""
+        return np.bincount(np.repeat(np.arange(len(self)), self.counts), values[self.items], len(self))
+
+
+def _counting(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ... up to each count, one behind the other."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where the tokens of a plan's items go in rows of `length` positions.
+
+    Attributes:
+      shape: (rows, length).
+      places: of each item, counted through all rows.
+      at: of each token.
+      segments, positions: of each token: the number of its item in the row, from 1, and its own in the item, from 0.
+    """
+
+    shape: tuple[int, int]
+    places: np.ndarray
+    at: np.ndarray
+    segments: np.ndarray
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, plan: Plan, sizes: np.ndarray, length: int) -> _Rows:
+        sizes = sizes.astype(np.int64)
+        before = np.cumsum(sizes) - sizes
+        first = before[np.cumsum(plan.counts) - plan.counts]  # tokens in all rows before
+        places = np.repeat(np.arange(len(plan)) * length - first, plan.counts) + before
+        positions = _counting(sizes)
+        segments = np.repeat(_counting(plan.counts) + 1, sizes)
+        return cls((len(plan), length), places, np.repeat(places, sizes) + positions, segments, positions)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """A value of each token at its place: [rows, length] int32, 0 on padding."""
+        rows = np.zeros(self.shape, np.int32)
+        rows.reshape(-1)[self.at] = values
+        return rows
+
+
 class _Bins:
     """Rows that are being filled: an item goes to the fullest row that still has room for it.
 
@@ -132,7 +140,9 @@ class _Bins:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.rows: list[list[int]] = []
+        self.items: list[int] = []
+        self.row_of: list[int] = []  # of each of these
+        self._rows = 0
         self._open: dict[int, list[int]] = {}  # free space -> rows with just that much
         self._free = 0  # bit s is set when some row has s free
 
@@ -141,23 +151,30 @@ class _Bins:
         fitting = self._free >> length
         if fitting:
             free = length + (fitting & -fitting).bit_length() - 1
-            row = self._open[free].pop()
-            if not self._open[free]:
+            rows = self._open[free]
+            row = rows.pop()
+            if not rows:
                 self._free &= ~(1 << free)
         elif new:
-            free, row = self.capacity, len(self.rows)
-            self.rows.append([])
+            free, row = self.capacity, self._rows
+            self._rows += 1
         else:
             return False
-        self.rows[row].append(item)
+        self.items.append(item)
+        self.row_of.append(row)
         rest = free - length
         if rest:
             self._open.setdefault(rest, []).append(row)
             self._free |= 1 << rest
         return True
 
+    def plan(self) -> Plan:
+        row_of = np.asarray(self.row_of, np.int64)
+        by_row = np.argsort(row_of, kind="stable")
+        return Plan(np.asarray(self.items, np.int64)[by_row], np.bincount(row_of, minlength=self._rows))
 
-def plan_rows(lengths: Sequence[int], short: int, long: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+
+def plan_rows(lengths: Sequence[int], short: int, long: int = 0) -> tuple[Plan, Plan]:
     """Groups items into rows: first-fit decreasing (with best fit), deterministic.
 
     What does not fit `short` positions goes to rows of `long`, whose gaps are then filled with what does.
@@ -167,7 +184,7 @@ def plan_rows(lengths: Sequence[int], short: int, long: int = 0) -> tuple[list[l
       short, long: positions of the two kinds of rows; long 0: there is only one kind.
 
     Returns:
-      Rows of item indices, short ones and long ones; in a row, in order of placing.
+      The short rows and the long ones.
 
     Raises:
       ValueError: an item has no length, or fits no row.
@@ -183,49 +200,53 @@ def plan_rows(lengths: Sequence[int], short: int, long: int = 0) -> tuple[list[l
             many.put(item, length)
         elif not many.put(item, length, new=False):
             few.put(item, length)
-    return few.rows, many.rows
+    return few.plan(), many.plan()
 
 
-def _layout(rows: list[list[int]], lengths: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
-    """Where the items of some rows go, item after item: (items, their places from row 0's start, segment numbers)."""
-    counts = np.asarray([len(row) for row in rows])
-    items = np.asarray([item for row in rows for item in row], np.int64)
-    sizes = lengths[items]
-    before = np.cumsum(sizes) - sizes
-    first = np.cumsum(counts) - counts
-    in_row = before - np.repeat(before[first], counts)
-    places = np.repeat(np.arange(len(rows)), counts) * length + in_row
-    return items, places, np.arange(len(items)) - np.repeat(first, counts) + 1
+@dataclass(frozen=True)
+class PackedExamples:
+    """Rows of examples, by index: the ids stay where they are, and a batch of rows is put together when it is taken.
 
+    Attributes:
+      examples: what is packed.
+      plan: which of them go to which row.
+      length: S, positions of a row.
+      width: the most answer tokens in a row.
+    """
 
-def _spread(places: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every token of items at `places`: its flat place, and its number within its item."""
-    inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(places, sizes) + inside, inside
+    examples: Examples
+    plan: Plan
+    length: int
+    width: int
 
+    def __len__(self) -> int:
+        return len(self.plan)
 
-def _fill(
-    examples: Examples, rows: list[list[int]], length: int, allocate: Callable[[str, tuple[int, int], type], np.ndarray]
-) -> PackedExamples:
-    shape = (len(rows), length)
-    tokens, segments = allocate("tokens", shape, np.int32), allocate("segments", shape, np.int16)
-    answers = allocate("answers", shape, np.bool_)
-    lengths, prompts = examples.lengths.astype(np.int64), examples.prompt_lengths
-    width = 0
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        items, places, numbers = _layout(part, lengths, length)
-        at, inside = _spread(places, lengths[items])
-        here = [array[start : start + len(part)].reshape(-1) for array in (tokens, segments, answers)]
-        here[0][at] = examples.gather(items)
-        here[1][at] = np.repeat(numbers, lengths[items])
-        here[2][at] = inside >= np.repeat(prompts[items], lengths[items])
-        width = max(width, int(here[2].reshape(len(part), length).sum(axis=1).max()))
-    return PackedExamples(tokens, segments, answers, width)
+    def take(self, index: np.ndarray, width: int | None = None) -> TrainingRows:
+        """The rows at `index` as a batch with M = `width` (default: `self.width`)."""
+        plan, examples = self.plan.take(index), self.examples
+        prompts, answers = examples.prompt_lengths[plan.items], examples.answer_lengths[plan.items]
+        rows = _Rows.of(plan, prompts + answers, self.length)
+        tokens = rows.spread(examples.gather(plan.items))
+        # The answers' tokens, one behind the other: where they are predicted, and what they are.
+        at = np.repeat(rows.places + prompts, answers) + _counting(answers)
+        row = at // self.length
+        counts = np.bincount(row, minlength=len(plan))
+        slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        shape = (len(plan), self.width if width is None else width)
+        predict, labels = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        predict[row, slot], labels[row, slot] = at % self.length - 1, tokens.reshape(-1)[at]
+        return TrainingRows(tokens, rows.spread(rows.segments), rows.spread(rows.positions), predict, labels)
+
+    def nothing(self, rows: int, width: int) -> TrainingRows:
+        """A batch of empty rows of the same length."""
+        blank = np.zeros((rows, self.length), np.int32)
+        none = np.zeros((rows, width), np.int32)
+        return TrainingRows(blank, blank, blank, none, none - 1)
 
 
 def pack_examples(examples: Examples, length: int, long: int = 0) -> tuple[PackedExamples, ...]:
-    """Packs prompts with their answers in memory; the loss is on answers and EOS only.
+    """Packs prompts with their answers; the loss is on answers and EOS only.
 
     Args:
       examples: to pack.
@@ -234,41 +255,10 @@ def pack_examples(examples: Examples, length: int, long: int = 0) -> tuple[Packe
     Returns:
       The rows of `length` positions and, where there are any, those of `long`.
     """
-    kinds = zip(plan_rows(examples.lengths, length, long), (length, long), strict=True)
-    return tuple(
-        _fill(examples, rows, size, lambda _, shape, dtype: np.zeros(shape, dtype))
-        for rows, size in kinds
-        if rows or size == length
-    )
-
-
-def packed_on_disk(examples: Examples, length: int, long: int = 0) -> tuple[PackedExamples, ...]:
-    """`pack_examples` in files of the cache, memory-mapped; found there when these examples were packed before."""
-
-    def build(folder: Path) -> None:
-        planned = plan_rows(examples.lengths, length, long)
-        for kind, (rows, size) in enumerate(zip(planned, (length, long), strict=True)):
-            if not rows:
-                continue
-
-            def allocate(name: str, shape: tuple[int, int], dtype: type, kind: int = kind) -> np.ndarray:
-                return np.lib.format.open_memmap(folder / f"{name}-{kind}.npy", "w+", dtype, shape)
-
-            packed = _fill(examples, rows, size, allocate)
-            np.save(folder / f"width-{kind}.npy", packed.width)
-
-    folder = build_once(f"packed/{digest([_FORMAT, examples.key, length, long])}", build)
-
-    def kept(kind: int, size: int) -> PackedExamples:
-        if not (folder / f"width-{kind}.npy").exists():
-            empty = [np.zeros((0, size), dtype) for dtype in (np.int32, np.int16, np.bool_)]
-            return PackedExamples(*empty, 0)
-        names = ("tokens", "segments", "answers")
-        arrays = [np.asarray(np.load(folder / f"{name}-{kind}.npy", mmap_mode="r")) for name in names]
-        return PackedExamples(*arrays, int(np.load(folder / f"width-{kind}.npy")))
-
-    found = [kept(0, length), kept(1, long)]
-    return tuple(found) if len(found[1]) else (found[0],)
+    short, more = plan_rows(examples.lengths, length, long)
+    answers = lambda plan: plan.sums(examples.answer_lengths).max(initial=0)  # noqa: E731
+    found = PackedExamples(examples, short, length, int(answers(short)))
+    return (found, PackedExamples(examples, more, long, int(answers(more)))) if len(more) else (found,)
 
 
 def pack_text(documents: Sequence[Sequence[int]], length: int) -> PackedExamples:
@@ -285,20 +275,16 @@ def pack_prompts(prompts: Sequence[Sequence[int]], length: int, long: int = 0) -
     """
     lengths = np.asarray([len(ids) for ids in prompts], np.int64)
     found = []
-    for rows, size in zip(plan_rows(lengths, length, long), (length, long), strict=True):
-        if not rows:
+    for plan, size in zip(plan_rows(lengths, length, long), (length, long), strict=True):
+        if not len(plan):
             continue
-        items, places, numbers = _layout(rows, lengths, size)
-        at, inside = _spread(places, lengths[items])
-        tokens, segments, positions = (np.zeros(len(rows) * size, np.int32) for _ in range(3))
-        tokens[at] = np.concatenate([prompts[item] for item in items])
-        segments[at], positions[at] = np.repeat(numbers, lengths[items]), inside
-        ends = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
+        rows = _Rows.of(plan, lengths[plan.items], size)
+        ends = np.zeros((len(plan), plan.counts.max()), np.int32)
         ids = np.full(ends.shape, -1, np.int32)
-        row, column = places // size, numbers - 1
-        ends[row, column], ids[row, column] = places % size + lengths[items] - 1, items
-        shaped = [array.reshape(len(rows), size) for array in (tokens, segments, positions)]
-        found.append(PromptRows(*shaped, ends, ids))
+        row, column = np.repeat(np.arange(len(plan)), plan.counts), _counting(plan.counts)
+        ends[row, column], ids[row, column] = rows.places % size + lengths[plan.items] - 1, plan.items
+        tokens = rows.spread(np.concatenate([prompts[item] for item in plan.items]))
+        found.append(PromptRows(tokens, rows.spread(rows.segments), rows.spread(rows.positions), ends, ids))
     return tuple(found)
 
 

@@ -74,7 +74,7 @@ def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
     source = Source(rows(30))
     first = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
     again = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
-    assert source.readings == 1 and again.examples.key == first.examples.key
+    assert source.readings == 1 and np.array_equal(again.examples.stores[0], first.examples.stores[0])
     assert isinstance(again.examples.stores[0].base, np.memmap)
     others = [
         encode_split(source.task(), "test", tokenizer, TOKENS, 100),
@@ -88,7 +88,7 @@ def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
     ]
     source.rows = rows(31)
     others.append(encode_split(source.task(), "train", tokenizer, TOKENS, 100))
-    assert len({part.examples.key for part in (first, *others)}) == 8 and source.readings == 8
+    assert source.readings == 8
     assert len(others[1]) == 20 and len(others[-1]) == 31
 
 

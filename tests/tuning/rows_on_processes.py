@@ -25,7 +25,7 @@ from mossa_jax.progress import Stop  # noqa: E402
 from mossa_jax.rundir import STOPPED, Refusal, RunDir  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
-from mossa_jax.tokens.packing import packed_on_disk  # noqa: E402
+from mossa_jax.tokens.packing import pack_examples  # noqa: E402
 from mossa_jax.tuning import population  # noqa: E402
 from mossa_jax.tuning.loop import Member, tune_population  # noqa: E402
 
@@ -48,7 +48,7 @@ tokens = Tokens(max_tokens=48, row_length=24, long_row_length=48)
 members = []
 for number, task in enumerate(load_suite(Tasks(suite="folder", folder=tasks)).tasks[:2]):
     examples = encode_split(task, "train", model.tokenizer(), tokens, 100).examples
-    members.append(Member(task.name, packed_on_disk(examples, 24, 48), 12, (0, number)))
+    members.append(Member(task.name, pack_examples(examples, 24, 48), 12, (0, number)))
 pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
 rundir = RunDir(workdir, writer=jax.process_index() == 0)
 for attempt in range(2):
