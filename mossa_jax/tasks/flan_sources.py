@@ -20,13 +20,12 @@ from mossa_jax.config import Columns, Tasks
 from mossa_jax.hub import disk_full, download, is_offline, list_files
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, DISK, Refusal, digest
+from mossa_jax.tasks.flan_names import FlanTask
 from mossa_jax.tasks.rows import file_digest, file_task, split_of
 from mossa_jax.tasks.suite import Task
 
 if TYPE_CHECKING:
     import pyarrow
-
-    from mossa_jax.tasks.flan import FlanTask
 
 MIRROR = "Muennighoff/flan"
 NOT_IN_MIRROR = ("newsroom", "winogrande", "xsum")

@@ -46,6 +46,7 @@ REPOSITORIES = {
     "open/single": {"main": SINGLE, "v2": {**SINGLE, "model.safetensors": b"another"}},
     "open/unnamed": {"main": UNNAMED},
     "open/config": {"main": SHARDED},
+    "open/texts": {"main": SHARDED},
     "open/pickled": {"main": PICKLED},
     "open/bare": {"main": {"model.safetensors": b"all"}},
     "open/torn": {"main": {name: data for name, data in SHARDED.items() if name != SHARDS[1]}},
@@ -95,6 +96,7 @@ def hub(tmp_path_factory):
         "other revision": {"name": "open/single"},
         "config": {"name": "open/config", "config_only": True},
         "half": {"name": "open/config"},
+        "texts": {"name": "open/texts", "text_only": True},
         "torn": {"name": "open/torn"},
         "unknown": {"name": "open/never"},
     }
@@ -104,6 +106,7 @@ def hub(tmp_path_factory):
             "single": {"name": "open/single", "revision": "v2"},
             "unnamed": {"name": "open/unnamed"},
             "config": {"name": "open/config", "config_only": True},
+            "texts": {"name": "open/texts", "text_only": True},
             "granted": {"name": "gated/granted", "token": GOOD_TOKEN},
             "granted once": {"name": "gated/granted"},
             "pickled": {"name": "open/pickled"},
@@ -165,6 +168,11 @@ def test_config_only_downloads_no_more_than_that(hub):
     assert fetched(hub, "open/config") == {"config.json", "generation_config.json"}
 
 
+def test_text_only_leaves_the_weights(hub):
+    assert content(hub.up["texts"].folder).keys() == {*SMALL, "model.safetensors.index.json"}
+    assert not any(file.endswith(".safetensors") for file in fetched(hub, "open/texts"))
+
+
 def test_a_token_with_access_opens_a_gated_model(hub):
     assert content(hub.up["granted"].folder)[SHARDS[1]] == b"second"
     assert hub.up["granted"].warnings == []
@@ -217,7 +225,7 @@ def test_unusable_repositories_are_refused_before_their_weights(hub, case, name,
         assert not any(file.endswith((".bin", ".safetensors")) for file in fetched(hub, name))
 
 
-@pytest.mark.parametrize("case", ["sharded", "single", "config"])
+@pytest.mark.parametrize("case", ["sharded", "single", "config", "texts"])
 def test_the_cache_stands_in_for_the_hub(hub, case):
     assert hub.offline[case].folder == hub.down[case].folder == hub.up[case].folder
     assert hub.offline[case].warnings == []

@@ -7,7 +7,8 @@ import pytest
 
 from mossa_jax.config import Tasks
 from mossa_jax.rundir import BAD_CONFIG, Refusal
-from mossa_jax.tasks.flan import FLAN_TASKS, flan_suite, join, select
+from mossa_jax.tasks.flan import flan_suite, join
+from mossa_jax.tasks.flan_names import FLAN_TASKS, select
 from mossa_jax.tasks.flan_sources import NOT_IN_MIRROR
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tasks.suite import Example, Suite, Task

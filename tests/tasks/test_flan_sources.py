@@ -17,7 +17,8 @@ from hub_server import GOOD_TOKEN, Faults, HubServer, Process, commit_of
 from mossa_jax import hub as files_of_the_hub
 from mossa_jax.config import Tasks
 from mossa_jax.rundir import BAD_INPUT, DISK, NO_ACCESS, Refusal
-from mossa_jax.tasks.flan import FLAN_TASKS, flan_suite
+from mossa_jax.tasks.flan import flan_suite
+from mossa_jax.tasks.flan_names import FLAN_TASKS
 from mossa_jax.tasks.rows import split_of
 
 SPLITS = ("train", "validation", "test")
