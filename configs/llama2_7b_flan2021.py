@@ -1,7 +1,8 @@
 """The paper's experiment: Llama-2-7B, FLAN 2021, one control model a task, E on the mixture (Zhao, Ziser, Cohen, 2024).
 
 Look at the data first:  python -m launch.tasks --config=configs/llama2_7b_flan2021.py --out=runs/flan2021-look
-Then, on each host:      python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=runs/flan2021 --processes=0
+Then, on each host:
+    python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=runs/flan2021 --processes=0
 
 Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
