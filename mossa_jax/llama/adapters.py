@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossa_jax import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 
 Adapters = dict[str, dict[str, jax.Array]]
@@ -83,6 +84,14 @@ def stack(arch: Architecture, adapters: Sequence[dict[str, dict[str, np.ndarray]
 def unstack(adapters: Adapters, index: int) -> dict[str, dict[str, np.ndarray]]:
     """One model's adapter out of a stack, on the host."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[index]), adapters)
+
+
+def place_adapters(mesh: jax.sharding.Mesh, adapters: Adapters) -> Adapters:
+    """Stacked adapters [A, ...] of the host on a mesh, whole on every device but for the adapter axis."""
+    return {
+        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
+        for target, part in adapters.items()
+    }
 
 
 def trainable(adapters: Adapters) -> Adapters:

@@ -6,6 +6,8 @@
 | `splash` | TPU, bfloat16 | segment ids inside the kernel, no mask in memory |
 | `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, S] |
 
+Rows that begin with ids which all their sequences share (segment -1) always take `xla`, whatever is asked for.
+
 The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrules the choice. A kernel works in the matrix
 unit's narrow precision, so float32, whose point is exactness, never goes there.
 """
@@ -50,7 +52,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cach
     tensor = visible.mesh.shape["tensor"] if visible.mesh is not None else 1
     if k.shape[2] % tensor:  # fewer key/value heads than devices: every device gets a copy of the one it needs
         k, v = (jnp.repeat(part, tensor // k.shape[2], axis=2) for part in (k, v))
-    body = choose(visible.mesh, q.dtype)
+    body = "xla" if visible.shared else choose(visible.mesh, q.dtype)
     if body == "splash":
         return splash(q, k, v, visible.segments, visible.mesh, window)
     if body == "cudnn":
@@ -102,23 +104,27 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Ar
 @jax.tree_util.register_dataclass
 @dataclass
 class Segments:
-    """Packed rows: a query sees the keys of its own segment up to itself.
+    """Packed rows: a query sees the keys of its own segment up to itself, and those that all sequences share.
 
     Attributes:
       segments: [B, S] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
-        sequence stand side by side.
+        sequence stand side by side. With `shared`, -1 on keys that every sequence behind them sees.
       mesh: the devices that the rows are spread over; None for one device.
+      shared: -1 may occur. Then columns are no positions: only for a `model.shareable` architecture.
     """
 
     segments: jax.Array
     mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
+    shared: bool = field(default=False, metadata={"static": True})
 
     def mask(self, start: int = 0, stop: int | None = None, first: int = 0, window: int = 0) -> jax.Array:
         """What queries start..stop see of keys first..stop: [B, stop - start, stop - first] bool."""
         stop = self.segments.shape[1] if stop is None else stop
         behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
         near = (behind >= 0) & (behind < window) if window else behind >= 0
-        return near & (self.segments[:, start:stop, None] == self.segments[:, None, first:stop])
+        queries, keys = self.segments[:, start:stop, None], self.segments[:, None, first:stop]
+        own = queries == keys
+        return near & (own | ((keys == -1) & (queries != 0)) if self.shared else own)
 
     def lengths(self) -> jax.Array:
         """[B, S] int32: how long the sequence is that each token belongs to."""

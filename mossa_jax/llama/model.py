@@ -25,6 +25,17 @@ Lora = dict[str, dict[str, jax.Array]]
 """One model's adapter for one block: target -> {"a": [D_in, r], "b": [r, D_out], "scale": []}."""
 
 
+def low_rank(x: jax.Array, lora: Lora, *names: str) -> dict[str, jax.Array]:
+    """`x @ a` [B, S, r] of every target of `names` that the adapter has: one product for all, since x is one."""
+    parts = [lora[name]["a"] for name in names if name in lora]
+    if not parts:
+        return {}
+    joined = jnp.concatenate(parts, axis=-1).astype(x.dtype)
+    low = jnp.matmul(x, joined, precision=exact(x.dtype))
+    ends = np.cumsum([part.shape[-1] for part in parts])[:-1]
+    return dict(zip([name for name in names if name in lora], jnp.split(low, ends, axis=-1), strict=True))
+
+
 class Projection(nnx.Module):
     """`x @ weight.T + bias`, with a low-rank update where the adapter has one for this target."""
 
@@ -35,16 +46,18 @@ class Projection(nnx.Module):
         if name in arch.biases:
             self.bias = nnx.Param(jnp.zeros((arch.layers, sizes[1]), jnp.float32), logical=("layers", names[1]))
 
-    def __call__(self, x: jax.Array, lora: Lora) -> jax.Array:
-        """[B, S, D_in] -> [B, S, D_out] in the dtype of x."""
+    def __call__(self, x: jax.Array, lora: Lora, low: dict[str, jax.Array] | None = None) -> jax.Array:
+        """[B, S, D_in] -> [B, S, D_out] in the dtype of x; `low` is `low_rank` of x, where others read x as well."""
         precision = exact(x.dtype)
         y = jnp.einsum("bsi,oi->bso", x, self.weight[...], precision=precision)
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if self.name in lora:
             part = lora[self.name]
-            low = jnp.matmul(x, part["a"].astype(x.dtype), precision=precision)
-            y = y + jnp.matmul(low, part["b"].astype(x.dtype), precision=precision) * part["scale"].astype(x.dtype)
+            low = (low_rank(x, lora, self.name) if low is None else low)[self.name] * part["scale"].astype(x.dtype)
+            # Rows and positions as one axis: summed over two, the gradient of b is many times slower on CPU.
+            low = low.reshape(-1, low.shape[-1])
+            y = y + jnp.matmul(low, part["b"].astype(x.dtype), precision=precision).reshape(y.shape)
         return y
 
 
@@ -86,7 +99,8 @@ class Attention(nnx.Module):
         differ; None where all are alike.
         """
         split = (*x.shape[:2], -1, self.arch.head_dim)
-        q, k, v = (part(x, lora).reshape(split) for part in (self.q_proj, self.k_proj, self.v_proj))
+        low = low_rank(x, lora, "q_proj", "k_proj", "v_proj")
+        q, k, v = (part(x, lora, low).reshape(split) for part in (self.q_proj, self.k_proj, self.v_proj))
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, table), rotate(k, table)
@@ -113,7 +127,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array, lora: Lora) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
-        return self.down_proj(nnx.silu(self.gate_proj(x, lora)) * self.up_proj(x, lora), lora)
+        low = low_rank(x, lora, "gate_proj", "up_proj")
+        return self.down_proj(nnx.silu(self.gate_proj(x, lora, low)) * self.up_proj(x, lora, low), lora)
 
 
 class Block(nnx.Module):
@@ -204,6 +219,14 @@ def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, v
     return jax.lax.scan(body, embedded, (model.blocks, adapter, _windowed(arch), cache))
 
 
+def shareable(arch: Architecture) -> bool:
+    """Whether sequences of a row may share leading ids (segment -1).
+
+    Not where anything counts by columns of the row (a window), or by a sequence's own length (dynamic rotary scaling).
+    """
+    return not arch.windowed and arch.rope.kind != "dynamic"
+
+
 def _rotary(arch: Architecture, positions, visible, dtype):
     lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
     return rotary(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
@@ -216,12 +239,20 @@ def _windowed(arch: Architecture) -> np.ndarray | None:
     return np.isin(np.arange(arch.layers), arch.windowed)
 
 
+def head_weight(model: Llama, arch: Architecture) -> jax.Array:
+    """[V, D]."""
+    return model.embedding[...] if arch.tied_head else model.head[...]
+
+
 def logits(model: Llama, arch: Architecture, x: jax.Array) -> jax.Array:
     """Final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
-    head = model.embedding[...] if arch.tied_head else model.head[...]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    normed = model.final_norm(x)
-    return jnp.einsum("...d,vd->...v", normed, head, precision=exact(x.dtype), preferred_element_type=wide)
+    return score(model.final_norm(x), head_weight(model, arch))
+
+
+def score(normed: jax.Array, head: jax.Array) -> jax.Array:
+    """The head alone: [..., D], [V, D] -> [..., V] float32 (float64 for float64)."""
+    wide = jnp.promote_types(normed.dtype, jnp.float32)
+    return jnp.einsum("...d,vd->...v", normed, head, precision=exact(normed.dtype), preferred_element_type=wide)
 
 
 def parameter_count(arch: Architecture) -> int:

@@ -1,16 +1,22 @@
 """Packing: several short sequences in one row, apart by segment ids, positions restarting. Pure NumPy.
 
 Packed once, globally: a batch is then a pure function of (rows, seed, step), the same on 1 and on 64 hosts.
+
+Ids that all prompts begin with (a template's system prompt) can stand once at the head of each row, segment -1, seen by
+all that stands behind them: what is computed of them is the same for every sequence of the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory
+
+_WORTH = 0.15  # share of all ids that leading ones must make up before they are shared
+_SAMPLE, _CHUNK = 1_000, 1_000_000  # examples looked at first; ids compared at once
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,8 @@ class TrainingRows:
 
     Attributes:
       tokens: [n, S].
-      segments: [n, S], 1, 2, ... per example, 0 on padding.
-      positions: [n, S], restarting in every segment.
+      segments: [n, S], 1, 2, ... per example, 0 on padding, -1 on the ids that all examples share.
+      positions: [n, S], restarting in every segment: from 0, or from behind the shared ids.
       predict: [n, M], columns whose next token is part of an answer (or its EOS).
       labels: [n, M], that next token; -1 where there is none.
     """
@@ -104,30 +110,47 @@ class _Rows:
 
     Attributes:
       shape: (rows, length).
+      shared: [P] int32, ids that stand at the head of every row.
       places: of each item, counted through all rows.
       at: of each token.
-      segments, positions: of each token: the number of its item in the row, from 1, and its own in the item, from 0.
+      segment_of, position_of: of each token: the number of its item in the row, from 1, and its own in the item,
+        from P.
     """
 
     shape: tuple[int, int]
+    shared: np.ndarray
     places: np.ndarray
     at: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
+    segment_of: np.ndarray
+    position_of: np.ndarray
 
     @classmethod
-    def of(cls, plan: Plan, sizes: np.ndarray, length: int) -> _Rows:
+    def of(cls, plan: Plan, sizes: np.ndarray, length: int, shared: np.ndarray) -> _Rows:
         sizes = sizes.astype(np.int64)
         before = np.cumsum(sizes) - sizes
         first = before[np.cumsum(plan.counts) - plan.counts]  # tokens in all rows before
-        places = np.repeat(np.arange(len(plan)) * length - first, plan.counts) + before
-        positions = _counting(sizes)
+        places = np.repeat(np.arange(len(plan)) * length + len(shared) - first, plan.counts) + before
+        inside = _counting(sizes)
         segments = np.repeat(_counting(plan.counts) + 1, sizes)
-        return cls((len(plan), length), places, np.repeat(places, sizes) + positions, segments, positions)
+        at = np.repeat(places, sizes) + inside
+        return cls((len(plan), length), shared, places, at, segments, inside + len(shared))
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """A value of each token at its place: [rows, length] int32, 0 on padding."""
+    def tokens(self, ids: np.ndarray) -> np.ndarray:
+        """[rows, length] int32 of the items' ids, one item behind the other."""
+        return self._spread(ids, self.shared)
+
+    def segments(self) -> np.ndarray:
+        """[rows, length] int32."""
+        return self._spread(self.segment_of, -1)
+
+    def positions(self) -> np.ndarray:
+        """[rows, length] int32."""
+        return self._spread(self.position_of, np.arange(len(self.shared)))
+
+    def _spread(self, values: np.ndarray, head: np.ndarray | int) -> np.ndarray:
+        """A value of each token at its place, behind those of the shared ids; 0 on padding."""
         rows = np.zeros(self.shape, np.int32)
+        rows[:, : len(self.shared)] = head
         rows.reshape(-1)[self.at] = values
         return rows
 
@@ -208,26 +231,33 @@ class PackedExamples:
     """Rows of examples, by index: the ids stay where they are, and a batch of rows is put together when it is taken.
 
     Attributes:
-      examples: what is packed.
+      examples: what is packed, without the ids that they share.
       plan: which of them go to which row.
       length: S, positions of a row.
       width: the most answer tokens in a row.
+      lead: [P] int32, the ids that they share.
     """
 
     examples: Examples
     plan: Plan
     length: int
     width: int
+    lead: np.ndarray
 
     def __len__(self) -> int:
         return len(self.plan)
+
+    @property
+    def shared(self) -> int:
+        """P, how many ids stand once at the head of every row."""
+        return len(self.lead)
 
     def take(self, index: np.ndarray, width: int | None = None) -> TrainingRows:
         """The rows at `index` as a batch with M = `width` (default: `self.width`)."""
         plan, examples = self.plan.take(index), self.examples
         prompts, answers = examples.prompt_lengths[plan.items], examples.answer_lengths[plan.items]
-        rows = _Rows.of(plan, prompts + answers, self.length)
-        tokens = rows.spread(examples.gather(plan.items))
+        rows = _Rows.of(plan, prompts + answers, self.length, self.lead)
+        tokens = rows.tokens(examples.gather(plan.items))
         # The answers' tokens, one behind the other: where they are predicted, and what they are.
         at = np.repeat(rows.places + prompts, answers) + _counting(answers)
         row = at // self.length
@@ -236,29 +266,60 @@ class PackedExamples:
         shape = (len(plan), self.width if width is None else width)
         predict, labels = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
         predict[row, slot], labels[row, slot] = at % self.length - 1, tokens.reshape(-1)[at]
-        return TrainingRows(tokens, rows.spread(rows.segments), rows.spread(rows.positions), predict, labels)
-
-    def nothing(self, rows: int, width: int) -> TrainingRows:
-        """A batch of empty rows of the same length."""
-        blank = np.zeros((rows, self.length), np.int32)
-        none = np.zeros((rows, width), np.int32)
-        return TrainingRows(blank, blank, blank, none, none - 1)
+        return TrainingRows(tokens, rows.segments(), rows.positions(), predict, labels)
 
 
-def pack_examples(examples: Examples, length: int, long: int = 0) -> tuple[PackedExamples, ...]:
+def shared_prefix(examples: Examples) -> int:
+    """How many leading ids all prompts have in common, where sharing them is worth it.
+
+    At most one less than the shortest prompt has, so that every example keeps an id of its own to predict from; 0
+    where they make up no more than 15 % of all ids.
+    """
+    if not (count := len(examples)):
+        return 0
+    length = int(examples.prompt_lengths.min()) - 1
+    worth = _WORTH * examples.lengths.sum(dtype=np.int64)
+    # A few from all over the list tell most of it; then all of them, as long as there is something left to share.
+    for items in (np.arange(0, count, max(count // _SAMPLE, 1)), np.arange(count)):
+        step = max(_CHUNK // max(length, 1), 1)
+        for start in range(0, len(items), step):
+            if length * count <= worth:
+                return 0
+            length = _common(examples, items[start : start + step], length)
+    return length if length * count > worth else 0
+
+
+def _common(examples: Examples, items: np.ndarray, length: int) -> int:
+    """How many of the first `length` ids of example 0 all of `items` have as well."""
+    wanted = examples.prompt(0)[:length]
+    for number in np.unique(examples.store[items]):
+        starts = examples.starts[items[examples.store[items] == number]]
+        found = examples.stores[number][starts[:, None] + np.arange(length)]
+        same = (found == wanted[:length]).all(axis=0)
+        length = int(np.append(same, False).argmin())
+    return length
+
+
+def pack_examples(examples: Examples, length: int, long: int = 0, shared: int = 0) -> tuple[PackedExamples, ...]:
     """Packs prompts with their answers; the loss is on answers and EOS only.
 
     Args:
       examples: to pack.
       length, long: as `short` and `long` in `plan_rows`.
+      shared: P, leading ids that all prompts have in common (`shared_prefix`): every row begins with them, segment
+        -1, positions 0..P-1, and the examples follow without them, their positions from P on.
 
     Returns:
       The rows of `length` positions and, where there are any, those of `long`.
     """
-    short, more = plan_rows(examples.lengths, length, long)
-    answers = lambda plan: plan.sums(examples.answer_lengths).max(initial=0)  # noqa: E731
-    found = PackedExamples(examples, short, length, int(answers(short)))
-    return (found, PackedExamples(examples, more, long, int(answers(more)))) if len(more) else (found,)
+    lead = np.asarray(examples.prompt(0)[:shared]) if shared else np.zeros(0, np.int32)
+    own = replace(examples, starts=examples.starts + shared, prompt_lengths=examples.prompt_lengths - shared)
+    found = []
+    for plan, size in zip(plan_rows(own.lengths, length - shared, max(long - shared, 0)), (length, long), strict=True):
+        if size == length or len(plan):
+            width = int(plan.sums(own.answer_lengths).max(initial=0))
+            found.append(PackedExamples(own, plan, size, width, lead))
+    return tuple(found)
 
 
 def pack_text(documents: Sequence[Sequence[int]], length: int) -> PackedExamples:
@@ -267,24 +328,31 @@ def pack_text(documents: Sequence[Sequence[int]], length: int) -> PackedExamples
     return pack_examples(in_memory(Encoded(ids[:1], ids[1:]) for ids in cut), length)[0]
 
 
-def pack_prompts(prompts: Sequence[Sequence[int]], length: int, long: int = 0) -> tuple[PromptRows, ...]:
+def pack_prompts(
+    prompts: Sequence[Sequence[int]], length: int, long: int = 0, shared: int = 0
+) -> tuple[PromptRows, ...]:
     """Packs prompts; `ids` says which prompt is where.
+
+    Args:
+      prompts: ids of each.
+      length, long, shared: as in `pack_examples`.
 
     Returns:
       The rows of `length` positions and those of `long`, where there are any; none of them is empty.
     """
-    lengths = np.asarray([len(ids) for ids in prompts], np.int64)
+    lengths = np.asarray([len(ids) - shared for ids in prompts], np.int64)
+    lead = np.asarray(prompts[0][:shared] if shared else [], np.int32)
     found = []
-    for plan, size in zip(plan_rows(lengths, length, long), (length, long), strict=True):
+    for plan, size in zip(plan_rows(lengths, length - shared, max(long - shared, 0)), (length, long), strict=True):
         if not len(plan):
             continue
-        rows = _Rows.of(plan, lengths[plan.items], size)
+        rows = _Rows.of(plan, lengths[plan.items], size, lead)
         ends = np.zeros((len(plan), plan.counts.max()), np.int32)
         ids = np.full(ends.shape, -1, np.int32)
         row, column = np.repeat(np.arange(len(plan)), plan.counts), _counting(plan.counts)
         ends[row, column], ids[row, column] = rows.places % size + lengths[plan.items] - 1, plan.items
-        tokens = rows.spread(np.concatenate([prompts[item] for item in plan.items]))
-        found.append(PromptRows(tokens, rows.spread(rows.segments), rows.spread(rows.positions), ends, ids))
+        tokens = rows.tokens(np.concatenate([prompts[item][shared:] for item in plan.items]))
+        found.append(PromptRows(tokens, rows.segments(), rows.positions(), ends, ids))
     return tuple(found)
 
 

@@ -51,6 +51,35 @@ def test_xla(length, window):
     assert distance(found, plain(q, k, v, segments, window)) < 1e-6
 
 
+@pytest.mark.parametrize("length", [40, 600])
+def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
+    lead = 11
+    q, k, v, segments = inputs(length)
+    segments[:, :lead] = -1
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), shared=True)))
+    for row in range(len(q)):
+        for number in np.unique(segments[row]):
+            own = np.flatnonzero(segments[row] == number)
+            columns = own if number < 1 else [*range(lead), *own]  # each sequence alone, the shared keys before it
+            alone = [x[row : row + 1, columns] for x in (q, k, v)]
+            wanted = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
+            assert distance(found[row, own], wanted) < 1e-6
+
+
+@pytest.mark.parametrize("asked", ["splash", "cudnn"])
+def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
+    q, k, v, segments = inputs(40)
+    segments[:, :5] = -1
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    wanted = attention(*arrays, Segments(jnp.asarray(segments), shared=True))
+    monkeypatch.setenv("MOSSA_ATTENTION", asked)
+    monkeypatch.setattr(door, "splash", None)
+    monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
+    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), shared=True))
+    assert np.array_equal(found, wanted)
+
+
 @pytest.mark.parametrize("window", [0, 9])
 def test_decoding_sees_what_a_whole_row_sees(window):
     q, k, v, _ = inputs(40, rows=1)

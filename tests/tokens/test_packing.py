@@ -1,9 +1,11 @@
 """Properties of packed rows, checked from the rows alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from mossa_jax.tokens.encoded import Encoded, in_memory, join
+from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
 from mossa_jax.tokens.packing import (
     batch_index,
     batches_of,
@@ -11,6 +13,7 @@ from mossa_jax.tokens.packing import (
     pack_prompts,
     pack_text,
     plan_rows,
+    shared_prefix,
 )
 
 
@@ -129,8 +132,102 @@ def test_more_room_for_answers_changes_no_label():
     assert (wide.labels[:, -5:] == -1).all() and np.array_equal(wide.labels[:, :-5], rows.labels)
     part = packed.take(np.array([1, 1, 0]))
     assert np.array_equal(part.tokens, rows.tokens[[1, 1, 0]])
-    nothing = packed.nothing(3, 7)
-    assert (nothing.labels == -1).all() and not nothing.segments.any() and nothing.tokens.shape == (3, 48)
+
+
+def behind(lead, examples):
+    """The examples with `lead` in front of their prompts."""
+    return [Encoded([*lead, *example.prompt], example.answer) for example in examples]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_shared_prefix_is_the_longest_that_all_prompts_begin_with(seed):
+    rng = np.random.default_rng(seed)
+    own = [Encoded([*rng.integers(3, 6, rng.integers(1, 9)).tolist()], [7, 2]) for _ in range(5 + 3 * seed)]
+    lead = [1, *rng.integers(3, 500, 30).tolist()]
+    examples = behind(lead, own)
+    columns = zip(*[e.prompt for e in examples], strict=False)
+    common = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+    wanted = min(common, min(len(e.prompt) for e in examples) - 1)
+    assert wanted >= len(lead) or min(len(e.prompt) for e in own) == 1
+    assert shared_prefix(in_memory(examples)) == wanted
+    # The ids of one list lie in several stores, and in any order.
+    parts = [in_memory(examples[:3]).select(np.array([2, 0, 1])), in_memory(examples[3:])]
+    assert shared_prefix(join(parts)) == wanted
+
+
+def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):
+    count, lead, size = 60_000, 40, 60
+    ids = np.random.default_rng(0).integers(3, 500, (count, size)).astype(np.int32)
+    ids[:, :lead] = ids[0, :lead]
+    ids[:, lead] = np.arange(count) % 2
+    ids.tofile(tmp_path / "ids")
+
+    def examples(flat):
+        lengths = np.full(count, size // 2, np.int32)
+        return Examples((flat,), np.zeros(count, np.int64), np.arange(count) * size, lengths + 12, lengths - 12)
+
+    mapped = np.memmap(tmp_path / "ids", np.int32, "r+")
+    assert shared_prefix(examples(mapped)) == lead
+    mapped[31_337 * size + 25] += 1
+    assert shared_prefix(examples(mapped)) == 25
+    mapped[59_999 * size + 8] += 1  # eight of sixty ids are not worth it
+    assert shared_prefix(examples(mapped)) == 0
+
+
+def test_a_shared_prefix_must_be_worth_it_and_leave_every_prompt_an_id():
+    def found(lead, rest, answer):
+        return shared_prefix(in_memory([Encoded([9] * lead + [n] * rest, [2] * answer) for n in (3, 4, 5)]))
+
+    assert found(15, 60, 25) == 0 and found(16, 60, 24) == 16  # above 15 of 100 ids, answers included
+    same = [Encoded([9] * length, [2]) for length in (6, 5, 8)]
+    assert shared_prefix(in_memory(same)) == 4
+    assert shared_prefix(in_memory([Encoded([9], [2]), Encoded([9, 9, 9, 9], [2])])) == 0
+    assert shared_prefix(in_memory([])) == 0
+
+
+@pytest.mark.parametrize("long", [0, 90])
+def test_shared_ids_stand_once_at_the_head_of_every_row(long):
+    lead = [1, 501, 502, 503, 504, 505]
+    size = len(lead)
+    own = random_examples(40, 4) + ([Encoded(list(range(7, 77)), [5, 2])] if long else [])
+    kinds = pack_examples(in_memory(behind(lead, own)), 40, long, shared=size)
+    assert [packed.length for packed in kinds] == [40, 90][: len(kinds)] and len(kinds) == 1 + bool(long)
+    alone = pack_examples(in_memory(own), 40 - size, long and long - size)
+    seen = []
+    for packed, apart in zip(kinds, alone, strict=True):
+        rows, without = all_rows(packed), all_rows(apart)
+        assert packed.shared == size and packed.width == apart.width
+        assert (rows.tokens[:, :size] == lead).all() and (rows.segments[:, :size] == -1).all()
+        assert (rows.positions[:, :size] == np.arange(size)).all()
+        # Behind them stands what stands in rows that are shorter by so many, positions counting on.
+        assert np.array_equal(rows.tokens[:, size:], without.tokens)
+        assert np.array_equal(rows.segments[:, size:], without.segments)
+        assert np.array_equal(rows.positions[:, size:], np.where(without.segments > 0, without.positions + size, 0))
+        assert np.array_equal(rows.labels, without.labels)
+        assert np.array_equal(rows.predict, np.where(without.labels >= 0, without.predict + size, 0))
+        seen += check_rows(without, own)
+        assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
+    assert sorted(seen) == sorted(e.prompt + e.answer for e in own)
+    with pytest.raises(ValueError, match="35"):
+        pack_examples(in_memory([Encoded(list(range(40)), [2])]), 40, shared=size)
+
+
+@pytest.mark.parametrize("long", [0, 90])
+def test_prompts_share_ids_at_the_head_of_every_row(long):
+    lead = [1, 501, 502, 503]
+    prompts = [e.prompt for e in behind(lead, random_examples(50, 9))] + ([[*lead, *range(9, 80)]] if long else [])
+    kinds = pack_prompts(prompts, 40, long, shared=len(lead))
+    seen = []
+    for rows in kinds:
+        assert (rows.tokens[:, :4] == lead).all() and (rows.segments[:, :4] == -1).all()
+        for row, column in zip(*np.nonzero(rows.ids >= 0), strict=True):
+            end, item = rows.ends[row, column], rows.ids[row, column]
+            here = np.flatnonzero(rows.segments[row] == rows.segments[row, end])
+            assert here[-1] == end and [*lead, *rows.tokens[row, here]] == prompts[item]
+            assert rows.positions[row, [0, 1, 2, 3, *here]].tolist() == list(range(len(prompts[item])))
+            seen.append(item)
+    assert sorted(seen) == list(range(len(prompts))) and len(kinds) == 1 + bool(long)
+    assert sum(len(rows) for rows in kinds) < sum(len(rows) for rows in pack_prompts(prompts, 40, long))
 
 
 def rows_of(plan):
