@@ -127,6 +127,9 @@ def _log_to_console() -> None:
     log = logging.getLogger("mossa_jax")
     log.setLevel(logging.INFO)
     log.propagate = False
+    # What a library cannot do in its own threads comes to us as an error, too, and is said in one line.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(lambda record: record.exc_info is None)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.addHandler(handler)

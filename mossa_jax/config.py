@@ -83,6 +83,9 @@ class Tokens:
     authors' runs."""
     row_length: int = 1024
     """Positions of a packed row."""
+    share_prefix: bool = True
+    """Work through the ids that all prompts of a model's rows begin with (template, system prompt, instruction) once
+    a packed row, where they are more than 15 % of its tokens; changes no result."""
     long_row_length: int = 0
     """Positions of the rows for what does not fit `row_length`; 0: everything fits, `max_tokens` being no larger."""
 
@@ -97,6 +100,8 @@ class Schedule:
     """Upper bound on optimizer steps; 0 means none."""
     batch_rows: int = 16
     """Packed rows a step and model."""
+    parts: int = 1
+    """Parts that the rows of a step are worked through in, one after another, for memory; must divide `batch_rows`."""
     learning_rate: float = 5e-5
     """Peak, decayed by a cosine to zero. 5e-5 as in the authors' runs."""
 
@@ -114,8 +119,14 @@ class Tuning:
     """Blocks below this one carry no adapter (and so keep the base model's states exactly)."""
     control: Schedule = field(default_factory=Schedule)
     experimental: Schedule = field(default_factory=Schedule)
-    population: int = 64
-    """Controls that are trained in one program; more tasks than that go in several groups."""
+    slots: int = 64
+    """Controls that are trained at once, in one program; a slot whose model is done takes the next one."""
+    seeds: int = 1
+    """Models of E with seeds of their own; the first is compared, the others (`tuned.seed1`, ...) are exported."""
+    control_seeds: int = 1
+    """The same for the controls of `seeded`."""
+    seeded: tuple[str, ...] = ()
+    """Tasks or clusters whose controls get `control_seeds`; empty: all."""
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from zero."""
     beta1: float = 0.9
@@ -125,6 +136,8 @@ class Tuning:
     """Largest global gradient norm, per model."""
     remat: bool = True
     """Recompute the inside of blocks in the backward pass: a third more work for far less memory."""
+    skips: int = 3
+    """Updates in a row that a model may skip, its loss or gradient not being finite, before the run stops."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     log_every: int = 20
@@ -254,7 +267,7 @@ def check(config: Config) -> None:
     require(config.compare.mismatched >= 0, "compare.mismatched", "must be 0 or more")
     for name in (
         "tasks.max_train tasks.max_test tasks.max_per_cluster tasks.max_rate tokens.row_length "
-        "tuning.rank tuning.population tuning.log_every "
+        "tuning.rank tuning.slots tuning.seeds tuning.control_seeds tuning.skips tuning.log_every "
         "tuning.checkpoint_every tuning.control.batch_rows tuning.experimental.batch_rows compare.batch_rows "
         "compare.draws pretraining.layers pretraining.steps"
     ).split():
@@ -264,5 +277,7 @@ def check(config: Config) -> None:
         require(value >= 1, name, "must be at least 1")
     for kind in ("control", "experimental"):
         schedule = getattr(tuning, kind)
+        divides = schedule.parts >= 1 and schedule.batch_rows % schedule.parts == 0
+        require(divides, f"tuning.{kind}.parts", f"must be at least 1 and divide batch_rows={schedule.batch_rows}")
         require(schedule.epochs > 0, f"tuning.{kind}.epochs", "must be above 0")
         require(schedule.learning_rate > 0, f"tuning.{kind}.learning_rate", "must be above 0")

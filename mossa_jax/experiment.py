@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 
 import jax
@@ -20,15 +20,15 @@ from mossa_jax import config as config_lib
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config, Schedule
 from mossa_jax.data import prepare
-from mossa_jax.llama.adapters import is_finite, stack
+from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.hub import locate
+from mossa_jax.llama.load import Model
 from mossa_jax.llama.peft import load_adapter, read_about, save_adapter
 from mossa_jax.progress import Progress, log
 from mossa_jax.reporting import report
 from mossa_jax.rundir import (
     BAD_CONFIG,
     BAD_INPUT,
-    NOT_FINITE,
     Refusal,
     RunDir,
     write_parquet,
@@ -37,13 +37,13 @@ from mossa_jax.rundir import (
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import cells, with_q
 from mossa_jax.states import keep_states
-from mossa_jax.tasks import Suite, Task
+from mossa_jax.tasks import Suite, Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, join
-from mossa_jax.tokens.packing import batches_of, pack_examples
-from mossa_jax.tuning.loop import Member, steps_for, tune_population
+from mossa_jax.tokens.packing import batches_of
+from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
 from mossa_jax.tuning.score import exact_match
-from mossa_jax.workbench import Bench
+from mossa_jax.workbench import Bench, may_share, packed
 
 _SCORE_ROWS = 64
 TUNED = "tuned"
@@ -104,85 +104,93 @@ def tune(bench: Bench) -> None:
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     prepare(bench)
-    layers = bench.model.architecture.layers
+    layers = bench.architecture.layers
     if not 0 <= config.tuning.first_layer < layers:
         raise Refusal(
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
-    if not bench.adapter_folder(TUNED).exists():
-        _tune_experimental(bench)
-    todo = list(bench.suite.tasks)
-    for number, start in enumerate(range(0, len(todo), config.tuning.population)):
-        group = todo[start : start + config.tuning.population]
-        if not all(bench.adapter_folder(task.name).exists() for task in group):
-            _tune_controls(bench, group, f"controls {number + 1}" if len(todo) > len(group) else "controls")
+    _tune_experimental(bench)
+    _tune_controls(bench)
     _score(bench)
 
 
 def _tune_experimental(bench: Bench) -> None:
+    """E on the mixture, by as many seeds as the configuration asks for."""
     config = bench.config
+    names = [TUNED, *[f"{TUNED}.seed{number}" for number in range(1, config.tuning.seeds)]]
+    if all(bench.adapter_folder(name).exists() for name in names):
+        return
     encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
     shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
     chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
     mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
-    schedule = config.tuning.experimental
-    member = _member(bench, TUNED, mixture, schedule)
-    log.info(
-        "tuning E on %d examples in %d packed rows, %d steps",
-        len(mixture), sum(len(rows) for rows in member.rows), member.steps,
-    )  # fmt: skip
-    adapters = tune_population(
-        "E", [member], bench.model.state, bench.model.architecture, config.tuning, schedule, bench.mesh,
-        bench.rundir, bench.stop,
-    )  # fmt: skip
     cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
     about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
-    _export(bench, [member], adapters, [about])
+    member = _member(bench, TUNED, mixture, config.tuning.experimental)
+    log.info("E learns from %d examples in %d packed rows", len(mixture), sum(len(rows) for rows in member.rows))
+    members = [replace(member, name=name, seed=bench.seed(name)) for name in names]
+    _tune(bench, "E", members, dict.fromkeys(names, about), config.tuning.experimental, bench.model)
+
+
+def _tune_controls(bench: Bench) -> None:
+    """A control model for each task; some by several seeds."""
+    tuning = bench.config.tuning
+    seeded = chosen_tasks(bench.suite, "config.tuning.seeded", tuning.seeded)
+    of = {}
+    for task in bench.suite.tasks:
+        seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
+        of |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
+    if all(bench.adapter_folder(name).exists() for name in of):
+        return
+    members, about = [], {}
+    for name, task in of.items():
+        encoded = bench.encoded(task, "train")
+        members.append(_member(bench, name, encoded.examples, tuning.control))
+        about[name] = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
+        about[name]["bad_rows"] = encoded.bad_rows
+    _tune(bench, "controls", members, about, tuning.control, bench.population_model)
 
 
 def _member(bench: Bench, name: str, examples: Examples, schedule: Schedule) -> Member:
     tokens = bench.config.tokens
-    rows = pack_examples(examples, tokens.row_length, tokens.long_row_length)
+    rows = packed(examples, tokens, may_share(bench.config))
     counts = [len(part) for part in rows]
     batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
     return Member(name, rows, steps_for(schedule, batches), bench.seed(name))
 
 
-def _tune_controls(bench: Bench, group: list[Task], label: str) -> None:
-    config, schedule = bench.config, bench.config.tuning.control
-    members, about = [], []
-    for task in group:
-        encoded = bench.encoded(task, "train")
-        members.append(_member(bench, task.name, encoded.examples, schedule))
-        cut, bad = int(encoded.cut.sum()), encoded.bad_rows
-        about.append({"tasks": [task.name], "rows": len(encoded), "truncated_rows": cut, "bad_rows": bad})
-    log.info(
-        "tuning %d control models together, %d to %d steps",
-        len(members), min(m.steps for m in members), max(m.steps for m in members),
-    )  # fmt: skip
-    model = bench.population_model
-    adapters = tune_population(
-        label, members, model.state, model.architecture, config.tuning, schedule, model.mesh, bench.rundir, bench.stop
-    )
-    _export(bench, members, adapters, about)
+def _tune(
+    bench: Bench, label: str, members: list[Member], about: dict[str, dict], schedule: Schedule, model: Model
+) -> None:
+    """Tunes a group of models, each exported as a PEFT adapter as soon as it is done."""
+    tuning = bench.config.tuning
 
+    def export(member: Member, adapter: Adapter) -> None:
+        folder = bench.adapter_folder(member.name)
+        if bench.rundir.writer and not folder.exists():
+            facts = {
+                "model": member.name,
+                **about[member.name],
+                "steps": member.steps,
+                "packed_rows": sum(len(rows) for rows in member.rows),
+                "seed": list(member.seed),
+                "template": bench.tokenizer.record,
+                "tuning": asdict(tuning),
+            }
+            save_adapter(folder, adapter, bench.base, facts)
 
-def _export(bench: Bench, members: list[Member], adapters: list, notes: list[dict]) -> None:
-    for member, adapter, note in zip(members, adapters, notes, strict=True):
-        if not is_finite(adapter):
-            raise Refusal(NOT_FINITE, f"adapter {member.name!r} has values that are not finite; nothing is exported")
-        about = {
-            "model": member.name,
-            **note,
-            "steps": member.steps,
-            "packed_rows": sum(len(rows) for rows in member.rows),
-            "seed": list(member.seed),
-            "template": bench.tokenizer.record,
-            "tuning": asdict(bench.config.tuning),
-        }
-        if bench.rundir.writer:
-            save_adapter(bench.adapter_folder(member.name), adapter, bench.base, about)
-    mesh_lib.wait_for_all("export")
+    def train(label: str, members: list[Member]) -> None:
+        arch = model.architecture
+        tune_population(
+            label, members, model.state, arch, tuning, schedule, model.mesh, bench.rundir, bench.stop, export
+        )
+        mesh_lib.wait_for_all("export")
+
+    train(label, members)
+    # Who was exported once and is gone again: the group is past them.
+    gone = [member for member in members if not bench.adapter_folder(member.name).exists()]
+    if gone:
+        train(f"{label} again", gone)
 
 
 def _score(bench: Bench) -> None:
@@ -196,7 +204,7 @@ def _score(bench: Bench) -> None:
         examples = task.examples("test", min(tuning.score_prompts, bench.config.tasks.max_test))
         adapters = _stack(bench, [None, TUNED, task.name])
         shares = exact_match(
-            bench.model.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
+            bench.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
             max_tokens=bench.config.tokens.max_tokens, truncation=bench.config.tokens.truncation,
             new_tokens=tuning.score_tokens, batch_rows=_SCORE_ROWS,
         )  # fmt: skip
@@ -211,7 +219,7 @@ def _score(bench: Bench) -> None:
 
 def _stack(bench: Bench, names: list[str | None]):
     """Adapters by model name, stacked; None is the base model itself."""
-    arch = bench.model.architecture
+    arch = bench.architecture
     for name in filter(None, names):
         bench.tokenizer.check_record(read_about(bench.adapter_folder(name)).get("template"), f"adapter {name!r}")
     return stack(arch, [{} if name is None else load_adapter(bench.adapter_folder(name), arch) for name in names])
@@ -253,7 +261,7 @@ def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
     tokens = bench.config.tokens
     controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
     kept = keep_states(
-        bench.model.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), bench.test_prompts(task),
+        bench.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), bench.test_prompts(task),
         bench.mesh, pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
         long_row_length=tokens.long_row_length,
     )  # fmt: skip
@@ -265,7 +273,7 @@ def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
     for (experimental, control), found in zip(names, cells(similarities, names, kept.names), strict=True):
         models = {"experimental": (PRETRAINED, TUNED)[experimental], "control": controls[control - 2]}
         rows += [{**models, **cell} for cell in found]
-    middle = str(bench.model.architecture.layers // 2)
+    middle = str(bench.architecture.layers // 2)
     shown = [
         f"{row['experimental']} {row['cka']:.3f}"
         for row in rows

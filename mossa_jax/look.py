@@ -15,16 +15,16 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from mossa_jax.config import Config, Schedule, Tokens, check
+from mossa_jax.config import Config, Schedule, check
 from mossa_jax.progress import Progress
 from mossa_jax.rundir import write_text
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
-from mossa_jax.tokens.encoded import encode_split
-from mossa_jax.tokens.packing import batches_of, plan_rows
+from mossa_jax.tokens.encoded import Examples, encode_split, join
+from mossa_jax.tokens.packing import batches_of
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
-from mossa_jax.workbench import base_tokenizer
+from mossa_jax.workbench import base_tokenizer, may_share, packed
 
 FEW_PROMPTS = 50  # n is then far below the width of any real model, where biased CKA is near 1 whatever is compared
 FEW_DISTINCT = 4  # the unbiased sums are divided by n (n - 3)
@@ -79,10 +79,12 @@ def look(config: Config) -> Look:
     check(config)
     suite = load_suite(config.tasks)
     tokenizer = base_tokenizer(config)
-    rows, lengths, trained, tested = [], {}, {}, {}
+    sharing = may_share(config)
+    rows, examples, trained, tested = [], {}, {}, {}
     progress = Progress("look", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):
-        row, lengths[task.name], trained[task.name], tested[task.name] = _look_at(task, tokenizer, config)
+        found = _look_at(task, tokenizer, config, sharing)
+        row, examples[task.name], trained[task.name], tested[task.name] = found
         rows.append(row | {"held_out": task.name in suite.held_out})
         progress.line(number, f"{task.name}: {row['train']} train, {row['test']} test")
     tasks = pd.DataFrame(rows)
@@ -90,7 +92,8 @@ def look(config: Config) -> Look:
     given = mixture_counts(suite, dict(zip(tasks.task, tasks.train, strict=True)), config.tasks)
     tasks["overlap_others"] = _overlap_others(trained, tested, list(given))
     tasks["mixture"] = [given.get(name, 0) for name in tasks.task]
-    totals = _totals(tasks, lengths, given, suite, config)
+    totals = _totals(tasks, examples, given, suite, config, sharing)
+    lengths = {name: part.lengths for name, part in examples.items()}
     return Look(tasks, _mixture(tasks), totals, _warnings(tasks, suite), lengths)
 
 
@@ -106,8 +109,10 @@ def _keys(task: Task, split: str, limit: int) -> np.ndarray:
     return np.fromiter(keys, np.uint64).reshape(-1, 2)
 
 
-def _look_at(task: Task, tokenizer: Tokenizer, config: Config) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """A task's row of the table; tokens of its training rows; its different training prompts and its test prompts, as
+def _look_at(
+    task: Task, tokenizer: Tokenizer, config: Config, sharing: bool
+) -> tuple[dict, Examples, np.ndarray, np.ndarray]:
+    """A task's row of the table; its training rows, encoded; its different training prompts and its test prompts, as
     keys.
     """
     tokens, most = config.tokens, {"train": config.tasks.max_train, "test": config.tasks.max_test}
@@ -115,7 +120,7 @@ def _look_at(task: Task, tokenizer: Tokenizer, config: Config) -> tuple[dict, np
     train_keys, test_keys = (_keys(task, split, limit) for split, limit in most.items())
     validation = sum(1 for _ in task.rows("validation"))
     lengths = train.examples.lengths
-    training = _training(lengths, config.tuning.control, tokens)
+    training = _training(train.examples, config.tuning.control, config, sharing)
     train_prompts = np.unique(train_keys[:, 0])
     row = {
         "task": task.name,
@@ -140,7 +145,7 @@ def _look_at(task: Task, tokenizer: Tokenizer, config: Config) -> tuple[dict, np
         "control_steps": training.steps,
         "control_tokens": training.tokens,
     }
-    return row, lengths, train_prompts, test_keys[:, 0]
+    return row, train.examples, train_prompts, test_keys[:, 0]
 
 
 def _overlap_others(trained: dict[str, np.ndarray], tested: dict[str, np.ndarray], mixture: list[str]) -> list[float]:
@@ -157,24 +162,28 @@ def _overlap_others(trained: dict[str, np.ndarray], tested: dict[str, np.ndarray
 
 
 def _totals(
-    tasks: pd.DataFrame, lengths: dict[str, np.ndarray], given: dict[str, int], suite: Suite, config: Config
+    tasks: pd.DataFrame,
+    examples: dict[str, Examples],
+    given: dict[str, int],
+    suite: Suite,
+    config: Config,
+    sharing: bool,
 ) -> dict[str, float]:
     """The figures of E and of the whole run."""
-    tokens, tuning = config.tokens, config.tuning
-    chosen = [lengths[name][sample(name, len(lengths[name]), count, config.seed)] for name, count in given.items()]
-    chosen = np.concatenate(chosen)
-    total = int(chosen.sum())
-    experimental = _training(chosen, tuning.experimental, tokens)
-    short, long = experimental.packed
+    mixture = join(
+        [examples[name].select(sample(name, len(examples[name]), count, config.seed)) for name, count in given.items()]
+    )
+    experimental = _training(mixture, config.tuning.experimental, config, sharing)
     controls = int(tasks.control_tokens.sum())
     return {
         "missing": len(suite.missing),
-        "max_tokens": tokens.max_tokens,
-        "examples": len(chosen),
-        "packed_rows": short + long,
-        "fill": total / (short * tokens.row_length + long * tokens.long_row_length),
+        "max_tokens": config.tokens.max_tokens,
+        "examples": len(mixture),
+        "packed_rows": sum(experimental.packed),
+        "fill": experimental.fill,
         "steps": experimental.steps,
-        "tokens": total,
+        "epochs": experimental.epochs,
+        "tokens": int(mixture.lengths.sum()),
         "trained_experimental": experimental.tokens,
         "trained_controls": controls,
         "trained": experimental.tokens + controls,
@@ -183,19 +192,33 @@ def _totals(
 
 @dataclass(frozen=True)
 class _Training:
-    """What tuning on examples of some lengths comes to: packed rows (short and long), steps, tokens over all epochs."""
+    """What tuning on some examples comes to.
+
+    Attributes:
+      packed: rows, short and long.
+      steps: of the optimizer.
+      epochs: passes over the examples in these.
+      tokens: worked through over all epochs.
+      fill: share of the rows' positions that hold a token.
+    """
 
     packed: tuple[int, int]
     steps: int
+    epochs: float
     tokens: int
+    fill: float
 
 
-def _training(lengths: np.ndarray, schedule: Schedule, tokens: Tokens) -> _Training:
-    sizes = tokens.row_length, tokens.long_row_length
-    short, long = (len(rows) for rows in plan_rows(lengths, *sizes))
-    batches = batches_of((short, long), schedule.batch_rows, *sizes)
+def _training(examples: Examples, schedule: Schedule, config: Config, sharing: bool) -> _Training:
+    tokens = config.tokens
+    rows = packed(examples, tokens, sharing)
+    batches = batches_of([len(part) for part in rows], schedule.batch_rows, tokens.row_length, tokens.long_row_length)
     steps = steps_for(schedule, batches)
-    return _Training((short, long), steps, round(int(lengths.sum()) * steps / batches.per_epoch))
+    positions = sum(len(part) * part.length for part in rows)
+    # Ids that are shared are worked through once a row.
+    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.shared for part in rows)
+    epochs = steps / batches.per_epoch
+    return _Training(batches.rows, steps, epochs, round(worked * epochs), worked / positions)
 
 
 def _mixture(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -432,7 +455,7 @@ def _mixture_text(found: Look) -> str:
     lines += [
         f"E: {totals['examples']:,} examples of {int((~tasks.held_out).sum())} tasks, {totals['tokens']:,} tokens in "
         f"{totals['packed_rows']:,} packed rows, {totals['fill']:.1%} filled; {totals['steps']:,} steps, "
-        f"{totals['trained_experimental'] / totals['tokens']:.2f} epochs",
+        f"{totals['epochs']:.2f} epochs",
         f"Tokens to train on, all epochs: E {totals['trained_experimental']:,}, {len(tasks)} controls "
         f"{totals['trained_controls']:,}, together {totals['trained']:,}",
     ]

@@ -127,6 +127,16 @@ def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _odd_steps(rundir: RunDir) -> list[str]:
+    """What went wrong in training and was got over, by model."""
+    counts: dict[tuple[str, str], int] = {}
+    for record in rundir.metrics():
+        for kind in ("skipped", "spikes"):
+            counts[record["model"], kind] = max(counts.get((record["model"], kind), 0), record.get(kind, 0))
+    words = {"skipped": "updates were skipped, loss or gradient not being finite", "spikes": "loss spikes"}
+    return [f"model {model}: {count} {words[kind]}" for (model, kind), count in counts.items() if count]
+
+
 def _about(bench: Bench, table: pd.DataFrame, data: dict) -> dict:
     config, suite = bench.config, bench.suite
     record = json.loads((bench.rundir / "environment.json").read_text())
@@ -139,6 +149,7 @@ def _about(bench: Bench, table: pd.DataFrame, data: dict) -> dict:
         bad = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad:
             warnings.append(f"task {name}: {bad} unusable rows were left out")
+    warnings += _odd_steps(bench.rundir)
     return {
         "name": config.name,
         "base": config.base,

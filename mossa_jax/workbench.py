@@ -11,14 +11,16 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.config import MINIATURE, Config
-from mossa_jax.llama.architecture import read_architecture
+from mossa_jax.config import MINIATURE, Config, Tokens
+from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
+from mossa_jax.llama.model import shareable
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import RunDir, slug
 from mossa_jax.tasks import Suite, Task, load_suite
-from mossa_jax.tokens.encoded import EncodedSplit, encode_split
+from mossa_jax.tokens.encoded import EncodedSplit, Examples, encode_split
+from mossa_jax.tokens.packing import PackedExamples, pack_examples, shared_prefix
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from mossa_jax.tuning.pretraining import miniature_base
 
@@ -36,6 +38,19 @@ def base_tokenizer(config: Config) -> Tokenizer:
     folder = locate(config.base, config.revision, text_only=True)
     architecture = read_architecture(folder)
     return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
+
+
+def may_share(config: Config) -> bool:
+    """Whether the base model can work through leading ids once for several examples."""
+    if config.base == MINIATURE:
+        return True
+    return shareable(read_architecture(locate(config.base, config.revision, config_only=True)))
+
+
+def packed(examples: Examples, tokens: Tokens, may_share: bool) -> tuple[PackedExamples, ...]:
+    """Examples in the rows that a configuration asks for; ids that all prompts begin with once a row, if they may."""
+    shared = shared_prefix(examples) if tokens.share_prefix and may_share else 0
+    return pack_examples(examples, tokens.row_length, tokens.long_row_length, shared)
 
 
 @dataclass
@@ -63,6 +78,11 @@ class Bench:
         if self.config.base != MINIATURE:
             return self.config.base
         return str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The base model's."""
+        return read_architecture(locate(self.base, self.config.revision, config_only=True))
 
     @cached_property
     def model(self) -> Model:

@@ -70,7 +70,7 @@ def configured(base, folder, tokens=None, tuning=None, **tasks) -> Config:
     return Config(
         base=str(base),
         tasks=Tasks(suite="folder", folder=str(folder), **tasks),
-        tokens=tokens or Tokens(max_tokens=64, row_length=64),
+        tokens=tokens or Tokens(share_prefix=False, max_tokens=64, row_length=64),
         tuning=tuning or Tuning(control=one, experimental=one),
     )
 
@@ -250,7 +250,7 @@ def test_the_mixture_and_the_steps_add_up(base, ids, tmp_path):
     tuning = Tuning(
         control=Schedule(epochs=2, batch_rows=4), experimental=Schedule(epochs=1, batch_rows=2, max_steps=5)
     )
-    tokens = Tokens(max_tokens=3 * length + 1, row_length=3 * length + 1)
+    tokens = Tokens(share_prefix=False, max_tokens=3 * length + 1, row_length=3 * length + 1)
     config = configured(base, write(tmp_path, suite), tokens, tuning, max_per_cluster=60, held_out=("train",))
     found = look(config)
     assert [*found.tasks.mixture] == [45, 15, 60, 0]  # 90 and 30 of food share 60; boat has travel's cap to itself
@@ -279,7 +279,7 @@ def test_long_examples_go_to_long_rows(base, ids, tmp_path):
         row["inputs"] = LONG + LONG if n < 10 else f"the red mill {10 + n}"
     long, short = (2 + ids(suite["boat"]["train"][n]["inputs"]) + ids("word 1") for n in (0, 10))
     assert 3 * short + 1 < long < 8 * short
-    tokens = Tokens(max_tokens=long, row_length=3 * short + 1, long_row_length=long)
+    tokens = Tokens(share_prefix=False, max_tokens=long, row_length=3 * short + 1, long_row_length=long)
     tuning = Tuning(control=Schedule(epochs=1, batch_rows=4), experimental=Schedule())
     row = row_of(look(configured(base, write(tmp_path, suite), tokens, tuning)), "boat")
     assert row.packed_rows == 10 + 30 / 3  # a long one fills its row, three short ones theirs
@@ -379,7 +379,7 @@ def test_the_command_writes_exports_and_refuses(root, base, tmp_path):
 
 
 def test_the_embedded_suite_needs_no_model_folder(tmp_path):
-    tokens = Tokens(max_tokens=64, row_length=64)
+    tokens = Tokens(share_prefix=False, max_tokens=64, row_length=64)
     found = look(Config(tasks=Tasks(only=("misc_odd_word",), held_out=()), tokens=tokens))
     assert [*found.tasks.task] == ["misc_odd_word"] and found.tasks.train[0] == 512 and found.tasks.test[0] == 256
     write_look(found, tmp_path / "out")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.llama.adapters import AXES
+from mossa_jax.llama.adapters import place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import merge, run_blocks
@@ -100,10 +100,7 @@ def keep_states(
       batch_rows: packed rows a forward pass.
       long_row_length: positions of the rows for prompts that are longer; 0: there are none.
     """
-    placed = {
-        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
-        for target, part in adapters.items()
-    }
+    placed = place_adapters(mesh, adapters)
     models = len(next(iter(jax.tree.leaves(adapters))))
     slots = _slots(len(prompts), mesh.shape["fsdp"])
     shape = (models, arch.layers + 2, slots, arch.hidden)

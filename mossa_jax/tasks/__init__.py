@@ -14,7 +14,7 @@ from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 _RESERVED = ("tuned", "pretrained", "pretraining", "base")
 _LISTED = 12
 
-__all__ = ["SPLITS", "Example", "Suite", "Task", "load_suite"]
+__all__ = ["SPLITS", "Example", "Suite", "Task", "chosen_tasks", "load_suite"]
 
 
 def load_suite(config: Tasks) -> Suite:
@@ -32,9 +32,9 @@ def load_suite(config: Tasks) -> Suite:
     if tuple(config.held_out) == ("suite",):
         held_out = suite.held_out
     else:
-        held_out = _chosen(suite, "held_out", config.held_out)
+        held_out = chosen_tasks(suite, "config.tasks.held_out", config.held_out)
     if config.only:
-        only = _chosen(suite, "only", config.only)
+        only = chosen_tasks(suite, "config.tasks.only", config.only)
         suite = replace(suite, tasks=tuple(task for task in suite.tasks if task.name in only))
         held_out = tuple(name for name in held_out if name in only)
     if len(held_out) == len(suite.tasks):
@@ -64,8 +64,12 @@ def _suite(config: Tasks) -> Suite:
     return folder_suite(config)
 
 
-def _chosen(suite: Suite, field: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the tasks that are called so, or whose cluster is, in suite order."""
+def chosen_tasks(suite: Suite, field: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the tasks that are called so, or whose cluster is, in suite order.
+
+    Raises:
+      Refusal: 2, naming the field, for what is neither.
+    """
     known = dict.fromkeys([*(task.name for task in suite.tasks), *suite.clusters(), *suite.missing])
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -74,6 +78,6 @@ def _chosen(suite: Suite, field: str, names: Sequence[str]) -> tuple[str, ...]:
         more = f" and {len(known) - len(listed)} more" if len(known) > len(listed) else ""
         raise Refusal(
             BAD_CONFIG,
-            f"config.tasks.{field}: no task or cluster {unknown[0]!r}; there are {', '.join(listed)}{more}",
+            f"{field}: no task or cluster {unknown[0]!r}; there are {', '.join(listed)}{more}",
         )
     return tuple(task.name for task in suite.tasks if task.name in names or task.cluster in names)

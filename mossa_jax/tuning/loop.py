@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,16 @@ from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.progress import Progress, Stop
-from mossa_jax.rundir import NOT_FINITE, Refusal, RunDir
+from mossa_jax.progress import Progress, Stop, log
+from mossa_jax.rundir import NOT_FINITE, Refusal, RunDir, digest, slug
 from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.flops import device_peak, step_flops
+from mossa_jax.tuning.slots import plan_slots
+
+Adapter = dict[str, dict[str, np.ndarray]]
+"""One model's adapter on the host: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}."""
 
 
 @dataclass(frozen=True)
@@ -104,87 +110,200 @@ def tune_population(
     mesh: jax.sharding.Mesh,
     rundir: RunDir,
     stop: Stop,
-) -> list[dict[str, dict[str, np.ndarray]]]:
-    """Trains all members together; returns their adapters in order, on the host.
+    export: Callable[[Member, Adapter], None],
+) -> None:
+    """Trains all members, as many at once as there are slots; hands each over as soon as it is done.
+
+    Every slot counts its own steps; one whose model is done begins the next one, in the same program. Who is trained
+    where and when is a pure function of the members (`slots.plan_slots`), so that the number of steps done is all
+    that a restart needs.
+
+    Args:
+      label: of progress lines and of the folder of checkpoints.
+      members: the models; those that are exported already must be among them as long as others are not.
+      base, arch: the frozen model, on `mesh`.
+      tuning, schedule: how.
+      mesh: with axes ('adapter', 'fsdp', 'tensor').
+      rundir: for metrics and checkpoints.
+      stop: a polite request to stop.
+      export: called on every process with a finished member and its adapter on the host; after a restart perhaps
+        once more, with the same values.
 
     Raises:
-      Refusal: 5, naming model and step, when a loss or gradient is not finite; 75 on a request to stop.
+      Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
+        is not finite; 75 on a request to stop.
     """
-    count = mesh_lib.round_up(len(members), mesh.shape["adapter"])
-    # Slots beyond the members fill the mesh: they repeat the first member for zero steps.
-    slots = [*members, *[members[0]] * (count - len(members))]
-    totals = np.asarray([member.steps for member in members] + [0] * (count - len(members)), np.int32)
-    starts = [
-        adapters_lib.initial_adapter(
-            arch, tuning.targets, tuning.rank, tuning.alpha, tuning.first_layer, (*member.seed, 1)
-        )
-        for member in slots
-    ]
-    stacked = adapters_lib.stack(arch, starts)
-    optimizer = population.optimizer_for(tuning, schedule)
-    state = population.start(adapters_lib.trainable(stacked), optimizer, mesh)
-    scale = {
-        target: mesh_lib.place(mesh, leaf, adapters_lib.AXES["scale"])
-        for target, leaf in adapters_lib.scales(stacked).items()
-    }
-    total = mesh_lib.place(mesh, totals, ("adapter",))
-    batches = [_batches(member, schedule.batch_rows) for member in slots]
-    kinds = [_Kind.of([member.rows[kind : kind + 1] for member in slots], batches, kind) for kind in (0, 1)]
-    jitted = population.make_step(arch, optimizer, mesh, tuning.remat)
-    clock = {"time": None, "tokens": 0}
-
-    def step(state, number):
-        chosen = [batch.at(number) for batch in batches]
-        metrics = None
-        for which, kind in enumerate(kinds):
-            active = np.asarray([here == which for here, _ in chosen])
-            if not active.any():
-                continue
-            rows = kind.batch([index if here == which else None for here, index in chosen])
-            clock["tokens"] += int((active & (totals > number)).sum()) * rows.tokens[0].size
-            placed = population.place_batch(mesh, rows), mesh_lib.place(mesh, active, ("adapter",))
-            state, found = jitted(base, scale, total, state, *placed)
-            # What a model did not take part in says nothing about it.
-            metrics = found if metrics is None else jax.tree.map(partial(jnp.where, active), found, metrics)
-        return state, metrics
-
-    def report(done, metrics):
-        metrics = jax.tree.map(lambda leaf: np.asarray(leaf)[: len(members)], metrics)
-        good = np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
-        running = done <= totals[: len(members)]
-        if not good[running].all():
-            name = members[int(np.flatnonzero(~good & running)[0])].name
-            raise Refusal(
-                NOT_FINITE,
-                f"{label}: loss or gradient of {name!r} is not finite at step {done}; lower tuning.*.learning_rate "
-                "or look at its rows; the last checkpoint is kept",
-            )
-        for index in np.flatnonzero(running):
-            rundir.append_metrics(
-                {"model": members[index].name, "step": done, "loss": round(float(metrics["loss"][index]), 6)}
-            )
-        now, speed = time.monotonic(), ""
-        if clock["time"] is not None:  # the first stretch holds the compilation
-            speed = f", {clock['tokens'] / max(now - clock['time'], 1e-9):,.0f} tokens/s"
-        clock["time"], clock["tokens"] = now, 0
-        return f"loss {float(metrics['loss'][running].mean()):.3f}{speed}"
-
-    state = train(
+    run = _Run(label, members, arch, tuning, schedule, mesh, rundir, export)
+    log.info(
+        "%s: %d models in %d slots, %d steps; slots %.1f %% full",
+        label, len(members), run.timeline.slots, run.timeline.steps, 100 * run.timeline.utilisation,
+    )  # fmt: skip
+    train(
         label,
-        int(totals.max()),
-        state,
-        step,
-        report,
-        checkpoints=Checkpoints(rundir / f"checkpoints/{label.replace(' ', '_')}"),
+        run.timeline.steps,
+        run.start(),
+        partial(run.step, base),
+        run.report,
+        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}", config=run.digest()),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
     )
-    gathered = jax.tree.map(
-        np.asarray, jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))(state["adapters"])
-    )
-    joined = adapters_lib.join(gathered, adapters_lib.scales(stacked))
-    return [adapters_lib.unstack(joined, index) for index in range(len(members))]
+
+
+class _Run:
+    """One population's training: what happens before, in and after a step."""
+
+    def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export):
+        self.label, self.members, self.arch, self.tuning, self.schedule = label, members, arch, tuning, schedule
+        self.mesh, self.rundir, self.export = mesh, rundir, export
+        slots = mesh_lib.round_up(min(tuning.slots, len(members)), mesh.shape["adapter"])
+        self.timeline = plan_slots([member.steps for member in members], slots)
+        self.batches = [_batches(member, schedule.batch_rows) for member in members]
+        self.kinds = [_Kind.of(members, self.batches, kind) for kind in (0, 1)]
+        optimizer = population.optimizer_for(tuning, schedule)
+        self.optimizer = optimizer
+        self.steps = [
+            population.make_step(
+                arch, optimizer, mesh, tuning.remat, math.gcd(schedule.parts, kind.size or 1), kind.shared
+            )
+            for kind in self.kinds
+        ]
+        self.refill = population.make_refill(optimizer)
+        self.whole = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
+        self.placed_for: np.ndarray | None = None  # the models for which `total` and `scale` stand
+        self.clock, self.tokens = None, 0
+        kind = next(kind for kind in self.kinds if kind.size)
+        sizes = {"rows": 1, "row_length": kind.length, "rank": tuning.rank, "answers": kind.width}
+        self.flops = step_flops(arch, targets=tuning.targets, **sizes)["model"] / kind.length
+        peak = device_peak(mesh.devices.flat[0].device_kind)
+        self.peak = peak * mesh.size if peak else None
+
+    def digest(self) -> str:
+        """Identifies what a state of this run is a state of; not on how many devices."""
+        members = [(member.name, member.steps, member.seed) for member in self.members]
+        slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
+        return digest([asdict(self.tuning), asdict(self.schedule), members, slots])
+
+    def start(self) -> population.State:
+        """The state before the first step."""
+        return population.start(self._fresh(self.timeline.at(0)), self.optimizer, self.mesh)
+
+    def _fresh(self, here: np.ndarray) -> adapters_lib.Adapters:
+        """Untrained adapters of the models in the slots, stacked; an empty slot gets zeros."""
+        parts = [self._initial(model) if model >= 0 else None for model in here]
+        some = next(part for part in parts if part is not None)
+        blank = jax.tree.map(np.zeros_like, some)
+        stacked = adapters_lib.stack(self.arch, [blank if part is None else part for part in parts])
+        return adapters_lib.trainable(stacked)
+
+    def _initial(self, model: int) -> Adapter:
+        tuning, seed = self.tuning, (*self.members[model].seed, 1)
+        return adapters_lib.initial_adapter(
+            self.arch, tuning.targets, tuning.rank, tuning.alpha, tuning.first_layer, seed
+        )
+
+    def step(self, base: Any, state: population.State, number: int) -> tuple[population.State, dict]:
+        """Fills slots that fall free, takes one step of every slot, and hands over who is done."""
+        here = self.timeline.at(number)
+        running = np.flatnonzero(here >= 0)
+        new = np.zeros(len(here), bool)
+        new[running] = (self.timeline.start[here[running]] == number) & (number > 0)
+        if new.any():
+            fresh = self._fresh(np.where(new, here, -1))
+            placed = mesh_lib.place(self.mesh, new, ("adapter",))
+            state = self.refill(state, adapters_lib.place_adapters(self.mesh, fresh), placed)
+        if self.placed_for is None or not np.array_equal(self.placed_for, here):
+            self._place(here)
+        chosen = [self._batch(model, number) if model >= 0 else (0, None) for model in here]
+        metrics = None
+        for which, (kind, step) in enumerate(zip(self.kinds, self.steps, strict=True)):
+            active = np.asarray([kind_here == which and index is not None for kind_here, index in chosen])
+            if not active.any():
+                continue
+            parts = [self.members[model].rows[which] if use else None for model, use in zip(here, active, strict=True)]
+            rows = kind.batch(parts, [index for _, index in chosen])
+            self.tokens += int(active.sum()) * rows.tokens[0].size
+            placed = population.place_batch(self.mesh, rows), mesh_lib.place(self.mesh, active, ("adapter",))
+            state, found = step(base, self.scale, self.total, state, *placed)
+            # What a model did not take part in says nothing about it.
+            metrics = found if metrics is None else jax.tree.map(partial(jnp.where, active), found, metrics)
+        done = here[running][self.timeline.stop[here[running]] == number + 1]
+        if len(done):
+            self._hand_over(state, self._metrics(metrics), number, done)
+        return state, metrics
+
+    def _batch(self, model: int, number: int) -> tuple[int, np.ndarray]:
+        return self.batches[model].at(number - int(self.timeline.start[model]))
+
+    def _place(self, here: np.ndarray) -> None:
+        """Each slot's number of steps and scale on the devices; an empty slot has no steps."""
+        totals = [self.members[model].steps if model >= 0 else 0 for model in here]
+        self.total = mesh_lib.place(self.mesh, np.asarray(totals, np.int32), ("adapter",))
+        layers = np.full(self.arch.layers, self.tuning.alpha / self.tuning.rank, np.float32)
+        layers[: self.tuning.first_layer] = 0.0
+        scale = np.broadcast_to(layers, (len(here), self.arch.layers))
+        placed = mesh_lib.place(self.mesh, np.ascontiguousarray(scale), adapters_lib.AXES["scale"])
+        self.scale = dict.fromkeys(self.tuning.targets, placed)
+        self.placed_for = here
+
+    def _metrics(self, metrics: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+        return jax.tree.map(np.asarray, self.whole(metrics))
+
+    def _hand_over(self, state: population.State, metrics: dict[str, np.ndarray], number: int, done) -> None:
+        adapters = self.whole(state["adapters"])
+        scale = np.asarray(self.whole(self.scale[self.tuning.targets[0]]))
+        for model in done:
+            slot = self.timeline.slot[model]
+            self._log(model, number, metrics)
+            parts = jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), adapters)
+            adapter = {target: {**part, "scale": scale[slot]} for target, part in parts.items()}
+            if not adapters_lib.is_finite(adapter):
+                name = self.members[model].name
+                raise Refusal(NOT_FINITE, f"adapter {name!r} has values that are not finite; it is not exported")
+            self.export(self.members[model], adapter)
+
+    def _log(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
+        slot = self.timeline.slot[model]
+        loss = float(metrics["loss"][slot])
+        record = {"model": self.members[model].name, "step": number - int(self.timeline.start[model]) + 1}
+        record["loss"] = round(loss, 6) if math.isfinite(loss) else None
+        record |= {name: int(metrics[name][slot]) for name in ("skipped", "spikes") if metrics[name][slot]}
+        self.rundir.append_metrics(record)
+
+    def report(self, done: int, metrics: dict[str, jax.Array]) -> str:
+        """Metrics of the step that was the `done`-th, into metrics.jsonl and into words."""
+        metrics, here = self._metrics(metrics), self.timeline.at(done - 1)
+        running = np.flatnonzero(here >= 0)
+        for slot in running:
+            if self.timeline.stop[here[slot]] != done:  # else it was logged when it was handed over
+                self._log(here[slot], done - 1, metrics)
+        stuck = running[metrics["bad"][running] >= self.tuning.skips]
+        if len(stuck):
+            self._refuse(here[stuck[0]], done - 1)
+        now, speed = time.monotonic(), ""
+        if self.clock is not None:  # the first stretch holds the compilation
+            rate = self.tokens / max(now - self.clock, 1e-9)
+            speed = f", {rate:,.0f} tokens/s"
+            if self.peak is not None:
+                speed += f" ({rate * self.flops / self.peak:.0%} of peak)"
+        self.clock, self.tokens = now, 0
+        finished = int((self.timeline.stop <= done).sum())
+        models = f"{finished} of {len(self.members)} models done, " if len(self.members) > 1 else ""
+        skipped = int(metrics["skipped"][running].sum())
+        odd = f", {skipped} updates skipped" if skipped else ""
+        return f"{models}loss {float(np.mean(metrics['loss'][running])):.3f}{speed}{odd}"
+
+    def _refuse(self, model: int, number: int) -> None:
+        member, (kind, index) = self.members[model], self._batch(model, number)
+        items = member.rows[kind].plan.take(index).items.tolist()
+        named = ", ".join(str(item) for item in items[:8]) + (", ..." if len(items) > 8 else "")
+        raise Refusal(
+            NOT_FINITE,
+            f"{self.label}: loss or gradient of {member.name!r} is not finite for {self.tuning.skips} steps in a row, "
+            f"now at step {number - int(self.timeline.start[model]) + 1} (examples {named}); lower "
+            "tuning.*.learning_rate or look at these rows; the last checkpoint is kept",
+        )
 
 
 def _batches(member: Member, batch_rows: int) -> Batches:
@@ -194,29 +313,37 @@ def _batches(member: Member, batch_rows: int) -> Batches:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The rows of one length of all slots.
+    """The batches of rows of one length, of all members.
 
     Attributes:
-      rows: of each slot; None where it has none.
+      length: S, positions of a row; 0 where nobody has such rows.
       size: rows in a batch.
-      width: the most answer tokens in a row of any slot.
+      width: the most answer tokens in a row of any member.
+      shared: some member's rows begin with ids that its examples share.
     """
 
-    rows: list[PackedExamples | None]
+    length: int
     size: int
     width: int
+    shared: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[PackedExamples]], batches: Sequence[Batches], kind: int) -> _Kind:
-        found = [part[0] if part else None for part in rows]
-        sizes = [batch.sizes[kind] for part, batch in zip(found, batches, strict=True) if part is not None]
-        return cls(found, max(sizes, default=0), max((part.width for part in found if part is not None), default=0))
+    def of(cls, members: Sequence[Member], batches: Sequence[Batches], kind: int) -> _Kind:
+        having = [(m.rows[kind], b.sizes[kind]) for m, b in zip(members, batches, strict=True) if len(m.rows) > kind]
+        if not having:
+            return cls(0, 0, 0, False)
+        rows, sizes = zip(*having, strict=True)
+        shared = any(part.shared for part in rows)
+        return cls(rows[0].length, max(sizes), max(part.width for part in rows), shared)
 
-    def batch(self, chosen: Sequence[np.ndarray | None]) -> TrainingRows:
-        """Leading axes [A, B]: each slot's rows at its index, empty ones where that is None."""
-        some = next(part for part in self.rows if part is not None)
+    def batch(self, rows: Sequence[PackedExamples | None], chosen: Sequence[np.ndarray | None]) -> TrainingRows:
+        """Leading axes [A, B]: the rows of each slot at its index, empty ones in a slot that has none."""
         parts = [
-            some.nothing(self.size, self.width) if index is None else part.take(index, self.width)
-            for part, index in zip(self.rows, chosen, strict=True)
+            self._nothing() if part is None else part.take(index, self.width)
+            for part, index in zip(rows, chosen, strict=True)
         ]
         return TrainingRows(*(np.stack([getattr(part, f.name) for part in parts]) for f in fields(TrainingRows)))
+
+    def _nothing(self) -> TrainingRows:
+        blank, none = np.zeros((self.size, self.length), np.int32), np.zeros((self.size, self.width), np.int32)
+        return TrainingRows(blank, blank, blank, none, none - 1)

@@ -1,7 +1,8 @@
 """The population step: many adapters over one frozen base, trained by one jitted program.
 
-Loss, gradient, clipping, moments and schedule are all inside the `vmap`: nothing couples one adapter to another,
-so a stacked model equals the same model trained alone. The base is closed over and stays one GEMM.
+Loss, gradient, clipping, moments, schedule and guards are all inside the `vmap`: nothing couples one adapter to
+another, so a stacked model equals the same model trained alone, whatever its neighbours do. The base is closed over
+and stays one GEMM.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
-from mossa_jax.llama.adapters import AXES, Adapters, join
+from mossa_jax.llama.adapters import Adapters, join, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.model import merge
 from mossa_jax.tokens.packing import TrainingRows
@@ -23,7 +24,14 @@ from mossa_jax.tuning.objective import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
 
 State = dict
-"""{"adapters": trainable parts [A, ...], "moments": optax state [A, ...], "step": [A] int32}."""
+"""{"adapters": trainable parts [A, ...], "moments": optax state [A, ...], "guards": `GUARDS`, each [A],
+"step": [A] int32}."""
+
+GUARDS = {"bad": np.int32, "skipped": np.int32, "spikes": np.int32, "usual": np.float32}
+"""Updates skipped in a row just now; skipped in all; steps whose loss was a spike; the usual loss (nats a token)."""
+
+# A loss above so many times the usual one, a mean that forgets over some 50 steps, is a spike.
+_SPIKE, _FORGET, _SETTLED = 3.0, 0.02, 20
 
 
 def optimizer_for(tuning: Tuning, schedule: Schedule) -> Optimizer:
@@ -41,18 +49,13 @@ def start(adapters: Adapters, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> 
       optimizer: whose moments to make.
       mesh: adapters are spread over its `adapter` axis.
     """
-    placed = {
-        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
-        for target, part in adapters.items()
-    }
+    placed = place_adapters(mesh, adapters)
     count = len(next(iter(jax.tree.leaves(adapters))))
     moments = jax.jit(jax.vmap(optimizer.transformation().init))(placed)
     moments = jax.tree.map(lambda leaf: jax.device_put(leaf, _by_adapter(mesh, leaf)), moments)
-    return {
-        "adapters": placed,
-        "moments": moments,
-        "step": mesh_lib.place(mesh, np.zeros(count, np.int32), ("adapter",)),
-    }
+    zeros = lambda kind: mesh_lib.place(mesh, np.zeros(count, kind), ("adapter",))  # noqa: E731
+    guards = {name: zeros(kind) for name, kind in GUARDS.items()}
+    return {"adapters": placed, "moments": moments, "guards": guards, "step": zeros(np.int32)}
 
 
 def _by_adapter(mesh: jax.sharding.Mesh, leaf: jax.Array):
@@ -65,43 +68,106 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
     return {field.name: mesh_lib.place(mesh, getattr(rows, field.name), names) for field in fields(rows)}
 
 
-def make_step(arch: Architecture, optimizer: Optimizer, mesh: jax.sharding.Mesh, remat: bool = True) -> Callable:
+def make_refill(optimizer: Optimizer) -> Callable:
+    """The jitted `(state, fresh, new) -> state`: slots where `new` [A] holds begin anew with the adapters `fresh`.
+
+    Elementwise over adapters, so that no slot looks at another; `state` is donated.
+    """
+
+    def refill(state, fresh, new):
+        begun = {"adapters": fresh, "moments": jax.vmap(optimizer.transformation().init)(fresh)}
+        begun |= jax.tree.map(jnp.zeros_like, {name: state[name] for name in ("guards", "step")})
+        pick = lambda old, young: jnp.where(new.reshape(-1, *(1,) * (old.ndim - 1)), young, old)  # noqa: E731
+        return jax.tree.map(pick, state, begun)
+
+    return jax.jit(refill, donate_argnums=0)
+
+
+def make_step(
+    arch: Architecture,
+    optimizer: Optimizer,
+    mesh: jax.sharding.Mesh,
+    remat: bool = True,
+    parts: int = 1,
+    shared: bool = False,
+) -> Callable:
     """The jitted step `(base, scale, total, state, batch, active) -> (state, metrics)`.
 
     `scale` is target -> [A, L]; `total` [A] int32 is each model's number of steps: a model that has reached it, or
-    is not `active` [A] bool in this batch, stays as it is. Metrics, per adapter: `loss` (nats per answer token),
-    `tokens` (answer tokens), `gradient_norm`.
-    `state` is donated.
+    is not `active` [A] bool in this batch, stays as it is. A model whose loss or gradient is not finite skips the
+    update, but not the step. Metrics, each [A]: `loss` (nats per answer token), `tokens` (answer tokens),
+    `gradient_norm`, and `GUARDS`. `state` is donated.
+
+    Args:
+      arch: the base's architecture.
+      optimizer: of all models.
+      mesh: with axes ('adapter', 'fsdp', 'tensor').
+      remat: recompute the inside of blocks in the backward pass.
+      parts: the rows of a batch are worked through in so many parts, for memory; must divide their number. The
+        gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
+      shared: rows may begin with ids that all their examples share.
     """
 
-    def one(base, parts, moments, step, scale, total, rows, active):
-        model = merge(arch, base)
+    def gradients_of(model, scale, adapter, rows):
+        def loss(adapter):
+            return answer_loss(model, arch, join(adapter, scale), rows, remat, mesh, shared=shared)
 
-        def loss(parts):
-            return answer_loss(model, arch, join(parts, scale), rows, remat, mesh)
+        return jax.value_and_grad(loss, has_aux=True)(adapter)
 
-        (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(parts)
+    def summed(model, scale, adapter, rows):
+        if parts == 1:
+            return gradients_of(model, scale, adapter, rows)
+
+        def part(index):
+            # Every parts-th row: so each device finds some of its own rows in every part.
+            return jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:])[:, index], rows)
+
+        def add(sums, index):
+            return jax.tree.map(jnp.add, sums, gradients_of(model, scale, adapter, part(index))), None
+
+        first = gradients_of(model, scale, adapter, part(0))
+        return jax.lax.scan(add, first, jnp.arange(1, parts))[0]
+
+    def one(base, adapter, moments, guards, step, scale, total, rows, active):
+        (nats, count), gradients = summed(merge(arch, base), scale, adapter, rows)
         count = jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
-        new_parts, new_moments = optimizer.update(gradients, moments, parts, step, total)
+        new_adapter, new_moments = optimizer.update(gradients, moments, adapter, step, total)
         running = (step < total) & active
-        keep = lambda new, old: jnp.where(running, new, old)  # noqa: E731
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
-        metrics = {"loss": summed / count, "tokens": count, "gradient_norm": norm}
+        loss = nats / count
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        keep = lambda new, old: jnp.where(running & good, new, old)  # noqa: E731
+        new_guards = _guarded(guards, step, loss, good)
+        guards = jax.tree.map(lambda new, old: jnp.where(running, new, old), new_guards, guards)
+        metrics = {"loss": loss, "tokens": count, "gradient_norm": norm, **guards}
         return (
-            jax.tree.map(keep, new_parts, parts),
+            jax.tree.map(keep, new_adapter, adapter),
             jax.tree.map(keep, new_moments, moments),
+            guards,
             step + running,
             metrics,
         )
 
     def step(base, scale, total, state, batch, active):
-        stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
-        parts, moments, count, metrics = stacked(
-            base, state["adapters"], state["moments"], state["step"], scale, total, batch, active
+        stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
+        adapters, moments, guards, count, metrics = stacked(
+            base, state["adapters"], state["moments"], state["guards"], state["step"], scale, total, batch, active
         )
-        # Every process logs: the few numbers of a step are whole everywhere.
-        metrics = jax.lax.with_sharding_constraint(metrics, mesh_lib.replicated(mesh))
-        return {"adapters": parts, "moments": moments, "step": count}, metrics
+        return {"adapters": adapters, "moments": moments, "guards": guards, "step": count}, metrics
 
     return jax.jit(step, donate_argnums=3)
+
+
+def _guarded(guards: dict[str, jax.Array], step: jax.Array, loss: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
+    """The guards behind a step."""
+    usual = guards["usual"]
+    spike = good & (step >= _SETTLED) & (loss > _SPIKE * usual)
+    # A plain mean at first, then one that forgets.
+    share = jnp.maximum(1.0 / (step + 1.0 - guards["skipped"]), _FORGET)
+    return {
+        "bad": jnp.where(good, 0, guards["bad"] + 1),
+        "skipped": guards["skipped"] + ~good,
+        "spikes": guards["spikes"] + spike,
+        "usual": jnp.where(good, usual + share * (loss - usual), usual),
+    }

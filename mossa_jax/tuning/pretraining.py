@@ -81,7 +81,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
     @jax.jit
     def update(state, batch):
         def loss(parameters):
-            return answer_loss(merge(arch, parameters), arch, {}, batch, remat=False)
+            return answer_loss(merge(arch, parameters), arch, {}, batch, remat=False, frozen=False)
 
         (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
@@ -106,7 +106,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         state,
         step,
         report,
-        checkpoints=Checkpoints(rundir / "checkpoints/pretraining", alone=True),
+        checkpoints=Checkpoints(rundir / "checkpoints/pretraining", alone=True, config=folder.name),
         checkpoint_every=max(config.steps // 5, 1),
         log_every=max(config.steps // 10, 1),
         stop=stop,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.llama.adapters import AXES
+from mossa_jax.llama.adapters import place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
 from mossa_jax.tasks.suite import Example
@@ -64,11 +64,3 @@ def exact_match(
             target = examples[item].targets.strip()
             right[:, item] = [tokenizer.text(answers[model, row].tolist()) == target for model in range(count)]
     return right.mean(axis=1)
-
-
-def place_adapters(mesh: jax.sharding.Mesh, adapters) -> dict[str, dict[str, jax.Array]]:
-    """Stacked adapters [A, ...] on the mesh, whole on every device but for the adapter axis."""
-    return {
-        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
-        for target, part in adapters.items()
-    }
