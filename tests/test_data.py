@@ -4,12 +4,14 @@ import json
 import runpy
 import shutil
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 import mossa_jax as mossa
 from mossa_jax import data, experiment
 from mossa_jax.config import Tasks
+from mossa_jax.llama.peft import load_adapter
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import Refusal
 from mossa_jax.tasks import load_suite
@@ -119,3 +121,39 @@ def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path)
         tables.append((bench.rundir.path / "results/cka.csv").read_bytes())
         assert len({line.split(b",")[2] for line in tables[-1].splitlines()[1:]}) == 3
     assert tables[0] == tables[1]
+
+
+def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    config.tasks.only = ("copy_first", "count_words")
+    config.tuning.seeds, config.tuning.control_seeds, config.tuning.seeded = 2, 3, ("numbers",)
+    config.tuning.control.max_steps = config.tuning.experimental.max_steps = 2
+    config.tuning.score_prompts = 0
+    bench = bench_of(config, tmp_path / "run")
+    try:
+        experiment.tune(bench)
+        names = ["copy_first", "count_words", "count_words.seed1", "count_words.seed2", "tuned", "tuned.seed1"]
+        assert sorted(path.name for path in (tmp_path / "run/adapters").iterdir()) == names
+        about = {name: json.loads((bench.adapter_folder(name) / "mossa.json").read_text()) for name in names}
+        assert len({tuple(each["seed"]) for each in about.values()}) == 6
+        assert about["count_words.seed2"]["tasks"] == ["count_words"] and about["tuned.seed1"]["rows"] == 48
+        weights = {(bench.adapter_folder(name) / "adapter_model.safetensors").read_bytes() for name in names}
+        assert len(weights) == 6
+        # One that is gone is made again, with the same weights.
+        lost = bench.adapter_folder("count_words.seed1")
+        before = (lost / "adapter_model.safetensors").read_bytes()
+        shutil.rmtree(lost)
+        experiment.tune(experiment.Bench(config, bench.rundir, Stop()))
+        again = load_adapter(lost, bench.architecture)
+        shutil.rmtree(lost)
+        lost.mkdir()
+        (lost / "adapter_model.safetensors").write_bytes(before)
+        (lost / "adapter_config.json").write_bytes((bench.adapter_folder("tuned") / "adapter_config.json").read_bytes())
+        wanted = load_adapter(lost, bench.architecture)
+        assert all(np.allclose(again[t][n], wanted[t][n], atol=1e-6) for t in wanted for n in ("a", "b"))
+        config.tuning.seeded = ("nope",)
+        with pytest.raises(Refusal, match=r"config\.tuning\.seeded") as caught:
+            experiment.tune(bench)
+        assert caught.value.code == 2
+    finally:
+        bench.rundir.close()
