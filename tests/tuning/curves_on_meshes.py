@@ -1,4 +1,4 @@
-"""Run by test_meshes.py in processes of their own: loss curves of a population on several meshes.
+"""Run by test_curves.py in processes of their own: loss curves of a population on several meshes.
 
 Arguments: model folder, meshes as "adapter,fsdp,tensor ...", run folder and, for several processes, their number, the
 coordinator and this one's index. Trains eight models for twenty steps on each mesh; prints, as JSON, for each mesh the
