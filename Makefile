@@ -22,6 +22,7 @@ bench: $(VENV)/test.stamp
 	mkdir -p runs
 	$(BIN)/python -m launch.bench_cka --out=runs/bench_cka.json
 	$(BIN)/python -m launch.bench_forward --out=runs/bench_forward.json
+	$(BIN)/python -m launch.bench_tuning --out=runs/bench_tuning.json
 
 # The page test looks at the report in headless Chromium; without one it is skipped.
 browser:

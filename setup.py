@@ -39,7 +39,7 @@ setup(
     ],
     extras_require={
         "test": ["peft>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "selenium>=4.20", "torch>=2.6"],
-        "bench": ["torch>=2.6"],
+        "bench": ["peft>=0.17", "torch>=2.6"],
         "plan": ["libtpu"],
         "tpu": ["jax[tpu]>=0.8.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.8.2,<0.13"],

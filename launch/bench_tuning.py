@@ -1,0 +1,33 @@
+"""Measures tuning against PEFT on torch, side by side on this machine's CPU.
+
+python -m launch.bench_tuning [--tasks=FOLDER] [--base=MODEL] [--repeats=5] [--out=FILE.json]
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from launch.main import run
+from mossa_jax.rundir import BAD_CONFIG, Refusal, write_json
+from mossa_jax.tuning import benchmark
+
+TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as of suite 'folder'; default: the embedded suite.")
+BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 260 thousand random parameters.")
+REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
+OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def main() -> None:
+    """Prints the table and the JSON object."""
+    if OUT.value and not pathlib.Path(OUT.value).absolute().parent.is_dir():
+        raise Refusal(BAD_CONFIG, f"--out={OUT.value}: its folder does not exist; create it first")
+    record = benchmark.measure(benchmark.Workload(repeats=REPEATS.value), TASKS.value, BASE.value)
+    if OUT.value:
+        write_json(OUT.value, record)
+    print(benchmark.table(record))
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    run(main)
