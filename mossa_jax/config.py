@@ -85,7 +85,7 @@ class Tokens:
     """Positions of a packed row."""
     share_prefix: bool = True
     """Work through the ids that all prompts of a model's rows begin with (template, system prompt, instruction) once
-    a packed row, where they are more than 15 % of its tokens; changes no result."""
+    a packed row, where they are more than 15 % of its tokens. The loss of an example is the same; a row holds more."""
     long_row_length: int = 0
     """Positions of the rows for what does not fit `row_length`; 0: everything fits, `max_tokens` being no larger."""
 

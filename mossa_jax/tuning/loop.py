@@ -135,7 +135,7 @@ def tune_population(
     """
     run = _Run(label, members, arch, tuning, schedule, mesh, rundir, export)
     log.info(
-        "%s: %d models in %d slots, %d steps; slots %.1f %% full",
+        "%s: models %d, slots %d, steps %d; slots %.1f %% full",
         label, len(members), run.timeline.slots, run.timeline.steps, 100 * run.timeline.utilisation,
     )  # fmt: skip
     train(
@@ -171,6 +171,15 @@ class _Run:
         ]
         self.refill = population.make_refill(optimizer)
         self.whole = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
+        # One slot's adapter, summed out of all: so no device ever holds the others'.
+        self.one = jax.jit(
+            lambda tree, there: jax.tree.map(
+                lambda leaf: jnp.where(there.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0).sum(axis=0), tree
+            ),
+            out_shardings=mesh_lib.replicated(mesh),
+        )
+        self.layers = np.full(arch.layers, tuning.alpha / tuning.rank, np.float32)
+        self.layers[: tuning.first_layer] = 0.0
         self.placed_for: np.ndarray | None = None  # the models for which `total` and `scale` stand
         self.clock, self.tokens = None, 0
         kind = next(kind for kind in self.kinds if kind.size)
@@ -180,7 +189,7 @@ class _Run:
         self.peak = peak * mesh.size if peak else None
 
     def digest(self) -> str:
-        """Identifies what a state of this run is a state of; not on how many devices."""
+        """Identifies what a state of this run is a state of: the models, how they are trained, and in which slots."""
         members = [(member.name, member.steps, member.seed) for member in self.members]
         slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
         return digest([asdict(self.tuning), asdict(self.schedule), members, slots])
@@ -240,9 +249,7 @@ class _Run:
         """Each slot's number of steps and scale on the devices; an empty slot has no steps."""
         totals = [self.members[model].steps if model >= 0 else 0 for model in here]
         self.total = mesh_lib.place(self.mesh, np.asarray(totals, np.int32), ("adapter",))
-        layers = np.full(self.arch.layers, self.tuning.alpha / self.tuning.rank, np.float32)
-        layers[: self.tuning.first_layer] = 0.0
-        scale = np.broadcast_to(layers, (len(here), self.arch.layers))
+        scale = np.broadcast_to(self.layers, (len(here), self.arch.layers))
         placed = mesh_lib.place(self.mesh, np.ascontiguousarray(scale), adapters_lib.AXES["scale"])
         self.scale = dict.fromkeys(self.tuning.targets, placed)
         self.placed_for = here
@@ -251,13 +258,12 @@ class _Run:
         return jax.tree.map(np.asarray, self.whole(metrics))
 
     def _hand_over(self, state: population.State, metrics: dict[str, np.ndarray], number: int, done) -> None:
-        adapters = self.whole(state["adapters"])
-        scale = np.asarray(self.whole(self.scale[self.tuning.targets[0]]))
         for model in done:
             slot = self.timeline.slot[model]
             self._log(model, number, metrics)
-            parts = jax.tree.map(lambda leaf, slot=slot: np.asarray(leaf[slot]), adapters)
-            adapter = {target: {**part, "scale": scale[slot]} for target, part in parts.items()}
+            there = mesh_lib.place(self.mesh, np.arange(self.timeline.slots) == slot, ("adapter",))
+            parts = jax.tree.map(np.asarray, self.one(state["adapters"], there))
+            adapter = {target: {**part, "scale": self.layers} for target, part in parts.items()}
             if not adapters_lib.is_finite(adapter):
                 name = self.members[model].name
                 raise Refusal(NOT_FINITE, f"adapter {name!r} has values that are not finite; it is not exported")

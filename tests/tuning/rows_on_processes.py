@@ -55,7 +55,7 @@ for attempt in range(2):
     try:
         tune_population(
             "group", members, model.state, model.architecture, Tuning(rank=2, log_every=1), Schedule(batch_rows=8),
-            model.mesh, rundir, stop,
+            model.mesh, rundir, stop, lambda member, adapter: None,
         )  # fmt: skip
     except Refusal as refusal:
         assert refusal.code == STOPPED and attempt == 0
