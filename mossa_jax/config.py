@@ -11,6 +11,12 @@ MINIATURE = "miniature"
 SUITES = (MINIATURE, "flan2021", "folder", "natural_instructions", "hub")
 SELECTIONS = ("paper", "flan62", "all69")
 MIXTURES = ("capped", "proportional", "equal")
+METHODS = ("lora", "full")
+OPTIMIZERS = ("adamw", "adafactor")
+TRACKERS = ("tensorboard", "wandb")
+
+REMAT = {"auto": None, "on": True, "true": True, "off": False, "false": False}
+"""What `tuning.remat` may be, as on the command line -> whether blocks are recomputed; None: by memory."""
 
 
 @dataclass
@@ -92,8 +98,13 @@ class Tokens:
 
 @dataclass
 class Schedule:
-    """How long and how fast one kind of model is tuned."""
+    """What of one kind of model is tuned, how long and how fast."""
 
+    method: str = "lora"
+    """`lora`: an adapter over the frozen base, exported as a PEFT folder; `full`: every parameter, one model after
+    the other, each exported as a model folder."""
+    optimizer: str = "adamw"
+    """With method `full`: `adamw`, or `adafactor` for memory (12 bytes a parameter instead of 16)."""
     epochs: float = 3.0
     """Passes over the model's own rows. 3 as in the authors' runs."""
     max_steps: int = 0
@@ -108,7 +119,7 @@ class Schedule:
 
 @dataclass
 class Tuning:
-    """LoRA and its optimizer; defaults are the authors' (rank 8, alpha 16, q and v)."""
+    """LoRA, and the optimizer of every model; defaults are the authors' (rank 8, alpha 16, q and v)."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -120,7 +131,7 @@ class Tuning:
     control: Schedule = field(default_factory=Schedule)
     experimental: Schedule = field(default_factory=Schedule)
     slots: int = 64
-    """Controls that are trained at once, in one program; a slot whose model is done takes the next one."""
+    """Adapters of controls that are trained at once, in one program; a slot whose model is done takes the next one."""
     seeds: int = 1
     """Models of E with seeds of their own; the first is compared, the others (`tuned.seed1`, ...) are exported."""
     control_seeds: int = 1
@@ -134,8 +145,9 @@ class Tuning:
     weight_decay: float = 0.0
     clip: float = 1.0
     """Largest global gradient norm, per model."""
-    remat: bool = True
-    """Recompute the inside of blocks in the backward pass: a third more work for far less memory."""
+    remat: str = "auto"
+    """Recompute the inside of blocks in the backward pass, a third more work for far less memory: `on` (or True),
+    `off` (or False), or `auto`: only where the compiled step does not fit the device without."""
     skips: int = 3
     """Updates in a row that a model may skip, its loss or gradient not being finite, before the run stops."""
     checkpoint_every: int = 200
@@ -146,6 +158,11 @@ class Tuning:
     """Test prompts a task for the exact-match score; 0 leaves scoring out."""
     score_tokens: int = 32
     """Longest answer that is generated for it."""
+
+    def __post_init__(self):
+        """A truth value for `remat`, as it was given once, becomes its word, so that a flag can still override it."""
+        if isinstance(self.remat, bool):
+            self.remat = "on" if self.remat else "off"
 
 
 @dataclass
@@ -208,6 +225,8 @@ class Config:
     dtype: str = "float32"
     """Compute and storage type of the base model: float32 or bfloat16. Adapters are float32 always."""
     seed: int = 0
+    track: tuple[str, ...] = ()
+    """Where metrics.jsonl is mirrored to as well: `tensorboard` (the run folder's `tensorboard/`), `wandb`."""
     tasks: Tasks = field(default_factory=Tasks)
     tokens: Tokens = field(default_factory=Tokens)
     tuning: Tuning = field(default_factory=Tuning)
@@ -217,6 +236,11 @@ class Config:
 
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def recompute(remat: str) -> bool | None:
+    """Whether `tuning.remat` asks for recomputation; None leaves it to the compiled step's memory."""
+    return REMAT[remat.lower()]
 
 
 def check(config: Config) -> None:
@@ -245,6 +269,8 @@ def check(config: Config) -> None:
     require(tasks.mixture in MIXTURES, "tasks.mixture", f"must be one of {', '.join(MIXTURES)}")
     require(0 < tasks.test_share < 1, "tasks.test_share", "must be above 0 and below 1")
     require(tasks.mixture_rows >= 0, "tasks.mixture_rows", "must be 0 or more")
+    unknown = [tracker for tracker in config.track if tracker not in TRACKERS]
+    require(not unknown, "track", f"must be some of {', '.join(TRACKERS)}")
     require(config.dtype in ("float32", "bfloat16"), "dtype", "must be 'float32' or 'bfloat16'")
     require(tokens.template in ("none", "llama2", "chat"), "tokens.template", "must be none, llama2 or chat")
     require(tokens.truncation in ("keep_end", "paper"), "tokens.truncation", "must be keep_end or paper")
@@ -260,6 +286,7 @@ def check(config: Config) -> None:
         "tokens.long_row_length",
         "must be 0 or above tokens.row_length",
     )
+    require(str(tuning.remat).lower() in REMAT, "tuning.remat", "must be auto, on (True) or off (False)")
     unknown = [target for target in tuning.targets if target not in TARGETS]
     require(not unknown and bool(tuning.targets), "tuning.targets", f"must be some of {', '.join(TARGETS)}")
     require(config.compare.pool in ("last", "mean"), "compare.pool", "must be 'last' or 'mean'")
@@ -281,3 +308,9 @@ def check(config: Config) -> None:
         require(divides, f"tuning.{kind}.parts", f"must be at least 1 and divide batch_rows={schedule.batch_rows}")
         require(schedule.epochs > 0, f"tuning.{kind}.epochs", "must be above 0")
         require(schedule.learning_rate > 0, f"tuning.{kind}.learning_rate", "must be above 0")
+        require(schedule.method in METHODS, f"tuning.{kind}.method", f"must be one of {', '.join(METHODS)}")
+        require(schedule.optimizer in OPTIMIZERS, f"tuning.{kind}.optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
+        full = schedule.method == "full"
+        require(full or schedule.optimizer == "adamw", f"tuning.{kind}.optimizer", "adapters are tuned by adamw alone")
+        lowest = f"must be 0, since tuning.{kind}.method='full' tunes every block"
+        require(not full or tuning.first_layer == 0, "tuning.first_layer", lowest)

@@ -1,6 +1,6 @@
 """The whole run, stage after stage: tune, score, compare, report. Each stage goes on where it was left.
 
-The unit of finished work is a file: an adapter's folder, a task's part of a table. A unit that is there is not done
+The unit of finished work is a file: a tuned model's folder, a task's part of a table. A unit that is there is not done
 again; everything that is written appears whole or not at all.
 """
 
@@ -10,6 +10,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import metadata
 
@@ -20,10 +21,10 @@ from mossa_jax import config as config_lib
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config, Schedule
 from mossa_jax.data import prepare
-from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model
-from mossa_jax.llama.peft import load_adapter, read_about, save_adapter
+from mossa_jax.llama.peft import save_adapter
+from mossa_jax.models import exact_matches, model_states
 from mossa_jax.progress import Progress, log
 from mossa_jax.reporting import report
 from mossa_jax.rundir import (
@@ -36,17 +37,15 @@ from mossa_jax.rundir import (
 )
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import cells, with_q
-from mossa_jax.states import keep_states
 from mossa_jax.tasks import Suite, Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, join
 from mossa_jax.tokens.packing import batches_of
+from mossa_jax.tracking import Trackers, check_trackers
+from mossa_jax.tuning.full import checkpoints_of, save_full, tune_full
 from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
-from mossa_jax.tuning.score import exact_match
-from mossa_jax.workbench import Bench, may_share, packed
+from mossa_jax.workbench import TUNED, Bench, may_share, packed
 
-_SCORE_ROWS = 64
-TUNED = "tuned"
 PRETRAINED = "pretrained"
 ORDER = ("experimental", "control", "task", "cluster", "held_out")
 
@@ -71,8 +70,11 @@ def open_run(config: Config, workdir: str) -> RunDir:
       Refusal: 2 for a bad configuration or a folder of another one.
     """
     config_lib.check(config)
+    check_trackers(config.track)
     rundir = RunDir(workdir, writer=jax.process_index() == 0)
     rundir.open(config, environment())
+    if config.track and rundir.writer:
+        rundir.trackers = Trackers(config.track, rundir.path, config.name, asdict(config))
     return rundir
 
 
@@ -99,7 +101,7 @@ def environment() -> dict:
 
 
 def tune(bench: Bench) -> None:
-    """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters."""
+    """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters or whole models."""
     config = bench.config
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
@@ -117,8 +119,8 @@ def tune(bench: Bench) -> None:
 def _tune_experimental(bench: Bench) -> None:
     """E on the mixture, by as many seeds as the configuration asks for."""
     config = bench.config
-    names = [TUNED, *[f"{TUNED}.seed{number}" for number in range(1, config.tuning.seeds)]]
-    if all(bench.adapter_folder(name).exists() for name in names):
+    names = bench.experimental_names
+    if all(bench.tuned_folder(name).exists() for name in names):
         return
     encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
     shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
@@ -129,7 +131,7 @@ def _tune_experimental(bench: Bench) -> None:
     member = _member(bench, TUNED, mixture, config.tuning.experimental)
     log.info("E learns from %d examples in %d packed rows", len(mixture), sum(len(rows) for rows in member.rows))
     members = [replace(member, name=name, seed=bench.seed(name)) for name in names]
-    _tune(bench, "E", members, dict.fromkeys(names, about), config.tuning.experimental, bench.model)
+    _tune(bench, "E", members, dict.fromkeys(names, about), lambda: bench.model)
 
 
 def _tune_controls(bench: Bench) -> None:
@@ -140,7 +142,7 @@ def _tune_controls(bench: Bench) -> None:
     for task in bench.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
         of |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
-    if all(bench.adapter_folder(name).exists() for name in of):
+    if all(bench.tuned_folder(name).exists() for name in of):
         return
     members, about = [], {}
     for name, task in of.items():
@@ -148,7 +150,7 @@ def _tune_controls(bench: Bench) -> None:
         members.append(_member(bench, name, encoded.examples, tuning.control))
         about[name] = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
         about[name]["bad_rows"] = encoded.bad_rows
-    _tune(bench, "controls", members, about, tuning.control, bench.population_model)
+    _tune(bench, "controls", members, about, lambda: bench.population_model)
 
 
 def _member(bench: Bench, name: str, examples: Examples, schedule: Schedule) -> Member:
@@ -159,31 +161,48 @@ def _member(bench: Bench, name: str, examples: Examples, schedule: Schedule) -> 
     return Member(name, rows, steps_for(schedule, batches), bench.seed(name))
 
 
-def _tune(
-    bench: Bench, label: str, members: list[Member], about: dict[str, dict], schedule: Schedule, model: Model
-) -> None:
-    """Tunes a group of models, each exported as a PEFT adapter as soon as it is done."""
-    tuning = bench.config.tuning
+def _tune(bench: Bench, label: str, members: list[Member], about: dict[str, dict], model: Callable[[], Model]) -> None:
+    """Tunes a group of models as its schedule says, each exported as soon as it is done.
+
+    Args:
+      bench: of the run.
+      label: "E" or "controls".
+      members: of one kind.
+      about: what to write beside each, by name.
+      model: gives the base that adapters are tuned over.
+    """
+    facts = {
+        member.name: {
+            "model": member.name,
+            **about[member.name],
+            "steps": member.steps,
+            "packed_rows": sum(len(rows) for rows in member.rows),
+            "seed": list(member.seed),
+            "template": bench.tokenizer.record,
+            "tuning": asdict(bench.config.tuning),
+        }
+        for member in members
+    }
+    if bench.is_whole(members[0].name):
+        _tune_whole(bench, label, members, facts)
+    else:
+        _tune_adapters(bench, label, members, facts, model())
+
+
+def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[str, dict], model: Model) -> None:
+    """Tunes adapters over the base, together; exports them as PEFT folders."""
+    schedule = bench.schedule(members[0].name)
 
     def export(member: Member, adapter: Adapter) -> None:
         folder = bench.adapter_folder(member.name)
         if bench.rundir.writer and not folder.exists():
-            facts = {
-                "model": member.name,
-                **about[member.name],
-                "steps": member.steps,
-                "packed_rows": sum(len(rows) for rows in member.rows),
-                "seed": list(member.seed),
-                "template": bench.tokenizer.record,
-                "tuning": asdict(tuning),
-            }
-            save_adapter(folder, adapter, bench.base, facts)
+            save_adapter(folder, adapter, bench.base, facts[member.name])
 
     def train(label: str, members: list[Member]) -> None:
-        arch = model.architecture
         tune_population(
-            label, members, model.state, arch, tuning, schedule, model.mesh, bench.rundir, bench.stop, export
-        )
+            label, members, model.state, model.architecture, bench.config.tuning, schedule, model.mesh, bench.rundir,
+            bench.stop, export,
+        )  # fmt: skip
         mesh_lib.wait_for_all("export")
 
     train(label, members)
@@ -191,6 +210,28 @@ def _tune(
     gone = [member for member in members if not bench.adapter_folder(member.name).exists()]
     if gone:
         train(f"{label} again", gone)
+
+
+def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str, dict]) -> None:
+    """Tunes all parameters of one model after the other; exports them as Hugging Face folders.
+
+    What is exported is not done again, and its checkpoints, six times as large as a bfloat16 model, are deleted.
+    """
+    todo = [member for member in members if not bench.tuned_folder(member.name).exists()]
+    progress = Progress(label, len(members), len(members) - len(todo))
+    for number, member in enumerate(todo, len(members) - len(todo) + 1):
+        name, outline = member.name, bench.outline
+        bench.release()  # the parameters take its place; where they begin, it is read once more
+        parameters = tune_full(
+            f"{label} {name}", member, outline, bench.weights, bench.config.tuning, bench.schedule(name),
+            bench.rundir, bench.stop,
+        )  # fmt: skip
+        save_full(bench.tuned_folder(name), outline, parameters, {"base": bench.base, **facts[name]})
+        del parameters
+        mesh_lib.wait_for_all("export")
+        if bench.rundir.writer:
+            checkpoints_of(bench.rundir, f"{label} {name}").rmtree(missing_ok=True)
+        progress.line(number, f"{name} exported")
 
 
 def _score(bench: Bench) -> None:
@@ -202,12 +243,7 @@ def _score(bench: Bench) -> None:
     progress = Progress("scores", len(bench.suite.tasks), len(bench.suite.tasks) - len(todo))
     for number, task in enumerate(todo, len(bench.suite.tasks) - len(todo) + 1):
         examples = task.examples("test", min(tuning.score_prompts, bench.config.tasks.max_test))
-        adapters = _stack(bench, [None, TUNED, task.name])
-        shares = exact_match(
-            bench.architecture, bench.model.state, adapters, bench.tokenizer, examples, bench.mesh,
-            max_tokens=bench.config.tokens.max_tokens, truncation=bench.config.tokens.truncation,
-            new_tokens=tuning.score_tokens, batch_rows=_SCORE_ROWS,
-        )  # fmt: skip
+        shares = exact_matches(bench, [None, TUNED, task.name], examples)
         rows = [
             {"model": model, "exact_match": float(share), "n": len(examples)}
             for model, share in zip(("base", TUNED, "control"), shares, strict=True)
@@ -215,14 +251,6 @@ def _score(bench: Bench) -> None:
         _write_part(bench, "scores", task, rows)
         progress.line(number, f"{task.name}: base {shares[0]:.2f}, E {shares[1]:.2f}, control {shares[2]:.2f}")
         bench.stop.leave_if_asked()
-
-
-def _stack(bench: Bench, names: list[str | None]):
-    """Adapters by model name, stacked; None is the base model itself."""
-    arch = bench.architecture
-    for name in filter(None, names):
-        bench.tokenizer.check_record(read_about(bench.adapter_folder(name)).get("template"), f"adapter {name!r}")
-    return stack(arch, [{} if name is None else load_adapter(bench.adapter_folder(name), arch) for name in names])
 
 
 def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
@@ -234,11 +262,11 @@ def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
     tasks, rundir = bench.suite.tasks, bench.rundir
     prepare(bench)
-    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.adapter_folder(name).exists()]
+    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.tuned_folder(name).exists()]
     if lacking:
         raise Refusal(
             BAD_INPUT,
-            f"{rundir.path} has no adapter of {lacking[0]!r} yet; run launch.tune or launch.run first",
+            f"{rundir.path} has no adapter or model of {lacking[0]!r} yet; run launch.tune or launch.run first",
         )
     todo = [task for task in tasks if not bench.part("cka", task).exists()]
     progress = Progress("compare", len(tasks), len(tasks) - len(todo))
@@ -258,13 +286,8 @@ def compare(bench: Bench) -> pd.DataFrame:
 
 def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
     config = bench.config.compare
-    tokens = bench.config.tokens
     controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
-    kept = keep_states(
-        bench.architecture, bench.model.state, _stack(bench, [None, TUNED, *controls]), bench.test_prompts(task),
-        bench.mesh, pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
-        long_row_length=tokens.long_row_length,
-    )  # fmt: skip
+    kept = model_states(bench, [None, TUNED, *controls], bench.test_prompts(task))
     names = [(experimental, control) for control in range(2, 2 + len(controls)) for experimental in (0, 1)]
     similarities = compare_states(
         kept.states, kept.valid, names, permutations=config.permutations, seed=bench.config.seed

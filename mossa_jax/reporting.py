@@ -121,7 +121,7 @@ def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
                 "test_rows": test["rows"],
                 "truncated_rows": train["cut"],
                 "truncated_prompts": test["cut"],
-                "steps": read_about(bench.adapter_folder(task.name))["steps"],
+                "steps": read_about(bench.tuned_folder(task.name))["steps"],
             }
         )
     return pd.DataFrame(rows)

@@ -27,8 +27,8 @@ DISK = 6
 LOST_PEER = 7
 STOPPED = 75
 
-# Fields of the configuration that change where a run executes, never what it computes.
-_NOT_IDENTITY = ("mesh",)
+# Fields of the configuration that change where a run executes or is watched, never what it computes.
+_NOT_IDENTITY = ("mesh", "track")
 
 
 class Refusal(Exception):
@@ -145,6 +145,7 @@ class RunDir:
     Attributes:
       path: the folder.
       writer: True in the one process that writes; the others only read.
+      trackers: called with every line of metrics.jsonl behind it, and closed with the folder; None for none.
     """
 
     def __init__(self, path: epath.PathLike, writer: bool = True):
@@ -152,6 +153,7 @@ class RunDir:
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
         self._metrics_cut: bool | None = None
+        self.trackers: Any = None
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
@@ -204,7 +206,10 @@ class RunDir:
         write_text(self.path / ".holder", str(os.getpid()))
 
     def close(self) -> None:
-        """Gives the folder free for another run."""
+        """Ends the trackers and gives the folder free for another run."""
+        if self.trackers is not None:
+            self.trackers.close()
+            self.trackers = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -220,6 +225,8 @@ class RunDir:
                     file.write("\n")
                     self._metrics_cut = False
                 file.write(json.dumps(record) + "\n")
+            if self.trackers is not None:
+                self.trackers(record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a last line that a kill cut short is passed over."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.config import MINIATURE, Config, Tokens
+from mossa_jax.config import MINIATURE, Config, Schedule, Tokens
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.model import abstract_state, shareable
+from mossa_jax.llama.weights import shardings
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import RunDir, slug
 from mossa_jax.tasks import Suite, Task, load_suite
@@ -23,6 +26,8 @@ from mossa_jax.tokens.encoded import EncodedSplit, Examples, encode_split
 from mossa_jax.tokens.packing import PackedExamples, pack_examples, shared_prefix
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from mossa_jax.tuning.pretraining import miniature_base
+
+TUNED = "tuned"
 
 
 def base_tokenizer(config: Config) -> Tokenizer:
@@ -99,6 +104,26 @@ class Bench:
         self.__dict__.pop("model", None)
         return load_model(self.base, self.config.dtype, mesh, self.config.revision)
 
+    @property
+    def outline(self) -> Model:
+        """The base model on `mesh` without its weights: its state holds shapes, number types and places."""
+        arch, dtype = self.architecture, jnp.dtype(self.config.dtype)
+        state = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            abstract_state(arch, dtype),
+            shardings(arch, self.mesh),
+        )
+        return Model(self.base, locate(self.base, self.config.revision), arch, state, self.mesh)
+
+    def weights(self) -> Any:
+        """The base model's state on `mesh`, read anew and kept nowhere."""
+        return load_model(self.base, self.config.dtype, self.mesh, self.config.revision).state
+
+    def release(self) -> None:
+        """Gives the base model's memory on the devices free; it is read again on its next use."""
+        for name in ("model", "population_model"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The base model's tokenizer with the run's template; no weights are needed for it."""
@@ -123,6 +148,24 @@ class Bench:
     def adapter_folder(self, name: str):
         """Where a tuned model's PEFT adapter lies."""
         return self.rundir / f"adapters/{slug(name)}"
+
+    @property
+    def experimental_names(self) -> list[str]:
+        """The models of E, by as many seeds as the configuration asks for."""
+        return [TUNED, *[f"{TUNED}.seed{number}" for number in range(1, self.config.tuning.seeds)]]
+
+    def schedule(self, name: str) -> Schedule:
+        """How a model is tuned."""
+        tuning = self.config.tuning
+        return tuning.experimental if name in self.experimental_names else tuning.control
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a tuned model has parameters of its own, not an adapter over the base's."""
+        return self.schedule(name).method == "full"
+
+    def tuned_folder(self, name: str):
+        """Where a tuned model lies: a PEFT adapter, or a whole model as a Hugging Face folder."""
+        return self.rundir / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
 
     def part(self, stage: str, task: Task):
         """Where a task's part of a stage's result lies."""

@@ -20,22 +20,19 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from mossa_jax.llama.blockwise import Spans, blockwise, exact
 from mossa_jax.llama.splash import splash
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 
 _BLOCK, _BLOCKS = 128, 8
+_CPU_SIZE = 64  # queries in a block that meets near keys only; `_BLOCK` elsewhere
 _NARROW = (jnp.bfloat16, jnp.float16)
 BODIES = ("xla", "splash", "cudnn")
 
 
-def exact(dtype) -> jax.lax.Precision | None:
-    """Precision of a matrix product whose result should deserve its type: never the platform's default for float32,
-    which on TPU and GPU means fewer bits.
-    """
-    return None if dtype in _NARROW else jax.lax.Precision.HIGHEST
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cached, window: int = 0) -> jax.Array:
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cached | Chosen, window: int = 0
+) -> jax.Array:
     """Softmax attention with grouped heads.
 
     Args:
@@ -47,23 +44,34 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cach
     Returns:
       [B, S, H, d] in the dtype of `v`; the softmax is computed in float32 or wider.
     """
-    if isinstance(visible, Cached):
+    if isinstance(visible, Cached | Chosen):
         return _attend(q, k, v, visible.mask(window))
     tensor = visible.mesh.shape["tensor"] if visible.mesh is not None else 1
     if k.shape[2] % tensor:  # fewer key/value heads than devices: every device gets a copy of the one it needs
         k, v = (jnp.repeat(part, tensor // k.shape[2], axis=2) for part in (k, v))
-    body = "xla" if visible.shared else choose(visible.mesh, q.dtype)
+    body = "xla" if visible.lead else choose(visible.mesh, q.dtype)
+    # Nothing is seen further back than this, were it only since no sequence is longer.
+    near = min(filter(None, (window, visible.reach)), default=0)
     if body == "splash":
-        return splash(q, k, v, visible.segments, visible.mesh, window)
+        return splash(q, k, v, visible.segments, visible.mesh, near)
     if body == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible.mask(window=window)[:, None], implementation="cudnn")
+    on_cpu = visible.mesh is None or visible.mesh.devices.flat[0].platform == "cpu"
+    size = _CPU_SIZE if on_cpu else _BLOCK
+    if visible.lead or 0 < near < q.shape[1] - size:
+        spans = Spans(size, near or k.shape[1], visible.lead)
+        arrays = (q, k, v, visible.segments)
+        if on_cpu and (visible.mesh is None or visible.mesh.shape["fsdp"] == 1):
+            # Row by row, so that the scores of a block stay in the cache.
+            row = lambda arrays: blockwise(*(x[None] for x in arrays), spans)[0]  # noqa: E731
+            return jax.lax.map(row, arrays)
+        return blockwise(*arrays, spans)
     # Causal: a block of queries needs no key behind it. Saves near half the work, and memory for the scores.
     blocks, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
     for start in range(0, q.shape[1], size):
         stop = min(start + size, q.shape[1])
-        first = max(start - window + 1, 0) if window else 0
-        mask = visible.mask(start, stop, first, window)
-        blocks.append(_attend(q[:, start:stop], k[:, first:stop], v[:, first:stop], mask))
+        mask = visible.mask(start, stop, window)
+        blocks.append(_attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
     return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
@@ -107,29 +115,56 @@ class Segments:
     """Packed rows: a query sees the keys of its own segment up to itself, and those that all sequences share.
 
     Attributes:
-      segments: [B, S] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
-        sequence stand side by side. With `shared`, -1 on keys that every sequence behind them sees.
+      segments: [B, T] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
+        sequence stand side by side. Within `lead`, -1 on keys that every sequence behind them sees.
       mesh: the devices that the rows are spread over; None for one device.
-      shared: -1 may occur. Then columns are no positions: only for a `model.shareable` architecture.
+      lead: columns, at the head of a row, that may be -1. Then columns are no positions: only for a
+        `model.shareable` architecture. The queries may be fewer than the keys: they are the last ones.
+      reach: no sequence has more tokens of its own; 0: not known.
     """
 
     segments: jax.Array
     mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
-    shared: bool = field(default=False, metadata={"static": True})
+    lead: int = field(default=0, metadata={"static": True})
+    reach: int = field(default=0, metadata={"static": True})
 
-    def mask(self, start: int = 0, stop: int | None = None, first: int = 0, window: int = 0) -> jax.Array:
-        """What queries start..stop see of keys first..stop: [B, stop - start, stop - first] bool."""
+    def mask(self, start: int = 0, stop: int | None = None, window: int = 0) -> jax.Array:
+        """What queries start..stop of rows without a lead see of the keys up to stop: [B, stop - start, stop] bool."""
         stop = self.segments.shape[1] if stop is None else stop
-        behind = jnp.arange(start, stop)[:, None] - jnp.arange(first, stop)[None, :]
+        behind = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
         near = (behind >= 0) & (behind < window) if window else behind >= 0
-        queries, keys = self.segments[:, start:stop, None], self.segments[:, None, first:stop]
-        own = queries == keys
-        return near & (own | ((keys == -1) & (queries != 0)) if self.shared else own)
+        return near & (self.segments[:, start:stop, None] == self.segments[:, None, :stop])
+
+    def seen_from(self, columns: jax.Array) -> Chosen:
+        """What the queries at `columns` [B, P] see."""
+        return Chosen(self.segments, columns)
 
     def lengths(self) -> jax.Array:
         """[B, S] int32: how long the sequence is that each token belongs to."""
         same = self.segments[:, :, None] == self.segments[:, None, :]
         return jnp.sum(same, axis=-1, dtype=jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Chosen:
+    """A few queries of packed rows.
+
+    Attributes:
+      segments: [B, T] as in `Segments`.
+      columns: [B, P] int32, where they stand.
+    """
+
+    segments: jax.Array
+    columns: jax.Array
+
+    def mask(self, window: int = 0) -> jax.Array:
+        """[B, P, T] bool."""
+        behind = self.columns[..., None] - jnp.arange(self.segments.shape[1])
+        near = (behind >= 0) & (behind < window) if window else behind >= 0
+        own = jnp.take_along_axis(self.segments, self.columns, axis=1)[..., None]
+        keys = self.segments[:, None, :]
+        return near & ((own == keys) | ((keys == -1) & (own != 0)))
 
 
 @jax.tree_util.register_dataclass

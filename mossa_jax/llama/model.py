@@ -91,28 +91,47 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(arch.norm_eps, arch.layers, d)
             self.k_norm = RMSNorm(arch.norm_eps, arch.layers, d)
 
-    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None):
+    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None, ends=None):
         """[B, S, D] -> ([B, S, D], (k, v)).
 
         With `cache` = (k, v) of [B, T, K, d] and `slot`, the new keys and values are written there first and the
-        whole cache is attended to. `windowed` [] bool says of this block what `arch.windowed` says, where blocks
-        differ; None where all are alike.
+        whole cache is attended to; without `slot` the cache, [T, K, d], stands before the keys of every row.
+        `windowed` [] bool says of this block what `arch.windowed` says, where blocks differ; None where all are
+        alike. With `ends` [B, P] only the queries in these columns are worked out: [B, P, D].
         """
-        split = (*x.shape[:2], -1, self.arch.head_dim)
-        low = low_rank(x, lora, "q_proj", "k_proj", "v_proj")
-        q, k, v = (part(x, lora, low).reshape(split) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if ends is None:
+            asking, asked = x, table
+            low = lows = low_rank(x, lora, "q_proj", "k_proj", "v_proj")
+        else:
+            asking, *asked = (columns(part, ends) for part in (x, *table))
+            low, lows = low_rank(asking, lora, "q_proj"), low_rank(x, lora, "k_proj", "v_proj")
+        split = lambda x: x.reshape(*x.shape[:2], -1, self.arch.head_dim)  # noqa: E731
+        q, k, v = (
+            split(self.q_proj(asking, lora, low)),
+            split(self.k_proj(x, lora, lows)),
+            split(self.v_proj(x, lora, lows)),
+        )
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, table), rotate(k, table)
-        if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
+        q, k = rotate(q, asked), rotate(k, table)
+        own = k, v
+        if slot is not None:
+            k, v = own = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1) for old, new in zip(cache, own, strict=True)
+            )
+        elif cache is not None:
+            k, v = (
+                jnp.concatenate([jnp.broadcast_to(old, (len(x), *old.shape)), new], axis=1)
+                for old, new in zip(cache, own, strict=True)
+            )
+        if ends is not None:
+            visible = visible.seen_from(ends + k.shape[1] - x.shape[1])
         if windowed is None:
             out = attention(q, k, v, visible, self.arch.window)
         else:
             near = lambda q, k, v: attention(q, k, v, visible, self.arch.window)  # noqa: E731
             out = jax.lax.cond(windowed, near, lambda q, k, v: attention(q, k, v, visible), q, k, v)
-        return self.o_proj(out.reshape(*x.shape[:2], -1), lora), (k, v)
+        return self.o_proj(out.reshape(*out.shape[:2], -1), lora), own
 
 
 class FeedForward(nnx.Module):
@@ -140,12 +159,12 @@ class Block(nnx.Module):
         self.feed_forward_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.feed_forward = FeedForward(arch, rngs, std)
 
-    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None):
+    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None, ends=None):
         """[B, S, D] -> ([B, S, D], (k, v)); arguments as in `Attention`."""
         with jax.named_scope("attention"):
             normed = self.attention_norm(x)
-            mixed, keys_values = self.attention(normed, lora, table, visible, windowed, cache, slot)
-            x = x + mixed
+            mixed, keys_values = self.attention(normed, lora, table, visible, windowed, cache, slot, ends)
+            x = (x if ends is None else columns(x, ends)) + mixed
         with jax.named_scope("feed_forward"):
             return x + self.feed_forward(self.feed_forward_norm(x), lora), keys_values
 
@@ -183,24 +202,38 @@ def run_blocks(
       (embedding [B, S, D], output of the last block [B, S, D], taps [L, ...]).
     """
 
-    def by_row(x):
-        """Pins states to rows over `fsdp`: then weights travel to the rows, never partial sums between them."""
-        if visible.mesh is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
-
-    embedded = by_row(model.embedding[...][tokens])
-    table = _rotary(arch, positions, visible, embedded.dtype)
+    embedded, table = embed(model, arch, tokens, positions, visible)
 
     def body(x, layer):
         block, lora, windowed = layer
         x, keys_values = block(x, lora, table, visible, windowed)
-        x = by_row(x)
+        x = by_row(x, visible)
         return x, tap(x, keys_values)
 
     body = jax.checkpoint(body) if remat else body
-    last, taps = jax.lax.scan(body, embedded, (model.blocks, adapter, _windowed(arch)))
+    last, taps = jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch)))
     return embedded, last, taps
+
+
+def embed(model: Llama, arch: Architecture, tokens, positions, visible: Segments) -> tuple:
+    """Embedded `tokens` [B, S, D], and the rotary table of their `positions`."""
+    embedded = by_row(model.embedding[...][tokens], visible)
+    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
+    return embedded, rotary(
+        arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(embedded.dtype, jnp.float32)
+    )
+
+
+def by_row(x: jax.Array, visible: Segments) -> jax.Array:
+    """Pins states [B, S, D] to rows over `fsdp`: then weights travel to the rows, never partial sums between them."""
+    if visible.mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
+
+
+def columns(x: jax.Array, at: jax.Array) -> jax.Array:
+    """The columns `at` [B, P] of `x` [B, S, D]: [B, P, D]."""
+    return jnp.take_along_axis(x, at[..., None], axis=1)
 
 
 def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, visible: Cached, cache, slot):
@@ -210,13 +243,14 @@ def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, v
       (output of the last block [B, 1, D], the cache with the new keys and values at `slot`).
     """
     embedded = model.embedding[...][tokens]
-    table = _rotary(arch, visible.position, visible, embedded.dtype)
+    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
+    table = rotary(arch.rope, arch.head_dim, visible.position, lengths, jnp.promote_types(embedded.dtype, jnp.float32))
 
     def body(x, layer):
         block, lora, windowed, keys_values = layer
         return block(x, lora, table, visible, windowed, keys_values, slot)
 
-    return jax.lax.scan(body, embedded, (model.blocks, adapter, _windowed(arch), cache))
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cache))
 
 
 def shareable(arch: Architecture) -> bool:
@@ -227,12 +261,7 @@ def shareable(arch: Architecture) -> bool:
     return not arch.windowed and arch.rope.kind != "dynamic"
 
 
-def _rotary(arch: Architecture, positions, visible, dtype):
-    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
-    return rotary(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
-
-
-def _windowed(arch: Architecture) -> np.ndarray | None:
+def windowed_blocks(arch: Architecture) -> np.ndarray | None:
     """[L] bool, where some blocks are windowed and some are not."""
     if len(arch.windowed) in (0, arch.layers):
         return None

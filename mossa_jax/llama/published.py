@@ -55,12 +55,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def write_random(out: epath.PathLike, shape: str, dtype: str, shard_gb: float = 2.0, seed: int = 0) -> None:
-    """Writes the folder `out`: normal numbers of standard deviation 0.02, norm weights one."""
-    config = PUBLISHED[shape]
+    """Writes a folder with random weights of a shape of `PUBLISHED`."""
+    write_config(out, PUBLISHED[shape], shape, dtype, shard_gb, seed)
+
+
+def write_config(
+    out: epath.PathLike, config: dict[str, Any], title: str, dtype: str, shard_gb: float = 2.0, seed: int = 0
+) -> None:
+    """Writes the folder `out` of any config.json: normal numbers of standard deviation 0.02, norm weights one."""
     kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     rng = np.random.default_rng(seed)
-    shapes = stored_shapes(architecture_from_config(config, shape))
-    progress = Progress(f"random {shape}", len(shapes), 0)
+    shapes = stored_shapes(architecture_from_config(config, title))
+    progress = Progress(f"random {title}", len(shapes), 0)
     with new_folder(out) as folder:
         files = Writer(folder, int(shard_gb * 1e9))
         for number, (name, size) in enumerate(shapes.items(), 1):

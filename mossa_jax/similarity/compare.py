@@ -17,6 +17,7 @@ from mossa_jax.similarity.estimators import (
     null_mean,
     products,
     ratio,
+    reasons,
     variance_missing,
 )
 
@@ -147,7 +148,8 @@ def summarise(
         for i, (a, b) in enumerate(pairs):
             trio = (made[min(a, b), max(a, b)], made[a, a], made[b, b])
             for e, name in enumerate(ESTIMATORS):
-                reason = _reasons(name, flat[:, a], flat[:, b], trio[1], trio[2])
+                vanishing = tuple(own.debiased <= own.noise for own in trio[1:])
+                reason = reasons(name, (flat[:, a], flat[:, b]), vanishing)
                 undefined[i, :, e] = reason
                 row = _estimate(name, trio, reason == "", n, r_all[:, a], r_all[:, b], sums.permuted[:, i])
                 for key, column in row.items():
@@ -160,21 +162,6 @@ def summarise(
         n=n,
         dropped=valid_rows - n,
     )
-
-
-def _reasons(name: str, flat_a: np.ndarray, flat_b: np.ndarray, aa: Products, bb: Products) -> np.ndarray:
-    """[K] reasons why an estimator has no value, "" where it has one."""
-    reason = np.full(flat_a.shape, "", dtype=object)
-    # Debiased self-similarity is the squared norm of the U-centred Gram: zero for equidistant rows, and then only
-    # rounding is left.
-    flawed = {"no variance in": (flat_a, flat_b)}
-    if name == "debiased":
-        vanishing = tuple(own.debiased <= own.noise for own in (aa, bb))
-        flawed = {"debiased self-similarity is not positive in": vanishing} | flawed
-    for words, (in_a, in_b) in flawed.items():
-        for side, where in (("b", in_b), ("a", in_a), ("a and b", in_a & in_b)):
-            reason[where] = f"{words} {side}"
-    return reason
 
 
 def _estimate(

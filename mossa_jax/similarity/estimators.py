@@ -52,8 +52,7 @@ def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> 
     n = g.shape[-1]
     rs = r * s
     g_all, rs_all, r_all, s_all = g.sum(-1), rs.sum(-1), r.sum(-1), s.sum(-1)
-    biased = g_all + rs_all
-    diagonal, trace = 2 * rs_all / (n - 2), r_all * s_all / ((n - 1) * (n - 2))
+    biased, debiased, noise = whole_products(g_all, rs_all, r_all * s_all, n)
     shrink = n / (n - 1)
     biased_loo = biased[..., None] - 2 * shrink * (g + rs) + shrink**2 * rs
     total = (r_all[..., None] - 2 * r) * (s_all[..., None] - 2 * s)
@@ -62,11 +61,47 @@ def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> 
     debiased_loo = g_all[..., None] - 2 * g + total / ((m - 1) * (m - 2)) - 2 * inner / (m - 2)
     return Products(
         biased=biased,
-        debiased=g_all - diagonal + trace,
+        debiased=debiased,
         biased_loo=biased_loo,
         debiased_loo=debiased_loo,
-        noise=16 * FLOAT32_EPS * (np.abs(g_all) + diagonal + trace),
+        noise=noise,
     )
+
+
+def whole_products(
+    off: np.ndarray, diagonal: np.ndarray, traces: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HSIC of all n rows: `h`, `u` and the float32 rounding level of `u`.
+
+    Args:
+        off: [...] `sum_{i != j} K_ij L_ij`.
+        diagonal: [...] `r . s`.
+        traces: [...] `(sum r) (sum s)`.
+        n: number of rows, at least 3.
+    """
+    inner, outer = 2 * diagonal / (n - 2), traces / ((n - 1) * (n - 2))
+    return off + diagonal, off - inner + outer, 16 * FLOAT32_EPS * (np.abs(off) + inner + outer)
+
+
+def reasons(
+    estimator: str, flat: tuple[np.ndarray, np.ndarray], vanishing: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """[...] why an estimator has no value, in words; "" where it has one.
+
+    Args:
+        estimator: one of `ESTIMATORS`.
+        flat: for sides a and b, [...] bool: a state without variance.
+        vanishing: for sides a and b, [...] bool: debiased self-similarity is rounding. It is the squared norm of the
+            U-centred Gram, zero for equidistant rows.
+    """
+    flawed = {"no variance in": flat}
+    if estimator == "debiased":
+        flawed = {"debiased self-similarity is not positive in": vanishing} | flawed
+    reason = np.full(np.broadcast_shapes(flat[0].shape, flat[1].shape), "", dtype=object)
+    for words, (in_a, in_b) in flawed.items():
+        for side, where in (("b", in_b), ("a", in_a), ("a and b", in_a & in_b)):
+            reason[np.broadcast_to(where, reason.shape)] = f"{words} {side}"
+    return reason
 
 
 def ratio(xy: np.ndarray, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:

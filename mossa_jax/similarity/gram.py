@@ -50,16 +50,33 @@ class Sums(NamedTuple):
     permuted: jax.Array
 
 
-def _rescale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`x` [M, n, D] float32 divided, exactly, by the power of two below each state's largest entry."""
-    peak = jnp.max(jnp.abs(x), axis=(1, 2))
-    exponent = jnp.minimum((lax.bitcast_convert_type(peak, jnp.int32) >> 23) - 127, 126)
-    scale = lax.bitcast_convert_type((127 - exponent) << 23, jnp.float32)
-    return x * scale[:, None, None], exponent
+class Centring(NamedTuple):
+    """What turns raw rows of M states into centred ones: `((x * scale) - mean - rest) * rescale`.
+
+    `scale`, `rescale` [M] powers of two; `mean`, `rest` [M, D] float32, the mean in two parts; `mean_square` [M],
+    `exponent` [M] as in `Centred`.
+    """
+
+    scale: jax.Array
+    mean: jax.Array
+    rest: jax.Array
+    rescale: jax.Array
+    mean_square: jax.Array
+    exponent: jax.Array
 
 
-def centre(x: jax.Array, kept: jax.Array) -> Centred:
-    """Takes the mean of the kept rows out of every state, in two float32 passes.
+def peak_exponent(peak: jax.Array) -> jax.Array:
+    """Exponent of the power of two below each `peak` (float32, not negative), at most 126; -127 for zero."""
+    return jnp.minimum((lax.bitcast_convert_type(peak, jnp.int32) >> 23) - 127, 126)
+
+
+def power_of_two(exponent: jax.Array) -> jax.Array:
+    """Exactly `2**exponent`, float32, for int32 exponents from -126 to 127."""
+    return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+
+
+def centring(x: jax.Array, kept: jax.Array) -> Centring:
+    """The centring of every state over its kept rows, in two float32 passes.
 
     The second pass removes what rounding of the first mean left, which at offsets of 1000 is the whole error.
 
@@ -69,12 +86,36 @@ def centre(x: jax.Array, kept: jax.Array) -> Centred:
     """
     mask = kept[None, :, None]
     count = jnp.maximum(kept.sum(), 1).astype(jnp.float32)
-    x, _ = _rescale(jnp.where(mask, x.astype(jnp.float32), 0))
-    mean = x.sum(1, keepdims=True) / count
-    x = jnp.where(mask, x - mean, 0)
-    rest = x.sum(1, keepdims=True) / count
-    x, exponent = _rescale(jnp.where(mask, x - rest, 0))
-    return Centred(x, jnp.square(mean + rest).sum((1, 2)), exponent)
+    x = jnp.where(mask, x.astype(jnp.float32), 0)
+    scale = power_of_two(-peak_exponent(jnp.max(jnp.abs(x), axis=(1, 2))))
+    x = x * scale[:, None, None]
+    mean = x.sum(1) / count
+    x = jnp.where(mask, x - mean[:, None], 0)
+    rest = x.sum(1) / count
+    exponent = peak_exponent(jnp.max(jnp.abs(jnp.where(mask, x - rest[:, None], 0)), axis=(1, 2)))
+    return Centring(scale, mean, rest, power_of_two(-exponent), jnp.square(mean + rest).sum(1), exponent)
+
+
+def centred_rows(x: jax.Array, kept: jax.Array, by: Centring) -> jax.Array:
+    """[M, n, D] float32 rows of `x` centred and scaled; zero where `kept` [n] is false."""
+    scale, mean, rest, rescale = (
+        by.scale[:, None, None],
+        by.mean[:, None],
+        by.rest[:, None],
+        by.rescale[:, None, None],
+    )
+    return jnp.where(kept[None, :, None], (x.astype(jnp.float32) * scale - mean - rest) * rescale, 0)
+
+
+def centre(x: jax.Array, kept: jax.Array) -> Centred:
+    """Takes the mean of the kept rows out of every state.
+
+    Args:
+        x: [M, n, D] states of any floating dtype.
+        kept: [n] bool, rows that count.
+    """
+    by = centring(x, kept)
+    return Centred(centred_rows(x, kept, by), by.mean_square, by.exponent)
 
 
 def tile_pairs(tiles: int, shares: int) -> np.ndarray:

@@ -13,11 +13,11 @@ from mossa_jax.rundir import Refusal
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.estimators import (
     ESTIMATORS,
-    FLOAT32_EPS,
     MIN_ROWS,
     UndefinedSimilarity,
     ratio,
     variance_missing,
+    whole_products,
 )
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
@@ -150,13 +150,12 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
             raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
     off = sums.off.astype(np.float64).sum(1)
     diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
-    traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))]) / ((n - 1) * (n - 2))
+    traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))])
     if not use_gram:
         off = off - diagonal
+    biased, debiased, noise = whole_products(off, diagonal, traces, n)
     if estimator == "biased":
-        return float(ratio(*(off + diagonal)))
-    debiased = off - 2 * diagonal / (n - 2) + traces
-    noise = 16 * FLOAT32_EPS * (np.abs(off) + 2 * diagonal / (n - 2) + traces)
+        return float(ratio(*biased))
     for i, name in ((1, "x"), (2, "y")):
         if debiased[i] <= noise[i]:
             raise UndefinedSimilarity(f"debiased self-similarity is not positive in {name}: its rows are equidistant")

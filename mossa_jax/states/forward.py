@@ -1,13 +1,17 @@
-"""The forward pass that keeps one pooled vector per prompt, layer and model, and nothing else.
+"""The forward pass of several models at once that keeps what similarity needs of each layer, and nothing else.
 
-Pooling happens inside the scan over layers, so no [B, S, D] state outlives its layer and nothing touches the disk.
-There is no head and no logits.
+States go into their place inside the scan over layers, so no [B, S, D] state outlives its layer and nothing touches the
+disk. There is no head and no logits. Work that would be done twice is not done:
+
+- ids that all prompts begin with are worked through once a model, and their keys and values reused by every prompt;
+- blocks below the first one that any adapter changes are worked through once for all models;
+- of the last block only the prompts' last tokens are worked out, where nothing else is read of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -16,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.llama.adapters import place_adapters
+from mossa_jax.llama.adapters import Adapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.model import merge, run_blocks
-from mossa_jax.tokens.packing import PromptRows, pack_prompts
+from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
+from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 
-POOLS = ("last", "mean")
+POOLS = ("last", "mean", "all")
+_LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
+_REACHES = (64, 128, 256, 384, 512, 768)  # and their longest own prompts to one of these
 
 
 @dataclass(frozen=True)
@@ -40,39 +46,234 @@ class KeptStates:
     names: tuple[str, ...]
 
 
-def pooled(x: jax.Array, rows: dict[str, jax.Array], pool: str) -> jax.Array:
-    """Pools states per prompt: [B, S, D] -> [B, P, D] float32."""
+@dataclass(frozen=True)
+class Pass:
+    """What a compiled pass is made for.
+
+    Attributes:
+      arch: of the base.
+      pool: one of `POOLS`.
+      lead: columns for the ids that all prompts share, 0 for none.
+      reach: no prompt has more ids of its own; 0: not known.
+      first: the first block that any adapter changes, at most the last one.
+      mesh: of rows and weights.
+    """
+
+    arch: Architecture
+    pool: str
+    lead: int
+    reach: int
+    first: int
+    mesh: jax.sharding.Mesh
+
+
+def pooled(x: jax.Array, rows: dict[str, jax.Array], pool: str, lead: tuple | None = None) -> jax.Array:
+    """Pools states per prompt: [B, S, D] -> [B, P, D] float32.
+
+    Args:
+      x: of the prompts' own ids.
+      rows: fields of `PromptRows`.
+      pool: `last` or `mean`.
+      lead: for `mean`, the sum [D] of the states of the ids that all prompts share, and their number.
+    """
     if pool == "last":
         return jnp.take_along_axis(x, rows["ends"][..., None], axis=1).astype(jnp.float32)
     prompts = jnp.arange(1, rows["ends"].shape[1] + 1)
     inside = (rows["segments"][:, None, :] == prompts[:, None]).astype(jnp.float32)
     sums = jnp.einsum("bps,bsd->bpd", inside, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    return sums / jnp.maximum(inside.sum(-1, keepdims=True), 1)
+    sums, count = (sums, 0) if lead is None else (sums + lead[0], lead[1])
+    return sums / jnp.maximum(inside.sum(-1, keepdims=True) + count, 1)
 
 
-@partial(jax.jit, static_argnames=("arch", "pool", "layout"), donate_argnames=("kept",))
-def forward(arch: Architecture, pool: str, layout: Any, base, adapters, rows, kept):
-    """Runs all models over one batch of rows and puts their pooled states at the prompts' own rows of `kept`."""
-    model = merge(arch, base)
+def run_models(
+    made: Pass,
+    model: Llama,
+    adapters: Adapters,
+    rows: dict[str, jax.Array],
+    lead: dict | None,
+    put: Callable,
+    state: Any,
+) -> Any:
+    """Runs M models over a batch and hands each layer's states to `put`; returns the last `state`.
+
+    Args:
+      made: what for.
+      model: the merged base.
+      adapters: stacked [M, L, ...] on the devices.
+      rows: fields of `PromptRows`, without the shared ids.
+      lead: of the shared ids, what `lead_of` gives.
+      put: (state, layer, x, whole) -> state: `layer` numbers the layer names, `x` is [M, B, S, D], or [1, B, S, D]
+        where it is the same for all models; without `whole` [M, B, P, D], the prompts' last tokens alone.
+      state: the first argument of the first `put`.
+    """
+    arch, first, segments = made.arch, made.first, rows["segments"]
+    if made.lead:
+        shared = jnp.where(jnp.arange(made.lead) < lead["count"], -1, 0).astype(segments.dtype)
+        segments = jnp.concatenate([jnp.broadcast_to(shared, (len(segments), made.lead)), segments], axis=1)
+    visible = Segments(segments, made.mesh, made.lead, made.reach)
+    x, table = embed(model, arch, rows["tokens"], rows["positions"], visible)
+    state = put(state, 0, x[None], True)
+    near = windowed_blocks(arch)
+    near = None if near is None else jnp.asarray(near)
+    take = lambda tree, layer, axis=0: jax.tree.map(  # noqa: E731
+        lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, axis, keepdims=False), tree
+    )
+    cache = None if not made.lead else lead["keys_values"]
+
+    def block(x, lora, cache, layer, ends=None):
+        windowed = None if near is None else near[layer]
+        x, _ = take(model.blocks, layer)(x, lora, table, visible, windowed, cache, None, ends)
+        return by_row(x, visible)
+
+    def alike(carry, layer):
+        x, state = carry
+        x = block(x, {}, None if cache is None else take(jax.tree.map(lambda leaf: leaf[0], cache), layer), layer)
+        return (x, put(state, layer + 1, x[None], True)), None
+
+    def apart(carry, layer, ends=None):
+        x, state = carry
+        each = jax.vmap(
+            partial(block, layer=layer, ends=ends),
+            in_axes=(0, 0, None if cache is None else 0),
+            spmd_axis_name="adapter",
+        )
+        x = each(x, take(adapters, layer, 1), None if cache is None else take(cache, layer, 1))
+        return (x, put(state, layer + 1, x, ends is None)), None
+
+    models = len(next(iter(jax.tree.leaves(adapters))))
+    (x, state), _ = jax.lax.scan(alike, (x, state), jnp.arange(first))
+    x = jnp.broadcast_to(x, (models, *x.shape))
+    (x, state), _ = jax.lax.scan(apart, (x, state), jnp.arange(first, arch.layers - 1))
+    ends = rows["ends"] if made.pool == "last" else None
+    (x, state), _ = apart((x, state), arch.layers - 1, ends)
+    return put(state, arch.layers + 1, model.final_norm(x), ends is None)
+
+
+@partial(jax.jit, static_argnames=("made",))
+def lead_of(made: Pass, base, adapters: Adapters, tokens: jax.Array, count: jax.Array) -> dict[str, Any]:
+    """What all prompts need of the ids that they share, from one pass over these.
+
+    Args:
+      made: what for.
+      base: the base's state.
+      adapters: stacked [M, L, ...] on the devices.
+      tokens: [1, lead] int32, filled up on the right.
+      count: [] int32, how many of them count.
+
+    Returns:
+      keys_values: two arrays [M, L, lead, K, d]; sums: [M, L + 2, D] float32, of their states at each layer; count.
+    """
+    arch, model = made.arch, merge(made.arch, base)
+    inside = jnp.arange(made.lead) < count
+    visible = Segments(inside[None].astype(jnp.int32), made.mesh)
+    x, table = embed(model, arch, tokens, jnp.arange(made.lead)[None], visible)
+    total = lambda x: jnp.sum(jnp.where(inside[:, None], x[0].astype(jnp.float32), 0), axis=0)  # noqa: E731
 
     def one(adapter):
-        tap = lambda x, _: pooled(x, rows, pool)  # noqa: E731
-        embedded, last, layers = run_blocks(
-            model, arch, adapter, rows["tokens"], rows["positions"], Segments(rows["segments"], layout.mesh), tap
-        )
-        ends = [pooled(x, rows, pool)[None] for x in (embedded, model.final_norm(last))]
-        return jnp.concatenate([ends[0], layers, ends[1]])
+        def body(x, layer):
+            block, lora, windowed = layer
+            x, (k, v) = block(x, lora, table, visible, windowed)
+            return x, ((k[0], v[0]), total(x))
 
-    states = jax.vmap(one, spmd_axis_name="adapter")(adapters)
-    states = states.reshape(*states.shape[:2], -1, states.shape[-1])
+        last, (keys_values, sums) = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch)))
+        return keys_values, jnp.concatenate([total(x)[None], sums, total(model.final_norm(last))[None]])
+
+    keys_values, sums = jax.vmap(one, spmd_axis_name="adapter")(adapters)
+    return {"keys_values": keys_values, "sums": sums, "count": count}
+
+
+def rows_of(
+    made: Pass, rows: dict[str, jax.Array], lead: dict | None, layer, x: jax.Array, whole: bool
+) -> tuple[jax.Array, jax.Array]:
+    """What similarity takes as rows of a layer: [M or 1, R, D] float32, and which of them count, [R] bool.
+
+    Arguments as those of `run_models` and of its `put`. A row is a prompt (R = B P) or, with pool `all`, a token.
+    """
+    if made.pool == "all":
+        return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (rows["segments"] > 0).reshape(-1)
+    if whole and made.pool == "mean" and made.lead:
+        sums = jax.lax.dynamic_index_in_dim(lead["sums"], layer, 1, keepdims=False)[: len(x)]
+        x = jax.vmap(lambda x, total: pooled(x, rows, made.pool, (total, lead["count"])))(x, sums)
+    elif whole:
+        x = jax.vmap(lambda x: pooled(x, rows, made.pool))(x)
+    return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (rows["ids"] >= 0).reshape(-1)
+
+
+@partial(jax.jit, static_argnames=("made",), donate_argnames=("kept",))
+def forward(made: Pass, base, adapters: Adapters, rows: dict[str, jax.Array], lead, kept: jax.Array) -> jax.Array:
+    """Runs all models over one batch of rows and puts their pooled states at the prompts' own rows of `kept`."""
+    layout = _layout(made.mesh, kept.shape)
     ids = rows["ids"].reshape(-1)
     ids = jnp.where(ids < 0, kept.shape[2], ids)  # beyond the end: dropped
 
-    def put(layer, kept):
-        return kept.at[:, layer, ids].set(states[:, layer], mode="drop")
+    def put(kept, layer, x, whole):
+        x, _ = rows_of(made, rows, lead, layer, x, whole)
+        x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))
+        # Layer by layer: one scatter over all of them takes the TPU compiler many minutes.
+        return jax.lax.with_sharding_constraint(kept.at[:, layer, ids].set(x, mode="drop"), layout)
 
-    # Layer by layer: one scatter over all of them takes the TPU compiler many minutes.
-    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, kept.shape[1], put, kept), layout)
+    return run_models(made, merge(made.arch, base), adapters, rows, lead, put, kept)
+
+
+def _layout(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+    return mesh_lib.sharding(mesh, shape, ("adapter", None, "rows", None))
+
+
+class Prompts:
+    """Packed prompts of several models on a mesh, ready to run.
+
+    Attributes:
+      made: what the pass over them is made for.
+      arguments: (base, adapters) on the devices.
+      lead: of the ids that all prompts share; None where there are none.
+      count: of prompts.
+      models: M.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        base: Any,
+        adapters: dict[str, dict[str, np.ndarray]],
+        prompts: Sequence[Sequence[int]],
+        mesh: jax.sharding.Mesh,
+        *,
+        pool: str,
+        row_length: int,
+        batch_rows: int,
+        long_row_length: int = 0,
+        share_prefix: bool = True,
+    ):
+        """Arguments as of `keep_states`."""
+        self.count, self.models = len(prompts), len(next(iter(jax.tree.leaves(adapters))))
+        self._mesh, self._batch_rows, self._row_length = mesh, batch_rows, row_length
+        # Of `all` tokens the shared ones are rows too, once a prompt.
+        shared = common_prefix(prompts) if share_prefix and pool != "all" and shareable(arch) else 0
+        self._rows = pack_prompts(prompts, row_length, long_row_length, shared)
+        longest = max(len(ids) for ids in prompts) - shared
+        reach = next((size for size in _REACHES if size >= longest), 0)
+        lead = mesh_lib.round_up(shared, _LEAD_STEP)
+        self.made = Pass(arch, pool, lead, reach, _first_changed(arch, adapters), mesh)
+        self.arguments = base, place_adapters(mesh, adapters)
+        self.lead = None
+        if shared:
+            tokens = np.zeros((1, lead), np.int32)
+            tokens[0, :shared] = prompts[0][:shared]
+            tokens, count = mesh_lib.place(mesh, tokens, (None, None)), mesh_lib.place(mesh, np.int32(shared), ())
+            self.lead = lead_of(self.made, *self.arguments, tokens, count)
+
+    def batches(self):
+        """Batches of packed rows on the mesh: fields of `PromptRows`."""
+        for rows in self._rows:
+            width = _power_of_two(rows.ids.shape[1])
+            # About as many positions in a batch, whatever the length of its rows.
+            share = max(self._batch_rows * self._row_length // rows.tokens.shape[1], 1)
+            size = mesh_lib.round_up(min(share, _power_of_two(len(rows))), self._mesh.shape["fsdp"])
+            for batch in rows.batches(size):
+                yield {
+                    field.name: mesh_lib.place(self._mesh, _widened(batch, field.name, width), ("rows", None))
+                    for field in fields(batch)
+                }
 
 
 def keep_states(
@@ -86,6 +287,7 @@ def keep_states(
     row_length: int,
     batch_rows: int,
     long_row_length: int = 0,
+    share_prefix: bool = True,
 ) -> KeptStates:
     """States of all models over all prompts.
 
@@ -95,27 +297,31 @@ def keep_states(
       adapters: stacked [M, ...] on the host; a zero adapter is the base model itself.
       prompts: token ids, BOS included.
       mesh: with an adapter axis of one: the models of a task are few, rows are many.
-      pool: one of `POOLS`.
-      row_length: positions of a packed row.
+      pool: `last` or `mean`.
+      row_length: positions of a packed row; ids that all prompts share take none.
       batch_rows: packed rows a forward pass.
       long_row_length: positions of the rows for prompts that are longer; 0: there are none.
+      share_prefix: work through ids that all prompts begin with once, where that is worth it.
     """
-    placed = place_adapters(mesh, adapters)
-    models = len(next(iter(jax.tree.leaves(adapters))))
-    slots = _slots(len(prompts), mesh.shape["fsdp"])
-    shape = (models, arch.layers + 2, slots, arch.hidden)
-    layout = mesh_lib.sharding(mesh, shape, ("adapter", None, "rows", None))
-    kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=layout)()
-    for rows in pack_prompts(prompts, row_length, long_row_length):
-        width = _power_of_two(rows.ids.shape[1])
-        share = max(batch_rows * row_length // rows.tokens.shape[1], 1)  # about as many positions, whatever the length
-        size = mesh_lib.round_up(min(share, _power_of_two(len(rows))), mesh.shape["fsdp"])
-        for batch in rows.batches(size):
-            batch = _with_prompts(batch, width)
-            names = ("rows", None)
-            arrays = {field.name: mesh_lib.place(mesh, getattr(batch, field.name), names) for field in fields(batch)}
-            kept = forward(arch, pool, layout, base, placed, arrays, kept)
-    return KeptStates(kept, np.arange(slots) < len(prompts), arch.state_names())
+    packed = Prompts(
+        arch, base, adapters, prompts, mesh, pool=pool, row_length=row_length, batch_rows=batch_rows,
+        long_row_length=long_row_length, share_prefix=share_prefix,
+    )  # fmt: skip
+    slots = _slots(packed.count, mesh.shape["fsdp"])
+    shape = (packed.models, arch.layers + 2, slots, arch.hidden)
+    kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
+    for rows in packed.batches():
+        kept = forward(packed.made, *packed.arguments, rows, packed.lead, kept)
+    return KeptStates(kept, np.arange(slots) < packed.count, arch.state_names())
+
+
+def _first_changed(arch: Architecture, adapters: dict[str, dict[str, np.ndarray]]) -> int:
+    """The first block in which some adapter does anything; the last one if there is none."""
+    changed = np.zeros(arch.layers, bool)
+    for part in adapters.values():
+        acting = [np.abs(part[side]).max(axis=(2, 3)) > 0 for side in ("a", "b")] + [part["scale"] != 0]  # each [M, L]
+        changed |= np.logical_and.reduce(acting).any(axis=0)
+    return int(changed.argmax()) if changed.any() else arch.layers - 1
 
 
 def _power_of_two(size: int) -> int:
@@ -128,6 +334,9 @@ def _slots(prompts: int, devices: int) -> int:
     return mesh_lib.round_up(mesh_lib.round_up(prompts, step), devices)
 
 
-def _with_prompts(batch: PromptRows, width: int) -> PromptRows:
-    pad = ((0, 0), (0, width - batch.ids.shape[1]))
-    return replace(batch, ends=np.pad(batch.ends, pad), ids=np.pad(batch.ids, pad, constant_values=-1))
+def _widened(batch: PromptRows, name: str, width: int) -> np.ndarray:
+    """A field of a batch, with room for `width` prompts in a row."""
+    part = getattr(batch, name)
+    if name not in ("ends", "ids"):
+        return part
+    return np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1 if name == "ids" else 0)

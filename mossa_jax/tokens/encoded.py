@@ -88,7 +88,8 @@ def join(parts: Sequence[Examples]) -> Examples:
 def in_memory(examples: Iterable[Encoded]) -> Examples:
     """Examples that are not worth a file."""
     pairs = [(example.prompt, example.answer) for example in examples]
-    flat = np.asarray([token for prompt, answer in pairs for token in (*prompt, *answer)], np.int32)
+    parts = [np.asarray(part, np.int32) for pair in pairs for part in pair]
+    flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     prompts = np.asarray([len(prompt) for prompt, _ in pairs], np.int32)
     answers = np.asarray([len(answer) for _, answer in pairs], np.int32)
     return _whole(flat, prompts, answers)

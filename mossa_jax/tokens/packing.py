@@ -15,7 +15,7 @@ import numpy as np
 
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory
 
-_WORTH = 0.15  # share of all ids that leading ones must make up before they are shared
+WORTH = 0.15  # share of all ids that leading ones must make up before they are shared
 _SAMPLE, _CHUNK = 1_000, 1_000_000  # examples looked at first; ids compared at once
 
 
@@ -252,6 +252,11 @@ class PackedExamples:
         """P, how many ids stand once at the head of every row."""
         return len(self.lead)
 
+    @property
+    def reach(self) -> int:
+        """The most ids that an example has of its own."""
+        return int(self.examples.lengths[self.plan.items].max(initial=0))
+
     def take(self, index: np.ndarray, width: int | None = None) -> TrainingRows:
         """The rows at `index` as a batch with M = `width` (default: `self.width`)."""
         plan, examples = self.plan.take(index), self.examples
@@ -278,7 +283,7 @@ def shared_prefix(examples: Examples) -> int:
     if not (count := len(examples)):
         return 0
     length = int(examples.prompt_lengths.min()) - 1
-    worth = _WORTH * examples.lengths.sum(dtype=np.int64)
+    worth = WORTH * examples.lengths.sum(dtype=np.int64)
     # A few from all over the list tell most of it; then all of them, as long as there is something left to share.
     for items in (np.arange(0, count, max(count // _SAMPLE, 1)), np.arange(count)):
         step = max(_CHUNK // max(length, 1), 1)
@@ -287,6 +292,11 @@ def shared_prefix(examples: Examples) -> int:
                 return 0
             length = _common(examples, items[start : start + step], length)
     return length if length * count > worth else 0
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading ids all prompts have in common, where sharing them is worth it, as in `shared_prefix`."""
+    return shared_prefix(in_memory(Encoded(ids, ()) for ids in prompts))
 
 
 def _common(examples: Examples, items: np.ndarray, length: int) -> int:
@@ -335,24 +345,25 @@ def pack_prompts(
 
     Args:
       prompts: ids of each.
-      length, long, shared: as in `pack_examples`.
+      length, long: as `short` and `long` in `plan_rows`.
+      shared: leading ids that all prompts have in common; they stand in no row, and positions begin behind them.
 
     Returns:
       The rows of `length` positions and those of `long`, where there are any; none of them is empty.
     """
     lengths = np.asarray([len(ids) - shared for ids in prompts], np.int64)
-    lead = np.asarray(prompts[0][:shared] if shared else [], np.int32)
     found = []
-    for plan, size in zip(plan_rows(lengths, length - shared, max(long - shared, 0)), (length, long), strict=True):
+    for plan, size in zip(plan_rows(lengths, length, long), (length, long), strict=True):
         if not len(plan):
             continue
-        rows = _Rows.of(plan, lengths[plan.items], size, lead)
+        rows = _Rows.of(plan, lengths[plan.items], size, np.zeros(0, np.int32))
         ends = np.zeros((len(plan), plan.counts.max()), np.int32)
         ids = np.full(ends.shape, -1, np.int32)
         row, column = np.repeat(np.arange(len(plan)), plan.counts), _counting(plan.counts)
         ends[row, column], ids[row, column] = rows.places % size + lengths[plan.items] - 1, plan.items
         tokens = rows.tokens(np.concatenate([prompts[item][shared:] for item in plan.items]))
-        found.append(PromptRows(tokens, rows.segments(), rows.positions(), ends, ids))
+        segments = rows.segments()
+        found.append(PromptRows(tokens, segments, rows.positions() + shared * (segments > 0), ends, ids))
     return tuple(found)
 
 

@@ -68,6 +68,7 @@ class Workload:
       models: adapters that are trained on the real tasks, and on the dense batches the second time.
       steps: ours for each model in a run on the real tasks; theirs follow from the examples that these show.
       rows, length: packed rows of such a step, and their positions.
+      longest: ids of a task's example, which is cut to them.
       examples: in a batch of theirs.
       prompt: ids that are put in front of every prompt in the last part.
       dense_steps, dense_rows, dense_length: of a run on dense batches.
@@ -84,6 +85,7 @@ class Workload:
     steps: int = 2
     rows: int = 8
     length: int = 512
+    longest: int = 379
     examples: int = 16
     prompt: int = 133
     dense_steps: int = 1
@@ -91,7 +93,7 @@ class Workload:
     dense_length: int = 128
     dense: Shape = Shape(hidden=256, feed_forward=2048, layers=8, heads=4, kv_heads=4, vocab=8000, tied=False)
     small: Shape = Shape(hidden=64, feed_forward=172, layers=5, heads=8, kv_heads=4, vocab=0, tied=True)
-    tuning: Tuning = field(default_factory=lambda: Tuning(remat=False))
+    tuning: Tuning = field(default_factory=lambda: Tuning(remat="off"))
     schedule: Schedule = field(default_factory=Schedule)
 
 
@@ -215,8 +217,9 @@ class _Ours:
         arch, self._model, self._part = model.architecture, model, part
         stacked = adapters_lib.stack(arch, starts)
         optimizer = population.optimizer_for(work.tuning, work.schedule)
-        shared = any(packed.shared for packed in part.packed)
-        self._step = population.make_step(arch, optimizer, model.mesh, work.tuning.remat, shared=shared)
+        lead, reach = (max(getattr(packed, name) for packed in part.packed) for name in ("shared", "reach"))
+        remat = work.tuning.remat == "on"
+        self._step = population.make_step(arch, optimizer, model.mesh, remat, lead=lead, reach=reach)
         self._start = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
         place = lambda leaf, *names: mesh_lib.place(model.mesh, leaf, names)  # noqa: E731
         self._scale = {name: place(leaf, "adapter", "layers") for name, leaf in adapters_lib.scales(stacked).items()}
@@ -388,8 +391,7 @@ def _task_examples(work: Workload, folder: str, tasks: str | None) -> tuple[list
         rows = task.examples("train", work.steps * work.rows * work.examples)
         prompts = tokenizer.prompts([row.inputs for row in rows])
         answers = tokenizer.answers([row.targets for row in rows])
-        limit = work.length - work.prompt
-        pairs = [cut_pair(tokenizer, *pair, limit, "keep_end") for pair in zip(prompts, answers, strict=True)]
+        pairs = [cut_pair(tokenizer, *pair, work.longest, "keep_end") for pair in zip(prompts, answers, strict=True)]
         found.append([Encoded(*pair) for pair in pairs])
     lead = np.random.default_rng(0).integers(3, model.architecture.vocab, work.prompt).tolist()
     return found, lead if bos is None else [bos, *lead[1:]]

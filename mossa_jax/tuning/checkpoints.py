@@ -39,16 +39,19 @@ class Checkpoints:
       folder: where they lie: `<step>/` as Orbax writes it, `manifests/<step>.json` beside.
     """
 
-    def __init__(self, folder: epath.PathLike, alone: bool = False, config: str = ""):
+    def __init__(self, folder: epath.PathLike, alone: bool = False, config: str = "", stacked: bool = False):
         """Opens the folder and removes what an interrupted save left there.
 
         Args:
           folder: of this group of models; on a file system that all processes share.
           alone: only this process takes part, whatever the others do.
           config: digest of the configuration; steps of another one are refused.
+          stacked: the first axis of every array may be longer or shorter than it was when saved (places on another
+            mesh): it is filled up with zeros, or cut. All else about shapes must follow from `config`.
         """
         self.folder = epath.Path(folder).absolute()
         self._config = config
+        self._stacked = stacked
         self._alone = alone
         self._writes = alone or jax.process_index() == 0
         self._orbax = self._new_orbax()
@@ -87,7 +90,7 @@ class Checkpoints:
             return state, 0
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
         try:
-            return self._orbax.restore(self.folder / str(step), target), step
+            return self._orbax.restore(self.folder / str(step), target, strict=not self._stacked), step
         except ValueError as error:
             if (disk := _disk_error(error, self.folder)) is not None:
                 raise disk from error

@@ -2,18 +2,18 @@
 
 Parameters are float32 masters, whatever the base computes in: a bfloat16 weight is too coarse for the small steps of
 fine-tuning, which would be rounded away. Forward and backward passes run on a copy in the base's own type. Batches,
-loss, schedule and checkpoints are those of the adapters.
+loss, schedule, guards and checkpoints are those of the adapters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from etils import epath
 from flax import nnx
@@ -21,135 +21,106 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mossa_jax import mesh as mesh_lib
-from mossa_jax.config import Schedule, Tuning
+from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.load import Model
 from mossa_jax.llama.model import merge
 from mossa_jax.llama.weights import leaf_name, save_weights, shardings
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import BAD_CONFIG, NOT_FINITE, Refusal, RunDir, new_folder, slug, write_json
+from mossa_jax.rundir import BAD_CONFIG, NOT_FINITE, Refusal, RunDir, digest, new_folder, slug, write_json
 from mossa_jax.tuning.checkpoints import Checkpoints
-from mossa_jax.tuning.loop import Member, _batches, train
+from mossa_jax.tuning.loop import Member, batches_for, train
+from mossa_jax.tuning.memory import compile_step
 from mossa_jax.tuning.objective import answer_loss
-from mossa_jax.tuning.optimizer import Optimizer
-from mossa_jax.tuning.population import optimizer_for
+from mossa_jax.tuning.optimizer import FullOptimizer, Optimizer
+from mossa_jax.tuning.population import GUARDS, guarded, optimizer_for
 
 State = dict
-"""{"parameters": the model's state in float32, "moments": optax state}; both lie by the table in `mossa_jax.mesh`."""
-
-OPTIMIZERS = ("adamw", "adafactor")
-
-
-@dataclass(frozen=True)
-class FullOptimizer(Optimizer):
-    """`Optimizer` for all parameters: AdamW, or Adafactor for memory; weight decay is on norms and biases as well.
-
-    Adafactor (Shazeer and Stern, arXiv 1804.04235) has no first moment, keeps means of rows and columns as a matrix's
-    second moments, which decay by 1 - t^-0.8, and scales an update down to a root mean square of 1. Steps are not
-    scaled by the size of parameters: a learning rate means about what it means for Adam. Betas are not used.
-
-    Attributes:
-      kind: one of `OPTIMIZERS`.
-    """
-
-    kind: str = "adamw"
-
-    def transformation(self) -> optax.GradientTransformation:
-        """Clip by global norm, moments, decoupled decay; the learning rate is applied in `update`."""
-        moments = optax.scale_by_adam(b1=self.beta1, b2=self.beta2)
-        if self.kind == "adafactor":
-            factored = optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=1)
-            moments = _by_layer(optax.chain(factored, optax.clip_by_block_rms(1.0)))
-        return optax.chain(_clip(self.clip), moments, optax.add_decayed_weights(self.weight_decay))
+"""{"parameters": the model's state in float32, "moments": optax state, "guards": `population.GUARDS`, each []};
+parameters and moments lie by the table in `mossa_jax.mesh`."""
 
 
-def _clip(largest: float) -> optax.GradientTransformation:
-    """Clip by global norm. optax's divides each gradient, and XLA keeps a quotient that is used twice in memory."""
-
-    def update(updates, state, parameters=None):
-        scale = jnp.minimum(1.0, largest / optax.global_norm(updates))
-        return jax.tree.map(lambda leaf: scale * leaf, updates), state
-
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-
-
-def _by_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A transformation that meets each layer's matrices by themselves, and not the stack of them."""
-
-    def parts(tree):
-        named = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-        return [{n: leaf for n, leaf in named.items() if n.startswith("blocks.") == stacked} for stacked in (0, 1)]
-
-    def init(parameters):
-        rest, blocks = parts(parameters)
-        return inner.init(rest), jax.vmap(inner.init)(blocks)
-
-    def update(updates, state, parameters):
-        rest, blocks = zip(parts(updates), state, parts(parameters), strict=True)
-        (rest, state_rest), (blocks, state_blocks) = inner.update(*rest), jax.vmap(inner.update)(*blocks)
-        named = {**rest, **blocks}
-        return jax.tree.map_with_path(lambda path, _: named[leaf_name(path)], updates), (state_rest, state_blocks)
-
-    return optax.GradientTransformation(init, update)
+def checkpoints_of(rundir: RunDir, label: str) -> epath.Path:
+    """Where the checkpoints of the model with this label lie."""
+    return rundir / f"checkpoints/{slug(label)}"
 
 
 def tune_full(
     label: str,
     member: Member,
     model: Model,
+    weights: Callable[[], nnx.State],
     tuning: Tuning,
     schedule: Schedule,
     rundir: RunDir,
     stop: Stop,
-    *,
-    optimizer: str = "adamw",
 ) -> nnx.State:
     """Trains all parameters of a base model on a member's rows; returns them, float32, on the model's mesh.
 
-    The base is read once, where there is no checkpoint yet, and left as it is. Beside it, on all devices together:
-    parameters, gradients and two moments, 16 bytes a parameter (12 with Adafactor), the narrow copy that a bfloat16
-    base computes with, and what the pass of one layer needs.
+    On all devices together: parameters, gradients and two moments, 16 bytes a parameter (12 with Adafactor; 4 more
+    with `parts`, for the sum of their gradients), the narrow copy that a bfloat16 base computes with, and what the
+    pass of one layer needs. The base's own weights are there before the first step only, unless somebody else holds
+    them.
 
     Args:
       label: in front of progress lines, and the name of the folder of checkpoints.
       member: its rows, number of steps and seed.
-      model: the base; parameters and the rows of a batch are spread over its mesh.
-      tuning: the optimizer's fields, `remat`, `checkpoint_every` and `log_every` count.
-      schedule: all but `parts` counts.
+      model: the base; parameters and the rows of a batch are spread over its mesh. Of its state, shapes and number
+        types alone are asked for.
+      weights: gives the base's weights; called once, and only where there is no checkpoint to go on from.
+      tuning: the optimizer's fields, `remat`, `skips`, `checkpoint_every` and `log_every` count.
+      schedule: how.
       rundir: for checkpoints and metrics.jsonl.
       stop: asked after every step.
-      optimizer: one of `OPTIMIZERS`.
 
     Raises:
-      Refusal: 2 for an unknown optimizer; 5, naming model and step, when a loss or gradient is not finite; 75 on a
-        request to stop.
+      Refusal: 2 for an unknown optimizer; 3 when the compiler finds no room for a step; 5, naming model, step and
+        rows, when it has skipped `tuning.skips` updates in a row, or its parameters are not finite in the end; 75 on
+        a request to stop.
     """
-    if optimizer not in OPTIMIZERS:
-        raise Refusal(BAD_CONFIG, f"optimizer {optimizer!r} is unknown; these are: {', '.join(OPTIMIZERS)}")
-    chosen = FullOptimizer(**vars(optimizer_for(tuning, schedule)), kind=optimizer)
-    begin, where = _start(model, chosen)
-    shared = any(part.shared for part in member.rows)
-    update = make_step(model, chosen, where, tuning.remat, shared)
-    batches = _batches(member, schedule.batch_rows)
+    if schedule.optimizer not in OPTIMIZERS:
+        raise Refusal(BAD_CONFIG, f"optimizer {schedule.optimizer!r} is unknown; these are: {', '.join(OPTIMIZERS)}")
+    optimizer = FullOptimizer(**vars(optimizer_for(tuning, schedule)), kind=schedule.optimizer)
+    begin, where = _start(model, optimizer)
+    batches = batches_for(member, schedule.batch_rows)
+    updates: dict[int, Callable] = {}  # by kind of rows; compiled before the first of its batches
+
+    def compiled(kind, arguments):
+        part, parts = member.rows[kind], math.gcd(schedule.parts, batches.sizes[kind])
+        return compile_step(
+            f"{label}, rows of {part.length}",
+            tuning.remat,
+            lambda remat: make_step(model, optimizer, where, remat, parts, part.shared, part.reach),
+            arguments,
+            model.mesh.local_devices[0],
+        )
 
     def step(state, number):
         if number == 0:
-            state = begin(model.state)
+            state = begin(weights())
         kind, index = batches.at(number)
         rows = member.rows[kind].take(index)
         batch = {f.name: mesh_lib.place(model.mesh, getattr(rows, f.name), ("rows", None)) for f in fields(rows)}
-        return update(state, batch, number, member.steps)
+        arguments = state, batch, number, member.steps
+        if kind not in updates:
+            updates[kind] = compiled(kind, arguments)
+        return updates[kind](*arguments)
 
     def report(done, metrics):
-        loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
-        if not np.isfinite([loss, norm]).all():
+        loss, counts = float(metrics["loss"]), {name: int(metrics[name]) for name in ("skipped", "spikes")}
+        record = {"model": member.name, "step": done, "loss": round(loss, 6) if math.isfinite(loss) else None}
+        rundir.append_metrics(record | {name: count for name, count in counts.items() if count})
+        if metrics["bad"] >= tuning.skips:
+            kind, index = batches.at(done - 1)
+            items = member.rows[kind].plan.take(index).items.tolist()
+            named = ", ".join(str(item) for item in items[:8]) + (", ..." if len(items) > 8 else "")
             raise Refusal(
                 NOT_FINITE,
-                f"{label}: loss or gradient of {member.name!r} is not finite at step {done}; lower "
-                "tuning.*.learning_rate or look at its rows; the last checkpoint is kept",
+                f"{label}: loss or gradient of {member.name!r} is not finite for {tuning.skips} steps in a row, now at "
+                f"step {done} (examples {named}); lower tuning.*.learning_rate or look at these rows; the last "
+                "checkpoint is kept",
             )
-        rundir.append_metrics({"model": member.name, "step": done, "loss": round(loss, 6)})
-        return f"loss {loss:.3f}"
+        return f"loss {loss:.3f}" + (f", {counts['skipped']} updates skipped" if counts["skipped"] else "")
 
     # Only shapes go in: with a checkpoint to go on from, no first state takes room beside the one that is read.
     shapes = jax.tree.map(
@@ -157,18 +128,27 @@ def tune_full(
         jax.eval_shape(begin, model.state),
         where,
     )
+    config = digest([asdict(tuning), asdict(schedule), member.name, member.steps, member.seed])
     state = train(
         label,
         member.steps,
         shapes,
         step,
         report,
-        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}"),
+        checkpoints=Checkpoints(checkpoints_of(rundir, label), config=config),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
     )
-    return state["parameters"]
+    parameters = state["parameters"]
+    if not _all_finite(parameters):
+        raise Refusal(NOT_FINITE, f"{label}: {member.name!r} has parameters that are not finite; it is not exported")
+    return parameters
+
+
+@jax.jit
+def _all_finite(parameters: nnx.State) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)]).all()
 
 
 def _start(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.State], State], State]:
@@ -176,7 +156,8 @@ def _start(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.State], St
 
     def start(base):
         parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), base)
-        return {"parameters": parameters, "moments": optimizer.transformation().init(parameters)}
+        guards = {name: jnp.zeros((), kind) for name, kind in GUARDS.items()}
+        return {"parameters": parameters, "moments": optimizer.transformation().init(parameters), "guards": guards}
 
     state = jax.eval_shape(start, model.state)
     placed = shardings(model.architecture, model.mesh)
@@ -194,31 +175,67 @@ def _start(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.State], St
         return mesh_lib.replicated(model.mesh)
 
     where = {"parameters": placed, "moments": jax.tree.map_with_path(moment, state["moments"])}
+    where["guards"] = dict.fromkeys(GUARDS, mesh_lib.replicated(model.mesh))
     return jax.jit(start, out_shardings=where), where
 
 
-def make_step(model: Model, optimizer: Optimizer, where: State, remat: bool = True, shared: bool = False) -> Callable:
+def make_step(
+    model: Model, optimizer: Optimizer, where: State, remat: bool = True, parts: int = 1, lead: int = 0, reach: int = 0
+) -> Callable:
     """The jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
-    `batch` holds the fields of `tokens.packing.TrainingRows`, each [B, ...], with ids that examples share or without;
-    `number` counts from 0 to `total`.
-    Metrics: `loss` (nats per answer token), `gradient_norm` (before the clip).
+    `batch` holds the fields of `tokens.packing.TrainingRows`, each [B, ...]; `number` counts from 0 to `total`. Where
+    loss or gradient is not finite the update is skipped, but not the step. Metrics: `loss` (nats per answer token),
+    `gradient_norm` (before the clip), and `population.GUARDS`.
+
+    Args:
+      model: the base; its state may be shapes.
+      optimizer: of all parameters.
+      where: the sharding of every leaf of the state.
+      remat: recompute the inside of blocks in the backward pass.
+      parts: the rows of a batch are worked through in so many parts, for memory; must divide their number. The
+        gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
+      lead: columns at the head of rows that may hold ids which all their examples share.
+      reach: no example has more ids of its own than this; 0: not known.
     """
     arch, mesh = model.architecture, model.mesh
     dtype = jax.tree.leaves(model.state)[0].dtype
 
-    def step(state, batch, number, total):
+    def gradients_of(parameters, rows, count):
         def loss(parameters):
             narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters)
-            nats, count = answer_loss(merge(arch, narrow), arch, {}, batch, remat, mesh, shared=shared, frozen=False)
-            return nats / jnp.maximum(count, 1)  # divided here, not behind: a gradient that is changed lives twice
+            base, spans = merge(arch, narrow), {"lead": lead, "reach": reach}
+            nats, _ = answer_loss(base, arch, {}, rows, remat, mesh, **spans, frozen=False)
+            return nats / count  # divided here, not behind: a gradient that is changed lives twice
 
-        value, gradients = jax.value_and_grad(loss)(state["parameters"])
+        value, gradients = jax.value_and_grad(loss)(parameters)
         # Each device keeps its own part of the sum over rows, and no whole gradient.
-        gradients = jax.lax.with_sharding_constraint(gradients, where["parameters"])
-        parameters, moments = optimizer.update(gradients, state["moments"], state["parameters"], number, total)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
-        return {"parameters": parameters, "moments": moments}, metrics
+        return value, jax.lax.with_sharding_constraint(gradients, where["parameters"])
+
+    def summed(parameters, batch):
+        count = jnp.maximum(jnp.sum(batch["labels"] >= 0, dtype=jnp.float32), 1)
+        if parts == 1:
+            return gradients_of(parameters, batch, count)
+
+        def part(index):
+            # Every parts-th row: so each device finds some of its own rows in every part.
+            rows = jax.tree.map(lambda leaf: leaf.reshape(-1, parts, *leaf.shape[1:])[:, index], batch)
+            return gradients_of(parameters, rows, count)
+
+        return jax.lax.scan(
+            lambda sums, index: (jax.tree.map(jnp.add, sums, part(index)), None), part(0), jnp.arange(1, parts)
+        )[0]
+
+    def step(state, batch, number, total):
+        value, gradients = summed(state["parameters"], batch)
+        norm = optax.global_norm(gradients)
+        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        new = optimizer.update(gradients, state["moments"], state["parameters"], number, total)
+        old = state["parameters"], state["moments"]
+        parameters, moments = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, old)
+        guards = guarded(state["guards"], number, value, good)
+        state = {"parameters": parameters, "moments": moments, "guards": guards}
+        return state, {"loss": value, "gradient_norm": norm, **guards}
 
     return jax.jit(step, donate_argnums=0, out_shardings=(where, mesh_lib.replicated(mesh)))
 
@@ -228,7 +245,7 @@ def save_full(folder: epath.PathLike, model: Model, state: nnx.State, about: Map
 
     Args:
       folder: replaced as a whole, never left half written.
-      model: the base that was tuned; its config and tokenizer files go along.
+      model: the base that was tuned; its config and tokenizer files go along. Its state may be shapes.
       state: what `tune_full` returned.
       about: written into the folder as `mossa.json` (tasks, template, seed, ...).
     """

@@ -23,6 +23,7 @@ from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batc
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import device_peak, step_flops
+from mossa_jax.tuning.memory import compile_step
 from mossa_jax.tuning.slots import plan_slots
 
 Adapter = dict[str, dict[str, np.ndarray]]
@@ -138,13 +139,18 @@ def tune_population(
         "%s: models %d, slots %d, steps %d; slots %.1f %% full",
         label, len(members), run.timeline.slots, run.timeline.steps, 100 * run.timeline.utilisation,
     )  # fmt: skip
+    if run.timeline.slots < min(run.places, len(members)):
+        log.warning(
+            "%s: tuning.slots=%d leaves places on the mesh's adapter axis empty; raise it to %d",
+            label, tuning.slots, run.places,
+        )  # fmt: skip
     train(
         label,
         run.timeline.steps,
         run.start(),
         partial(run.step, base),
         run.report,
-        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}", config=run.digest()),
+        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
@@ -157,19 +163,15 @@ class _Run:
     def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export):
         self.label, self.members, self.arch, self.tuning, self.schedule = label, members, arch, tuning, schedule
         self.mesh, self.rundir, self.export = mesh, rundir, export
-        slots = mesh_lib.round_up(min(tuning.slots, len(members)), mesh.shape["adapter"])
-        self.timeline = plan_slots([member.steps for member in members], slots)
-        self.batches = [_batches(member, schedule.batch_rows) for member in members]
+        self.timeline = plan_slots([member.steps for member in members], min(tuning.slots, len(members)))
+        # Slots are the same on every mesh; arrays hold as many places as divide over its adapter axis.
+        self.places = mesh_lib.round_up(self.timeline.slots, mesh.shape["adapter"])
+        self.batches = [batches_for(member, schedule.batch_rows) for member in members]
         self.kinds = [_Kind.of(members, self.batches, kind) for kind in (0, 1)]
         optimizer = population.optimizer_for(tuning, schedule)
         self.optimizer = optimizer
-        self.steps = [
-            population.make_step(
-                arch, optimizer, mesh, tuning.remat, math.gcd(schedule.parts, kind.size or 1), kind.shared
-            )
-            for kind in self.kinds
-        ]
-        self.refill = population.make_refill(optimizer)
+        self.steps: list[Callable | None] = [None for _ in self.kinds]  # compiled before the first of its batches
+        self.refill = population.make_refill(optimizer, mesh)
         self.whole = jax.jit(lambda tree: tree, out_shardings=mesh_lib.replicated(mesh))
         # One slot's adapter, summed out of all: so no device ever holds the others'.
         self.one = jax.jit(
@@ -192,11 +194,16 @@ class _Run:
         """Identifies what a state of this run is a state of: the models, how they are trained, and in which slots."""
         members = [(member.name, member.steps, member.seed) for member in self.members]
         slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
-        return digest([asdict(self.tuning), asdict(self.schedule), members, slots])
+        sizes = [self.arch.layers, [adapters_lib.target_sizes(self.arch)[target] for target in self.tuning.targets]]
+        return digest([asdict(self.tuning), asdict(self.schedule), members, slots, sizes])
 
     def start(self) -> population.State:
         """The state before the first step."""
-        return population.start(self._fresh(self.timeline.at(0)), self.optimizer, self.mesh)
+        return population.start(self._fresh(self._models_at(0)), self.optimizer, self.mesh)
+
+    def _models_at(self, step: int) -> np.ndarray:
+        """[places]: the model in each at a step, -1 for none."""
+        return self.timeline.at(step, self.places)
 
     def _fresh(self, here: np.ndarray) -> adapters_lib.Adapters:
         """Untrained adapters of the models in the slots, stacked; an empty slot gets zeros."""
@@ -214,7 +221,7 @@ class _Run:
 
     def step(self, base: Any, state: population.State, number: int) -> tuple[population.State, dict]:
         """Fills slots that fall free, takes one step of every slot, and hands over who is done."""
-        here = self.timeline.at(number)
+        here = self._models_at(number)
         running = np.flatnonzero(here >= 0)
         new = np.zeros(len(here), bool)
         new[running] = (self.timeline.start[here[running]] == number) & (number > 0)
@@ -226,7 +233,7 @@ class _Run:
             self._place(here)
         chosen = [self._batch(model, number) if model >= 0 else (0, None) for model in here]
         metrics = None
-        for which, (kind, step) in enumerate(zip(self.kinds, self.steps, strict=True)):
+        for which, kind in enumerate(self.kinds):
             active = np.asarray([kind_here == which and index is not None for kind_here, index in chosen])
             if not active.any():
                 continue
@@ -234,13 +241,31 @@ class _Run:
             rows = kind.batch(parts, [index for _, index in chosen])
             self.tokens += int(active.sum()) * rows.tokens[0].size
             placed = population.place_batch(self.mesh, rows), mesh_lib.place(self.mesh, active, ("adapter",))
-            state, found = step(base, self.scale, self.total, state, *placed)
+            arguments = base, self.scale, self.total, state, *placed
+            if self.steps[which] is None:
+                self.steps[which] = self._compile(kind, arguments)
+            state, found = self.steps[which](*arguments)
             # What a model did not take part in says nothing about it.
             metrics = found if metrics is None else jax.tree.map(partial(jnp.where, active), found, metrics)
         done = here[running][self.timeline.stop[here[running]] == number + 1]
         if len(done):
             self._hand_over(state, self._metrics(metrics), number, done)
         return state, metrics
+
+    def _compile(self, kind: _Kind, arguments: tuple) -> Callable:
+        """The step for batches of one kind, with recomputation where the configuration or the memory asks for it."""
+        parts, label = math.gcd(self.schedule.parts, kind.size), f"{self.label}, rows of {kind.length}"
+        body = population.attention_body(self.mesh, jax.tree.leaves(arguments[0])[0].dtype, kind.lead)
+        population.check_rows(label, kind.size, parts, self.mesh, body)
+        return compile_step(
+            label,
+            self.tuning.remat,
+            lambda remat: population.make_step(
+                self.arch, self.optimizer, self.mesh, remat, parts, kind.lead, kind.reach
+            ),
+            arguments,
+            self.mesh.local_devices[0],
+        )
 
     def _batch(self, model: int, number: int) -> tuple[int, np.ndarray]:
         return self.batches[model].at(number - int(self.timeline.start[model]))
@@ -261,7 +286,7 @@ class _Run:
         for model in done:
             slot = self.timeline.slot[model]
             self._log(model, number, metrics)
-            there = mesh_lib.place(self.mesh, np.arange(self.timeline.slots) == slot, ("adapter",))
+            there = mesh_lib.place(self.mesh, np.arange(self.places) == slot, ("adapter",))
             parts = jax.tree.map(np.asarray, self.one(state["adapters"], there))
             adapter = {target: {**part, "scale": self.layers} for target, part in parts.items()}
             if not adapters_lib.is_finite(adapter):
@@ -279,7 +304,7 @@ class _Run:
 
     def report(self, done: int, metrics: dict[str, jax.Array]) -> str:
         """Metrics of the step that was the `done`-th, into metrics.jsonl and into words."""
-        metrics, here = self._metrics(metrics), self.timeline.at(done - 1)
+        metrics, here = self._metrics(metrics), self._models_at(done - 1)
         running = np.flatnonzero(here >= 0)
         for slot in running:
             if self.timeline.stop[here[slot]] != done:  # else it was logged when it was handed over
@@ -312,7 +337,8 @@ class _Run:
         )
 
 
-def _batches(member: Member, batch_rows: int) -> Batches:
+def batches_for(member: Member, batch_rows: int) -> Batches:
+    """Which rows of a member make the batch of a step."""
     lengths = [rows.length for rows in member.rows]
     return batches_of([len(rows) for rows in member.rows], batch_rows, *lengths, seed=(*member.seed, 2))
 
@@ -325,22 +351,24 @@ class _Kind:
       length: S, positions of a row; 0 where nobody has such rows.
       size: rows in a batch.
       width: the most answer tokens in a row of any member.
-      shared: some member's rows begin with ids that its examples share.
+      lead: the most ids that examples of a member share at the head of their rows.
+      reach: the most ids of an example's own.
     """
 
     length: int
     size: int
     width: int
-    shared: bool
+    lead: int
+    reach: int
 
     @classmethod
     def of(cls, members: Sequence[Member], batches: Sequence[Batches], kind: int) -> _Kind:
         having = [(m.rows[kind], b.sizes[kind]) for m, b in zip(members, batches, strict=True) if len(m.rows) > kind]
         if not having:
-            return cls(0, 0, 0, False)
+            return cls(0, 0, 0, 0, 0)
         rows, sizes = zip(*having, strict=True)
-        shared = any(part.shared for part in rows)
-        return cls(rows[0].length, max(sizes), max(part.width for part in rows), shared)
+        most = [max(getattr(part, name) for part in rows) for name in ("width", "shared", "reach")]
+        return cls(rows[0].length, max(sizes), *most)
 
     def batch(self, rows: Sequence[PackedExamples | None], chosen: Sequence[np.ndarray | None]) -> TrainingRows:
         """Leading axes [A, B]: the rows of each slot at its index, empty ones in a slot that has none."""

@@ -13,12 +13,16 @@ from dataclasses import fields
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama.adapters import Adapters, join, place_adapters
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.attention import choose
 from mossa_jax.llama.model import merge
+from mossa_jax.rundir import BAD_CONFIG, Refusal
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning.objective import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
@@ -52,14 +56,16 @@ def start(adapters: Adapters, optimizer: Optimizer, mesh: jax.sharding.Mesh) -> 
     placed = place_adapters(mesh, adapters)
     count = len(next(iter(jax.tree.leaves(adapters))))
     moments = jax.jit(jax.vmap(optimizer.transformation().init))(placed)
-    moments = jax.tree.map(lambda leaf: jax.device_put(leaf, _by_adapter(mesh, leaf)), moments)
+    over = lambda leaf: mesh_lib.sharding(mesh, leaf.shape, ("adapter",) + (None,) * (leaf.ndim - 1))  # noqa: E731
+    moments = jax.tree.map(lambda leaf: jax.device_put(leaf, over(leaf)), moments)
     zeros = lambda kind: mesh_lib.place(mesh, np.zeros(count, kind), ("adapter",))  # noqa: E731
     guards = {name: zeros(kind) for name, kind in GUARDS.items()}
     return {"adapters": placed, "moments": moments, "guards": guards, "step": zeros(np.int32)}
 
 
-def _by_adapter(mesh: jax.sharding.Mesh, leaf: jax.Array):
-    return mesh_lib.sharding(mesh, leaf.shape, ("adapter",) + (None,) * (leaf.ndim - 1))
+def _by_adapter(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Of any array whose first axis is that of adapters."""
+    return NamedSharding(mesh, P(mesh_lib.RULES["adapter"]))
 
 
 def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Array]:
@@ -68,7 +74,35 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
     return {field.name: mesh_lib.place(mesh, getattr(rows, field.name), names) for field in fields(rows)}
 
 
-def make_refill(optimizer: Optimizer) -> Callable:
+def attention_body(mesh: jax.sharding.Mesh, dtype, lead: int) -> str:
+    """The body of attention that a step takes (one of `llama.attention.BODIES`), as `make_step` is called."""
+    return "xla" if lead else choose(mesh, jnp.dtype(dtype))
+
+
+def check_rows(label: str, rows: int, parts: int, mesh: jax.sharding.Mesh, body: str) -> None:
+    """Refuses batches of so many rows that no step can be made of.
+
+    Args:
+      label: in front of the refusal.
+      rows: a model and step.
+      parts: as in `make_step`.
+      mesh: whose `fsdp` axis rows are spread over.
+      body: `splash` runs on each device by itself, over whole rows; for others rows that do not divide over the
+        devices are worked through by each of them.
+
+    Raises:
+      Refusal: 2, with the number that rows must be a multiple of.
+    """
+    devices = mesh.shape["fsdp"] if body == "splash" else 1
+    if rows % (devices * parts):
+        raise Refusal(
+            BAD_CONFIG,
+            f"{label}: batch_rows={rows} a model and step: {devices} devices on the fsdp axis, parts={parts} and the "
+            f"{body} attention need a multiple of {devices * parts}; give that many, or spread over mesh.tensor",
+        )
+
+
+def make_refill(optimizer: Optimizer, mesh: jax.sharding.Mesh) -> Callable:
     """The jitted `(state, fresh, new) -> state`: slots where `new` [A] holds begin anew with the adapters `fresh`.
 
     Elementwise over adapters, so that no slot looks at another; `state` is donated.
@@ -80,7 +114,7 @@ def make_refill(optimizer: Optimizer) -> Callable:
         pick = lambda old, young: jnp.where(new.reshape(-1, *(1,) * (old.ndim - 1)), young, old)  # noqa: E731
         return jax.tree.map(pick, state, begun)
 
-    return jax.jit(refill, donate_argnums=0)
+    return jax.jit(refill, donate_argnums=0, out_shardings=_by_adapter(mesh))
 
 
 def make_step(
@@ -89,14 +123,16 @@ def make_step(
     mesh: jax.sharding.Mesh,
     remat: bool = True,
     parts: int = 1,
-    shared: bool = False,
+    lead: int = 0,
+    reach: int = 0,
 ) -> Callable:
     """The jitted step `(base, scale, total, state, batch, active) -> (state, metrics)`.
 
     `scale` is target -> [A, L]; `total` [A] int32 is each model's number of steps: a model that has reached it, or
     is not `active` [A] bool in this batch, stays as it is. A model whose loss or gradient is not finite skips the
     update, but not the step. Metrics, each [A]: `loss` (nats per answer token), `tokens` (answer tokens),
-    `gradient_norm`, and `GUARDS`. `state` is donated.
+    `gradient_norm`, and `GUARDS`. `state` is donated. All that comes back is spread over the `adapter` axis alone, as
+    `start` places it, so that a compiled step takes its own result; A is a multiple of that axis.
 
     Args:
       arch: the base's architecture.
@@ -105,12 +141,13 @@ def make_step(
       remat: recompute the inside of blocks in the backward pass.
       parts: the rows of a batch are worked through in so many parts, for memory; must divide their number. The
         gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
-      shared: rows may begin with ids that all their examples share.
+      lead: columns at the head of rows that may hold ids which all their examples share.
+      reach: no example has more ids of its own than this; 0: not known.
     """
 
     def gradients_of(model, scale, adapter, rows):
         def loss(adapter):
-            return answer_loss(model, arch, join(adapter, scale), rows, remat, mesh, shared=shared)
+            return answer_loss(model, arch, join(adapter, scale), rows, remat, mesh, lead=lead, reach=reach)
 
         return jax.value_and_grad(loss, has_aux=True)(adapter)
 
@@ -138,7 +175,7 @@ def make_step(
         loss = nats / count
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         keep = lambda new, old: jnp.where(running & good, new, old)  # noqa: E731
-        new_guards = _guarded(guards, step, loss, good)
+        new_guards = guarded(guards, step, loss, good)
         guards = jax.tree.map(lambda new, old: jnp.where(running, new, old), new_guards, guards)
         metrics = {"loss": loss, "tokens": count, "gradient_norm": norm, **guards}
         return (
@@ -156,10 +193,10 @@ def make_step(
         )
         return {"adapters": adapters, "moments": moments, "guards": guards, "step": count}, metrics
 
-    return jax.jit(step, donate_argnums=3)
+    return jax.jit(step, donate_argnums=3, out_shardings=_by_adapter(mesh))
 
 
-def _guarded(guards: dict[str, jax.Array], step: jax.Array, loss: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
+def guarded(guards: dict[str, jax.Array], step: jax.Array, loss: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
     """The guards behind a step."""
     usual = guards["usual"]
     spike = good & (step >= _SETTLED) & (loss > _SPIKE * usual)

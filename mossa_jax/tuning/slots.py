@@ -35,9 +35,9 @@ class Timeline:
         """Share of all slots' steps in which a model is trained."""
         return float((self.stop - self.start).sum() / max(self.slots * self.steps, 1))
 
-    def at(self, step: int) -> np.ndarray:
-        """[slots] int64: the model in each slot at a step; -1 in an empty one."""
-        found = np.full(self.slots, -1)
+    def at(self, step: int, places: int = 0) -> np.ndarray:
+        """[max(slots, places)] int64: the model in each slot at a step; -1 in an empty one, and behind the last."""
+        found = np.full(max(self.slots, places), -1)
         here = np.flatnonzero((self.start <= step) & (step < self.stop))
         found[self.slot[here]] = here
         return found

@@ -57,7 +57,7 @@ def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
     q, k, v, segments = inputs(length)
     segments[:, :lead] = -1
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), shared=True)))
+    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), lead=lead)))
     for row in range(len(q)):
         for number in np.unique(segments[row]):
             own = np.flatnonzero(segments[row] == number)
@@ -72,11 +72,11 @@ def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
     q, k, v, segments = inputs(40)
     segments[:, :5] = -1
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    wanted = attention(*arrays, Segments(jnp.asarray(segments), shared=True))
+    wanted = attention(*arrays, Segments(jnp.asarray(segments), lead=5))
     monkeypatch.setenv("MOSSA_ATTENTION", asked)
     monkeypatch.setattr(door, "splash", None)
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), shared=True))
+    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), lead=5))
     assert np.array_equal(found, wanted)
 
 
@@ -173,3 +173,42 @@ def test_float64_needs_64_bits(tiny):
         load_model(str(tiny.folder), dtype="float64")
     with pytest.raises(Refusal, match="float16"):
         load_model(str(tiny.folder), dtype="float16")
+
+
+@pytest.mark.parametrize("rest", [{}, {"window": 9}, {"lead": 37}, {"lead": 37, "reach": 0}, {"before": 37}])
+def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
+    """Sequences of at most 50 in rows of 300, against torch in float64 with the whole mask."""
+    torch = pytest.importorskip("torch")
+    lead, window, before = (rest.get(name, 0) for name in ("lead", "window", "before"))
+    rng, length, reach = np.random.default_rng(3), 300, 50
+    segments = np.zeros((2, length), np.int32)
+    for row in segments:
+        at, number = lead, 0
+        while (size := int(rng.integers(1, reach + 1))) + at < length - 20:
+            number += 1
+            row[at : at + size], at = number, at + size
+        row[:lead] = -1
+    keys = np.concatenate([np.full((2, before), -1, np.int32), segments], axis=1)
+    q = rng.normal(size=(2, length, 4, 8))
+    k, v = rng.normal(size=(2, 2, keys.shape[1], 2, 8))
+    weights = rng.normal(size=q.shape) * (segments > 0)[..., None, None]
+    visible = Segments(jnp.asarray(keys), lead=lead or before, reach=rest.get("reach", reach))
+
+    @partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def ours(*arrays):
+        out = attention(*arrays, visible, window)
+        return jnp.sum(out * weights.astype(np.float32)), out
+
+    (_, found), gradients = ours(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    behind = np.arange(before, before + length)[:, None] - np.arange(keys.shape[1])[None, :]
+    shared = (keys == -1)[:, None] & (segments > 0)[..., None]
+    mask = (behind >= 0) & (shared | (segments[:, :, None] == keys[:, None]))
+    mask &= behind < (window or len(behind) + before)
+    theirs = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    wide = [part.transpose(1, 2).repeat_interleave(4 // part.shape[2], 1) for part in theirs]
+    wanted = torch.nn.functional.scaled_dot_product_attention(*wide, torch.tensor(mask)[:, None]).transpose(1, 2)
+    (wanted * torch.tensor(weights)).sum().backward()
+    inside = segments > 0
+    assert distance(np.asarray(found)[inside], wanted.detach().numpy()[inside]) < 1e-6
+    for one, other in zip(gradients, theirs, strict=True):
+        assert distance(np.asarray(one), other.grad.numpy()) < 1e-6

@@ -52,7 +52,7 @@ def gathers_over_adapter(mesh, model) -> list[str]:
     batch = type(parts[0])(*(np.stack([getattr(p, f) for p in parts]) for f in vars(parts[0])))
     total = place(mesh, np.full(MODELS, STEPS, np.int32), ("adapter",))
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))
-    step = population.make_step(model.architecture, optimizer, mesh, tuning.remat)
+    step = population.make_step(model.architecture, optimizer, mesh)
     placed = population.place_batch(mesh, batch)
     text = step.lower(model.state, scale, total, state, placed, active).compile().as_text()
     return [line.strip()[:200] for line in text.splitlines() if re.search(r"= .*all-gather(-start)?\(", line)]

@@ -13,7 +13,7 @@ import pytest
 from processes import together
 from tiny_llama import VOCAB, distance, import_torch, random_prompts, torch_model, write_family
 
-from mossa_jax.config import Schedule, Tuning
+from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.load import load_model
 from mossa_jax.llama.model import abstract_state, parameter_count
@@ -25,6 +25,7 @@ from mossa_jax.tokens.packing import batches_of, pack_examples
 from mossa_jax.tuning import full
 from mossa_jax.tuning.full import save_full, tune_full
 from mossa_jax.tuning.loop import Member
+from mossa_jax.tuning.optimizer import FullOptimizer
 
 SCHEDULE = Schedule(batch_rows=4, learning_rate=2e-3)
 TUNING = Tuning(warmup=0.2, beta1=0.8, beta2=0.95, weight_decay=0.1, clip=1.0, log_every=1)
@@ -42,8 +43,9 @@ def make_member(steps: int = 10, token: int | None = None) -> Member:
     return Member("E", pack_examples(in_memory(make_examples(token)), 24), steps, (7, 1))
 
 
-def tune(model, member, rundir, stop=None, tuning=TUNING, **options):
-    return tune_full("E", member, model, tuning, SCHEDULE, rundir, stop or Stop(), **options)
+def tune(model, member, rundir, stop=None, tuning=TUNING, **schedule):
+    chosen = replace(SCHEDULE, **schedule)
+    return tune_full("E", member, model, lambda: model.state, tuning, chosen, rundir, stop or Stop())
 
 
 def open_folder(path, kind=RunDir, **options):
@@ -51,7 +53,7 @@ def open_folder(path, kind=RunDir, **options):
     return kind(path, **options)
 
 
-def losses_of(rundir) -> list[float]:
+def losses_of(rundir) -> list[float | None]:
     records = rundir.metrics()
     assert {record["model"] for record in records} == {"E"}
     steps = [record["step"] for record in records]
@@ -59,8 +61,8 @@ def losses_of(rundir) -> list[float]:
     return [record["loss"] for record in sorted(records, key=lambda record: record["step"])]
 
 
-def train_in_torch(folder, member, optimizer):
-    """The same steps in transformers, each example of a batch alone: (losses, model)."""
+def train_in_torch(folder, member, optimizer, skipped=()):
+    """The same steps in transformers, each example of a batch alone, some skipped: (losses, model)."""
     torch = import_torch()
     model, examples, losses = torch_model(folder).train(), make_examples(), []
     rows = member.rows[0]
@@ -70,6 +72,9 @@ def train_in_torch(folder, member, optimizer):
         rise = int(TUNING.warmup * member.steps)
         rate = 0.5 * (1 + math.cos(math.pi * (step - rise) / (member.steps - rise)))
         theirs.param_groups[0]["lr"] = SCHEDULE.learning_rate * ((step + 1) / rise if step < rise else rate)
+        if step in skipped:
+            losses.append(None)
+            continue
         chosen = [examples[item] for item in rows.plan.take(batches.at(step)[1]).items]
         nats = torch.tensor(0.0)
         for example in chosen:
@@ -100,23 +105,24 @@ def adafactor(parameters):
     )  # fmt: skip
 
 
-def assert_equal_to_torch(folder, tmp_path, name, theirs):
-    """Ten steps on both sides, compared through the folder that `save_full` writes."""
+def assert_equal_to_torch(folder, tmp_path, name, theirs, skipped=()):
+    """Ten steps on both sides, compared through the folder that `save_full` writes; returns the run folder."""
     model, member, rundir = load_model(str(folder)), make_member(), open_folder(tmp_path / "run")
     state = tune(model, member, rundir, optimizer=name)
     save_full(tmp_path / "saved", model, state, {})
     start, found = (torch_model(path).state_dict() for path in (folder, tmp_path / "saved"))
-    losses, wanted = train_in_torch(folder, member, theirs)
-    np.testing.assert_allclose(losses_of(rundir), losses, rtol=1e-5)
+    losses, wanted = train_in_torch(folder, member, theirs, skipped)
+    np.testing.assert_allclose(*(np.asarray(part, float) for part in (losses_of(rundir), losses)), rtol=1e-5)
     assert losses[-1] < losses[0]
     wanted = wanted.state_dict()
     assert found.keys() == wanted.keys()
     for tensor, value in wanted.items():
         assert distance(found[tensor], value) <= 1e-4, tensor
         assert distance(found[tensor] - start[tensor], value - start[tensor]) <= 1e-2, tensor
+    return rundir
 
 
-@pytest.mark.parametrize("kind", ["tiny", "tiny_tied"])
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("tiny_tied", marks=pytest.mark.slow)])
 def test_ten_steps_of_adamw_equal_torch_in_losses_and_in_every_tensor(kind, request, tmp_path):
     assert_equal_to_torch(request.getfixturevalue(kind).folder, tmp_path, "adamw", adamw)
 
@@ -177,14 +183,95 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
     losses_of(rundir)
 
 
-def test_a_loss_that_is_not_finite_names_the_member_and_the_step(model, tmp_path):
-    poison = 3
+def poisoned(model, token):
+    """The model with a token whose embedding is not a number."""
     state = jax.tree.map(lambda leaf: leaf, model.state)
-    state["embedding"] = state["embedding"].replace(state["embedding"][...].at[poison].set(np.nan))
+    state["embedding"] = state["embedding"].replace(state["embedding"][...].at[token].set(np.nan))
+    return replace(model, state=state)
+
+
+def test_what_is_never_finite_stops_and_names_member_step_and_examples(model, tmp_path):
+    member, rundir = make_member(token=3), open_folder(tmp_path)
     with pytest.raises(Refusal) as caught:
-        tune(replace(model, state=state), make_member(token=poison), open_folder(tmp_path))
-    assert caught.value.code == 5 and "'E'" in str(caught.value) and "step 1" in str(caught.value)
+        tune(poisoned(model, 3), member, rundir)
+    said = str(caught.value)
+    assert caught.value.code == 5 and "'E' is not finite for 3 steps in a row" in said and "at step 3 " in said
+    rows = member.rows[0]
+    batches = batches_of([len(rows)], SCHEDULE.batch_rows, rows.length, seed=(*member.seed, 2))
+    assert f"(examples {', '.join(map(str, rows.plan.take(batches.at(2)[1]).items[:8]))}" in said
+    assert losses_of(rundir) == [None] * 3 and [record["skipped"] for record in rundir.metrics()] == [1, 2, 3]
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints/E").iterdir())
+
+
+def test_parameters_that_are_not_finite_in_the_end_are_refused(model, tmp_path):
+    # No example has this token, so that no gradient shows it.
+    assert 3 not in {token for example in make_examples() for token in [*example.prompt, *example.answer]}
+    with pytest.raises(Refusal, match="'E' has parameters that are not finite; it is not exported") as caught:
+        tune(poisoned(model, 3), make_member(steps=2), open_folder(tmp_path))
+    assert caught.value.code == 5
+
+
+def poison_batches(monkeypatch, numbers):
+    """Has the steps of these numbers read answers beyond their rows, which gives NaN."""
+    compile_step = full.compile_step
+
+    def poisoning(*arguments):
+        update = compile_step(*arguments)
+
+        def step(state, batch, number, total):
+            if number in numbers:
+                batch = batch | {"predict": batch["predict"] + 10_000}
+            return update(state, batch, number, total)
+
+        return step
+
+    monkeypatch.setattr(full, "compile_step", poisoning)
+
+
+def test_updates_of_poisoned_batches_are_skipped_as_if_torch_had_left_them_out(tiny, tmp_path, monkeypatch):
+    skipped = (2, 5, 6)
+    poison_batches(monkeypatch, skipped)
+    rundir = assert_equal_to_torch(tiny.folder, tmp_path, "adamw", adamw, skipped=skipped)
+    records = rundir.metrics()
+    assert [records[step]["loss"] for step in skipped] == [None] * 3
+    assert [record.get("skipped", 0) for record in records] == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
+def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_run, tmp_path):
+    # Parts of one row each, with different numbers of answer tokens: a mean of means would be another model.
+    rundir, one = tuned_run
+    if optimizer != "adamw":
+        rundir = open_folder(tmp_path / "one")
+        one = tune(model, make_member(), rundir, optimizer=optimizer)
+    parts = tune(model, make_member(), open_folder(tmp_path / "parts"), optimizer=optimizer, parts=4)
+    np.testing.assert_allclose(losses_of(RunDir(tmp_path / "parts")), losses_of(rundir), rtol=1e-5)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, parts, one)))
+
+
+@pytest.mark.slow
+def test_parts_take_less_memory_for_the_pass(model):
+    """By the compiled programs of a model that is small beside its batch; nothing is run."""
+    optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
+    begin, where = full._start(model, optimizer)
+    widths = {"tokens": 96, "segments": 96, "positions": 96, "predict": 8, "labels": 8}
+    batch = {name: jax.ShapeDtypeStruct((64, width), np.int32) for name, width in widths.items()}
+    whole, parts = (
+        full.make_step(model, optimizer, where, parts=count)
+        .lower(jax.eval_shape(begin, model.state), batch, 0, 10)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for count in (1, 8)
+    )
+    assert parts < whole / 3
+
+
+def test_checkpoints_of_another_schedule_are_refused(model, tuned_run):
+    rundir, _ = tuned_run
+    with pytest.raises(Refusal, match="checkpoints of another config") as caught:
+        tune(model, make_member(), rundir, learning_rate=1e-3)
+    assert caught.value.code == 2
 
 
 def test_an_unknown_optimizer_is_refused(model, tmp_path):
@@ -206,10 +293,10 @@ def test_long_rows_are_learned_from_as_well(model, tmp_path):
 
 
 def test_the_state_is_donated_and_the_base_is_left_as_it_is(model, tmp_path, monkeypatch):
-    states, make_step = [], full.make_step
+    states, compile_step = [], full.compile_step
 
     def watched(*arguments):
-        update = make_step(*arguments)
+        update = compile_step(*arguments)
 
         def step(state, *rest):
             states.append(state)
@@ -217,7 +304,7 @@ def test_the_state_is_donated_and_the_base_is_left_as_it_is(model, tmp_path, mon
 
         return step
 
-    monkeypatch.setattr(full, "make_step", watched)
+    monkeypatch.setattr(full, "compile_step", watched)
     before = jax.tree.map(np.array, model.state)
     tune(model, make_member(steps=3), open_folder(tmp_path))
     assert len(states) == 3
@@ -229,8 +316,7 @@ def test_a_bfloat16_base_keeps_float32_masters(tiny, tuned_run, tmp_path):
     model = load_model(str(tiny.folder), dtype="bfloat16")
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.state)
     rundir = open_folder(tmp_path / "run")
-    small = replace(SCHEDULE, learning_rate=1e-6)
-    state = tune_full("E", make_member(), model, replace(TUNING, weight_decay=0.0), small, rundir, Stop())
+    state = tune(model, make_member(), rundir, tuning=replace(TUNING, weight_decay=0.0), learning_rate=1e-6)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     # Steps far below a bfloat16's resolution add up.
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state, start)
@@ -287,8 +373,8 @@ def test_adafactor_lowers_the_loss_with_a_smaller_state(model, tmp_path):
     tune(model, make_member(steps=20), rundir, optimizer="adafactor")
     losses = losses_of(rundir)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
-    for kind in full.OPTIMIZERS:
-        optimizer = full.FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0, kind=kind)
+    for kind in OPTIMIZERS:
+        optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0, kind=kind)
         moments = jax.eval_shape(optimizer.transformation().init, model.state)
         sizes[kind] = sum(leaf.size for leaf in jax.tree.leaves(moments))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.state))
@@ -303,7 +389,7 @@ def test_a_step_takes_room_for_one_gradient_and_for_no_second_copy(model):
         abstract_state(arch, jnp.dtype("float32")), shardings(arch, model.mesh),
     )  # fmt: skip
     large = replace(model, architecture=arch, state=shapes)
-    optimizer = full.FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
+    optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
     begin, where = full._start(large, optimizer)
     widths = {"tokens": 8, "segments": 8, "positions": 8, "predict": 2, "labels": 2}
     batch = {name: jax.ShapeDtypeStruct((1, width), np.int32) for name, width in widths.items()}
@@ -320,9 +406,8 @@ def test_ids_that_all_examples_share_are_learned_from_as_if_each_had_its_own(mod
     assert together[0].shared == 2 and len(together[0]) < len(apart[0])
     states = []
     for name, rows in (("together", together), ("apart", apart)):
-        every = replace(SCHEDULE, batch_rows=len(rows[0]))  # one step on all of them, whatever row they are in
-        rundir = open_folder(tmp_path / name)
-        states.append(tune_full("E", Member("E", rows, 2, (7, 1)), model, TUNING, every, rundir, Stop()))
+        member, every = Member("E", rows, 2, (7, 1)), len(rows[0])  # one step on all, whatever row they are in
+        states.append(tune(model, member, open_folder(tmp_path / name), batch_rows=every))
     assert jax.tree.all(jax.tree.map(lambda one, other: distance(one, other) < 1e-5, *states))
 
 
@@ -341,8 +426,8 @@ def test_eight_devices_equal_one_and_every_parameter_and_moment_is_spread(optimi
 
     spread = 0
     for name, shape, share in json.loads(said.splitlines()[-1]):
-        if "norm" in name or "count" in name or 1 in shape[-1:]:
-            continue  # norms are whole, by the table; a number where nothing is kept
+        if "norm" in name or "count" in name or not shape or 1 in shape[-1:]:
+            continue  # norms are whole, by the table, and so are single numbers; or nothing is kept
         spread += 1
         matrix = name.startswith("parameters.") or optimizer == "adamw"
         assert share == 1 / 8 if matrix else share in (1 / 4, 1 / 2), name

@@ -16,7 +16,7 @@ from mossa_jax.llama.load import load_model
 from mossa_jax.llama.model import merge, run_blocks, shareable
 from mossa_jax.llama.peft import load_adapter
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import pack_examples, pack_prompts, shared_prefix
+from mossa_jax.tokens.packing import pack_examples, shared_prefix
 from mossa_jax.tuning.objective import answer_loss
 
 LENGTHS = (40, 27, 1, 2, 9, 3, 17, 1, 5, 21, 2)  # of what follows the shared ids
@@ -45,6 +45,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
 
     def both(length, shared):
         (packed,) = pack_examples(mine, length, shared=shared)
+        reach = packed.reach
         rows = packed.take(np.arange(len(packed)))
         rows = {field.name: jnp.asarray(getattr(rows, field.name)) for field in fields(rows)}
 
@@ -52,7 +53,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
         def found(parts, base):
             def loss(parts):
                 whole = join(parts, scales(adapter))
-                return answer_loss(merge(arch, base), arch, whole, rows, remat, shared=shared > 0)
+                return answer_loss(merge(arch, base), arch, whole, rows, remat, lead=shared, reach=reach)
 
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
@@ -75,22 +76,25 @@ def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
     tiny = write_family(tmp_path / "model", name)
     model = load_model(str(tiny.folder))
     arch = model.architecture
-    (rows,) = pack_prompts(prompts(), 60, shared=len(LEAD))
+    (packed,) = pack_examples(in_memory(examples()), 68, shared=len(LEAD))
+    rows = packed.take(np.arange(len(packed)))
 
     @jax.jit
     def states(base, tokens, positions, segments):
-        visible = Segments(segments, shared=True)
+        visible = Segments(segments, lead=len(LEAD))
         return run_blocks(merge(arch, base), arch, {}, tokens, positions, visible, tap=lambda x, _: x)[2]
 
     found = np.asarray(states(model.state, rows.tokens, rows.positions, rows.segments))
-    wanted = torch_states(tiny.torch_model, prompts())
-    for row, column in zip(*np.nonzero(rows.ids >= 0), strict=True):
-        item, end = rows.ids[row, column], rows.ends[row, column]
-        columns = [*range(len(LEAD)), *range(end + 1 - LENGTHS[item], end + 1)]
-        for layer in range(arch.layers):
-            theirs = wanted[item][str(layer + 1)]
-            assert np.array_equal(theirs.shape, found[layer, row, columns].shape)
-            assert distance(found[layer, row, columns], theirs) < 2e-5, (item, layer)
+    wanted = torch_states(tiny.torch_model, [[*one.prompt, *one.answer] for one in examples()])
+    items = iter(packed.plan.items)
+    for row in range(len(rows)):
+        for number in range(1, packed.plan.counts[row] + 1):
+            item, own = next(items), np.flatnonzero(rows.segments[row] == number)
+            columns = [*range(len(LEAD)), *own]
+            for layer in range(arch.layers):
+                theirs = wanted[item][str(layer + 1)]
+                assert np.array_equal(theirs.shape, found[layer, row, columns].shape)
+                assert distance(found[layer, row, columns], theirs) < 2e-5, (item, layer)
 
 
 def test_windows_and_dynamic_scaling_share_nothing(tmp_path):

@@ -36,6 +36,14 @@ def test_every_model_is_trained_once_and_no_slot_holds_two(seed):
     )
 
 
+def test_places_behind_the_slots_are_always_empty():
+    plan = plan_slots([5, 3, 4, 2], 3)
+    for step in range(plan.steps):
+        here = plan.at(step, 8)
+        assert here.shape == (8,) and here[:3].tolist() == plan.at(step).tolist() and (here[3:] == -1).all()
+    assert plan.at(0, 2).shape == (3,)
+
+
 def test_the_plan_is_within_grahams_bound_of_the_best():
     rng = np.random.default_rng(0)
     for _ in range(20):

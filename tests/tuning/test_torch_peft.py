@@ -46,7 +46,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
     tuning = Tuning(targets=targets)
     stacked = adapters_lib.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, Schedule(learning_rate=RATE))
-    step = population.make_step(model.architecture, optimizer, model.mesh, tuning.remat)
+    step = population.make_step(model.architecture, optimizer, model.mesh)
     state = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
     scale = {
         name: mesh_lib.place(model.mesh, leaf, ("adapter", "layers"))

@@ -1,0 +1,107 @@
+"""The models of a run over prompts, however each was tuned: adapters over the base together, whole models alone.
+
+Models go by name; None is the base itself. A whole model is on the devices for its own turn only, beside the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
+from mossa_jax.llama.load import Model, load_model
+from mossa_jax.llama.peft import load_adapter, read_about
+from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.tasks.suite import Example
+from mossa_jax.tuning.score import exact_match
+from mossa_jax.workbench import Bench
+
+_SCORE_ROWS = 64
+
+Found = TypeVar("Found")
+
+
+def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
+    """Pooled states of these models, in this order, over the same prompts (token ids, BOS included).
+
+    Raises:
+      Refusal: 3 when a model was tuned with another prompt template.
+    """
+    config, tokens = bench.config.compare, bench.config.tokens
+
+    def states(model: Model, adapters: Adapters) -> KeptStates:
+        kept = keep_states(
+            model.architecture, model.state, adapters, prompts, bench.mesh,
+            pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
+            long_row_length=tokens.long_row_length,
+        )  # fmt: skip
+        jax.block_until_ready(kept.states)  # until then the model's weights are in use
+        return kept
+
+    groups = _by_program(bench, names, states)
+    first = groups[0][1]
+    if len(groups) == 1:
+        return first
+    place = {at: (group, row) for group, (positions, _) in enumerate(groups) for row, at in enumerate(positions)}
+    order = tuple(place[at] for at in range(len(names)))
+    return replace(first, states=_in_order(order, first.states.sharding, *(kept.states for _, kept in groups)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _in_order(order: tuple[tuple[int, int], ...], where: jax.sharding.Sharding, *groups: jax.Array) -> jax.Array:
+    """One array [M, ...] of groups [m, ...]: its model i is `order[i]`, a group and a row of it."""
+    return jax.lax.with_sharding_constraint(jnp.stack([groups[group][row] for group, row in order]), where)
+
+
+def exact_matches(bench: Bench, names: Sequence[str | None], examples: Sequence[Example]) -> np.ndarray:
+    """Share of prompts that each of these models answers exactly: [M] float64, in this order.
+
+    Raises:
+      Refusal: 3 when a model was tuned with another prompt template.
+    """
+    tokens = bench.config.tokens
+
+    def shares(model: Model, adapters: Adapters) -> np.ndarray:
+        return exact_match(
+            model.architecture, model.state, adapters, bench.tokenizer, examples, bench.mesh,
+            max_tokens=tokens.max_tokens, truncation=tokens.truncation,
+            new_tokens=bench.config.tuning.score_tokens, batch_rows=_SCORE_ROWS,
+        )  # fmt: skip
+
+    found = np.zeros(len(names))
+    for positions, group in _by_program(bench, names, shares):
+        found[positions] = group
+    return found
+
+
+def _by_program(
+    bench: Bench, names: Sequence[str | None], work: Callable[[Model, Adapters], Found]
+) -> list[tuple[list[int], Found]]:
+    """What `work` makes of the models that run together, with their positions in `names`.
+
+    The base and all adapters over it are one program; a whole model is one by itself, with an adapter that changes
+    nothing, and is let go of when `work` returns.
+    """
+    arch, config = bench.architecture, bench.config
+    for name in filter(None, names):
+        what = "model" if bench.is_whole(name) else "adapter"
+        bench.tokenizer.check_record(read_about(bench.tuned_folder(name)).get("template"), f"{what} {name!r}")
+    whole = [at for at, name in enumerate(names) if name is not None and bench.is_whole(name)]
+    over_base = [at for at in range(len(names)) if at not in whole]
+    found = []
+    if over_base:
+        folders = [names[at] and bench.tuned_folder(names[at]) for at in over_base]
+        adapters = [load_adapter(folder, arch) if folder else {} for folder in folders]
+        if not any(adapters):
+            adapters = [zero_adapter(arch) for _ in adapters]
+        found.append((over_base, work(bench.model, stack(arch, adapters))))
+    for at in whole:
+        folder = str(bench.tuned_folder(names[at]))
+        found.append(([at], work(load_model(folder, config.dtype, bench.mesh), stack(arch, [zero_adapter(arch)]))))
+    return found

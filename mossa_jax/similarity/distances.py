@@ -1,0 +1,231 @@
+"""Measures on pairwise distances: by tiles of the n x n matrix, which never exists as a whole.
+
+Distances come from Gram tiles of centred rows, `d_ij^2 = K_ii + K_jj - 2 K_ij`, with the diagonal taken from the very
+same products: rows that are equal to the bit are then at distance exactly 0 and equally far from every other row, so
+that ties of the data stay ties.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mossa_jax.similarity.gram import EXACT, tile_pairs
+
+_DIGIT_BITS = 8
+_DIGITS = 1 << _DIGIT_BITS
+
+
+class Rows(NamedTuple):
+    """`x` [M, n, D] float32 centred rows, n a multiple of the tile; `norms` [M, n] squared; `kept` [n] bool."""
+
+    x: jax.Array
+    norms: jax.Array
+    kept: jax.Array
+
+
+def _gram(x: jax.Array, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
+    """[M, tile, tile] inner products of the rows of tile i with those of tile j."""
+    rows = lax.dynamic_slice_in_dim(x, i * tile, tile, 1)
+    columns = lax.dynamic_slice_in_dim(x, j * tile, tile, 1)
+    return jnp.einsum("mid,mjd->mij", rows, columns, precision=EXACT)
+
+
+def tiled_rows(x: jax.Array, kept: jax.Array, tile: int) -> Rows:
+    """Rows with their squared norms, from the diagonals of the Gram tiles."""
+
+    def one(i: jax.Array) -> jax.Array:
+        return jnp.diagonal(_gram(x, i, i, tile), axis1=1, axis2=2)
+
+    norms = lax.map(one, jnp.arange(x.shape[1] // tile))
+    return Rows(x, jnp.moveaxis(norms, 0, 1).reshape(x.shape[:2]), kept)
+
+
+def _squared(gram: jax.Array, row_norms: jax.Array, column_norms: jax.Array) -> jax.Array:
+    """Squared distances [M, p, q] of an [M, p, q] Gram tile; rounding below 0 is 0."""
+    return jnp.maximum(row_norms[:, :, None] + column_norms[:, None, :] - 2 * gram, 0)
+
+
+def _tile_distances(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
+    parts = (lax.dynamic_slice_in_dim(rows.norms, t * tile, tile, 1) for t in (i, j))
+    return _squared(_gram(rows.x, i, j, tile), *parts)
+
+
+def _tile_kept(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
+    """[tile, tile] bool: pairs of which both rows count."""
+    left, right = (lax.dynamic_slice_in_dim(rows.kept, t * tile, tile, 0) for t in (i, j))
+    return left[:, None] & right[None, :]
+
+
+def _tile_above(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
+    """[tile, tile] bool: kept pairs above the diagonal, each pair of rows once."""
+    index = jnp.arange(tile)
+    return _tile_kept(rows, i, j, tile) & (i * tile + index[:, None] < j * tile + index[None, :])
+
+
+def _upper_tiles(rows: Rows, tile: int) -> jax.Array:
+    """[T, 2] indices I <= J of the tiles of the upper half."""
+    return jnp.asarray(tile_pairs(rows.x.shape[1] // tile, 1)[:, :2])
+
+
+def median_distance(rows: Rows, tile: int) -> jax.Array:
+    """The median of the n (n - 1) / 2 distances of each state, exactly, without storing them.
+
+    Radix selection: non-negative floats order like their bits, so four passes over the tiles count the next eight
+    bits of those that still share the leading bits of the middle one (of the two middle ones, of which the mean is
+    taken, as NumPy does).
+
+    Returns:
+        [M] float32, in the unit of `rows.x`.
+    """
+    models = rows.x.shape[0]
+    count = rows.kept.sum()
+    # Halve before multiplying: n (n - 1) may pass 2^31.
+    total = jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
+    middle = jnp.broadcast_to(jnp.stack([(total - 1) // 2, total // 2]), (models, 2)).astype(jnp.int32)
+    tiles = _upper_tiles(rows, tile)
+    bins = 2 * models * _DIGITS
+    first_bin = jnp.arange(0, bins, _DIGITS, dtype=jnp.int32).reshape(models, 2, 1, 1)
+
+    def next_digit(carry: tuple[jax.Array, jax.Array], shift: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        prefix, rank = carry
+
+        def count_tile(counts: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+            i, j = pair[0], pair[1]
+            bits = lax.bitcast_convert_type(_tile_distances(rows, i, j, tile), jnp.int32)[:, None] >> shift
+            alike = _tile_above(rows, i, j, tile) & (bits >> _DIGIT_BITS == prefix[:, :, None, None])
+            # What does not count falls out of the histogram.
+            where = jnp.where(alike, first_bin + bits % _DIGITS, bins)
+            return counts.at[where.ravel()].add(1, mode="drop"), None
+
+        counts = lax.scan(count_tile, jnp.zeros(bins, jnp.int32), tiles)[0].reshape(models, 2, _DIGITS)
+        upto = jnp.cumsum(counts, axis=-1)
+        digit = (upto <= rank[..., None]).sum(-1)
+        below = jnp.where(digit > 0, jnp.take_along_axis(upto, jnp.maximum(digit - 1, 0)[..., None], -1)[..., 0], 0)
+        return (prefix << _DIGIT_BITS | digit.astype(jnp.int32), rank - below), None
+
+    start = jnp.zeros((models, 2), jnp.int32), middle
+    bits = lax.scan(next_digit, start, jnp.arange(32 - _DIGIT_BITS, -1, -_DIGIT_BITS, dtype=jnp.int32))[0][0]
+    return jnp.sqrt(lax.bitcast_convert_type(bits, jnp.float32)).mean(1)
+
+
+class KernelSums(NamedTuple):
+    """`product` [C, n] row sums of the products of two kernels, `single` [M, n] row sums of each; `median` [M]."""
+
+    product: jax.Array
+    single: jax.Array
+    median: jax.Array
+
+
+def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]], tile: int) -> KernelSums:
+    """Row sums of the kernels `exp(-d^2 / (2 sigma^2)) - c`, sigma = `fraction` times the median distance.
+
+    `c = exp(-1 / (2 fraction^2))` is the kernel at the median distance. Centring takes any constant out, so it may go
+    beforehand: in wide states distances are nearly equal, and what matters is their small difference.
+    """
+    median = median_distance(rows, tile)
+    at_median = jnp.float32(0.5 / fraction**2)
+    square = jnp.where(median > 0, median, 1)[:, None, None] ** 2
+    left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
+
+    def step(sums: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
+        i, j = pair[0], pair[1]
+        # exp(-(t + t0)) - exp(-t0), from its larger term so that nothing overflows.
+        t = (_tile_distances(rows, i, j, tile) - square) / square * at_median
+        kernel = jnp.sign(t) * jnp.exp(-(at_median + jnp.minimum(t, 0))) * jnp.expm1(-jnp.abs(t))
+        kernel = jnp.where(_tile_kept(rows, i, j, tile), kernel, 0)
+        values = jnp.concatenate([kernel[left] * kernel[right], kernel])
+        for start, axis, use in ((i, 2, 1.0), (j, 1, jnp.where(i == j, 0.0, 1.0))):
+            old = lax.dynamic_slice_in_dim(sums, start * tile, tile, 1)
+            sums = lax.dynamic_update_slice_in_dim(sums, old + use * values.sum(axis), start * tile, 1)
+        return sums, None
+
+    sums = jnp.zeros((len(combinations) + len(median), rows.x.shape[1]), jnp.float32)
+    sums = lax.scan(step, sums, _upper_tiles(rows, tile))[0]
+    return KernelSums(sums[: len(combinations)], sums[len(combinations) :], median)
+
+
+class NeighbourSums(NamedTuple):
+    """Row sums [C, n]: `shared`, of the products of two memberships; `local`, of the two Grams times these.
+
+    `nearest`, `farthest` [M] the smallest and the largest squared distance of two rows.
+    """
+
+    shared: jax.Array
+    local: jax.Array
+    nearest: jax.Array
+    farthest: jax.Array
+
+
+def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int, int]], tile: int) -> NeighbourSums:
+    """What pairs of states share among the k nearest neighbours of each row, strip by strip of tiles.
+
+    Membership is 1 for a neighbour and 0 for any other row; rows tied for the last places share them equally.
+    """
+    left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
+    models, n = rows.norms.shape
+    column = jnp.arange(n)
+
+    def strip(i: jax.Array) -> tuple[jax.Array, ...]:
+        gram = lax.map(lambda j: _gram(rows.x, i, j, tile), jnp.arange(n // tile))
+        gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)
+        squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
+        others = rows.kept & (column != i * tile + jnp.arange(tile)[:, None])
+        counts = lax.dynamic_slice_in_dim(rows.kept, i * tile, tile, 0)[:, None]
+        farthest = jnp.where(others & counts, squared, 0).max(-1)
+        squared = jnp.where(others, squared, jnp.inf)
+        last = -lax.top_k(-squared, neighbours)[0][..., -1:]
+        closer, tied = squared < last, (squared == last) & others
+        places = (neighbours - closer.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
+        member = jnp.where(counts, closer + tied * places[..., None], 0)
+        near = member * gram
+        products = (member[left] * member[right]).sum(-1), (near[left] * near[right]).sum(-1)
+        return *products, jnp.where(counts, squared, jnp.inf).min(-1), farthest
+
+    shared, local, nearest, farthest = lax.map(strip, jnp.arange(n // tile))
+    shared, local = (jnp.moveaxis(a, 0, 1).reshape(len(combinations), n) for a in (shared, local))
+    return NeighbourSums(shared, local, nearest.min((0, 2)), farthest.max((0, 2)))
+
+
+class RankProducts(NamedTuple):
+    """`product` [C, T, tile] of two states' centred ranks; `nearest`, `farthest` [M] as for `NeighbourSums`."""
+
+    product: jax.Array
+    nearest: jax.Array
+    farthest: jax.Array
+
+
+def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int) -> RankProducts:
+    """Products of the centred ranks of two states' distances, summed over rows of tiles; ties get their mean rank.
+
+    Memory: 4 bytes for each of the n (n - 1) / 2 distances (and the other halves of diagonal tiles) and for each of
+    the M states, and about 20 bytes more while one is sorted: with 10,000 rows and 3 models 1.8 GB.
+    Ranks are divided by the number of distances.
+    """
+    tiles = _upper_tiles(rows, tile)
+    count = rows.kept.sum()
+    total = jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
+
+    def ranks(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        own = tiled_rows(x[None], rows.kept, tile)
+
+        def distances(pair: jax.Array) -> jax.Array:
+            squared = _tile_distances(own, pair[0], pair[1], tile)[0]
+            return jnp.where(_tile_above(own, pair[0], pair[1], tile), squared, jnp.inf)
+
+        found = lax.map(distances, tiles)
+        index = lax.iota(jnp.int32, found.size)
+        ordered, order = lax.sort((found.ravel(), index), num_keys=1)
+        new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+        first = lax.cummax(jnp.where(new, index, 0))
+        last = lax.cummin(jnp.where(jnp.roll(new, -1).at[-1].set(True), index, found.size), reverse=True)
+        # Twice the centred mean rank is a whole number: exact in int32, and only then a float.
+        centred = jnp.where(jnp.isfinite(ordered), first + last - (total - 1), 0) / total.astype(jnp.float32)
+        placed = jnp.zeros(found.size, jnp.float32).at[order].set(centred, unique_indices=True)
+        return placed.reshape(found.shape), ordered[0], ordered[total - 1]
+
+    every, nearest, farthest = lax.map(ranks, rows.x)
+    return RankProducts(jnp.stack([(every[a] * every[b]).sum(-1) for a, b in combinations]), nearest, farthest)
