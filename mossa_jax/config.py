@@ -170,7 +170,11 @@ class Compare:
     """States and similarity."""
 
     pool: str = "last"
-    """`last` (the paper's: last prompt token) or `mean` (over the prompt's tokens)."""
+    """`last` (the paper's: last prompt token), `mean` (over the prompt's tokens) or `all` (every token is a row; sums
+    are streamed, so there are no intervals and p-values)."""
+    engine: str = "auto"
+    """`kept` (rows stay on the devices; intervals and p-values), `moments` (sums, whose memory does not grow with
+    rows) or `auto`: kept rows where they fit."""
     mismatched: int = 1
     """Control models of other tasks that every task's prompts are also compared with."""
     permutations: int = 200
@@ -289,7 +293,13 @@ def check(config: Config) -> None:
     require(str(tuning.remat).lower() in REMAT, "tuning.remat", "must be auto, on (True) or off (False)")
     unknown = [target for target in tuning.targets if target not in TARGETS]
     require(not unknown and bool(tuning.targets), "tuning.targets", f"must be some of {', '.join(TARGETS)}")
-    require(config.compare.pool in ("last", "mean"), "compare.pool", "must be 'last' or 'mean'")
+    compare = config.compare
+    require(compare.pool in ("last", "mean", "all"), "compare.pool", "must be 'last', 'mean' or 'all'")
+    require(compare.engine in ("auto", "kept", "moments"), "compare.engine", "must be 'auto', 'kept' or 'moments'")
+    streamed = compare.engine == "moments" or compare.pool == "all"
+    require(compare.pool != "all" or compare.engine != "kept", "compare.engine", "tokens of pool 'all' are never kept")
+    whole = "full" in (tuning.control.method, tuning.experimental.method)
+    require(not (streamed and whole), "compare.pool", "sums are streamed over adapters of one base, not whole models")
     require(config.compare.permutations >= 0, "compare.permutations", "must be 0 or more")
     require(config.compare.mismatched >= 0, "compare.mismatched", "must be 0 or more")
     for name in (

@@ -24,7 +24,7 @@ from mossa_jax.data import prepare
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model
 from mossa_jax.llama.peft import save_adapter
-from mossa_jax.models import exact_matches, model_states
+from mossa_jax.models import chosen_engine, exact_matches, similarities
 from mossa_jax.progress import Progress, log
 from mossa_jax.reporting import report
 from mossa_jax.rundir import (
@@ -35,7 +35,6 @@ from mossa_jax.rundir import (
     write_parquet,
     write_table,
 )
-from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import cells, with_q
 from mossa_jax.tasks import Suite, Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
@@ -270,8 +269,9 @@ def compare(bench: Bench) -> pd.DataFrame:
         )
     todo = [task for task in tasks if not bench.part("cka", task).exists()]
     progress = Progress("compare", len(tasks), len(tasks) - len(todo))
+    how = _engine(bench, todo) if todo else ""
     for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
-        rows, text = _compare_task(bench, task)
+        rows, text = _compare_task(bench, task, how)
         _write_part(bench, "cka", task, rows)
         progress.line(number, f"{task.name}: {text}")
         bench.stop.leave_if_asked()
@@ -284,26 +284,34 @@ def compare(bench: Bench) -> pd.DataFrame:
     return table
 
 
-def _compare_task(bench: Bench, task: Task) -> tuple[list[dict], str]:
-    config = bench.config.compare
-    controls = [task.name, *_mismatched(bench.suite, task, config.mismatched)]
-    kept = model_states(bench, [None, TUNED, *controls], bench.test_prompts(task))
-    names = [(experimental, control) for control in range(2, 2 + len(controls)) for experimental in (0, 1)]
-    similarities = compare_states(
-        kept.states, kept.valid, names, permutations=config.permutations, seed=bench.config.seed
-    )
+def _engine(bench: Bench, tasks: list[Task]) -> str:
+    """How similarities are found, by the task with the most prompts."""
+    controls = 1 + bench.config.compare.mismatched
+    prompts = max(len(bench.encoded(task, "test")) for task in tasks)
+    return chosen_engine(bench, 2 + controls, prompts, _pairs(controls))
+
+
+def _pairs(controls: int) -> list[tuple[int, int]]:
+    """What is compared among the base (0), E (1) and so many controls (2, ...)."""
+    return [(one, control) for control in range(2, 2 + controls) for one in (0, 1)] + [(0, 1)]
+
+
+def _compare_task(bench: Bench, task: Task, how: str) -> tuple[list[dict], str]:
+    controls = [task.name, *_mismatched(bench.suite, task, bench.config.compare.mismatched)]
+    models, pairs = [None, TUNED, *controls], _pairs(len(controls))
+    found = similarities(bench, how, models, bench.test_prompts(task), pairs)
     rows = []
-    for (experimental, control), found in zip(names, cells(similarities, names, kept.names), strict=True):
-        models = {"experimental": (PRETRAINED, TUNED)[experimental], "control": controls[control - 2]}
-        rows += [{**models, **cell} for cell in found]
+    for (one, other), made in zip(pairs, cells(found, pairs, bench.architecture.state_names()), strict=True):
+        named = {"experimental": models[one] or PRETRAINED, "control": models[other]}
+        rows += [{**named, **cell} for cell in made]
     middle = str(bench.architecture.layers // 2)
     shown = [
         f"{row['experimental']} {row['cka']:.3f}"
         for row in rows
         if row["layer"] == middle and row["estimator"] == "debiased" and row["control"] == task.name
     ]
-    dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
-    return rows, f"layer {middle}: {', '.join(shown)}, n {similarities.n}{dropped}"
+    dropped = f", {found.dropped} rows not finite" if found.dropped else ""
+    return rows, f"layer {middle}: {', '.join(shown)}, n {found.n}{dropped}"
 
 
 def _mismatched(suite: Suite, task: Task, count: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ import numpy as np
 from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import load_adapter, read_about
+from mossa_jax.similarity import Similarities, compare_states, engine
+from mossa_jax.similarity.streamed import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tuning.score import exact_match
@@ -27,20 +29,63 @@ _SCORE_ROWS = 64
 Found = TypeVar("Found")
 
 
+def chosen_engine(bench: Bench, models: int, prompts: int, pairs: Sequence[tuple[int, int]]) -> str:
+    """How similarities of so many models over so many prompts are found; the reasons go to the log.
+
+    Raises:
+      Refusal: 2 where nothing fits the devices.
+    """
+    config, arch = bench.config.compare, bench.architecture
+    if config.pool == "all":
+        return engine.MOMENTS
+    costs = engine.estimate(models, arch.layers + 2, prompts, arch.hidden, pairs, bench.mesh.size, config.pool)
+    tuning = bench.config.tuning
+    whole = "full" in (tuning.control.method, tuning.experimental.method)
+    return engine.choose(costs, engine=engine.KEPT if whole else config.engine)
+
+
+def similarities(
+    bench: Bench,
+    how: str,
+    names: Sequence[str | None],
+    prompts: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[int, int]],
+) -> Similarities:
+    """Same-layer CKA of pairs of these models over the same prompts (token ids, BOS included).
+
+    Args:
+      bench: of the run.
+      how: as `chosen_engine` says.
+      names: of the models; None is the base.
+      prompts: of one task.
+      pairs: indices into `names`.
+
+    Raises:
+      Refusal: 3 when a model was tuned with another prompt template.
+    """
+    if how == engine.KEPT:
+        kept, config = model_states(bench, names, prompts), bench.config
+        return compare_states(
+            kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
+        )
+
+    def streamed(model: Model, adapters: Adapters) -> Similarities:
+        arch, base = model.architecture, model.state
+        return stream_similarities(arch, base, adapters, prompts, bench.mesh, pairs, **_packing(bench))
+
+    ((_, found),) = _by_program(bench, names, streamed)
+    return found
+
+
 def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
     """Pooled states of these models, in this order, over the same prompts (token ids, BOS included).
 
     Raises:
       Refusal: 3 when a model was tuned with another prompt template.
     """
-    config, tokens = bench.config.compare, bench.config.tokens
 
     def states(model: Model, adapters: Adapters) -> KeptStates:
-        kept = keep_states(
-            model.architecture, model.state, adapters, prompts, bench.mesh,
-            pool=config.pool, row_length=tokens.row_length, batch_rows=config.batch_rows,
-            long_row_length=tokens.long_row_length,
-        )  # fmt: skip
+        kept = keep_states(model.architecture, model.state, adapters, prompts, bench.mesh, **_packing(bench))
         jax.block_until_ready(kept.states)  # until then the model's weights are in use
         return kept
 
@@ -51,6 +96,17 @@ def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Se
     place = {at: (group, row) for group, (positions, _) in enumerate(groups) for row, at in enumerate(positions)}
     order = tuple(place[at] for at in range(len(names)))
     return replace(first, states=_in_order(order, first.states.sharding, *(kept.states for _, kept in groups)))
+
+
+def _packing(bench: Bench) -> dict[str, Any]:
+    config, tokens = bench.config.compare, bench.config.tokens
+    return {
+        "pool": config.pool,
+        "row_length": tokens.row_length,
+        "batch_rows": config.batch_rows,
+        "long_row_length": tokens.long_row_length,
+        "share_prefix": tokens.share_prefix,
+    }
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -52,7 +52,9 @@ def test_the_table_is_tidy_and_complete(table):
     assert set("participation_ratio_a offset_b null_mean p q undefined".split()) <= set(table.columns)
     matched = table[table.control == table.task]
     assert len(matched) == 3 * 2 * len(NAMES) * 2  # tasks, E pre-trained and tuned, layers, estimators
-    assert len(table) == 2 * len(matched)  # and one mismatched control a task
+    apart = table[table.control == "tuned"]  # E beside the base it came from
+    assert len(apart) == 3 * len(NAMES) * 2 and set(apart.experimental) == {"pretrained"}
+    assert len(table) == 2 * len(matched) + len(apart)  # and one mismatched control a task
     assert list(dict.fromkeys(table.task)) == TASKS
     assert list(dict.fromkeys(table.layer)) == NAMES
     assert set(table.n) == {12} and not table.held_out.any()
@@ -182,3 +184,31 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
     assert experiment._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+
+
+@pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
+def test_streamed_sums(tiny_run, tmp_path, how, table):
+    """Over the tuned models of the finished run: every token a row, and the kept rows' values without keeping them."""
+    config, finished = tiny_run
+    config = dataclasses.replace(config, compare=dataclasses.replace(config.compare, **how))
+    (tmp_path / "run").mkdir()
+    shutil.copytree(finished / "adapters", tmp_path / "run" / "adapters")
+    rundir = experiment.open_run(config, str(tmp_path / "run"))
+    try:
+        bench = experiment.Bench(config, rundir, Stop())
+        found = experiment.compare(bench)
+        tokens = {task.name: sum(map(len, bench.test_prompts(task))) for task in bench.suite.tasks}
+    finally:
+        rundir.close()
+    assert len(found) == len(table)
+    assert found.low.isna().all() and found.p.isna().all()
+    if how.get("pool"):
+        assert (found.n == found.task.map(tokens)).all()
+        return
+    keys = ["experimental", "control", "task", "layer", "estimator"]
+    both = table.merge(found, on=keys)
+    assert len(both) == len(table)
+    defined = both.undefined_y == ""
+    # 12 rows of 32 columns: the debiased value is what is left of large terms, and often not claimed.
+    assert defined[both.estimator == "biased"].mean() > 0.9
+    assert np.abs(both.cka_x - both.cka_y)[defined].max() < 2e-5

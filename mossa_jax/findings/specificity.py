@@ -14,7 +14,7 @@ def find_specificity(
     """Matched minus mismatched control on the same prompts, per task (Ding et al. 2021, arXiv 2108.01661).
 
     Args:
-        table: The tidy results table; rows with `control != task` are the mismatched ones.
+        table: The tidy results table; rows whose control is neither the task's own nor E are the mismatched ones.
         layers: Layers to average over.
         estimator: `debiased` or `biased`.
         seed: Seed of the resampling.
@@ -25,6 +25,7 @@ def find_specificity(
     """
     other = table[
         (table["control"] != table["task"])
+        & (table["control"] != "tuned")
         & (table["estimator"] == estimator)
         & (table["undefined"].fillna("") == "")
         & table["layer"].astype(str).isin(layers)
