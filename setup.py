@@ -39,8 +39,18 @@ setup(
     ],
     extras_require={
         "test": ["peft>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "selenium>=4.20", "torch>=2.6"],
-        "bench": ["peft>=0.17", "torch>=2.6"],
+        # Peers of launch.bench_cka that fit beside our own requirements; it tells how to add the others.
+        "bench": [
+            "ckatorch>=1.0.3",
+            "nnsight>=0.8",
+            "peft>=0.17",
+            "pytorch-cka>=1.1.3",
+            "tdhook>=0.3",
+            "torch>=2.7.1",
+            "torch-cka>=0.21",
+        ],
         "plan": ["libtpu"],
+        "track": ["tensorboardX>=2.6.2", "wandb>=0.19"],
         "tpu": ["jax[tpu]>=0.8.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.8.2,<0.13"],
     },

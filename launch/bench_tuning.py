@@ -13,7 +13,7 @@ from mossa_jax.rundir import BAD_CONFIG, Refusal, write_json
 from mossa_jax.tuning import benchmark
 
 TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as of suite 'folder'; default: the embedded suite.")
-BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 260 thousand random parameters.")
+BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 19 million random parameters.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 

@@ -2,7 +2,8 @@
 
 from mossa_jax.api import compare, export_merged, layer_states
 from mossa_jax.llama.load import Model, load_model
+from mossa_jax.saved import compare_saved
 from mossa_jax.similarity import cka
 
-__all__ = ["Model", "cka", "compare", "export_merged", "layer_states", "load_model"]
+__all__ = ["Model", "cka", "compare", "compare_saved", "export_merged", "layer_states", "load_model"]
 __version__ = "0.1.0"

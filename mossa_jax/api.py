@@ -190,9 +190,10 @@ def _side(model: Model, name: str, dtype: str) -> _Side:
 
 
 def _check_template(model: Model, name: str, template: str) -> None:
-    """Refuses to ask an adapter in other words than it was tuned with, where its folder says in which."""
-    if name != PRETRAINED and is_adapter(name) and template in TEMPLATES:
-        model.tokenizer(template).check_record(read_about(name).get("template"), f"adapter {name}")
+    """Refuses to ask a tuned model in other words than it was tuned with, where its folder says in which."""
+    if name != PRETRAINED and template in TEMPLATES:
+        what = "adapter" if is_adapter(name) else "model"
+        model.tokenizer(template).check_record(read_about(name).get("template"), f"{what} {name}")
 
 
 def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int | None) -> list[list[int]]:

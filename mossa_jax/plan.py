@@ -6,7 +6,6 @@ Beside it stands the arithmetic of a whole experiment: FLOPs of a training step 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -15,23 +14,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.collectives import collectives
-from mossa_jax.config import Mesh, Schedule, Tasks, Tuning
+from mossa_jax.config import Config, Mesh, Schedule, Tasks, Tuning, recompute
 from mossa_jax.llama.adapters import AXES, target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import choose
-from mossa_jax.llama.model import abstract_state
+from mossa_jax.llama.model import abstract_state, shareable
 from mossa_jax.llama.weights import check_mesh, shardings
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.states.forward import forward
+from mossa_jax.similarity import moments
+from mossa_jax.similarity.streamed import stream_batch
+from mossa_jax.states.forward import Pass, forward
 from mossa_jax.tasks.flan_names import MISC, select
-from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.tokens.packing import WORTH, TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
+from mossa_jax.tuning.memory import SHARE, bytes_on_device, compiler_bytes, program_bytes
 from mossa_jax.tuning.slots import plan_slots
+from mossa_jax.workbench import base_tokenizer
 
 # Generation -> (GiB of memory; bfloat16 FLOP/s; which cores make a chip, where the compiler must be told).
 _CHIPS = {
@@ -40,9 +42,6 @@ _CHIPS = {
     "v5p": (95, 459e12, "megacore"),
     "v6e": (32, 918e12, None),
 }
-# What the TPU compiler says of a program that is too large: all of it, or its temporary part; and the room there is.
-_TOO_LARGE = re.compile(r"Used ([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm")
-_TEMPORARY_TOO_LARGE = re.compile(r"HLO temporaries \(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)")
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -91,12 +90,6 @@ def _base_shapes(arch: Architecture, grid: jax.sharding.Mesh, dtype: str) -> Any
     )
 
 
-def _bytes(tree: Any) -> int:
-    """What one device holds of arrays with these shapes and shardings."""
-    leaves = jax.tree.leaves(tree)
-    return sum(leaf.dtype.itemsize * int(np.prod(leaf.sharding.shard_shape(leaf.shape))) for leaf in leaves)
-
-
 def _adapter_shapes(
     arch: Architecture, grid: jax.sharding.Mesh, models: int, rank: int, targets: Sequence[str], names: Sequence[str]
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -117,30 +110,13 @@ def _compile(lowered: Any, arguments: Any) -> tuple[dict[str, Any], str]:
     figures are known, with the `room` that it found on a chip.
     """
     start = time.monotonic()
-    found = {"arguments": _bytes(arguments)}
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        whole, temporary = (pattern.search(str(error)) for pattern in (_TOO_LARGE, _TEMPORARY_TOO_LARGE))
-        if not (whole or temporary):
+        if (found := compiler_bytes(error, bytes_on_device(arguments))) is None:
             raise
-        size, room = (
-            int(float(part[:-1]) * 1024 ** (1 + "KMGT".index(part[-1]))) for part in (whole or temporary).groups()
-        )
-        total = size if whole else size + found["arguments"]
-        found |= {"temporary": total - found["arguments"], "total": total, "room": room}
         return found | {"compile_seconds": round(time.monotonic() - start, 1)}, ""
-    memory = compiled.memory_analysis()
-    found |= {
-        "arguments": memory.argument_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "total": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes,
-    }
-    found["compile_seconds"] = round(time.monotonic() - start, 1)
+    found = program_bytes(compiled) | {"compile_seconds": round(time.monotonic() - start, 1)}
     try:
         return found, compiled.as_text()
     except jax.errors.JaxRuntimeError:  # jaxlib cannot read every instruction that libtpu writes
@@ -160,8 +136,10 @@ def plan_forward(
     row_length: int,
     prompts: int,
     pool: str = "last",
+    lead: int = 0,
 ) -> dict[str, Any]:
-    """Compiles the layerwise forward pass of `states` for `devices`.
+    """Compiles the pass of a comparison for `devices`: the layerwise forward pass with its kept states, or with pool
+    `all` the same with streamed moments of neighbouring models.
 
     Args:
       arch: the base model's.
@@ -173,6 +151,7 @@ def plan_forward(
       rows, row_length: packed rows in a batch (rounded up to the fsdp axis), and their positions.
       prompts: of a task, whose pooled states are kept.
       pool: as in `states`.
+      lead: ids that all prompts share.
 
     Returns:
       Sizes in bytes a chip (`base`, `arguments`, `temporary`, `total`), `mesh` (devices per axis), `attention` (the
@@ -186,11 +165,38 @@ def plan_forward(
     per_row = 16  # prompts that share a row: only the width of small index arrays
     widths = dict.fromkeys(("tokens", "positions", "segments"), row_length) | dict.fromkeys(("ends", "ids"), per_row)
     batch = {field: _shaped(grid, (rows, width), ("rows", None), jnp.int32) for field, width in widths.items()}
-    shape = (models, arch.layers + 2, prompts, arch.hidden)
-    kept = _shaped(grid, shape, ("adapter", None, "rows", None), jnp.float32)
-    lowered = forward.lower(arch, pool, kept.sharding, base, adapters, batch, kept)
-    found, _ = _compile(lowered, (base, adapters, batch, kept))
-    return {"base": _bytes(base), "mesh": dict(grid.shape), "attention": choose(grid, jnp.dtype(dtype))} | found
+    made = Pass(arch, pool, lead, 0, 0, grid)
+    shared = _lead_shapes(arch, grid, dtype, models, lead) if lead else None
+    layers = arch.layers + 2
+    if pool == "all":
+        pairs = tuple((model, model + 1) for model in range(models - 1))
+        begin = jax.jit(jax.vmap(lambda shift: moments.start(shift, pairs, mesh=grid)))
+        shifts = _shaped(grid, (layers, models, arch.hidden), (None, None, None), jnp.float32)
+        where = begin.lower(shifts).compile().output_shardings
+        state = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            jax.eval_shape(begin, shifts), where,
+        )  # fmt: skip
+        lowered = stream_batch.lower(made, base, adapters, batch, shared, state)
+    else:
+        state = _shaped(grid, (models, layers, prompts, arch.hidden), ("adapter", None, "rows", None), jnp.float32)
+        lowered = forward.lower(made, base, adapters, batch, shared, state)
+    found, _ = _compile(lowered, (base, adapters, batch, shared, state))
+    return {
+        "base": bytes_on_device(base),
+        "mesh": dict(grid.shape),
+        "attention": "xla" if lead else choose(grid, jnp.dtype(dtype)),
+    } | found
+
+
+def _lead_shapes(arch: Architecture, grid: jax.sharding.Mesh, dtype: str, models: int, lead: int) -> dict[str, Any]:
+    """What `states.forward.lead_of` gives, as shapes."""
+    keys = _shaped(
+        grid, (models, arch.layers, lead, arch.kv_heads, arch.head_dim), (None, None, None, "kv_heads", None),
+        jnp.dtype(dtype),
+    )  # fmt: skip
+    sums = _shaped(grid, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
+    return {"keys_values": (keys, keys), "sums": sums, "count": _shaped(grid, (), (), jnp.int32)}
 
 
 def plan_tuning(
@@ -206,8 +212,12 @@ def plan_tuning(
     rank: int,
     targets: Sequence[str],
     answers: int,
-    remat: bool = True,
+    remat: str = "on",
+    room: int = 0,
     parts: int = 1,
+    lead: int = 0,
+    reach: int = 0,
+    adapters: bool = True,
 ) -> dict[str, Any]:
     """Compiles the population's training step for `devices`.
 
@@ -217,40 +227,53 @@ def plan_tuning(
       mesh: devices per axis.
       name: of the model, for refusals.
       dtype: of the base.
-      slots: models that are trained at once (rounded up to the adapter axis, as in a run).
+      slots: models that are trained at once; arrays have a multiple of the adapter axis of them, as in a run.
       rows, row_length: packed rows a model and step, and their positions.
       rank, targets: of the adapters.
       answers: the most answer tokens in a row.
-      remat, parts: as in `tuning.population.make_step`.
+      remat: as `tuning.remat`; `auto` where a step without recomputation takes more than its share of `room`.
+      room: memory of a chip in bytes, for `auto`.
+      parts, lead, reach: as in `tuning.population.make_step`.
+      adapters: False folds the adapter axis into `fsdp`, as a run does for E.
 
     Returns:
-      Sizes in bytes a chip (`base`, `arguments`, `temporary`, `total`), `mesh` (devices per axis), `slots`,
-      `attention` (the body that was chosen), `compile_seconds`, `flops` (`step_flops` of all slots together, over all
-      chips) and `collectives` (None where the program's text cannot be had).
+      Sizes in bytes a chip (`base`, `arguments`, `temporary`, `total`), `mesh` (devices per axis), `slots`, `places`
+      (slots with the empty ones), `rows`, `spread` (devices that rows are spread over), `lead`, `attention` (the body
+      that was compiled), `remat` (whether it recomputes), `compile_seconds` (of one program), `flops` (`step_flops`
+      of all slots together, over all chips) and `collectives` (None where the program's text cannot be had).
 
     Raises:
-      Refusal: 2 when rows cannot be spread evenly.
+      Refusal: 2 when rows cannot be spread as the attention needs it.
     """
-    grid = mesh_lib.make_mesh(mesh, devices=devices)
+    grid = mesh_lib.make_mesh(mesh, adapters=adapters, devices=devices)
     check_mesh(arch, grid, name)
-    even = grid.shape["fsdp"] * parts
-    if rows % even:
-        raise Refusal(
-            BAD_CONFIG,
-            f"rows={rows} a model and step: {grid.shape['fsdp']} devices on the fsdp axis and parts={parts} need a "
-            f"multiple of {even}",
-        )
-    slots = mesh_lib.round_up(slots, grid.shape["adapter"])
+    body = population.attention_body(grid, dtype, lead)
+    population.check_rows(f"{name}, {'controls' if adapters else 'E'}", rows, parts, grid, body)
+    places = mesh_lib.round_up(slots, grid.shape["adapter"])
     sizes = {"rows": rows, "row_length": row_length, "rank": rank, "targets": targets, "answers": answers}
-    shapes = tuning_shapes(arch, grid, dtype=dtype, slots=slots, **sizes)
-    step = population.make_step(arch, population.optimizer_for(Tuning(), Schedule()), grid, remat, parts)
-    found, text = _compile(step.lower(*shapes), shapes)
-    flops = step_flops(arch, **sizes, remat=remat)
+    shapes = tuning_shapes(arch, grid, dtype=dtype, slots=places, **sizes)
+    optimizer = population.optimizer_for(Tuning(), Schedule())
+
+    def compiled(recomputed: bool) -> tuple[dict[str, Any], str]:
+        step = population.make_step(arch, optimizer, grid, recomputed, parts, lead, reach)
+        return _compile(step.lower(*shapes), shapes)
+
+    recomputed = recompute(remat) is True
+    found, text = compiled(recomputed)
+    if recompute(remat) is None and found["total"] > SHARE * min(room, found.get("room", room)):
+        recomputed = True
+        found, text = compiled(recomputed)
+    flops = step_flops(arch, **sizes, remat=recomputed)
     return {
-        "base": _bytes(shapes[0]),
+        "base": bytes_on_device(shapes[0]),
         "mesh": dict(grid.shape),
         "slots": slots,
-        "attention": choose(grid, jnp.dtype(dtype)),
+        "places": places,
+        "rows": rows,
+        "spread": grid.shape["fsdp"] if rows % grid.shape["fsdp"] == 0 else 1,
+        "lead": lead,
+        "attention": body,
+        "remat": recomputed,
         **found,
         "flops": {part: slots * count for part, count in flops.items()},
         "collectives": collectives(text, dict(grid.shape)) if text else None,
@@ -306,9 +329,41 @@ def paper_rows() -> tuple[list[int], int]:
     return list(chain(*clusters.values())), sum(min(sum(rows), caps.max_per_cluster) for rows in clusters.values())
 
 
+_LLAMA2_IDS = 133  # that the template `llama2` puts in front of the content, BOS among them, with Llama-2's tokenizer
+
+
+def leading_ids(config: Config, arch: Architecture, shape_alone: bool, tokens: float) -> tuple[float, int]:
+    """What a template adds to the paper's controls.
+
+    Args:
+      config: `base`, `tokens` count.
+      arch: the base model's.
+      shape_alone: there is no tokenizer.
+      tokens: of all controls, one pass, without what a template adds.
+
+    Returns:
+      (positions of all controls, one pass, with it; how many ids stand once at the head of every row, 0 where they
+      are not shared).
+
+    Raises:
+      Refusal: 2 for template `chat` without a tokenizer.
+    """
+    if config.tokens.template == "none":
+        return tokens, 0
+    if shape_alone and config.tokens.template != "llama2":
+        raise Refusal(BAD_CONFIG, f"template {config.tokens.template!r} needs a tokenizer; give --base, not --shape")
+    ids = _LLAMA2_IDS if shape_alone else len(base_tokenizer(config).head)
+    rows = sum(paper_rows()[0])
+    whole = tokens + ids * rows
+    if not config.tokens.share_prefix or not shareable(arch) or ids * rows <= WORTH * whole:
+        return whole, 0
+    length = config.tokens.row_length
+    return tokens * length / (length - ids), ids
+
+
 def plan_hours(
     flops: float, topology: str, chips: int, *, slots: int, batch: int, tokens: float, epochs: float, use: float,
-    slot_use: float = 0.0,
+    slot_use: float = 0.0, places: int = 0, tuned_use: float = 1.0,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """What tuning the paper's experiment takes, 60 controls and E, at a given use of the chips.
 
@@ -321,13 +376,16 @@ def plan_hours(
       use: model FLOPs over the chips' peak, over the whole run.
       slot_use: share of the slots' steps in which a model is trained; 0: of `tuning.slots.plan_slots`. E has all chips
         for itself.
+      places: slots with those that are always empty, where there are such.
+      tuned_use: share of the chips that E's rows are spread over.
 
     Returns:
       `controls`, `tuned` and `together`, each {"tokens", "flops", "slot_use", "chip_hours", "hours"}.
     """
     rows, mixture = paper_rows()
     steps = [max(1, round(epochs * tokens * own / sum(rows) / batch)) for own in rows]
-    shares = {"controls": (1.0, slot_use or plan_slots(steps, slots).utilisation), "tuned": (mixture / sum(rows), 1.0)}
+    slot_use = slot_use or plan_slots(steps, slots).utilisation * slots / max(places, slots)
+    shares = {"controls": (1.0, slot_use), "tuned": (mixture / sum(rows), tuned_use)}
     found = {}
     for name, (share, used) in shares.items():
         work = flops * epochs * tokens * share

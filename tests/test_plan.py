@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -14,12 +15,12 @@ import pytest
 from processes import cpu
 
 from mossa_jax.collectives import collectives
-from mossa_jax.config import Mesh, Schedule, Tuning
+from mossa_jax.config import Config, Mesh, Schedule, Tokens, Tuning
 from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.mesh import make_mesh, place
-from mossa_jax.plan import check_fits, paper_rows, plan_hours, plan_tuning, tuning_shapes
+from mossa_jax.plan import check_fits, leading_ids, paper_rows, plan_hours, plan_tuning, tuning_shapes
 from mossa_jax.rundir import Refusal
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
@@ -124,6 +125,34 @@ def test_hours_follow_from_flops_use_and_slots():
     assert plan_hours(197e9, "v5p:2x2x1", 4, **asked | {"slots": 1})["controls"]["slot_use"] == 1
     lonely = plan_hours(197e9, "v5p:2x2x1", 4, **asked | {"slots": 60})["controls"]["slot_use"]
     assert lonely == pytest.approx(1_316_740 / 60 / 30_000, rel=0.01)
+    # Four more places that no control ever takes; E's rows on half of the chips.
+    found = plan_hours(197e9, "v5p:2x2x1", 4, **asked | {"slots": 60}, places=64, tuned_use=0.5)
+    assert found["controls"]["slot_use"] == pytest.approx(lonely * 60 / 64)
+    whole = plan_hours(197e9, "v5p:2x2x1", 4, **asked | {"slots": 60})
+    assert found["tuned"]["hours"] == pytest.approx(2 * whole["tuned"]["hours"])
+
+
+def test_ids_of_a_template_are_counted_once_a_row_or_once_an_example(tiny):
+    arch, rows = architecture(), 1_316_740
+
+    def ids(template, tokens=1e8, shape_alone=True, arch=arch, **changes):
+        changes = {"template": template, "row_length": 1024} | changes
+        return leading_ids(Config(base=str(tiny.folder), tokens=Tokens(**changes)), arch, shape_alone, tokens)
+
+    assert ids("none") == (1e8, 0)
+    assert ids("llama2") == (pytest.approx(1e8 * 1024 / 891), 133)
+    assert ids("llama2", share_prefix=False) == (1e8 + 133 * rows, 0)
+    assert ids("llama2", arch=dataclasses.replace(arch, window=2, windowed=(1,))) == (1e8 + 133 * rows, 0)
+    # Examples so long that sharing is not worth it: 133 ids of 887 are 15 %.
+    assert ids("llama2", tokens=755 * rows) == (888 * rows, 0) and ids("llama2", tokens=753 * rows)[1] == 133
+    with pytest.raises(Refusal, match="needs a tokenizer"):
+        ids("chat")
+    from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
+
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tiny.folder)
+    head = "[INST] <<SYS>>\n" + DEFAULT_SYSTEM_PROMPT + "\n<</SYS>>\n\n"
+    counted = ids("llama2", shape_alone=False)[1]
+    assert abs(counted - 1 - len(tokenizer(head, add_special_tokens=False).input_ids)) <= 1
 
 
 def test_what_is_compiled_is_what_a_run_places(tiny):
@@ -250,6 +279,39 @@ def test_rows_that_cannot_be_spread_are_refused():
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(("body", "lead", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
+def test_only_splash_needs_rows_that_divide_over_devices(body, lead, refused):
+    """A model of its own over four devices: rows that do not divide stand on each of them, but not for a kernel."""
+    grid = jax.sharding.AbstractMesh((1, 4, 1), ("adapter", "fsdp", "tensor"))
+    found = "xla" if lead else body  # rows with shared ids never go to the kernel
+    for rows in (4, 8):
+        population.check_rows("small, E", rows, 1, grid, found)
+    if not refused:
+        population.check_rows("small, E", 6, 2, grid, found)
+        return
+    with pytest.raises(Refusal, match=r"small, E: batch_rows=6 .* 4 devices .* multiple of 8") as caught:
+        population.check_rows("small, E", 6, 2, grid, found)
+    assert caught.value.code == 2
+
+
+def test_the_form_with_shared_ids_is_what_is_compiled(monkeypatch):
+    asked = []
+    make = population.make_step
+    monkeypatch.setattr(population, "make_step", lambda *arguments: asked.append(arguments[3:]) or make(*arguments))
+    monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # which could not be compiled here
+    found = small_plan(lead=3, reach=5, parts=2)
+    assert asked == [(True, 2, 3, 5)] and found["lead"] == 3 and found["attention"] == "xla"
+
+
+def test_auto_recomputes_only_where_the_room_is_too_small():
+    ample, tight = small_plan(remat="auto", room=2**40), small_plan(remat="auto", room=1_000)
+    assert ample["remat"] is False and ample["flops"]["recomputed"] == 0
+    assert tight["remat"] is True and tight["flops"]["recomputed"] > 0
+    edge = int(ample["total"] / 0.9)
+    assert small_plan(remat="auto", room=edge + 10)["remat"] is False
+    assert small_plan(remat="auto", room=edge - 10)["remat"] is True
+
+
 @pytest.mark.parametrize(
     ("said", "total"),
     [
@@ -266,7 +328,8 @@ def test_a_program_that_the_compiler_finds_too_large_has_its_figures(monkeypatch
         def compile(self):
             raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {said}")
 
-    monkeypatch.setattr(population, "make_step", lambda *_: Lowered())
+    recomputed = []
+    monkeypatch.setattr(population, "make_step", lambda *arguments: recomputed.append(arguments[3]) or Lowered())
     if total is None:
         with pytest.raises(jax.errors.JaxRuntimeError):
             small_plan()
@@ -275,6 +338,9 @@ def test_a_program_that_the_compiler_finds_too_large_has_its_figures(monkeypatch
     total += found["arguments"] if "temporaries" in said else 0
     assert found["total"] == total and found["room"] == 15.75 * 2**30 and found["collectives"] is None
     assert found["temporary"] == found["total"] - found["arguments"] and found["arguments"] > found["base"] > 0
+    assert recomputed == [True]
+    small_plan(remat="auto", room=2**40)  # what the compiler says of its chip counts, too
+    assert recomputed == [True, False, True]
 
 
 def test_missing_bytes_are_named():
@@ -288,7 +354,7 @@ def test_missing_bytes_are_named():
 def test_a_program_that_does_not_fit_ends_in_code_3_behind_its_table(root, tiny, stage, tmp_path):
     fake = "l.topology_devices = lambda name: jax.devices()[:1]; l.chip_bytes = lambda name: 10_000"
     flags = (f"--base={tiny.folder}", f"--stage={stage}", "--dtype=float32", "--row_length=16", "--rows=2")
-    flags += ("--prompts=8", "--slots=2", "--answers=4", f"--out={tmp_path / 'plan.json'}")
+    flags += ("--prompts=8", "--slots=2", "--answers=4", "--remat=on", f"--out={tmp_path / 'plan.json'}")
     done = plan(root, *flags, before=fake)
     assert done.returncode == 3, done.stderr
     (found,) = json.loads((tmp_path / "plan.json").read_text())
@@ -298,6 +364,24 @@ def test_a_program_that_does_not_fit_ends_in_code_3_behind_its_table(root, tiny,
         parameter.numel() for parameter in tiny.torch_model.parameters()
     )
     assert ("together:" in done.stdout) == (stage == "tune")
+    if stage == "tune":  # E by itself, next to the controls
+        assert found["tuned"]["slots"] == 1 and found["tuned"]["fits"] is False and found["slots"] == 2
+        assert found["tuned"]["total"] < found["total"] and found["tuned"]["attention"] == found["attention"] == "xla"
+        assert " tune, E, on v5e:4x4 (1 chips" in done.stdout
+
+
+def test_sizes_come_from_a_config_and_flags_go_first(root, tiny, tiny_config, tmp_path):
+    fake = "l.topology_devices = lambda name: jax.devices()[:1]"
+    flags = (f"--config={tiny_config}", "--stage=tune", "--answers=4", f"--out={tmp_path / 'plan.json'}")
+    done = plan(root, *flags, "--slots=2", "--template=llama2", "--row_length=512", before=fake)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((tmp_path / "plan.json").read_text())
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    assert found["model"] == str(tiny.folder) and found["slots"] == 2
+    assert found["rows"] == config.tuning.control.batch_rows
+    assert found["tuned"]["rows"] == config.tuning.experimental.batch_rows
+    assert found["lead"] == found["tuned"]["lead"] > 100 and f"xla, {found['lead']} ids once a row" in done.stdout
+    assert found["remat"] is False
 
 
 @pytest.mark.slow
@@ -320,10 +404,15 @@ def test_the_forward_pass_compiles_and_fits(root, shape, tmp_path):
 @pytest.mark.parametrize(("topology", "slots", "fsdp"), [("v5e:4x4", 16, 4), ("v5e:8x8", 64, 4), ("v5p:2x2x4", 64, 1)])
 def test_the_training_step_of_llama_2_7b_compiles_and_fits(root, topology, slots, fsdp, tmp_path):
     flags = (f"--topology={topology}", f"--slots={slots}", f"--fsdp={fsdp}", f"--out={tmp_path / 'plan.json'}")
-    done = plan(root, "--shape=llama2-7b", "--stage=tune", *flags)
+    done = plan(root, "--shape=llama2-7b", "--stage=tune", "--remat=on", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     (row,) = json.loads((tmp_path / "plan.json").read_text())
-    assert row["fits"] and row["attention"] == "splash" and row["slots"] == slots
+    assert row["fits"] and row["attention"] == "splash" and row["slots"] == min(slots, 60) and row["places"] == slots
+    tuned = row["tuned"]
+    assert tuned["fits"] and tuned["attention"] == "splash" and tuned["slots"] == 1
+    assert tuned["mesh"] == {"adapter": 1, "fsdp": row["chips"], "tensor": 1}
+    assert tuned["rows"] == tuned["spread"] == row["chips"]
+    assert tuned["base"] == pytest.approx(2 * 6_738_415_616 / row["chips"], rel=0.01)
     assert row["base"] == pytest.approx(2 * 6_738_415_616 / fsdp, rel=0.01)
     if (
         row["collectives"] is not None
@@ -331,3 +420,20 @@ def test_the_training_step_of_llama_2_7b_compiles_and_fits(root, topology, slots
         gathers = [found for found in row["collectives"] if (found["kind"], found["axes"]) == ("all-gather", "fsdp")]
         wanted = 2 * (2 * 6_476_005_376 + 32_000 * 4_096) * (fsdp - 1) / fsdp
         assert sum(found["bytes"] for found in gathers) == pytest.approx(wanted, rel=0.05)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_papers_config_compiles_in_the_form_that_a_run_takes(root, tmp_path):
+    """Template llama2: rows with shared ids, the xla body. E's four rows divide over no sixteen chips."""
+    flags = ("--config=configs/llama2_7b_flan2021.py", "--shape=llama2-7b", "--stage=tune", "--slots=16", "--fsdp=4")
+    done = plan(root, *flags, f"--out={tmp_path / 'plan.json'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    for part in (row, row["tuned"]):
+        assert part["fits"] and part["lead"] == 133 and part["attention"] == "xla" and part["rows"] == 4
+    assert row["spread"] == 4 and row["tuned"]["spread"] == 1
+    # Without the shared ids the same rows would go to splash, which cannot take them.
+    done = plan(root, *flags, "--config.tokens.share_prefix=false")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "E: batch_rows=4" in done.stderr and "multiple of 16" in done.stderr

@@ -32,6 +32,8 @@ BLOCK_BYTES = 64 << 20
 BLOCK_SHARE = 16
 # Up to so many entries of a block are contracted row by row, which is slower and exact to the last digit.
 SMALL_BLOCK = 1 << 16
+# Larger ones in parts of at most so many entries of all states, which stay in a processor's cache.
+PART_ENTRIES = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Sums(NamedTuple):
 
 def tile_rows(states: int, rows: int, width: int, devices: int) -> int:
     """Rows of a gathered tile: as `gram.tile_size`, within the bytes that the blocks of all states may take."""
-    return max(8, min(gram.tile_size(rows), math.isqrt(_block_bytes(states, rows, width, devices) // (4 * states))))
+    room = math.isqrt(_block_bytes(states, rows, width, devices) // (4 * states)) // 16 * 16
+    return max(8, min(gram.tile_size(rows), room))
 
 
 def _block_bytes(states: int, rows: int, width: int, devices: int) -> int:
@@ -88,9 +91,18 @@ def _add(total: tuple[jax.Array, jax.Array], more: jax.Array) -> tuple[jax.Array
 
 def _contract(blocks: jax.Array) -> jax.Array:
     """`<K_s, K_t>` of Gram blocks [S, I, J] -> [S, S] float32."""
-    if blocks[0].size <= SMALL_BLOCK:  # in one go a backend may add up all entries one after the other
+    states, rows, columns = blocks.shape
+    if rows * columns <= SMALL_BLOCK:  # in one go a backend may add up all entries one after the other
         return jnp.einsum("sij,tij->ist", blocks, blocks, precision=gram.EXACT).sum(0)
-    return jnp.einsum("sij,tij->st", blocks, blocks, precision=gram.EXACT)
+    part = rows
+    while part % 2 == 0 and states * part * columns > PART_ENTRIES:
+        part //= 2
+
+    def step(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        rows = lax.dynamic_slice_in_dim(blocks, start, part, 1)
+        return total + jnp.einsum("sij,tij->st", rows, rows, precision=gram.EXACT), None
+
+    return lax.scan(step, jnp.zeros((states, states), jnp.float32), jnp.arange(0, rows, part))[0]
 
 
 def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: int, mesh: Mesh | None) -> jax.Array:
@@ -114,6 +126,7 @@ def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: in
     chunk = min(-(-tile // devices), m)
     room = _block_bytes(states, m * devices, width, devices) // (4 * states * chunk * devices)
     slab = max(chunk, min(room, gram.MAX_TILE, m)) if mesh else chunk
+    product = functools.partial(jnp.matmul, precision=gram.EXACT)
 
     def rows(s: jax.Array, start: jax.Array, size: int, end: jax.Array) -> jax.Array:
         """[size, D] centred rows from `start`, zero from `end` on; a window that would pass m starts earlier."""
@@ -123,27 +136,39 @@ def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: in
         raw = lax.dynamic_slice(x, (s, first, 0), (1, size, width))
         return gram.centred_rows(raw, counted, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, s, 1), by))[0]
 
-    def blocks(c: jax.Array, start: jax.Array, size: int, end: jax.Array, without: jax.Array | None) -> jax.Array:
-        """[S, size, tile] products of a window of this device's rows with tile c, state by state; 0 at `without`."""
+    def gathered(s: jax.Array, c: jax.Array) -> jax.Array:
+        """[tile, D] centred rows of tile c."""
+        own = rows(s, c * chunk, chunk, m)
+        return lax.all_gather(own, axes, tiled=True) if mesh else own
 
-        def one(s: jax.Array) -> jax.Array:
-            columns = rows(s, c * chunk, chunk, m)
-            columns = lax.all_gather(columns, axes, tiled=True) if mesh else columns
-            block = jnp.matmul(rows(s, start, size, end), columns.T, precision=gram.EXACT)
-            return block if without is None else jnp.where(without, 0, block)
+    def with_itself(c: jax.Array) -> jax.Array:
+        """This device's chunk of tile c with the tile, without the diagonal."""
+        if mesh or chunk % 2 or chunk**2 <= SMALL_BLOCK:
+            place = lax.axis_index(axes) * chunk if mesh else 0
+            diagonal = place + jnp.arange(chunk)[:, None] == jnp.arange(chunk * devices)
 
-        return lax.map(one, jnp.arange(states))
+            def whole(s: jax.Array) -> jax.Array:
+                return jnp.where(diagonal, 0, product(rows(s, c * chunk, chunk, m), gathered(s, c).T))
 
-    place = lax.axis_index(axes) * chunk if mesh else 0
-    itself = place + jnp.arange(chunk)[:, None] == jnp.arange(chunk * devices)
+            return _contract(lax.map(whole, jnp.arange(states)))
+
+        def halves(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+            first, second = jnp.split(gathered(s, c), 2)
+            own = jnp.stack([product(first, first.T), product(second, second.T)])
+            own = own * (1 - jnp.eye(chunk // 2, dtype=jnp.float32))
+            return own.reshape(chunk, chunk // 2), product(first, second.T)
+
+        own, across = lax.map(halves, jnp.arange(states))
+        return _contract(own) + 2 * _contract(across)
 
     def step(total: tuple[jax.Array, jax.Array], c: jax.Array):
-        total = _add(total, _contract(blocks(c, c * chunk, chunk, m, itself)))
-
         def earlier(b: jax.Array, total: tuple[jax.Array, jax.Array]):
-            return _add(total, 2 * _contract(blocks(c, b * slab, slab, c * chunk, None)))
+            def one(s: jax.Array) -> jax.Array:
+                return product(rows(s, b * slab, slab, c * chunk), gathered(s, c).T)
 
-        return lax.fori_loop(0, (c * chunk + slab - 1) // slab, earlier, total), None
+            return _add(total, 2 * _contract(lax.map(one, jnp.arange(states))))
+
+        return lax.fori_loop(0, (c * chunk + slab - 1) // slab, earlier, _add(total, with_itself(c))), None
 
     zero = jnp.zeros((states, states), jnp.float32)
     value, excess = lax.scan(step, (zero, zero), jnp.arange(-(-m // chunk)))[0]

@@ -21,8 +21,9 @@ from mossa_jax.similarity.estimators import (
 )
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
-# blocks of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.
+# strips of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.
 GRAM_ROWS_PER_COLUMN = 1.8
+OWN_STRIPS = 4
 
 
 class PairSums(NamedTuple):
@@ -39,17 +40,20 @@ class PairSums(NamedTuple):
     finite: jax.Array
 
 
-def _squares(x: jax.Array, y: jax.Array, blocks: int) -> jax.Array:
-    """Row sums of `(x^T y)^2`, [D]; with `blocks` > 1, y is x and only upper blocks are multiplied."""
-    if blocks == 1:
-        return jnp.square(jnp.einsum("ni,nj->ij", x, y, precision=gram.EXACT)).sum(1)
-    parts = jnp.split(x, blocks, axis=1)
-    rows = []
-    for i, part in enumerate(parts):
-        rows.append(_squares(part, part, 1))
-        if i + 1 < blocks:
-            rows[-1] = rows[-1] + 2 * _squares(part, jnp.concatenate(parts[i + 1 :], 1), 1)
-    return jnp.concatenate(rows)
+def _squares(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Row sums of `(x^T y)^2`, [D]."""
+    return jnp.square(jnp.matmul(x.T, y, precision=gram.EXACT)).sum(1)
+
+
+def _own_squares(x: jax.Array) -> jax.Array:
+    """Parts of `|x^T x|^2`, to be summed: strips from the diagonal on, so that half of the product is not made."""
+    width = -(-x.shape[1] // OWN_STRIPS) if x.shape[1] >= 128 * OWN_STRIPS else x.shape[1]
+    parts = []
+    for start in range(0, x.shape[1], width):
+        strip = x[:, start : start + width]
+        square = jnp.square(jnp.matmul(strip.T, x[:, start:], precision=gram.EXACT))
+        parts.append(square.sum(1) + square[:, strip.shape[1] :].sum(1))
+    return jnp.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnames=("use_gram", "mesh"))
@@ -70,16 +74,13 @@ def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None)
         off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)[:, :n]
     else:
         x0, y0 = a.rows[0], b.rows[0]
-        parts = [
-            _squares(x0, y0, 1),
-            *(_squares(v, v, 4 if v.shape[1] >= 512 and v.shape[1] % 4 == 0 else 1) for v in (x0, y0)),
-        ]
+        parts = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
         longest = max(p.shape[0] for p in parts)
         off = jnp.stack([jnp.pad(p, (0, longest - p.shape[0])) for p in parts])
     result = PairSums(
         off=off,
-        r=jnp.square(a.rows[0, :n]).sum(1),
-        s=jnp.square(b.rows[0, :n]).sum(1),
+        r=jnp.square(a.rows[0]).sum(1)[:n],
+        s=jnp.square(b.rows[0]).sum(1)[:n],
         mean_square=jnp.concatenate([a.mean_square, b.mean_square]),
         exponent=jnp.concatenate([a.exponent, b.exponent]),
         finite=jnp.isfinite(x).all() & jnp.isfinite(y).all(),

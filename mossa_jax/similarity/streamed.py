@@ -49,7 +49,7 @@ def stream_similarities(
         if state is None:
             begin = jax.vmap(lambda shift: moments.start(shift, pairs, fast=fast, mesh=spread))
             state = jax.jit(begin)(_means(*arguments))
-        state = _add(*arguments, state)
+        state = stream_batch(*arguments, state)
     return moments.finish(state)
 
 
@@ -69,7 +69,7 @@ def _means(made: Pass, base, adapters, rows, lead) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("made",), donate_argnames=("state",))
-def _add(made: Pass, base, adapters, rows, lead, state: Moments) -> Moments:
+def stream_batch(made: Pass, base, adapters, rows, lead, state: Moments) -> Moments:
     """One batch into the moments [K, ...] of all layers."""
     models = state.shift.shape[1]
 

@@ -72,9 +72,8 @@ class Workload:
       examples: in a batch of theirs.
       prompt: ids that are put in front of every prompt in the last part.
       dense_steps, dense_rows, dense_length: of a run on dense batches.
-      dense: the model of the dense batches: 19 million parameters, of which the blocks are three quarters (with
-        Llama's vocabulary of 32,000 the head alone would be as much as they).
-      small: the model of the real tasks where no base is given.
+      dense: the model of the dense batches, and of the real tasks where no base is given: 19 million parameters, of
+        which the blocks are three quarters (with Llama's vocabulary of 32,000 the head alone would be as much as they).
       tuning, schedule: LoRA and its optimizer. Nothing is recomputed in the backward pass, as PEFT by itself does not.
     """
 
@@ -83,7 +82,7 @@ class Workload:
     threads: int = 0
     models: int = 8
     steps: int = 2
-    rows: int = 8
+    rows: int = 1
     length: int = 512
     longest: int = 379
     examples: int = 16
@@ -92,7 +91,6 @@ class Workload:
     dense_rows: int = 8
     dense_length: int = 128
     dense: Shape = Shape(hidden=256, feed_forward=2048, layers=8, heads=4, kv_heads=4, vocab=8000, tied=False)
-    small: Shape = Shape(hidden=64, feed_forward=172, layers=5, heads=8, kv_heads=4, vocab=0, tied=True)
     tuning: Tuning = field(default_factory=lambda: Tuning(remat="off"))
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -124,8 +122,8 @@ def measure(work: Workload, tasks: str | None = None, base: str | None = None) -
         for models in dict.fromkeys((1, work.models)):
             name = f"dense batches, {models} adapter{'s' if models > 1 else ''}"
             rows.append(_compare(work, name, dense, _dense(work, models), f"{scratch}/{len(rows)}"))
-        small = base or _write_with_tokenizer(f"{scratch}/small", work.small)
-        rows += _compare_on_tasks(work, small, tasks, scratch, len(rows))
+        model = base or _write_with_tokenizer(f"{scratch}/tasks", work.dense)
+        rows += _compare_on_tasks(work, model, tasks, scratch, len(rows))
     return {
         "rows": rows,
         "repeats": work.repeats,
@@ -413,12 +411,13 @@ def _write_random(folder: str, shape: Shape) -> str:
 
 
 def _write_with_tokenizer(folder: str, shape: Shape) -> str:
-    """The same with the embedded tokenizer, whose size is the vocabulary."""
+    """The same with the embedded tokenizer, whose ids are part of the vocabulary."""
     from transformers import AutoTokenizer
 
     from mossa_jax.tasks.miniature import TOKENIZER
 
-    _write_random(folder, replace(shape, vocab=len(AutoTokenizer.from_pretrained(str(TOKENIZER)))))
+    known = len(AutoTokenizer.from_pretrained(str(TOKENIZER)))
+    _write_random(folder, replace(shape, vocab=max(shape.vocab, known)))
     for file in Path(TOKENIZER).glob("*.json"):
         shutil.copy(file, folder)
     return folder

@@ -1,11 +1,11 @@
-"""Intervals cover a known population value as often as they say: 93 to 97 % of 400 trials, in four families."""
+"""Intervals cover a known population value as often as they say: 93 to 97 % of 1,000 trials, in four families."""
 
 import numpy as np
 import pytest
 
 from mossa_jax.similarity import compare_states
 
-TRIALS = 400
+TRIALS = 1000
 
 
 def family(n, d, rank, noise, tail, rng):

@@ -79,3 +79,47 @@ def test_without_permutations_there_is_no_p_but_a_null_mean():
     states = np.random.default_rng(0).normal(size=(2, 1, 10, 5)).astype(np.float32)
     found = compare_states(states, np.ones(10, bool), [(0, 1)])
     assert np.isnan(found.p).all() and np.isfinite(found.null_mean).all() and (found.undefined == "").all()
+
+
+FAMILIES = {
+    "tall": lambda rng, n: rng.normal(size=(100, n, 6)),
+    "wide": lambda rng, n: rng.normal(size=(100, n, 200)),
+    "heavy-tailed": lambda rng, n: rng.standard_t(3, size=(100, n, 1)) * rng.normal(size=(100, n, 12)),
+    "few directions": lambda rng, n: 9 + rng.exponential(size=(100, n, 3)) @ rng.normal(size=(100, 3, 24)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_p_is_uniform_without_an_effect(name):
+    """3,000 p-values of 199 permutations: Kolmogorov and Smirnov at 1 %, and the share below 0.05 and 0.01."""
+    rng = np.random.default_rng(sum(map(ord, name)))
+    n, found = 30, []
+    for seed in range(30):
+        states = np.stack([FAMILIES[name](rng, n) for _ in range(2)]).astype(np.float32)
+        found.append(compare_states(states, np.ones(n, bool), [(0, 1)], permutations=199, seed=seed).p[0])
+    p = np.concatenate(found)
+    # p lies on the grid 1/200 .. 1, equally often on each point: spread over the cell below it, it is uniform.
+    spread = p - rng.uniform(size=p.shape) / 200
+    for e in range(2):
+        test = stats.kstest(spread[:, e], "uniform")
+        print(f"{name}: KS p {test.pvalue:.3f}, below 0.05 {(p[:, e] <= 0.05).mean():.4f}")
+        assert test.pvalue > 0.01
+        for level in (0.05, 0.01):
+            assert abs((p[:, e] <= level).mean() - level) < 3 * np.sqrt(level * (1 - level) / len(p))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_p_is_small_with_an_effect_and_the_more_so_the_stronger_it_is(name):
+    rng = np.random.default_rng(1)
+    n, power = 60, []
+    for strength in (0.0, 0.5, 1.0, 3.0):
+        x, own = (FAMILIES[name](rng, n) for _ in range(2))
+        states = np.stack([x, own + strength * x]).astype(np.float32)
+        p = compare_states(states, np.ones(n, bool), [(0, 1)], permutations=199).p[0]
+        power.append((p <= 0.05).mean(0))
+    print(name, np.round(power, 2).tolist())
+    assert (p == 1 / 200).mean() > 0.95
+    # Within the noise of 100 layers.
+    assert (np.diff(power, axis=0) > -0.05).all() and (power[0] < 0.15).all() and (power[-1] > 0.98).all()

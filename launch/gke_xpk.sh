@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# A run on TPUs of a GKE cluster, through xpk (pip install xpk): starts the workload, waits for its end, deletes it.
+#
+#   launch/gke_xpk.sh NAME CLUSTER ZONE TYPE IMAGE [flags] -- COMMAND...
+#   launch/gke_xpk.sh flan my-cluster us-west4-a v5litepod-16 gcr.io/PROJECT/mossa_jax:1 --build -- \
+#       python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=gs://BUCKET/flan --processes=0
+#
+#   --build            builds IMAGE from launch/Dockerfile and pushes it first
+#   --spot             capacity that may be taken away
+#   --keep             does not delete the workload at the end
+#   --retry=K          restarts at most (10)
+#   --project=ID       where gcloud's own setting is another
+#   --env_file=FILE    instead of launch/xla_flags/<TYPE>.env; a line `HF_TOKEN` alone takes its value from here
+#   --dry_run          prints what would be run, a command a line, and runs nothing
+#
+# Kubernetes restarts on exit codes 7 and 75, and on what xpk always restarts: 42 and 127 to 255 (ends by signals, as an
+# eviction). Exit code: 0 when the workload succeeded, 125 when it failed (xpk's own).
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+source "$here/common.sh"
+
+words=() command=() build='' spot='' keep='' retry=10 project='' env_file='' held=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --build) build=1 ;;
+    --spot) spot=1 ;;
+    --keep) keep=1 ;;
+    --retry=*) retry=${1#*=} ;;
+    --project=*) project=${1#*=} ;;
+    --env_file=*) env_file=${1#*=} ;;
+    --dry_run) dry_run=1 ;;
+    --)
+      shift
+      command=("$@")
+      break
+      ;;
+    -*) die "$1: unknown flag; the head of launch/gke_xpk.sh lists them" ;;
+    *) words+=("$1") ;;
+  esac
+  shift
+done
+if [ "${#words[@]}" -ne 5 ] || [ "${#command[@]}" -eq 0 ]; then
+  die "usage: gke_xpk.sh NAME CLUSTER ZONE TYPE IMAGE [flags] -- COMMAND..."
+fi
+check_count --retry "$retry"
+name=${words[0]} cluster=${words[1]} zone=${words[2]} type=${words[3]} image=${words[4]}
+flags=$(tpu_flags "$type")
+if [ -z "$env_file" ]; then
+  [ -n "$flags" ] || die "TYPE=$type: not one of v5litepod-*, v5p-*, v6e-*; give --env_file as well"
+  env_file=$here/xla_flags/$flags.env
+fi
+[ -r "$env_file" ] || die "--env_file=$env_file: no such file"
+
+at=("--cluster=$cluster" "--zone=$zone")
+if [ -n "$project" ]; then at+=("--project=$project"); fi
+more=()
+if [ -n "$spot" ]; then more=(--spot); fi
+
+# shellcheck disable=SC2329  # called by trap
+last_words() {
+  if [ -n "$held" ] && [ -z "$dry_run" ]; then
+    say "$name is still there. Delete it: $(quoted xpk workload delete "--workload=$name" "${at[@]}" --force)"
+  fi
+}
+trap last_words EXIT
+trap 'interrupted 143' TERM
+trap 'interrupted 130' INT
+
+if [ -n "$build" ]; then
+  run docker build "--file=$here/Dockerfile" --build-arg=HARDWARE=tpu "--tag=$image" "${here%/*}"
+  run docker push "$image"
+fi
+held=1
+run xpk workload create "--workload=$name" "${at[@]}" "--tpu-type=$type" "--docker-image=$image" \
+  "--command=$(quoted "${command[@]}")" "--env-file=$env_file" "--max-restarts=$retry" --restart-on-exit-codes=7,75 \
+  --termination-grace-period-seconds=120 ${more[@]+"${more[@]}"}
+code=0
+run xpk workload list "--wait-for-job-completion=$name" "${at[@]}" || code=$?
+if [ -z "$keep" ]; then
+  run xpk workload delete "--workload=$name" "${at[@]}" --force
+  held=
+fi
+exit "$code"

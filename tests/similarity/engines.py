@@ -1,0 +1,86 @@
+"""The three ways to a similarity behind one signature: (states [M, n, D], valid) -> a single layer's `Found`."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from traps import PAIRS
+
+from mossa_jax.similarity import compare_states, matrix, moments
+
+BATCH = 16
+
+
+class Found(NamedTuple):
+    """`value`, `undefined` [P, 2]; `participation_ratio`, `offset` [M]; rows that counted and that were dropped."""
+
+    value: np.ndarray
+    undefined: np.ndarray
+    participation_ratio: np.ndarray
+    offset: np.ndarray
+    n: int
+    dropped: int
+
+
+def _first_layer(found):
+    return Found(
+        found.value[:, 0],
+        found.undefined[:, 0],
+        found.participation_ratio[:, 0],
+        found.offset[:, 0],
+        found.n,
+        found.dropped,
+    )
+
+
+def kept(states, valid):
+    return _first_layer(compare_states(jnp.asarray(states)[:, None], valid, PAIRS))
+
+
+def whole(states, valid):
+    found = matrix.cka_matrix(jnp.asarray(states), valid)
+    at = tuple(zip(*PAIRS, strict=True))
+    return Found(
+        np.stack([found.biased[at], found.debiased[at]], 1),
+        found.undefined[at],
+        found.participation_ratio,
+        found.offset,
+        found.n,
+        found.dropped,
+    )
+
+
+add = jax.jit(jax.vmap(moments.update, in_axes=(0, 0, None)))
+
+
+def streamed(states, valid):
+    """Batches of `BATCH` rows, shifted by the means of the first batch's finite rows."""
+    placed = isinstance(states, jax.Array) and isinstance(states.sharding, NamedSharding)
+    mesh = states.sharding.mesh if placed else None
+    host = np.asarray(states)
+    usable = valid & np.isfinite(host.astype(np.float32)).all((0, 2))
+    shift = host[:, usable][:, :BATCH].astype(np.float64).mean(1)
+    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(shift[None].astype(np.float32))
+    for first in range(0, host.shape[1], BATCH):
+        batch, counts = host[:, first : first + BATCH], valid[first : first + BATCH]
+        missing = BATCH - len(counts)
+        batch = np.pad(batch, ((0, 0), (0, missing), (0, 0)))[None]
+        if mesh:
+            batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(None, None, "fsdp")))
+        state = add(state, batch, np.pad(counts, (0, missing)))
+    return _first_layer(moments.finish(state))
+
+
+ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}
+
+
+def spread(states):
+    """The states with rows over a mesh of eight devices, filled up with rows that are not valid."""
+    mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    n = states.shape[1]
+    filled = np.pad(states, ((0, 0), (0, -n % 16), (0, 0)), constant_values=np.nan)
+    placed = jax.device_put(filled, NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    return placed, np.arange(filled.shape[1]) < n

@@ -1,0 +1,67 @@
+"""Measures, spectra and variants of rows sharded over eight devices are those of one device."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+PROGRAM = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mossa_jax.collectives import collectives
+from mossa_jax.similarity import compare_states, layerwise
+from mossa_jax.similarity.measures import MEASURES, measure_states
+from mossa_jax.similarity.spectrum import spectrum
+from mossa_jax.similarity.variants import standardised, unit_rows, without_top_components
+
+assert len(jax.devices()) == 8
+mesh = jax.make_mesh((2, 2, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+rng = np.random.default_rng(0)
+states = rng.normal(size=(3, 3, 160, 16)).astype(np.float32) + 20
+states[1] += states[0]
+states[2, 1, 5, 0] = np.nan
+valid = np.arange(160) < 150
+pairs = [(0, 1), (2, 0)]
+one = measure_states(states, valid, pairs), spectrum(states, valid)
+placed = jax.device_put(states, NamedSharding(mesh, P(None, None, "fsdp")))
+many = measure_states(placed, valid, pairs), spectrum(placed, valid)
+assert (many[0].n, many[0].dropped, many[1].n) == (149, 1, 149)
+for measure in MEASURES:
+    a, b = one[0].value[measure], many[0].value[measure]
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=1e-6, err_msg=measure)
+for field in ("components", "participation_ratio", "top_component", "top_dimension"):
+    np.testing.assert_allclose(getattr(one[1], field), getattr(many[1], field), rtol=1e-5, err_msg=field)
+placed = jax.device_put(states, NamedSharding(mesh, P(None, None, ("adapter", "fsdp", "tensor"))))
+for variant in (standardised, without_top_components, unit_rows):
+    alone, changed = variant(states, valid), variant(placed, valid)
+    assert changed.sharding == placed.sharding
+    np.testing.assert_allclose(alone, changed, atol=2e-5)
+    a, b = (compare_states(s, valid, pairs).value for s in (alone, changed))
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+# The rows' axis becomes the layers' without any device holding all of both.
+def norms(x, kept):
+    return (x * x).sum((1, 2))
+
+program = jax.jit(lambda s, k: layerwise.over_layers(norms, s, k, mesh)).lower(placed, valid).compile()
+received = sum(c["bytes"] for c in collectives(program.as_text(), dict(mesh.shape)))
+assert received <= 8 / 3 * placed.nbytes / 8, (received, placed.nbytes)
+print("equal")
+"""
+
+
+def test_eight_devices_equal_one():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env={**os.environ, **flags, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-2000:]

@@ -1,0 +1,23 @@
+"""Programs in a process of their own, with eight virtual devices."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).parent
+
+
+def on_eight_devices(program: str) -> str:
+    """What the program prints; it may import the modules beside this one."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=HERE,
+        env={**os.environ, **flags, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
