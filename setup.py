@@ -38,7 +38,16 @@ setup(
         "transformers>=4.50",
     ],
     extras_require={
-        "test": ["peft>=0.17", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "selenium>=4.20", "torch>=2.6"],
+        "test": [
+            "peft>=0.17",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "selenium>=4.20",
+            "tensorboard>=2.16",
+            "tensorboardX>=2.6.2",
+            "torch>=2.6",
+        ],
         # Peers of launch.bench_cka that fit beside our own requirements; it tells how to add the others.
         "bench": [
             "ckatorch>=1.0.3",

@@ -23,6 +23,7 @@ from mossa_jax.config import MINIATURE, Compare, Config, Mesh, Schedule, Tasks, 
 from mossa_jax.llama.architecture import Architecture, architecture_from_config, read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.published import PUBLISHED
+from mossa_jax.mesh import make_mesh
 from mossa_jax.plan import (
     check_fits,
     chip_bytes,
@@ -33,6 +34,7 @@ from mossa_jax.plan import (
     plan_hours,
     plan_tuning,
     topology_devices,
+    tuning_mesh,
 )
 from mossa_jax.rundir import BAD_CONFIG, Refusal, write_json
 
@@ -126,16 +128,16 @@ def _tune(config: Config, arch: Architecture, name: str, devices: list[jax.Devic
         reach=max(config.tokens.max_tokens - lead, 0),
     )  # fmt: skip
     rows = tuning.control.batch_rows
-    row = plan_tuning(
-        arch, devices, config.mesh, slots=min(tuning.slots, len(paper_rows()[0])), rows=rows,
-        parts=tuning.control.parts, **common,
-    )  # fmt: skip
-    spread = row["mesh"]["adapter"] * row["mesh"]["fsdp"]
+    spread = make_mesh(config.mesh, adapters=False, devices=devices).shape["fsdp"]
     even = spread * tuning.experimental.parts
     tuned_rows = tuning.experimental.batch_rows or -(-rows // even) * even
-    tuned = plan_tuning(
-        arch, devices, config.mesh, slots=1, rows=tuned_rows, parts=tuning.experimental.parts, adapters=False, **common
-    )
+    controls = {"rows": rows, "parts": tuning.control.parts, "adapters": True}
+    alone = {"rows": tuned_rows, "parts": tuning.experimental.parts, "adapters": False}
+    for program in (controls, alone):  # before anything is compiled
+        tuning_mesh(arch, devices, config.mesh, name=name, dtype=config.dtype, lead=lead, **program)
+    slots = min(tuning.slots, len(paper_rows()[0]))
+    row = plan_tuning(arch, devices, config.mesh, slots=slots, **controls, **common)
+    tuned = plan_tuning(arch, devices, config.mesh, slots=1, **alone, **common)
     row["tuned"] = tuned | _verdict(tuned, topology)
     batch = rows * length
     hours = plan_hours(

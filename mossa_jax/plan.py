@@ -245,10 +245,8 @@ def plan_tuning(
     Raises:
       Refusal: 2 when rows cannot be spread as the attention needs it.
     """
-    grid = mesh_lib.make_mesh(mesh, adapters=adapters, devices=devices)
-    check_mesh(arch, grid, name)
-    body = population.attention_body(grid, dtype, lead)
-    population.check_rows(f"{name}, {'controls' if adapters else 'E'}", rows, parts, grid, body)
+    about = {"name": name, "dtype": dtype, "rows": rows, "parts": parts, "lead": lead, "adapters": adapters}
+    grid, body = tuning_mesh(arch, devices, mesh, **about)
     places = mesh_lib.round_up(slots, grid.shape["adapter"])
     sizes = {"rows": rows, "row_length": row_length, "rank": rank, "targets": targets, "answers": answers}
     shapes = tuning_shapes(arch, grid, dtype=dtype, slots=places, **sizes)
@@ -278,6 +276,30 @@ def plan_tuning(
         "flops": {part: slots * count for part, count in flops.items()},
         "collectives": collectives(text, dict(grid.shape)) if text else None,
     }
+
+
+def tuning_mesh(
+    arch: Architecture,
+    devices: list[jax.Device],
+    mesh: Mesh,
+    *,
+    name: str,
+    dtype: str,
+    rows: int,
+    parts: int,
+    lead: int,
+    adapters: bool,
+) -> tuple[jax.sharding.Mesh, str]:
+    """The mesh of a training step, and the body of attention that it takes. Arguments as of `plan_tuning`.
+
+    Raises:
+      Refusal: 2 when the model or the rows cannot be spread over it.
+    """
+    grid = mesh_lib.make_mesh(mesh, adapters=adapters, devices=devices)
+    check_mesh(arch, grid, name)
+    body = population.attention_body(grid, dtype, lead)
+    population.check_rows(f"{name}, {'controls' if adapters else 'E'}", rows, parts, grid, body)
+    return grid, body
 
 
 def tuning_shapes(

@@ -433,7 +433,13 @@ def test_the_papers_config_compiles_in_the_form_that_a_run_takes(root, tmp_path)
     for part in (row, row["tuned"]):
         assert part["fits"] and part["lead"] == 133 and part["attention"] == "xla" and part["rows"] == 4
     assert row["spread"] == 4 and row["tuned"]["spread"] == 1
-    # Without the shared ids the same rows would go to splash, which cannot take them.
-    done = plan(root, *flags, "--config.tokens.share_prefix=false")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "E: batch_rows=4" in done.stderr and "multiple of 16" in done.stderr
+
+
+@needs_libtpu
+def test_rows_that_splash_cannot_take_are_refused_before_anything_is_compiled(root):
+    """The paper's config without shared ids: E's four rows over sixteen chips."""
+    flags = ("--config=configs/llama2_7b_flan2021.py", "--config.tokens.share_prefix=false", "--shape=llama2-7b")
+    done = plan(root, *flags, "--stage=tune", "--fsdp=4", "--slots=16")
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "compiled in" not in done.stdout
+    assert "E: batch_rows=4" in line and "splash" in line and "multiple of 16" in line

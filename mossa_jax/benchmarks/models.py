@@ -92,13 +92,17 @@ def write_folders(work: Workload, scratch: str) -> list[str]:
     return folders
 
 
+def row_length(prompts: Sequence[Sequence[int]]) -> int:
+    """Positions of a packed row, as `mossa.compare` chooses them."""
+    return -(-max(map(len, prompts)) // 64) * 64
+
+
 def states_of(model: Model, prompts: Sequence[Sequence[int]], pool: str, batch_rows: int) -> KeptStates:
-    """Pooled states of a model by itself, in rows as long as `mossa.compare` makes them."""
-    length = -(-max(map(len, prompts)) // 64) * 64
+    """Pooled states of a model by itself, as `mossa.compare` computes them."""
     adapters = stack(model.architecture, [zero_adapter(model.architecture)])
     return keep_states(
         model.architecture, model.state, adapters, prompts, model.mesh,
-        pool=pool, row_length=length, batch_rows=batch_rows,
+        pool=pool, row_length=row_length(prompts), batch_rows=batch_rows,
     )  # fmt: skip
 
 

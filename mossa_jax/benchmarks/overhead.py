@@ -22,45 +22,37 @@ import jax
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.models import Workload, draw_prompts, ours, write_folders
+from mossa_jax.benchmarks.models import Workload, draw_prompts, ours, row_length, write_folders
 from mossa_jax.config import Mesh
-from mossa_jax.llama.adapters import place_adapters, stack, zero_adapter
-from mossa_jax.llama.attention import Segments
+from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.load import Model, load_model
-from mossa_jax.llama.model import merge, run_blocks
+from mossa_jax.llama.model import merge
 from mossa_jax.progress import log
 from mossa_jax.rundir import Refusal
-from mossa_jax.states import POOLS
-from mossa_jax.tokens.packing import pack_prompts
+from mossa_jax.states.forward import Pass, Prompts, run_models
 
+_POOLED = ("last", "mean")  # a row a prompt; `all` tokens are not kept
 CHILD = "import sys; from mossa_jax.benchmarks import overhead; overhead.write_one(*sys.argv[1:])"
 
 
-@partial(jax.jit, static_argnames=("arch", "mesh"))
-def _forward_only(arch, mesh, base, adapters, rows) -> jax.Array:
-    """All blocks and the final norm of a batch of packed rows; of what they give, only a corner leaves the device."""
-    model = merge(arch, base)
-
-    def one(adapter):
-        visible = Segments(rows["segments"], mesh)
-        _, last, _ = run_blocks(model, arch, adapter, rows["tokens"], rows["positions"], visible, lambda *_: None)
-        return model.final_norm(last)[:, 0, 0]
-
-    return jax.vmap(one, spmd_axis_name="adapter")(adapters)
+@partial(jax.jit, static_argnames=("made",))
+def _bare(made: Pass, base, adapters, rows, lead) -> jax.Array:
+    """The passes of `states.forward`; of what they give, one number of the last layer leaves the device."""
+    keep = lambda state, layer, x, whole: x.ravel()[0]  # noqa: E731
+    return run_models(made, merge(made.arch, base), adapters, rows, lead, keep, None)
 
 
-def forward_only(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int) -> None:
-    """The forward passes of `ours`, over the same packed rows, that keep nothing."""
-    length = -(-max(map(len, prompts)) // 64) * 64
+def forward_only(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int, pool: str) -> None:
+    """The forward passes of `ours`, over the same packed rows, that pool and keep nothing."""
     for model in models:
-        arch, mesh = model.architecture, model.mesh
-        placed = place_adapters(mesh, stack(arch, [zero_adapter(arch)]))
-        (rows,) = pack_prompts(prompts, length)
-        size = mesh_lib.round_up(min(batch_rows, 1 << (len(rows) - 1).bit_length()), mesh.shape["fsdp"])
-        for batch in rows.batches(size):
-            names = ("tokens", "segments", "positions")
-            arrays = {name: mesh_lib.place(mesh, getattr(batch, name), ("rows", None)) for name in names}
-            done = _forward_only(arch, mesh, model.state, placed, arrays)
+        arch = model.architecture
+        adapters = stack(arch, [zero_adapter(arch)])
+        packed = Prompts(
+            arch, model.state, adapters, prompts, model.mesh,
+            pool=pool, row_length=row_length(prompts), batch_rows=batch_rows,
+        )  # fmt: skip
+        for rows in packed.batches():
+            done = _bare(packed.made, *packed.arguments, rows, packed.lead)
         jax.block_until_ready(done)
 
 
@@ -86,7 +78,7 @@ def overhead(
       Median seconds of both, and the share that the comparison adds (median, lowest and highest over rounds).
     """
     runs = {
-        "forward": lambda: forward_only(models, prompts, batch_rows),
+        "forward": lambda: forward_only(models, prompts, batch_rows, pool),
         "together": lambda: together(models, prompts, batch_rows, pool),
     }
     for run in runs.values():
@@ -128,7 +120,7 @@ def measure(work: Workload, devices: Sequence[int] = (1,)) -> dict[str, Any]:
         if count < 1 or (not virtual and count > jax.device_count()):
             raise Refusal(2, f"devices={count}: there are {jax.device_count()}; give 1 to {jax.device_count()}")
     rows = []
-    for pool in POOLS:
+    for pool in _POOLED:
         for count in devices:
             row = _in_a_process(work, pool, count) if virtual else one(work, pool, count)
             first = next((other for other in rows if other["pool"] == pool), row)

@@ -99,8 +99,9 @@ def _contract(blocks: jax.Array) -> jax.Array:
         part //= 2
 
     def step(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        rows = lax.dynamic_slice_in_dim(blocks, start, part, 1)
-        return total + jnp.einsum("sij,tij->st", rows, rows, precision=gram.EXACT), None
+        # With entries first the CPU's product needs no transposed copy of its own making.
+        entries = lax.dynamic_slice_in_dim(blocks, start, part, 1).reshape(states, -1).T
+        return total + jnp.einsum("ks,kt->st", entries, entries, precision=gram.EXACT), None
 
     return lax.scan(step, jnp.zeros((states, states), jnp.float32), jnp.arange(0, rows, part))[0]
 
@@ -187,7 +188,11 @@ def sums(states: jax.Array, valid: jax.Array, *, tile: int, mesh: Mesh | None) -
     """
     n = states.shape[-2]
     states = states.reshape(-1, *states.shape[-2:])
-    kept = valid & jnp.isfinite(states).all((0, 2))
+
+    def finite(kept: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
+        return kept & jnp.isfinite(lax.dynamic_index_in_dim(states, s, keepdims=False)).all(1), None
+
+    kept = lax.scan(finite, jnp.asarray(valid), jnp.arange(states.shape[0]))[0]
     if mesh and n % mesh.size:  # the rows are spread anew, which costs a copy
         states = jnp.pad(states, ((0, 0), (0, -n % mesh.size), (0, 0)))
         kept = jnp.pad(kept, (0, -n % mesh.size))

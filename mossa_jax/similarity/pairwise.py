@@ -29,7 +29,8 @@ OWN_STRIPS = 4
 class PairSums(NamedTuple):
     """`off` [3, *] parts of the HSIC of (x, y), (x, x), (y, y): off-diagonal by Gram tiles, whole by features.
 
-    `r`, `s` [n] squared row norms; `mean_square`, `exponent` [2] as in `gram.Centred`; `finite` [] bool.
+    `r`, `s` [n] squared row norms, followed by zeros; `mean_square`, `exponent` [2] as in `gram.Centred`; `finite` []
+    bool.
     """
 
     off: jax.Array
@@ -68,19 +69,19 @@ def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None)
         return gram.centre(jnp.pad(a, ((0, kept.shape[0] - n), (0, columns)))[None], kept)
 
     a, b = centred(x), centred(y)
+    x0, y0 = a.rows[0], b.rows[0]
     if use_gram:
         rows = jnp.concatenate([a.rows, b.rows])
         tiles = jnp.asarray(gram.tile_pairs(kept.shape[0] // tile, 1))
-        off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)[:, :n]
+        off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)
     else:
-        x0, y0 = a.rows[0], b.rows[0]
         parts = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
         longest = max(p.shape[0] for p in parts)
         off = jnp.stack([jnp.pad(p, (0, longest - p.shape[0])) for p in parts])
     result = PairSums(
         off=off,
-        r=jnp.square(a.rows[0]).sum(1)[:n],
-        s=jnp.square(b.rows[0]).sum(1)[:n],
+        r=jnp.square(x0).sum(1),
+        s=jnp.square(y0).sum(1),
         mean_square=jnp.concatenate([a.mean_square, b.mean_square]),
         exponent=jnp.concatenate([a.exponent, b.exponent]),
         finite=jnp.isfinite(x).all() & jnp.isfinite(y).all(),

@@ -37,7 +37,7 @@ def stream_similarities(
       arch, base, adapters, prompts, mesh: as of `states.keep_states`.
       pairs: (a, b) indices of models.
       fast: as in `moments.start`.
-      packing: `pool` (one of `states.POOLS`), `row_length` and the others of `states.keep_states`.
+      packing: `pool` (`last`, `mean` or `all`), `row_length` and the others of `states.keep_states`.
 
     Returns:
       The similarities; without intervals, p-values and their kind, which need the rows.

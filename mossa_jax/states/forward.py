@@ -26,7 +26,7 @@ from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
 from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 
-POOLS = ("last", "mean", "all")
+POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
 _LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
 _REACHES = (64, 128, 256, 384, 512, 768)  # and their longest own prompts to one of these
 
@@ -52,7 +52,7 @@ class Pass:
 
     Attributes:
       arch: of the base.
-      pool: one of `POOLS`.
+      pool: one of `POOLS`, or `all`.
       lead: columns for the ids that all prompts share, 0 for none.
       reach: no prompt has more ids of its own; 0: not known.
       first: the first block that any adapter changes, at most the last one.

@@ -140,8 +140,8 @@ def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
     """There it is the small difference of large sums: what rounding leaves is known, and said."""
     rng = np.random.default_rng(0)
     seen = set()
-    for n in (4, 16, 64, 256):
-        for width in (32, 256, 2048):
+    for n in (4, 64):
+        for width in (32, 2048):
             states = rng.normal(size=(3, n, width)).astype(np.float32)
             states[1] += states[0]
             found = moments.finish(stream(begin(states.mean(1)), states))

@@ -1,11 +1,6 @@
-"""Rows sharded over eight devices give what one device gives."""
+"""Rows sharded over eight devices give what one device gives, and sums are spread."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tiny_programs import on_eight_devices
 
 PROGRAM = """
 import jax, numpy as np
@@ -34,13 +29,39 @@ print("equal")
 
 
 def test_eight_devices_equal_one():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env={**os.environ, **flags, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and done.stdout.endswith("equal\n"), done.stderr[-2000:]
+    assert on_eight_devices(PROGRAM).endswith("equal\n")
+
+
+MOMENTS = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mossa_jax.similarity import moments
+from traps import PAIRS, benign, expected
+
+mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+layers = np.stack([benign(n=256, d=256, seed=k) + 20 for k in range(2)])
+layers[1, 2, 5, 0] = np.nan
+state = jax.jit(jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh)))(layers[:, :, :5].mean(2))
+
+@jax.jit
+def forward(state, x):
+    return jax.lax.scan(lambda _, at: (None, moments.update(*at, jnp.ones(64, bool))), None, (state, x))[1]
+
+for first in range(0, 256, 64):
+    x = jax.device_put(layers[:, :, first : first + 64], NamedSharding(mesh, P(None, None, "fsdp")))
+    state = forward(state, x)
+for sums in (state.sums, state.carry):
+    for leaf in (sums.own, sums.cross):
+        assert leaf.addressable_shards[0].data.size == leaf.size // 4, leaf.sharding
+found = moments.finish(state)
+assert (found.n, found.dropped) == (255, 1)
+for k, states in enumerate((layers[0], np.delete(layers[1], 5, 1))):
+    exact = expected(states)
+    assert np.abs(found.value[:, k] - [exact[pair] for pair in PAIRS]).max() < 1e-6
+print("spread")
+"""
+
+
+def test_sums_of_a_stream_are_spread():
+    assert on_eight_devices(MOMENTS).endswith("spread\n")

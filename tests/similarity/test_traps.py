@@ -111,8 +111,7 @@ for engine, run in ENGINES.items():
         assert list(run(*spread(states)).undefined[0]) == said, (engine, name)
     states = benign()
     states[0, 7, 3] = np.nan
-    placed, valid = spread(states)
-    found = run(placed, valid)
+    found = run(*spread(states))
     assert (found.n, found.dropped) == (39, 1), engine
     exact = expected(np.delete(states, 7, 1))
     assert np.abs(found.value - [exact[pair] for pair in PAIRS]).max() < 1e-6, engine
@@ -120,5 +119,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_on_eight_devices():
+    """The same table; what the quick tests show there is in test_sharded and test_matrix."""
     assert on_eight_devices(EIGHT).endswith("right\n")
