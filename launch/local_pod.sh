@@ -38,7 +38,7 @@ parse() {
     esac
     shift
   done
-  [ -n "$count" ] && [ "${#command[@]}" -gt 0 ] || die "usage: local_pod.sh N [--devices=D] ... -- COMMAND..."
+  if [ -z "$count" ] || [ "${#command[@]}" -eq 0 ]; then die "usage: local_pod.sh N [--devices=D] ... -- COMMAND..."; fi
   check_count N "$count"
   check_count --devices "$devices"
   check_count --retry "$retry"

@@ -40,7 +40,7 @@ start() {
     shift
     ;;
   esac
-  [ "${1-}" = -- ] && [ $# -gt 1 ] || die "usage: on_worker.sh start [--flags=NAME] -- COMMAND..."
+  if [ "${1-}" != -- ] || [ $# -lt 2 ]; then die "usage: on_worker.sh start [--flags=NAME] -- COMMAND..."; fi
   shift
   if alive; then die "a run is going here (pid $(<"$state/pid")); stop it, or follow it"; fi
   mkdir -p "$state"

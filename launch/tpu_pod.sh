@@ -170,7 +170,7 @@ collect() {
 }
 
 # What is left behind, for a human.
-# shellcheck disable=SC2329  # called by trap
+# shellcheck disable=SC2317,SC2329  # called by trap
 last_words() {
   rm -rf "$scratch"
   if [ -n "$held" ] && [ -z "$dry_run" ]; then
