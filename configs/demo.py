@@ -20,6 +20,7 @@ def get_config() -> Config:
             control=Schedule(epochs=2, max_steps=160, batch_rows=2, learning_rate=5e-3),
             experimental=Schedule(epochs=1.3, max_steps=600, batch_rows=8, learning_rate=5e-3),
             warmup=0.05,
+            reproducible=True,
             checkpoint_every=100,
             score_prompts=64,
             score_tokens=8,

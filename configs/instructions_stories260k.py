@@ -28,6 +28,7 @@ def get_config() -> Config:
             control=Schedule(epochs=1, max_steps=150, batch_rows=2, learning_rate=2e-3),
             experimental=Schedule(epochs=1, max_steps=400, batch_rows=16, learning_rate=2e-3),
             warmup=0.05,
+            reproducible=True,
             checkpoint_every=50,
             log_every=10,
             score_prompts=32,

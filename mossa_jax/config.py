@@ -148,6 +148,10 @@ class Tuning:
     remat: str = "auto"
     """Recompute the inside of blocks in the backward pass, a third more work for far less memory: `on` (or True),
     `off` (or False), or `auto`: only where the compiled step does not fit the device without."""
+    reproducible: bool = False
+    """Models and rows go one by one, each whole on one device, and are added up in one order: the same adapters to the
+    bit on any number of devices and processes of one kind. Every device holds the whole base while it trains; `parts`
+    and the mesh's tensor axis save nothing."""
     skips: int = 3
     """Updates in a row that a model may skip, its loss or gradient not being finite, before the run stops."""
     checkpoint_every: int = 200
@@ -322,5 +326,10 @@ def check(config: Config) -> None:
         require(schedule.optimizer in OPTIMIZERS, f"tuning.{kind}.optimizer", f"must be one of {', '.join(OPTIMIZERS)}")
         full = schedule.method == "full"
         require(full or schedule.optimizer == "adamw", f"tuning.{kind}.optimizer", "adapters are tuned by adamw alone")
+        require(
+            not (full and tuning.reproducible),
+            "tuning.reproducible",
+            f"adapters alone can be, tuning.{kind}.method is 'full'",
+        )
         lowest = f"must be 0, since tuning.{kind}.method='full' tunes every block"
         require(not full or tuning.first_layer == 0, "tuning.first_layer", lowest)

@@ -255,13 +255,14 @@ class _Run:
     def _compile(self, kind: _Kind, arguments: tuple) -> Callable:
         """The step for batches of one kind, with recomputation where the configuration or the memory asks for it."""
         parts, label = math.gcd(self.schedule.parts, kind.size), f"{self.label}, rows of {kind.length}"
-        body = population.attention_body(self.mesh, jax.tree.leaves(arguments[0])[0].dtype, kind.lead)
-        population.check_rows(label, kind.size, parts, self.mesh, body)
+        if not self.tuning.reproducible:  # there rows go one by one
+            body = population.attention_body(self.mesh, jax.tree.leaves(arguments[0])[0].dtype, kind.lead)
+            population.check_rows(label, kind.size, parts, self.mesh, body)
         return compile_step(
             label,
             self.tuning.remat,
             lambda remat: population.make_step(
-                self.arch, self.optimizer, self.mesh, remat, parts, kind.lead, kind.reach
+                self.arch, self.optimizer, self.mesh, remat, parts, kind.lead, kind.reach, self.tuning.reproducible
             ),
             arguments,
             self.mesh.local_devices[0],

@@ -125,6 +125,7 @@ def make_step(
     parts: int = 1,
     lead: int = 0,
     reach: int = 0,
+    reproducible: bool = False,
 ) -> Callable:
     """The jitted step `(base, scale, total, state, batch, active) -> (state, metrics)`.
 
@@ -143,15 +144,32 @@ def make_step(
         gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
       lead: columns at the head of rows that may hold ids which all their examples share.
       reach: no example has more ids of its own than this; 0: not known.
+      reproducible: models and rows go one by one, each on one device, and a model's rows are added up in their order:
+        the same bits on any number of devices. The base is whole on every device, attention is `xla`, `parts` are not
+        used, and devices on the `tensor` axis repeat each other.
     """
 
     def gradients_of(model, scale, adapter, rows):
+        spread = None if reproducible else mesh
+
         def loss(adapter):
-            return answer_loss(model, arch, join(adapter, scale), rows, remat, mesh, lead=lead, reach=reach)
+            return answer_loss(model, arch, join(adapter, scale), rows, remat, spread, lead=lead, reach=reach)
 
         return jax.value_and_grad(loss, has_aux=True)(adapter)
 
-    def summed(model, scale, adapter, rows):
+    def in_order(model, scale, adapter, rows, spread):
+        """The sum over rows, of which this device has some where they are `spread`, from the first to the last."""
+        each = jax.lax.map(
+            lambda row: gradients_of(model, scale, adapter, jax.tree.map(lambda leaf: leaf[None], row)), rows
+        )
+        if spread:
+            each = jax.lax.all_gather(each, mesh_lib.RULES["rows"], tiled=True)
+        first, rest = jax.tree.map(lambda leaf: leaf[0], each), jax.tree.map(lambda leaf: leaf[1:], each)
+        return jax.lax.scan(lambda total, row: (jax.tree.map(jnp.add, total, row), None), first, rest)[0]
+
+    def summed(model, scale, adapter, rows, spread):
+        if reproducible:
+            return in_order(model, scale, adapter, rows, spread)
         if parts == 1:
             return gradients_of(model, scale, adapter, rows)
 
@@ -165,8 +183,8 @@ def make_step(
         first = gradients_of(model, scale, adapter, part(0))
         return jax.lax.scan(add, first, jnp.arange(1, parts))[0]
 
-    def one(base, adapter, moments, guards, step, scale, total, rows, active):
-        (nats, count), gradients = summed(merge(arch, base), scale, adapter, rows)
+    def one(base, adapter, moments, guards, step, scale, total, rows, active, spread=False):
+        (nats, count), gradients = summed(merge(arch, base), scale, adapter, rows, spread)
         count = jnp.maximum(count, 1)
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
         new_adapter, new_moments = optimizer.update(gradients, moments, adapter, step, total)
@@ -186,8 +204,20 @@ def make_step(
             metrics,
         )
 
+    def one_by_one(base, *models):
+        """`one` of every model by itself, on the devices that have it and its rows."""
+        batch = models[-2]
+        over, (_, rows, *_) = P(mesh_lib.RULES["adapter"]), jax.tree.leaves(batch)[0].shape
+        spread = rows % mesh.shape[mesh_lib.RULES["rows"]] == 0
+        by_row = P(mesh_lib.RULES["adapter"], mesh_lib.RULES["rows"]) if spread else over
+        return jax.shard_map(
+            lambda base, *models: jax.lax.map(lambda own: one(base, *own, spread=spread), models),
+            mesh=mesh, in_specs=(P(), *[over] * 6, by_row, over), out_specs=over, check_vma=False,
+        )(base, *models)  # fmt: skip
+
     def step(base, scale, total, state, batch, active):
         stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
+        stacked = one_by_one if reproducible else stacked
         adapters, moments, guards, count, metrics = stacked(
             base, state["adapters"], state["moments"], state["guards"], state["step"], scale, total, batch, active
         )
