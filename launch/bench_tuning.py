@@ -1,9 +1,12 @@
 """Measures tuning against PEFT on torch, side by side on this machine's CPU.
 
-python -m launch.bench_tuning [--tasks=FOLDER] [--base=MODEL] [--repeats=5] [--out=FILE.json]
+python -m launch.bench_tuning [--tasks=FOLDER] [--base=MODEL] [--repeats=5] [--out=FILE.json] [--cpu_devices=N]
+
+By default our side has a device for each core, torch a thread for each.
 """
 
 import json
+import os
 import pathlib
 
 from absl import flags
@@ -16,6 +19,8 @@ TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as of suite 'folder
 BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 19 million random parameters.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+flags.FLAGS.set_default("cpu_devices", os.cpu_count() or 1)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mossa_jax import mesh as mesh_lib
+from mossa_jax.config import Mesh as MeshSizes
 from mossa_jax.config import Schedule, Tasks, Tuning
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.load import Model, load_model
@@ -135,6 +136,7 @@ def measure(work: Workload, tasks: str | None = None, base: str | None = None) -
         "remat": work.tuning.remat,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "devices": jax.device_count(),
         "load": round(load, 1),
         "machine": platform.processor() or platform.machine(),
         "device": jax.devices()[0].device_kind,
@@ -146,8 +148,9 @@ def table(record: dict[str, Any]) -> str:
     """The record as a plain text table."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
-        f"tuning, float32, LoRA on {', '.join(record['targets'])}; {record['cores']} cores, load "
-        f"{record['load']} before, {record['device']}; {versions}; median of {record['repeats']}",
+        f"tuning, float32, LoRA on {', '.join(record['targets'])}; {record['cores']} cores, {record['device']}: ours on "
+        f"{record['devices']} devices, torch on {record['threads']} threads; load {record['load']} before; {versions}; "
+        f"median of {record['repeats']}",
         f"dense: every position a label, {record['dense']} a step; tasks: answer tokens, packed rows "
         f"{record['packed']} against batches of {record['examples_per_batch']} padded examples",
         f"{'':44}{'ours, tokens/s':>16}{'PEFT':>12}{'ratio':>8}{'':15}{'positions':>22}{'loss':>18}",
@@ -312,8 +315,10 @@ def _padded(examples: list[Encoded]) -> dict[str, Any]:
 
 
 def _compare(work: Workload, name: str, folder: str, part: _Part, scratch: str) -> dict[str, Any]:
-    """One row of the record."""
-    model = load_model(folder)
+    """One row of the record; several models are spread over all devices."""
+    count = len(part.examples)
+    spread = MeshSizes(-1, 1, 1) if count % jax.device_count() == 0 else None
+    model = load_model(folder, mesh=spread and mesh_lib.make_mesh(spread))
     starts = [
         adapters_lib.initial_adapter(
             model.architecture, work.tuning.targets, work.tuning.rank, work.tuning.alpha, 0, (number,)

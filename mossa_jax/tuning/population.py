@@ -2,7 +2,7 @@
 
 Loss, gradient, clipping, moments, schedule and guards are all inside the `vmap`: nothing couples one adapter to
 another, so a stacked model equals the same model trained alone, whatever its neighbours do. The base is closed over
-and stays one GEMM.
+and stays one GEMM. On CPUs a loop over each device's own models stands in the place of the `vmap`.
 """
 
 from __future__ import annotations
@@ -149,11 +149,14 @@ def make_step(
         used, and devices on the `tensor` axis repeat each other.
     """
 
+    # On a CPU larger products gain nothing, and the states of several models leave the cache (BUILD_NOTES.md).
+    alone = reproducible or (mesh.devices.flat[0].platform == "cpu" and mesh.shape["adapter"] == mesh.size)
+
     def gradients_of(model, scale, adapter, rows):
-        spread = None if reproducible else mesh
+        around = None if alone else mesh
 
         def loss(adapter):
-            return answer_loss(model, arch, join(adapter, scale), rows, remat, spread, lead=lead, reach=reach)
+            return answer_loss(model, arch, join(adapter, scale), rows, remat, around, lead=lead, reach=reach)
 
         return jax.value_and_grad(loss, has_aux=True)(adapter)
 
@@ -208,7 +211,7 @@ def make_step(
         """`one` of every model by itself, on the devices that have it and its rows."""
         batch = models[-2]
         over, (_, rows, *_) = P(mesh_lib.RULES["adapter"]), jax.tree.leaves(batch)[0].shape
-        spread = rows % mesh.shape[mesh_lib.RULES["rows"]] == 0
+        spread = mesh.shape[mesh_lib.RULES["rows"]] > 1 and rows % mesh.shape[mesh_lib.RULES["rows"]] == 0
         by_row = P(mesh_lib.RULES["adapter"], mesh_lib.RULES["rows"]) if spread else over
         return jax.shard_map(
             lambda base, *models: jax.lax.map(lambda own: one(base, *own, spread=spread), models),
@@ -217,7 +220,7 @@ def make_step(
 
     def step(base, scale, total, state, batch, active):
         stacked = jax.vmap(one, in_axes=(None, 0, 0, 0, 0, 0, 0, 0, 0), spmd_axis_name="adapter")
-        stacked = one_by_one if reproducible else stacked
+        stacked = one_by_one if alone else stacked
         adapters, moments, guards, count, metrics = stacked(
             base, state["adapters"], state["moments"], state["guards"], state["step"], scale, total, batch, active
         )
