@@ -148,8 +148,8 @@ def table(record: dict[str, Any]) -> str:
     """The record as a plain text table."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
-        f"tuning, float32, LoRA on {', '.join(record['targets'])}; {record['cores']} cores, {record['device']}: ours on "
-        f"{record['devices']} devices, torch on {record['threads']} threads; load {record['load']} before; {versions}; "
+        f"tuning, float32, LoRA on {', '.join(record['targets'])}; {record['cores']} cores, {record['device']}: ours "
+        f"on {record['devices']} devices, torch on {record['threads']} threads; load {record['load']} before; {versions}; "
         f"median of {record['repeats']}",
         f"dense: every position a label, {record['dense']} a step; tasks: answer tokens, packed rows "
         f"{record['packed']} against batches of {record['examples_per_batch']} padded examples",
