@@ -149,8 +149,8 @@ def table(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
         f"tuning, float32, LoRA on {', '.join(record['targets'])}; {record['cores']} cores, {record['device']}: ours "
-        f"on {record['devices']} devices, torch on {record['threads']} threads; load {record['load']} before; {versions}; "
-        f"median of {record['repeats']}",
+        f"on {record['devices']} devices, torch on {record['threads']} threads; load {record['load']} before; "
+        f"{versions}; median of {record['repeats']}",
         f"dense: every position a label, {record['dense']} a step; tasks: answer tokens, packed rows "
         f"{record['packed']} against batches of {record['examples_per_batch']} padded examples",
         f"{'':44}{'ours, tokens/s':>16}{'PEFT':>12}{'ratio':>8}{'':15}{'positions':>22}{'loss':>18}",
