@@ -179,7 +179,7 @@ def describe(place: Place) -> str:
     """How many processes there are, and the devices of each, for the log."""
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) == 1:
-        each = f"{counts[0]} devices each"
+        each = "1 device each" if counts[0] == 1 else f"{counts[0]} devices each"
     else:
         each = "devices by process: " + ", ".join(f"{process}: {counts[process]}" for process in sorted(counts))
     return f"processes: {len(counts)} of {place.processes} are there, {each} ({jax.devices()[0].device_kind})"
