@@ -47,6 +47,7 @@ class Link:
         self.process = process
         self.host = host
         self.heard = time.monotonic()
+        self.unread: list[dict[str, Any]] = []  # what arrived together with a message that had to be acted on first
         self._rest = b""
 
     def __str__(self) -> str:
@@ -70,9 +71,10 @@ class Link:
         self.heard = time.monotonic()
         *lines, self._rest = (self._rest + data).split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
+            messages = [*self.unread, *(json.loads(line) for line in lines)]
         except ValueError:
             return None
+        self.unread = []
         return messages if all(isinstance(message, dict) for message in messages) else None
 
 

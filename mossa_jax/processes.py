@@ -284,12 +284,13 @@ def _come(place: Place, timeout: float, stop: Stop) -> list[Link]:
             link = None
             time.sleep(0.2)
             continue
-        for message in said:
+        for number, message in enumerate(said, 1):
             if "refused" in message:
                 raise Refusal(BAD_CONFIG, message["refused"])
             if "lost" in message:
                 raise Refusal(LOST_PEER, message["lost"])
             if "ready" in message:
+                link.unread = said[number:]
                 return [link]
         time.sleep(0.05)
 

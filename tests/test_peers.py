@@ -154,9 +154,7 @@ def test_alone_and_told():
 
 
 def test_a_host_with_tpus_is_known(tmp_path, monkeypatch):
-    for number, (vendor, device) in enumerate(
-        [("0x8086", "0x1237"), ("0x1ae0", "0x0042")]
-    ):
+    for number, (vendor, device) in enumerate([("0x8086", "0x1237"), ("0x1ae0", "0x0042")]):
         (tmp_path / f"{number}").mkdir()
         (tmp_path / f"{number}/vendor").write_text(f"{vendor}\n")
         (tmp_path / f"{number}/device").write_text(f"{device}\n")
