@@ -1,4 +1,4 @@
-"""Runs of four processes that lose one, hang, or are asked to stop: exit codes, and what the same command then makes."""
+"""Runs of four processes that lose one, hang, or are asked to stop: their exit codes, and what the same command makes."""
 
 import re
 import signal
@@ -24,8 +24,9 @@ class Pod:
         self.logs = logs
         logs.mkdir(parents=True)
         address, env = free_address(), cpu(root, 1) | {"TRACE": str(logs)} | variables
-        # All compile the same at the same time: what one has compiled the next pod finds.
+        # What one pod has compiled the next one finds.
         env |= {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
+        env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
         flags = [
             f"--config={config}",
             f"--workdir={workdir}",
