@@ -124,6 +124,7 @@ def _outcome(main: Callable[[], None]) -> tuple[int, str]:
         _start()
         main()
     except Refusal as refusal:
+        _await_verdict(refusal)
         return refusal.code, f"{'stopped' if refusal.code == STOPPED else 'error'}: {refusal}"
     except Exception as error:
         _await_verdict(error)

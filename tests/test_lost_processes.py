@@ -1,4 +1,4 @@
-"""Runs of four processes that lose one, hang, or are asked to stop: their exit codes, and what the same command makes."""
+"""Runs of four processes that lose one, hang, or are asked to stop: their exit codes, and what a new start makes."""
 
 import re
 import signal
