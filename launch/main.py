@@ -163,9 +163,9 @@ def _await_verdict(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _lost(why: str) -> None:
+def _lost(code: int, why: str) -> None:
     """The run cannot go on without another process; called in a thread, while the main one may hang in a collective."""
-    _leave(LOST_PEER, f"error: {why}; run the same command again to go on")
+    _leave(code, f"error: {why}" + ("; run the same command again to go on" if code == LOST_PEER else ""))
 
 
 def _silent(why: str) -> None:

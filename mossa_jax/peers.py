@@ -7,7 +7,7 @@ the time-out is one that is stopped or cut off. Process 0 tells the others what 
 
 Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (why not), `ready` (all are
 there), `alive`, `stop` (somebody asked the run to stop), `ends` (how a process ends: `code`, `why`), `over` (all have
-said so), `lost` (why the run ends).
+said so), `lost` (why the run ends, and with which `code`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import DONE, STOPPED
+from mossa_jax.rundir import DONE, LOST_PEER, STOPPED
 from mossa_jax.watchdog import unlimited
 
 BEAT = 1.0
@@ -81,7 +81,9 @@ class Link:
 class Peers:
     """The other processes of this run, watched by a thread of this one."""
 
-    def __init__(self, process: int, links: Sequence[Link], timeout: float, stop: Stop, lost: Callable[[str], None]):
+    def __init__(
+        self, process: int, links: Sequence[Link], timeout: float, stop: Stop, lost: Callable[[int, str], None]
+    ):
         """Starts to watch; process 0 tells the others that all are there.
 
         Args:
@@ -89,8 +91,8 @@ class Peers:
           links: process 0's connections to all others, another one's to process 0.
           timeout: seconds without a word after which a process counts as lost.
           stop: a request to any process is passed on to all.
-          lost: called once, in the watching thread, with the reason in words, when another process is lost or has
-            failed; has to end this process.
+          lost: called once, in the watching thread, with an exit code and the reason in words, when another process is
+            lost (7) or has failed (its code, so that all say the same); has to end this process.
         """
         self._process = process
         self._links = {link.process: link for link in links}
@@ -99,7 +101,7 @@ class Peers:
         self._lost = lost
         self._outbox: collections.deque[dict[str, Any]] = collections.deque()
         self._ends: dict[int, tuple[int, str, float]] = {}  # process -> exit code, why, when it was heard
-        self._why = ""  # the run is broken
+        self._why = LOST_PEER, ""  # why the run is broken
         self._broken = threading.Event()
         self._over = threading.Event()  # all have said how they end
         self._settled = threading.Event()  # either is known, and this process may end
@@ -165,14 +167,14 @@ class Peers:
             if self._broken.is_set() and self._process == 0:
                 self._let_go(selector)
         if self._broken.is_set() and self._process not in self._ends:
-            self._lost(self._why)
+            self._lost(*self._why)
         self._settled.set()
 
     def _listen(self, link: Link) -> None:
         said = link.receive()
         if said is None:
-            code, why, _ = self._ends.get(link.process, (None, "", 0))
-            self._break(f"{link} is lost: its connection closed" if code is None else _ended(link, code, why))
+            if not self._break_for(link.process):
+                self._break(LOST_PEER, f"{link} is lost: its connection closed")
             return
         for message in said:
             if self._process == 0 and "stop" in message:
@@ -197,29 +199,38 @@ class Peers:
         elif "over" in message:
             self._over.set()
         elif "lost" in message:
-            self._break(message["lost"])
+            self._break(message["code"], message["lost"])
 
     def _judge(self) -> None:
         """Who has been silent for too long; and, by process 0, whether those who end do so together."""
         now = time.monotonic()
         for link in self._links.values():
             if now - link.heard > self._timeout:
-                self._break(f"{link} is lost: not heard of for {self._timeout:g} s (--heartbeat_timeout)")
+                self._break(LOST_PEER, f"{link} is lost: not heard of for {self._timeout:g} s (--heartbeat_timeout)")
         if self._process != 0:
             return
         if len(self._ends) > len(self._links):
             self._spread({"over": len(self._ends)})
-        for process, (code, why, when) in self._ends.items():
-            if code not in (DONE, STOPPED) and now - when > _GRACE:
-                self._break(_ended(self._links.get(process, "process 0"), code, why))
+        for process, (_, _, when) in self._ends.items():
+            if now - when > _GRACE:
+                self._break_for(process)
 
-    def _break(self, why: str) -> None:
+    def _break_for(self, process: int) -> bool:
+        """Ends the run for all if this process said that it failed; whether it did."""
+        code, why, _ = self._ends.get(process, (DONE, "", 0))
+        if code in (DONE, STOPPED):
+            return False
+        who = self._links.get(process, "process 0")
+        self._break(code, f"{who} ended with exit code {code}" + (f" ({why})" if why else ""))
+        return True
+
+    def _break(self, code: int, why: str) -> None:
         """The run cannot go on. A process that is ending anyway does so with its own code."""
         if self._over.is_set() or self._broken.is_set():
             return
-        self._why = why
+        self._why = code, why
         if self._process == 0:
-            self._tell_all({"lost": why})
+            self._tell_all({"lost": why, "code": code})
         self._broken.set()
 
     def _let_go(self, selector: selectors.BaseSelector) -> None:
@@ -246,7 +257,3 @@ class Peers:
         library.signal.restype, library.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
         library.signal(signal.SIGABRT, ctypes.cast(hold, ctypes.c_void_p))
         self._hold = hold
-
-
-def _ended(who: Link | str, code: int, why: str) -> str:
-    return f"{who} ended with exit code {code}" + (f" ({why})" if why else "")

@@ -145,7 +145,7 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
 
 
 def join(
-    place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, lost: Callable[[str], None]
+    place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, lost: Callable[[int, str], None]
 ) -> Peers:
     """Waits until all processes are there, makes them one run of JAX, and watches them from then on.
 
@@ -209,7 +209,7 @@ def _gather(place: Place, timeout: float, stop: Stop) -> list[Link]:
             if missing and now > deadline:
                 refusal = f"processes: {words}, after {timeout:g} s (--start_timeout); start all, or wait longer"
                 for link in here.values():
-                    link.send({"lost": refusal})
+                    link.send({"lost": refusal, "code": LOST_PEER})
                 raise Refusal(LOST_PEER, refusal)
             if now > told + _TELL:
                 told = now
@@ -288,7 +288,7 @@ def _come(place: Place, timeout: float, stop: Stop) -> list[Link]:
             if "refused" in message:
                 raise Refusal(BAD_CONFIG, message["refused"])
             if "lost" in message:
-                raise Refusal(LOST_PEER, message["lost"])
+                raise Refusal(message["code"], message["lost"])
             if "ready" in message:
                 link.unread = said[number:]
                 return [link]

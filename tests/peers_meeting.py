@@ -16,7 +16,7 @@ from pathlib import Path
 from mossa_jax import peers as peers_lib
 from mossa_jax import processes
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import LOST_PEER, Refusal
+from mossa_jax.rundir import Refusal
 
 peers_lib._GRACE = 1.0
 folder = Path(sys.argv[2])
@@ -52,9 +52,9 @@ def work(said: Path, what: str, peers: peers_lib.Peers, stop: Stop) -> int:
 
 
 def process(scenario: dict, place: processes.Place, number: int, said: Path) -> int:
-    def lost(why: str) -> None:
+    def lost(code: int, why: str) -> None:
         said.write_text(why)
-        os._exit(LOST_PEER)
+        os._exit(code)
 
     stop = Stop()
     try:
