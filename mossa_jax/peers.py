@@ -26,6 +26,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import DONE, LOST_PEER, STOPPED
 from mossa_jax.watchdog import unlimited
@@ -128,7 +130,11 @@ class Peers:
         self.announce(code, why)
         with unlimited():
             self._settled.wait()
-        return self._over.is_set()
+        if not self._over.is_set():
+            return False
+        jax.distributed.shutdown()  # waits for all; a process that dies before it is there ends the others by SIGABRT
+        self._on_abort(signal.SIG_DFL)
+        return True
 
     def announce(self, code: int, why: str) -> None:
         """Says how this process ends, if it is just about to."""
@@ -253,7 +259,11 @@ class Peers:
                 time.sleep(2 * _LINGER)  # meanwhile the watching thread ends this process
             faulthandler.dump_traceback()
 
+        self._hold = hold  # the library keeps no reference
+        self._on_abort(ctypes.cast(hold, ctypes.c_void_p))
+
+    def _on_abort(self, handler: Any) -> None:
+        """Python's own handlers run too late for SIGABRT."""
         library = ctypes.CDLL(None)
         library.signal.restype, library.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
-        library.signal(signal.SIGABRT, ctypes.cast(hold, ctypes.c_void_p))
-        self._hold = hold
+        library.signal(signal.SIGABRT, handler)

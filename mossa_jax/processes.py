@@ -162,7 +162,8 @@ def join(
     with unlimited():
         links = meet(place, start_timeout, stop)
     peers = Peers(place.process, links, heartbeat_timeout, stop, lost)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `Stop`
+    with contextlib.suppress(AttributeError):
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from `Stop`
     jax.distributed.initialize(
         place.coordinator,
         place.processes,
