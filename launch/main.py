@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import logging
+import os
+import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -16,16 +20,30 @@ from ml_collections import config_flags
 
 from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
-from mossa_jax.mesh import start_processes
-from mossa_jax.progress import Stop
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, Refusal
+from mossa_jax.peers import Peers
+from mossa_jax.processes import check_platform, choose_platform, describe, find_place, join
+from mossa_jax.progress import Stop, log
+from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
+from mossa_jax.watchdog import Watchdog
 
-flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.")
+flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
 flags.DEFINE_integer("process", -1, "Index of this process, where the environment does not say it.")
 flags.DEFINE_integer(
-    "cpu_devices", 0, "Devices that a CPU counts as; one a core trains many small models fastest. 0: as JAX says."
-)
+    "cpu_devices", 0, "Devices that a CPU counts as: many small models train on as many cores. 0: as JAX says.",
+    lower_bound=0,
+)  # fmt: skip
+flags.DEFINE_float("start_timeout", 300, "Seconds to wait until all processes are there.", lower_bound=1)
+flags.DEFINE_float("heartbeat_timeout", 100, "Seconds without a word after which a process is lost.", lower_bound=3)
+flags.DEFINE_enum("platform", "", ["", "tpu", "gpu", "cpu"], "What to run on, and nothing else; empty: what JAX finds.")
+
+# What errors of JAX's runtime begin with that another process's end may have caused.
+_OF_THE_RUNTIME = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS): ")
+
+_LAST_WORDS = 5.0  # seconds that a process takes at most to say why it leaves
+
+_stop = Stop()
+_peers: list[Peers] = []  # one, where there are several processes
 
 
 def run(main: Callable[[], None]) -> None:
@@ -37,6 +55,8 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """The flags of the commands that work in a run folder: --config and --workdir."""
     config = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.")
     workdir = flags.DEFINE_string("workdir", None, "Run folder; the same command again goes on where it was left.")
+    text = "Longest time in seconds between two signs of life (a step, a batch, a file read); 0: any."
+    flags.DEFINE_float("step_timeout", 1800, text, lower_bound=0)
     flags.mark_flags_as_required(["config", "workdir"])
     return config, workdir
 
@@ -62,8 +82,8 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
-        with Stop().listening() as stop:
-            return stage(Bench(config, rundir, stop))
+        with _stop.listening():
+            return stage(Bench(config, rundir, _stop))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)
@@ -87,30 +107,92 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], None]) -> int:
+    """Runs `main` as one of the run's processes, and ends together with them."""
     _log_to_console()
+    seconds = flags.FLAGS.step_timeout if "step_timeout" in flags.FLAGS else 0
+    dog = Watchdog(seconds, _silent) if seconds else None
+    code, why = _outcome(main)
+    if why:
+        print(why, file=sys.stderr, flush=True)
+    for peers in _peers:
+        if not peers.end(code, _last_line(why)):
+            _leave(code)
+    if dog is not None:
+        dog.close()
+    return code
+
+
+def _outcome(main: Callable[[], None]) -> tuple[int, str]:
+    """Joins the other processes and runs `main`; the exit code, and what is to be said of it."""
     try:
-        if flags.FLAGS.cpu_devices:
-            jax.config.update("jax_num_cpu_devices", flags.FLAGS.cpu_devices)
-        start_processes(flags.FLAGS.processes, flags.FLAGS.coordinator, flags.FLAGS.process)
-        if jax.default_backend() == "cpu":
-            _keep_freed_memory()
+        _start()
         main()
     except Refusal as refusal:
-        print(f"{'stopped' if refusal.code == 75 else 'error'}: {refusal}", file=sys.stderr)
-        return refusal.code
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"error: no space left ({error}); free some and run the same command again", file=sys.stderr)
-            return DISK
-        if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
-            print(f"error: {error}; name another place", file=sys.stderr)
-            return BAD_CONFIG
-        traceback.print_exc()
-        return INTERNAL
-    except Exception:
-        traceback.print_exc()
-        return INTERNAL
-    return DONE
+        _await_verdict(refusal)
+        return refusal.code, f"{'stopped' if refusal.code == STOPPED else 'error'}: {refusal}"
+    except Exception as error:
+        _await_verdict(error)
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return DISK, f"error: no space left ({error}); free some and run the same command again"
+            if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+                return BAD_CONFIG, f"error: {error}; name another place"
+        return INTERNAL, traceback.format_exc().rstrip()
+    return DONE, ""
+
+
+def _start() -> None:
+    """Makes this process one of the run's, on the platform that was asked for."""
+    given = flags.FLAGS
+    choose_platform(given.platform)
+    if given.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", given.cpu_devices)
+    place = find_place(given.processes, given.coordinator, given.process, given.start_timeout)
+    if place is not None:
+        with _stop.listening():
+            _peers.append(join(place, given.start_timeout, given.heartbeat_timeout, _stop, _lost))
+    check_platform()
+    if place is not None:
+        log.info(describe(place))
+    if jax.default_backend() == "cpu":
+        _keep_freed_memory()
+
+
+def _await_verdict(error: BaseException) -> None:
+    """Where another process's end may be the cause of an error, waits until that is known."""
+    cause: BaseException | None = error
+    while _peers and cause is not None:
+        if _OF_THE_RUNTIME.match(str(cause)):
+            log.warning("%s; waiting to see whether a process is lost", _first_line(cause))
+            _peers[0].wait_for_verdict()
+            return
+        cause = cause.__cause__ or cause.__context__
+
+
+def _lost(code: int, why: str) -> None:
+    """The run cannot go on without another process; called in a thread, while the main one may hang in a collective."""
+    _leave(code, f"error: {why}" + ("; run the same command again to go on" if code == LOST_PEER else ""))
+
+
+def _silent(why: str) -> None:
+    """This process hangs: says where, on the terminal and in the run folder's log."""
+    for peers in _peers:
+        peers.announce(LOST_PEER, why)
+    for handler in log.handlers:
+        faulthandler.dump_traceback(handler.stream)
+    _leave(LOST_PEER, f"error: {why}; run the same command again to go on")
+
+
+def _leave(code: int, why: str = "") -> None:
+    """Ends the process whatever its other threads do, without JAX's own farewell, which waits for all processes."""
+    last = threading.Timer(_LAST_WORDS, os._exit, [code])  # a stream or its lock may hang as well
+    last.daemon = True
+    last.start()
+    if why:
+        log.error(why)
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(code)
 
 
 def _keep_freed_memory() -> None:
@@ -138,6 +220,10 @@ def _log_to_console() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.addHandler(handler)
+
+
+def _last_line(text: str) -> str:
+    return text.splitlines()[-1] if text else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import filelock
 
 from mossa_jax.rundir import new_folder
+from mossa_jax.watchdog import unlimited
 
 
 def cache_root() -> Path:
@@ -30,7 +31,10 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(str(folder.parent / f".{folder.name}.lock")):
+    lock = filelock.FileLock(str(folder.parent / f".{folder.name}.lock"))
+    with unlimited():
+        held = lock.acquire()
+    with held:
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)

@@ -19,6 +19,7 @@ import filelock
 from mossa_jax.cache import cache_root
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, DISK, NO_ACCESS, Refusal, digest, write_text
+from mossa_jax.watchdog import unlimited
 
 Result = TypeVar("Result")
 
@@ -104,7 +105,9 @@ def download(name: str, file: str, commit: str, content: str = "") -> Path:
     """
     lock = cache_root() / "hub" / f"{digest([name, file, commit])}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(str(lock)):
+    with unlimited():
+        held = filelock.FileLock(str(lock)).acquire()
+    with held:
         try:
             return retried(partial(_whole_file, name, file, commit, content))
         except Refusal:
@@ -117,14 +120,16 @@ def retried(request: Callable[[], Result]) -> Result:
     """What `request` returns, asked for again, with growing waits, while its errors are of the kind that passes."""
     for wait in WAITS:
         try:
-            return request()
+            with unlimited():
+                return request()
         except Exception as error:
             if not _may_pass(error):
                 raise
             wait = max(wait * random.uniform(0.5, 1.5), min(_asked_wait(error), _LONGEST_WAIT))
             log.info("%s; trying again in %.0f s", why(error), wait)
             time.sleep(wait)
-    return request()
+    with unlimited():
+        return request()
 
 
 def refusal(kind: str, name: str, error: Exception, instead: str, file: str = "") -> Refusal:

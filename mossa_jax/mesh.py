@@ -1,4 +1,4 @@
-"""Meshes, the one table from logical axes to mesh axes, and the set-up of processes.
+"""Meshes, and the one table from logical axes to mesh axes.
 
 All placement is by name: arrays say what their axes mean (`("layers", "embed", "heads")`), `RULES` says on which
 mesh axis each meaning lives. Auto axes: XLA's partitioner fills in the rest ("pjit" is `jax.jit` with
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from mossa_jax.config import Mesh as MeshConfig
 from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.watchdog import unlimited
 
 AXES = ("adapter", "fsdp", "tensor")
 
@@ -100,32 +101,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here; at once where there is one."""
+    """Returns when every process has come here, however long its own work takes; at once where there is one."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def start_processes(processes: int, coordinator: str, process: int) -> None:
-    """Joins the processes of a run; does nothing for a single one. Before any other use of jax.
-
-    Args:
-      processes: how many there are; 1 for this one alone, 0 to take what the cluster's own environment says
-        (Cloud TPU, GKE, Slurm, Open MPI).
-      coordinator: host:port of process 0, where the environment does not say it.
-      process: this one's index, where the environment does not say it; -1 otherwise.
-
-    Raises:
-      Refusal: 2 when the environment names no cluster and nothing was given.
-    """
-    if processes == 1:
-        return
-    try:
-        jax.distributed.initialize(
-            coordinator_address=coordinator or None,
-            num_processes=processes or None,
-            process_id=process if process >= 0 else None,
-        )
-    except ValueError as error:
-        raise Refusal(
-            BAD_CONFIG, f"--processes={processes}: {error}; give --coordinator and --process, or --processes=1"
-        ) from None
+        with unlimited():
+            multihost_utils.sync_global_devices(name)

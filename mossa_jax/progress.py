@@ -7,13 +7,14 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mossa_jax.rundir import STOPPED, Refusal
+from mossa_jax.watchdog import sign
 
 log = logging.getLogger("mossa_jax")
 
@@ -28,7 +29,8 @@ class Progress:
         self._start = time.monotonic()
 
     def line(self, done: int, text: str = "") -> None:
-        """Logs that `done` of the total units are finished."""
+        """Logs that `done` of the total units are finished; a sign of life."""
+        sign()
         seconds = time.monotonic() - self._start
         left = seconds / max(done - self._first, 1) * (self.total - done)
         figures = f", {text}" if text else ""
@@ -43,10 +45,16 @@ def clock(seconds: float) -> str:
 
 
 class Stop:
-    """Whether somebody asked this process to stop; long work asks between units and saves before it leaves."""
+    """Whether somebody asked this process to stop; long work asks between units and saves before it leaves.
+
+    Attributes:
+      asked: True once somebody did.
+      pass_on: called with every request made to this process, by a signal's handler; None for nothing.
+    """
 
     def __init__(self):
         self.asked = False
+        self.pass_on: Callable[[], None] | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -57,6 +65,8 @@ class Stop:
 
         def ask(number, frame):
             self.asked = True
+            if self.pass_on is not None:
+                self.pass_on()
             signal.signal(number, previous[number])
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -68,9 +78,14 @@ class Stop:
 
     def asked_anywhere(self) -> bool:
         """Whether any process of the run was asked; with several, all must come here at the same point."""
+        return self.asked_after(0.0)[0]
+
+    def asked_after(self, seconds: float) -> tuple[bool, float]:
+        """`asked_anywhere`, and the most seconds that any process gives."""
         if jax.process_count() == 1:
-            return self.asked
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.asked))))
+            return self.asked, seconds
+        found = multihost_utils.process_allgather(np.asarray([self.asked, seconds], np.float32))
+        return bool(found[:, 0].any()), float(found[:, 1].max())
 
     def leave(self) -> None:
         """Raises the refusal that ends the process with exit code 75."""

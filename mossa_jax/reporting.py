@@ -37,10 +37,12 @@ def report(bench: Bench) -> dict:
         raise Refusal(
             BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
+    bench.stop.leave_if_asked()
     table, data = pd.read_parquet(path), read_record(rundir)
     scores = _scores(bench)
     found = find(table, scores, seed=config.seed, draws=config.compare.draws) | {"template": data["template"]}
     parity = base_parity(bench)
+    bench.stop.leave_if_asked()
     if not rundir.writer:
         return found
     curves = training_curves(rundir)

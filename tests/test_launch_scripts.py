@@ -325,6 +325,16 @@ def test_started_again_on_7_and_75_only(root, tmp_path, codes, retry, wanted, st
     assert len([index for index, _ in started(tmp_path) if index == 0]) == starts
 
 
+def test_a_killed_process_is_a_lost_one(root, tmp_path):
+    text = """[ "$(grep -c "^$index " "$at/started")" = 1 ] || exit 0
+trap 'exit 7' TERM
+echo 1 >"$at/ready-$index"; [ $index = 0 ] || { until [ -s "$at/ready-0" ]; do sleep 0.05; done; kill -9 $$; }
+while :; do sleep 0.05; done"""
+    done = subprocess.run(pod(root, tmp_path, text, "--retry=1"), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and len(started(tmp_path)) == 4
+    assert "process 1 ended with 137" in done.stderr and "exit code 7: started again, 1 of 1" in done.stderr
+
+
 def test_a_failure_behind_a_stop_is_told(root, tmp_path):
     text = """trap 'exit 6' TERM
 echo 1 >"$at/ready-$index"; [ $index = 0 ] || { until [ -s "$at/ready-0" ]; do sleep 0.05; done; exit 75; }

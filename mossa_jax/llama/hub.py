@@ -11,6 +11,7 @@ from etils import epath
 from mossa_jax.hub import at, check_id, is_offline, refusal, why
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, Refusal
+from mossa_jax.watchdog import unlimited
 
 # How much of a model is wanted.
 _ALL, _TEXTS, _SETTINGS = "all", "texts", "settings"
@@ -180,9 +181,10 @@ def _fetch(name: str, revision: str | None, files: list[str]) -> epath.Path:
     from huggingface_hub import constants, snapshot_download
 
     try:
-        folder = epath.Path(
-            snapshot_download(name, revision=revision, allow_patterns=files, endpoint=constants.ENDPOINT)
-        )
+        with unlimited():
+            folder = epath.Path(
+                snapshot_download(name, revision=revision, allow_patterns=files, endpoint=constants.ENDPOINT)
+            )
     except Exception as error:
         raise _refusal(name, error) from None
     # Where the connection breaks, some versions of the library give back what there is.

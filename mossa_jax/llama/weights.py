@@ -21,6 +21,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.checkpoint import Checkpoint, Writer
 from mossa_jax.llama.model import abstract_state, logical_axes
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal, new_folder, write_bytes, write_json
+from mossa_jax.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."
 _PARTS = {
@@ -152,6 +153,7 @@ def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.
                 else:
                     checkpoint.read_into(out, tensors[0], index)
                 parts[key] = out
+                sign()
             return parts[key]
 
         shards = [

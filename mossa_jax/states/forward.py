@@ -25,6 +25,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
 from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
+from mossa_jax.watchdog import sign
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
 _LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
@@ -270,6 +271,7 @@ class Prompts:
             share = max(self._batch_rows * self._row_length // rows.tokens.shape[1], 1)
             size = mesh_lib.round_up(min(share, _power_of_two(len(rows))), self._mesh.shape["fsdp"])
             for batch in rows.batches(size):
+                sign()
                 yield {
                     field.name: mesh_lib.place(self._mesh, _widened(batch, field.name, width), ("rows", None))
                     for field in fields(batch)

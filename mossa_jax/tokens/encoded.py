@@ -15,6 +15,7 @@ from mossa_jax.config import Tokens
 from mossa_jax.rundir import BAD_INPUT, Refusal, digest
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
+from mossa_jax.watchdog import sign
 
 _FORMAT = 1  # of the files below; another number makes them anew
 _CHUNK = 1_000
@@ -156,6 +157,7 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
     rows = iter(rows)
     with (folder / _IDS).open("wb") as file:
         while chunk := list(islice(rows, _CHUNK)):
+            sign()
             prompts = tokenizer.prompts([row.inputs for row in chunk])
             answers = tokenizer.answers([row.targets for row in chunk])
             for row, prompt, answer in zip(chunk, prompts, answers, strict=True):

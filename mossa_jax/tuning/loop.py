@@ -25,6 +25,9 @@ from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import device_peak, step_flops
 from mossa_jax.tuning.memory import compile_step
 from mossa_jax.tuning.slots import plan_slots
+from mossa_jax.watchdog import sign
+
+_AGREE = 5.0  # seconds: about how often processes ask each other whether to stop
 
 Adapter = dict[str, dict[str, np.ndarray]]
 """One model's adapter on the host: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}."""
@@ -64,6 +67,7 @@ def train(
     checkpoint_every: int,
     log_every: int,
     stop: Stop,
+    alone: bool = False,
 ) -> Any:
     """Steps from the newest checkpoint to `total`; returns the last state, which is saved as well.
 
@@ -75,19 +79,28 @@ def train(
       report: (number of steps done, metrics) -> text for the progress line; called every `log_every` steps with
         the metrics of the step before, so that the device is never waited for; raises to stop the run.
       checkpoints, checkpoint_every, log_every: where and how often.
-      stop: asked after every step; on a request the state is saved first.
+      stop: on a request the state is saved first; asked after every step, and where several processes have to agree,
+        every `_AGREE` seconds or `log_every` steps, whatever comes first.
+      alone: only this process takes part, whatever the others do.
     """
     state, done = checkpoints.restore(state)
     progress = Progress(label, total, done)
     metrics, measured = None, done
+    together = jax.process_count() > 1 and not alone
+    began, asked_at, ask_at = time.monotonic(), done, done + 1  # the same steps on every process
     try:
         while done < total:
             state, new = step(state, done)
             done += 1
+            sign()
             if metrics is not None and (done % log_every == 0 or done == total):
                 progress.line(done, report(measured, metrics))
             metrics, measured = new, done
-            asked = stop.asked_anywhere() if done % log_every == 0 or jax.process_count() == 1 else False
+            asked = stop.asked and not together
+            if together and done == ask_at:
+                asked, slowest = stop.asked_after((time.monotonic() - began) / (done - asked_at))
+                began, asked_at = time.monotonic(), done
+                ask_at = done + max(1, min(log_every, int(_AGREE / max(slowest, 1e-3))))
             if asked or (done % checkpoint_every == 0 and done < total):
                 report(measured, metrics)  # nothing that is not finite is ever saved
                 checkpoints.save(done, state)

@@ -16,6 +16,7 @@ from mossa_jax.config import recompute
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, Refusal
 from mossa_jax.tuning.flops import device_memory
+from mossa_jax.watchdog import unlimited
 
 SHARE = 0.9
 """Share of a device's memory that a step may take; the rest is for what runs beside it, and for fragments."""
@@ -127,7 +128,8 @@ def compile_step(
 def _compiled(step: Any, arguments: tuple) -> tuple[jax.stages.Compiled | None, int]:
     """The program and its bytes on a device; None, with the compiler's figure, where it says there is no room."""
     try:
-        compiled = step.lower(*arguments).compile()
+        with unlimited():
+            compiled = step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if (found := compiler_bytes(error, bytes_on_device(arguments))) is None:
             raise

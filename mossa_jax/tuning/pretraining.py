@@ -25,7 +25,7 @@ from mossa_jax.llama.model import initial_state, merge
 from mossa_jax.llama.rope import Rope
 from mossa_jax.llama.weights import save_weights
 from mossa_jax.progress import Stop, log
-from mossa_jax.rundir import DISK, NOT_FINITE, Refusal, RunDir, digest
+from mossa_jax.rundir import DISK, NOT_FINITE, STOPPED, Refusal, RunDir, digest
 from mossa_jax.tokens.packing import batch_index, pack_text
 from mossa_jax.tokens.tokenizer import load_tokenizer
 from mossa_jax.tuning.checkpoints import Checkpoints
@@ -45,8 +45,13 @@ def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -
     key = digest([dataclasses.asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
     folder = epath.Path(cache_root() / f"miniature-{key}")
     if not folder.exists() and rundir.writer:
-        _pretrain(folder, documents, config, seed, rundir, stop)
+        try:
+            _pretrain(folder, documents, config, seed, rundir, stop)
+        except Refusal as refusal:
+            if refusal.code != STOPPED:  # else all processes leave together, below
+                raise
     mesh_lib.wait_for_all("pre-training")
+    stop.leave_if_asked()
     if not folder.exists():
         raise Refusal(DISK, f"{folder} is not there on this host; set MOSSA_CACHE to a folder that all hosts share")
     return folder
@@ -110,6 +115,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         checkpoint_every=max(config.steps // 5, 1),
         log_every=max(config.steps // 10, 1),
         stop=stop,
+        alone=True,
     )
     save_weights(folder, arch, state["parameters"], to_config(arch), epath.Path(TOKENIZER))
 

@@ -13,6 +13,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
+from mossa_jax.watchdog import sign
 
 _WIDTH_STEP = 32
 _ROWS_STEP = 16
@@ -42,6 +43,7 @@ def exact_match(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = mesh_lib.round_up(min(batch_rows, mesh_lib.round_up(len(prompts), _ROWS_STEP)), mesh.shape["fsdp"])
     for start in range(0, len(order), size):
+        sign()
         chosen = order[start : start + size]
         width = mesh_lib.round_up(max(len(prompts[i]) for i in chosen), _WIDTH_STEP)
         tokens = np.zeros((size, width), np.int32)
