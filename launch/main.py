@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
 from mossa_jax.mesh import start_processes
+from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, Refusal
 
@@ -38,6 +39,13 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return config, workdir
 
 
+def define_profile_flag() -> flags.FlagHolder:
+    """The flag --profile of the commands that tune."""
+    return flags.DEFINE_string(
+        "profile", "", "Trace so many steps (COUNT or FIRST:COUNT) of each tuning stage into WORKDIR/profile/."
+    )
+
+
 def checked(config: object) -> Config:
     """What --config gave, if it is a configuration.
 
@@ -50,8 +58,9 @@ def checked(config: object) -> Config:
     return config
 
 
-def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]) -> object:
+def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object], profile: str = "") -> object:
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
+    traced = Profile.parse(profile)
     rundir = open_run(checked(config), workdir)
     handler = None
     if rundir.writer:
@@ -60,7 +69,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
         with Stop().listening() as stop:
-            return stage(Bench(config, rundir, stop))
+            return stage(Bench(config, rundir, stop, traced))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)
