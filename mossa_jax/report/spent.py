@@ -49,11 +49,11 @@ def time_rows(times: pd.DataFrame | None) -> dict | None:
         "rows": rows,
         "device_hours": float(times["device_wall"].sum()) / 3600,
         "useful_hours": float(times["device_useful"].sum()) / 3600,
-        "outside": _text(times.attrs["outside"]),
+        "outside": _text(times.attrs["outside"], "0 s"),
     }
 
 
-def _text(seconds: float) -> str:
+def _text(seconds: float, nothing: str = "–") -> str:
     if seconds < _SHOWN:
-        return "–"
+        return nothing
     return f"{seconds:.1f} s" if seconds < 120 else clock(seconds)
