@@ -108,10 +108,12 @@ class Ledger:
         try:
             yield
         finally:
-            stage.close()
             _open.reset(before)
-            if outer:
-                outer.resume()
+            try:
+                stage.close()
+            finally:
+                if outer:
+                    outer.resume()
 
     def earlier(self, stage: str) -> list[dict[str, Any]]:
         """Records that earlier attempts left of a stage; asked by the one process that writes."""
