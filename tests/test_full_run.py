@@ -243,7 +243,7 @@ class AskingRunDir(RunDir):
     def append_metrics(self, record):
         super().append_metrics(record)
         models = list(dict.fromkeys(each["model"] for each in self.metrics() if each["model"] != "tuned"))
-        self.stop.asked |= len(models) == 2 and record["model"] == models[1] and record["step"] >= 2
+        self.stop.asked |= len(models) == 2 and record.get("model") == models[1] and record["step"] >= 2
 
 
 def test_stopped_in_the_middle_of_a_control_it_ends_like_a_run_that_was_not(full_controls, tmp_path, monkeypatch):
