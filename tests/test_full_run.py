@@ -242,7 +242,7 @@ class AskingRunDir(RunDir):
 
     def append_metrics(self, record):
         super().append_metrics(record)
-        models = list(dict.fromkeys(each["model"] for each in self.metrics() if each["model"] != "tuned"))
+        models = list(dict.fromkeys(each["model"] for each in self.metrics() if each.get("model", "tuned") != "tuned"))
         self.stop.asked |= len(models) == 2 and record.get("model") == models[1] and record["step"] >= 2
 
 
