@@ -263,7 +263,7 @@ class _Devices:
     def close(self) -> None:
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join(5)  # devices that hang are not waited for
+            self._thread.join(1)  # devices that hang are not waited for
             self._thread = None
 
     def _wait(self) -> None:
