@@ -22,6 +22,7 @@ from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
 from mossa_jax.peers import Peers
 from mossa_jax.processes import check_platform, choose_platform, describe, find_place, join
+from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop, log
 from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
 from mossa_jax.watchdog import Watchdog
@@ -61,6 +62,13 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return config, workdir
 
 
+def define_profile_flag() -> flags.FlagHolder:
+    """The flag --profile of the commands that tune."""
+    return flags.DEFINE_string(
+        "profile", "", "Trace so many steps (COUNT or FIRST:COUNT) of each tuning stage into WORKDIR/profile/."
+    )
+
+
 def checked(config: object) -> Config:
     """What --config gave, if it is a configuration.
 
@@ -73,8 +81,9 @@ def checked(config: object) -> Config:
     return config
 
 
-def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]) -> object:
+def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object], profile: str = "") -> object:
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
+    traced = Profile.parse(profile)
     rundir = open_run(checked(config), workdir)
     handler = None
     if rundir.writer:
@@ -83,7 +92,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
         with _stop.listening():
-            return stage(Bench(config, rundir, _stop))
+            return stage(Bench(config, rundir, _stop, traced))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)

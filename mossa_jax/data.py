@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.progress import Progress, log
 from mossa_jax.rundir import BAD_INPUT, Refusal, RunDir, write_json
@@ -26,12 +27,18 @@ def prepare(bench: Bench) -> dict[str, Any]:
     Raises:
       Refusal: 3 for bad or changed data, and what the sources raise.
     """
+    with bench.ledger.stage("data"):
+        return _prepare(bench)
+
+
+def _prepare(bench: Bench) -> dict[str, Any]:
     suite, tasks = bench.suite, {}
     if suite.missing:
         log.warning("no source has %s: the run goes on without them", ", ".join(suite.missing))
     progress = Progress("data", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):
-        splits = {split: bench.encoded(task, split) for split in ("train", "test")}
+        with goodput.useful("data", number - 1):
+            splits = {split: bench.encoded(task, split) for split in ("train", "test")}
         tasks[task.name] = {"source": task.source} | {
             split: {
                 "rows": len(found),

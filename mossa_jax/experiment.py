@@ -18,6 +18,7 @@ import jax
 import pandas as pd
 
 from mossa_jax import config as config_lib
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config, Schedule
 from mossa_jax.data import prepare
@@ -110,45 +111,55 @@ def tune(bench: Bench) -> None:
         raise Refusal(
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
-    _tune_experimental(bench)
-    _tune_controls(bench)
-    _score(bench)
+    names = bench.experimental_names
+    if not all(bench.tuned_folder(name).exists() for name in names):
+        with bench.ledger.stage("E"):
+            _tune_experimental(bench, names)
+    controls = _controls(bench)
+    if not all(bench.tuned_folder(name).exists() for name in controls):
+        with bench.ledger.stage("controls"):
+            _tune_controls(bench, controls)
+    if config.tuning.score_prompts:
+        with bench.ledger.stage("score"):
+            _score(bench)
 
 
-def _tune_experimental(bench: Bench) -> None:
+def _tune_experimental(bench: Bench, names: list[str]) -> None:
     """E on the mixture, by as many seeds as the configuration asks for."""
     config = bench.config
-    names = bench.experimental_names
-    if all(bench.tuned_folder(name).exists() for name in names):
-        return
-    encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
-    shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
-    chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
-    mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
-    cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
-    about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
-    member = _member(bench, TUNED, mixture, config.tuning.experimental)
+    with goodput.lost("input"):
+        encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
+        shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
+        chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
+        mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
+        cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
+        about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
+        member = _member(bench, TUNED, mixture, config.tuning.experimental)
     log.info("E learns from %d examples in %d packed rows", len(mixture), sum(len(rows) for rows in member.rows))
     members = [replace(member, name=name, seed=bench.seed(name)) for name in names]
     _tune(bench, "E", members, dict.fromkeys(names, about), lambda: bench.model)
 
 
-def _tune_controls(bench: Bench) -> None:
-    """A control model for each task; some by several seeds."""
+def _controls(bench: Bench) -> dict[str, Task]:
+    """Control models by name, one for each task, some by several seeds; and the task of each."""
     tuning = bench.config.tuning
     seeded = chosen_tasks(bench.suite, "config.tuning.seeded", tuning.seeded)
     of = {}
     for task in bench.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
         of |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
-    if all(bench.tuned_folder(name).exists() for name in of):
-        return
+    return of
+
+
+def _tune_controls(bench: Bench, controls: dict[str, Task]) -> None:
+    """The control models (name -> task)."""
     members, about = [], {}
-    for name, task in of.items():
-        encoded = bench.encoded(task, "train")
-        members.append(_member(bench, name, encoded.examples, tuning.control))
-        about[name] = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
-        about[name]["bad_rows"] = encoded.bad_rows
+    with goodput.lost("input"):
+        for name, task in controls.items():
+            encoded = bench.encoded(task, "train")
+            members.append(_member(bench, name, encoded.examples, bench.config.tuning.control))
+            about[name] = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
+            about[name]["bad_rows"] = encoded.bad_rows
     _tune(bench, "controls", members, about, lambda: bench.population_model)
 
 
@@ -225,7 +236,8 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
             f"{label} {name}", member, outline, bench.weights, bench.config.tuning, bench.schedule(name),
             bench.rundir, bench.stop,
         )  # fmt: skip
-        save_full(bench.tuned_folder(name), outline, parameters, {"base": bench.base, **facts[name]})
+        with goodput.lost("export"):
+            save_full(bench.tuned_folder(name), outline, parameters, {"base": bench.base, **facts[name]})
         del parameters
         mesh_lib.wait_for_all("export")
         if bench.rundir.writer:
@@ -236,13 +248,12 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
 def _score(bench: Bench) -> None:
     """Exact match of base, E and C_t on each task's test prompts."""
     tuning = bench.config.tuning
-    if not tuning.score_prompts:
-        return
     todo = [task for task in bench.suite.tasks if not bench.part("scores", task).exists()]
     progress = Progress("scores", len(bench.suite.tasks), len(bench.suite.tasks) - len(todo))
     for number, task in enumerate(todo, len(bench.suite.tasks) - len(todo) + 1):
         examples = task.examples("test", min(tuning.score_prompts, bench.config.tasks.max_test))
-        shares = exact_matches(bench, [None, TUNED, task.name], examples)
+        with goodput.useful("score", number - 1):
+            shares = exact_matches(bench, [None, TUNED, task.name], examples)
         rows = [
             {"model": model, "exact_match": float(share), "n": len(examples)}
             for model, share in zip(("base", TUNED, "control"), shares, strict=True)
@@ -259,8 +270,13 @@ def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
 
 def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
-    tasks, rundir = bench.suite.tasks, bench.rundir
     prepare(bench)
+    with bench.ledger.stage("compare"):
+        return _compare(bench)
+
+
+def _compare(bench: Bench) -> pd.DataFrame:
+    tasks, rundir = bench.suite.tasks, bench.rundir
     lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.tuned_folder(name).exists()]
     if lacking:
         raise Refusal(
@@ -271,7 +287,9 @@ def compare(bench: Bench) -> pd.DataFrame:
     progress = Progress("compare", len(tasks), len(tasks) - len(todo))
     how = _engine(bench, todo) if todo else ""
     for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
-        rows, text = _compare_task(bench, task, how)
+        with goodput.useful("compare", number - 1):
+            rows, text = _compare_task(bench, task, how)
+        goodput.running(())  # nothing is any more: similarities are on the host
         _write_part(bench, "cka", task, rows)
         progress.line(number, f"{task.name}: {text}")
         bench.stop.leave_if_asked()

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossa_jax import goodput
 from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import load_adapter, read_about
@@ -153,7 +154,8 @@ def _by_program(
     found = []
     if over_base:
         folders = [names[at] and bench.tuned_folder(names[at]) for at in over_base]
-        adapters = [load_adapter(folder, arch) if folder else {} for folder in folders]
+        with goodput.lost("load"):
+            adapters = [load_adapter(folder, arch) if folder else {} for folder in folders]
         if not any(adapters):
             adapters = [zero_adapter(arch) for _ in adapters]
         found.append((over_base, work(bench.model, stack(arch, adapters))))

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mossa_jax import goodput
 from mossa_jax.rundir import STOPPED, Refusal
 from mossa_jax.watchdog import sign
 
@@ -29,12 +30,13 @@ class Progress:
         self._start = time.monotonic()
 
     def line(self, done: int, text: str = "") -> None:
-        """Logs that `done` of the total units are finished; a sign of life."""
+        """Logs that `done` of the total units are finished, and records the open stage's time; a sign of life."""
         sign()
         seconds = time.monotonic() - self._start
         left = seconds / max(done - self._first, 1) * (self.total - done)
         figures = f", {text}" if text else ""
         log.info("%s %d/%d%s, %s left", self.label, done, self.total, figures, clock(left))
+        goodput.record()
 
 
 def clock(seconds: float) -> str:

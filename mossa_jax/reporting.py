@@ -7,6 +7,7 @@ import time
 
 import pandas as pd
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.data import read_record
 from mossa_jax.findings import find
@@ -31,6 +32,11 @@ def report(bench: Bench) -> dict:
     Raises:
       Refusal: 3 when there is no table of similarities yet.
     """
+    with bench.ledger.stage("report"), goodput.useful():
+        return _report(bench)
+
+
+def _report(bench: Bench) -> dict:
     config, rundir = bench.config, bench.rundir
     path = rundir / "results/cka.parquet"
     if not path.exists():
@@ -51,10 +57,11 @@ def report(bench: Bench) -> dict:
     write_json(rundir / "results/findings.json", found)
     figures = rundir / "figures"
     write_figures(table, found, scores, curves, figures)
+    goodput.record()  # what there is of this stage so far goes into its page
     write_page(
         rundir / "report.html", table, found, scores, curves, _task_table(bench, data), parity,
         _about(bench, table, data),
-        figures,
+        figures, goodput.times(rundir.metrics()),
     )  # fmt: skip
     log.info("report: %s", rundir / "report.html")
     return found
@@ -132,7 +139,7 @@ def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
 def _odd_steps(rundir: RunDir) -> list[str]:
     """What went wrong in training and was got over, by model."""
     counts: dict[tuple[str, str], int] = {}
-    for record in rundir.metrics():
+    for record in filter(lambda record: "model" in record, rundir.metrics()):
         for kind in ("skipped", "spikes"):
             counts[record["model"], kind] = max(counts.get((record["model"], kind), 0), record.get(kind, 0))
     words = {"skipped": "updates were skipped, loss or gradient not being finite", "spikes": "loss spikes"}

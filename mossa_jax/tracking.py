@@ -22,7 +22,7 @@ from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_CONFIG, Refusal, write_text
 
 Record = dict[str, Any]
-"""A line of metrics.jsonl: `model`, `step` and named figures."""
+"""A line of metrics.jsonl: `model` (or `stage`), `step` and named figures."""
 
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 _WAITING = 10_000  # records that may wait for a slow tracker
@@ -114,10 +114,16 @@ class _Mirror:
 
 
 def _figures(record: Record) -> Iterator[tuple[str, float]]:
-    """("loss/<model>", value) and the like; what has no value is left out."""
-    for name, value in record.items():
-        if name not in ("model", "step") and isinstance(value, int | float):
-            yield f"{name}/{record['model']}", float(value)
+    """("loss/<model>", value), ("useful/stage <stage>", value) and the like; what has no value is left out."""
+    lost = {f"lost {cause}": seconds for cause, seconds in record.get("lost", {}).items()}
+    for name, value in {**record, **lost}.items():
+        if name not in ("model", "step", "attempt", "time") and isinstance(value, int | float):
+            yield f"{name}/{_subject(record)}", float(value)
+
+
+def _subject(record: Record) -> str:
+    """Whose figures these are; a stage may be called as a model is."""
+    return record["model"] if "model" in record else f"stage {record['stage']}"
 
 
 def _tensorboard(folder: epath.Path, title: str, config: dict[str, Any]):
@@ -152,8 +158,8 @@ def _wandb(folder: epath.Path, title: str, config: dict[str, Any]):
     known = set()
 
     def write(record: Record) -> None:
-        # Every model counts its own steps, so theirs are an axis of each, and not the run's.
-        step = f"step/{record['model']}"
+        # Every model and stage counts its own steps, so theirs are an axis of each, and not the run's.
+        step = f"step/{_subject(record)}"
         figures = dict(_figures(record))
         for name in figures.keys() - known:
             run.define_metric(name, step_metric=step)

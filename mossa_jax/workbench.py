@@ -14,11 +14,13 @@ import pandas as pd
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import MINIATURE, Config, Schedule, Tokens
+from mossa_jax.goodput import Ledger
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.model import abstract_state, shareable
 from mossa_jax.llama.weights import shardings
+from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import RunDir, slug
 from mossa_jax.tasks import Suite, Task, load_suite
@@ -65,7 +67,13 @@ class Bench:
     config: Config
     rundir: RunDir
     stop: Stop
+    profile: Profile | None = None
     _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Of the time of this attempt at the run."""
+        return Ledger(self.rundir, self.profile)
 
     @cached_property
     def suite(self) -> Suite:
@@ -82,7 +90,8 @@ class Bench:
         """The base model's folder or hub id; the miniature one is pre-trained first."""
         if self.config.base != MINIATURE:
             return self.config.base
-        return str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
+        with self.ledger.stage("pretraining"):
+            return str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
 
     @cached_property
     def architecture(self) -> Architecture:

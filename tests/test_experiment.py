@@ -157,6 +157,7 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
     config, workdir = tiny_run
     before = stamps(workdir)
     rundir = experiment.open_run(config, str(workdir))
+    known = len(rundir.metrics())
     experiment.tune(experiment.Bench(config, rundir, Stop()))
     # A part that got lost is made again, alone.
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
@@ -166,8 +167,11 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
     after = stamps(workdir)
     changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
     assert changed - {".holder", ".lock", "environment.json"} == {
-        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv",
+        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv", "metrics.jsonl",
     }  # fmt: skip
+    new = rundir.metrics()[known:]  # nothing but where the time of doing it again went
+    assert {record["stage"] for record in new} == {"data", "compare"}
+    assert all(record["useful"] == 0 and set(record["lost"]) <= {"restart"} for record in new)
     pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted)
 
 

@@ -152,8 +152,11 @@ def test_what_it_leaves(which, request):
     kept = "controls" if which == "full_e" else "E"
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == [kept]
     assert not list(workdir.rglob("*.tmp"))
-    logged = {json.loads(line)["model"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
-    assert logged == {"tuned", *TASKS}
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {record["model"] for record in records if "model" in record} == {"tuned", *TASKS}
+    timed = {(record["stage"], record["label"]) for record in records if "stage" in record}
+    parts = {("controls", f"controls {task}") for task in TASKS} if which == "full_controls" else {("E", "E tuned")}
+    assert parts <= timed
 
 
 def test_scores_are_those_of_torch(full_controls, tiny):
@@ -240,8 +243,8 @@ class AskingRunDir(RunDir):
 
     def append_metrics(self, record):
         super().append_metrics(record)
-        models = list(dict.fromkeys(each["model"] for each in self.metrics() if each["model"] != "tuned"))
-        self.stop.asked |= len(models) == 2 and record["model"] == models[1] and record["step"] >= 2
+        models = list(dict.fromkeys(each["model"] for each in self.metrics() if each.get("model", "tuned") != "tuned"))
+        self.stop.asked |= len(models) == 2 and record.get("model") == models[1] and record["step"] >= 2
 
 
 def test_stopped_in_the_middle_of_a_control_it_ends_like_a_run_that_was_not(full_controls, tmp_path, monkeypatch):

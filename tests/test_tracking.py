@@ -19,6 +19,10 @@ RECORDS = [
     {"model": "tuned", "step": 2, "loss": 3.125},
     {"model": "tuned", "step": 7, "loss": 2.0},
 ]
+TIMES = {
+    "stage": "E", "attempt": 1.5, "time": 9.5, "label": "E", "step": 4, "devices": 1, "wall": 8.0, "useful": 6.5,
+    "lost": {"compile": 1.5},
+}  # fmt: skip
 
 FAKE = """
 import json, os
@@ -69,13 +73,18 @@ def test_tensorboard_reads_back_every_figure(tmp_path, caplog):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     rundir = run(tmp_path / "run", "tensorboard", records=RECORDS[:3])
     assert rundir.metrics() == RECORDS[:3] and not warnings(caplog)
-    run(tmp_path / "run", "tensorboard", records=RECORDS[3:])  # gone on with: one more file in the same place
+    # Gone on with: one more file in the same place.
+    run(tmp_path / "run", "tensorboard", records=[*RECORDS[3:], TIMES])
     found = reader.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     scalars = {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     assert scalars == {
         "loss/tuned": [(1, 4.25), (2, 3.125), (7, 2.0)],
         "loss/nli/rte 1": [(1, 3.5)],
         "skipped/nli/rte 1": [(1, 2), (2, 3)],
+        "devices/stage E": [(4, 1)],
+        "wall/stage E": [(4, 8.0)],
+        "useful/stage E": [(4, 6.5)],
+        "lost compile/stage E": [(4, 1.5)],
     }
 
 
@@ -83,7 +92,7 @@ def test_wandb_is_told_each_models_own_steps_and_the_same_run_again(tmp_path, fa
     fake_wandb()
     run(tmp_path / "run", "wandb", records=RECORDS[:3])
     run(tmp_path / "run", "wandb", records=RECORDS[3:])
-    run(tmp_path / "other", "wandb", records=[])
+    run(tmp_path / "other", "wandb", records=[TIMES])
     said = fake_wandb.said()
     first, second, third = (one for one in said if "project" in one)
     assert first["project"] == "mossa_jax" and first["name"] == "title" and first["resume"] == "allow"
@@ -95,7 +104,11 @@ def test_wandb_is_told_each_models_own_steps_and_the_same_run_again(tmp_path, fa
         {"step/nli/rte 1": 2, "skipped/nli/rte 1": 3},
         {"step/tuned": 2, "loss/tuned": 3.125},
         {"step/tuned": 7, "loss/tuned": 2.0},
-    ]
+        {
+            "step/stage E": 4, "devices/stage E": 1, "wall/stage E": 8.0, "useful/stage E": 6.5,
+            "lost compile/stage E": 1.5,
+        },
+    ]  # fmt: skip
     axes = [(one["metric"], one["step"]) for one in said[: said.index({"finished": True})] if "metric" in one]
     assert sorted(axes) == [
         ("loss/nli/rte 1", "step/nli/rte 1"), ("loss/tuned", "step/tuned"), ("skipped/nli/rte 1", "step/nli/rte 1"),

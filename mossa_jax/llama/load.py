@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.hub import locate
@@ -60,4 +61,6 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
     folder = locate(name, revision)
     architecture = read_architecture(folder)
     mesh = mesh_lib.single_device() if mesh is None else mesh
-    return Model(name, folder, architecture, load_weights(folder, architecture, mesh, jnp.dtype(dtype)), mesh)
+    with goodput.lost("load"):
+        weights = load_weights(folder, architecture, mesh, jnp.dtype(dtype))
+    return Model(name, folder, architecture, weights, mesh)

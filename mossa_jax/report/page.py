@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from mossa_jax.findings import plain, verdicts
 from mossa_jax.findings.curves import ESTIMATORS, EXPERIMENTALS, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.report import palette
+from mossa_jax.report.spent import time_rows
 from mossa_jax.rundir import Refusal
 
 FIGURES = {
@@ -129,6 +130,7 @@ def write_page(
     parity: pd.DataFrame | str,
     about: dict,
     figures_folder: Path,
+    times: pd.DataFrame | None = None,
 ) -> None:
     """Write the report page, whole or not at all.
 
@@ -143,6 +145,7 @@ def write_page(
         about: What the run was: strings and numbers shown as they are under their key; `dtype` is named beside the
             parity, `command` (string), `warnings` (list of strings) and `versions` (dict) have their own places.
         figures_folder: Where `write_figures` put the PNG files.
+        times: From `mossa_jax.goodput.times`.
 
     Raises:
         Refusal: Code 3, when a figure is missing.
@@ -168,6 +171,7 @@ def write_page(
         images={name: _embedded(Path(figures_folder) / f"{name}.png") for name in FIGURES},
         captions=FIGURES,
         parity=_parity_data(parity),
+        time=time_rows(times),
         rules=verdicts.RULES,
         score_names=palette.SCORE_NAMES,
         plotly=get_plotlyjs(),

@@ -7,6 +7,10 @@ SCORE_NAMES = {"base": "pre-trained", "tuned": "multi-task (E)", "control": "spe
 SCORE_COLOURS = {"base": PRETRAINED, "tuned": TUNED, "control": CONTROL}
 SECTION_COLOURS = {"shared": "#56B4E9", "transition": "#F0E442", "refinement": "#CC79A7"}
 UNDEFINED = "#b8b8b8"
+TIME_COLOURS = {
+    "useful": "#009E73", "restart": "#D55E00", "compile": "#0072B2", "load": "#56B4E9", "input": "#E69F00",
+    "checkpoint": "#CC79A7", "export": "#F0E442", "profile": "#5a4fa2", "other": "#9a9a9a",
+}  # fmt: skip
 
 
 def spoken(layer: str) -> str:

@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
 from mossa_jax.llama.architecture import read_config
@@ -99,8 +100,9 @@ def tune_full(
         if number == 0:
             state = begin(weights())
         kind, index = batches.at(number)
-        rows = member.rows[kind].take(index)
-        batch = {f.name: mesh_lib.place(model.mesh, getattr(rows, f.name), ("rows", None)) for f in fields(rows)}
+        with goodput.lost("input"):
+            rows = member.rows[kind].take(index)
+            batch = {f.name: mesh_lib.place(model.mesh, getattr(rows, f.name), ("rows", None)) for f in fields(rows)}
         arguments = state, batch, number, member.steps
         if kind not in updates:
             updates[kind] = compiled(kind, arguments)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama import adapters as adapters_lib
@@ -83,14 +84,17 @@ def train(
         every `_AGREE` seconds or `log_every` steps, whatever comes first.
       alone: only this process takes part, whatever the others do.
     """
-    state, done = checkpoints.restore(state)
+    with goodput.lost("checkpoint"):
+        state, done = checkpoints.restore(state)
     progress = Progress(label, total, done)
     metrics, measured = None, done
     together = jax.process_count() > 1 and not alone
     began, asked_at, ask_at = time.monotonic(), done, done + 1  # the same steps on every process
     try:
         while done < total:
-            state, new = step(state, done)
+            with goodput.useful(label, done), jax.profiler.StepTraceAnnotation("step", step_num=done):
+                state, new = step(state, done)
+            goodput.running(new)
             done += 1
             sign()
             if metrics is not None and (done % log_every == 0 or done == total):
@@ -103,14 +107,17 @@ def train(
                 ask_at = done + max(1, min(log_every, int(_AGREE / max(slowest, 1e-3))))
             if asked or (done % checkpoint_every == 0 and done < total):
                 report(measured, metrics)  # nothing that is not finite is ever saved
-                checkpoints.save(done, state)
+                with goodput.lost("checkpoint"):
+                    checkpoints.save(done, state)
             if asked:
                 stop.leave()
         if metrics is not None:
             report(measured, metrics)
-            checkpoints.save(done, state)
+            with goodput.lost("checkpoint"):
+                checkpoints.save(done, state)
     finally:
-        checkpoints.close()
+        with goodput.lost("checkpoint"):
+            checkpoints.close()
     return state
 
 
@@ -251,9 +258,10 @@ class _Run:
             if not active.any():
                 continue
             parts = [self.members[model].rows[which] if use else None for model, use in zip(here, active, strict=True)]
-            rows = kind.batch(parts, [index for _, index in chosen])
+            with goodput.lost("input"):
+                rows = kind.batch(parts, [index for _, index in chosen])
+                placed = population.place_batch(self.mesh, rows), mesh_lib.place(self.mesh, active, ("adapter",))
             self.tokens += int(active.sum()) * rows.tokens[0].size
-            placed = population.place_batch(self.mesh, rows), mesh_lib.place(self.mesh, active, ("adapter",))
             arguments = base, self.scale, self.total, state, *placed
             if self.steps[which] is None:
                 self.steps[which] = self._compile(kind, arguments)
@@ -306,7 +314,8 @@ class _Run:
             if not adapters_lib.is_finite(adapter):
                 name = self.members[model].name
                 raise Refusal(NOT_FINITE, f"adapter {name!r} has values that are not finite; it is not exported")
-            self.export(self.members[model], adapter)
+            with goodput.lost("export"):
+                self.export(self.members[model], adapter)
 
     def _log(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
         slot = self.timeline.slot[model]

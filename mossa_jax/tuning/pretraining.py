@@ -17,6 +17,7 @@ import optax
 import optax.contrib
 from etils import epath
 
+from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.cache import cache_root
 from mossa_jax.config import Pretraining
@@ -94,8 +95,9 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         return {"parameters": optax.apply_updates(state["parameters"], updates), "moments": moments}, summed / count
 
     def step(state, number):
-        batch = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
-        batch = {field.name: jnp.asarray(getattr(batch, field.name)) for field in fields(batch)}
+        with goodput.lost("input"):
+            batch = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
+            batch = {field.name: jnp.asarray(getattr(batch, field.name)) for field in fields(batch)}
         return update(state, batch)
 
     def report(done, loss):
@@ -117,7 +119,8 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         stop=stop,
         alone=True,
     )
-    save_weights(folder, arch, state["parameters"], to_config(arch), epath.Path(TOKENIZER))
+    with goodput.lost("export"):
+        save_weights(folder, arch, state["parameters"], to_config(arch), epath.Path(TOKENIZER))
 
 
 def _muon(config: Pretraining, parameters) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mossa_jax.findings import find
+from mossa_jax.goodput import times
 from mossa_jax.report import write_page
 from mossa_jax.report.page import FIGURES
 from mossa_jax.rundir import Refusal
@@ -40,6 +41,19 @@ def planted_parity(layers=6):
     return pd.DataFrame({"layer": names, "max_abs_difference": differences, "largest": 12.5})
 
 
+def planted_times():
+    """Two stages: 75 s useful of 100 on 8 devices in two attempts, and 1 h 10 min, all of it useful, on one."""
+    first = {"stage": "controls", "devices": 8, "label": "", "step": 3}
+    return times(
+        [
+            first | {"attempt": 0.0, "time": 60.0, "wall": 60.0, "useful": 45.0, "lost": {"compile": 15.0}},
+            first | {"attempt": 80.0, "time": 120.0, "wall": 40.0, "useful": 30.0, "lost": {"restart": 10.0}},
+            first | {"stage": "data", "devices": 1, "attempt": 80.0, "time": 4320.0, "wall": 4200.0, "useful": 4200.0}
+            | {"lost": {}},
+        ]
+    )  # fmt: skip
+
+
 def build(folder, **changes):
     names = HOSTILE + [f"task{i}_plain" for i in range(9)]
     table = planted_table(tasks=12, layers=6, held_out=2, breaks=(2, 4), names=names, **changes)
@@ -55,7 +69,9 @@ def build(folder, **changes):
         "layers": 6,
         "dtype": "bfloat16",
     }
-    write_page(folder / "report.html", table, found, scores, curves, tasks, planted_parity(), about, folder)
+    write_page(
+        folder / "report.html", table, found, scores, curves, tasks, planted_parity(), about, folder, planted_times()
+    )
     return table, found, folder / "report.html"
 
 
@@ -218,6 +234,29 @@ def test_parity_is_a_row_per_layer_with_the_worst_said(browser):
     assert "not checked" not in text
 
 
+def test_where_the_time_went_is_a_row_per_stage_with_a_bar_as_long(browser):
+    text = browser.execute_script("return document.getElementById('time').innerText")
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('#time tbody tr')].map((e) => [...e.children].map((c) => c.innerText))"
+    )
+    head = browser.execute_script("return [...document.querySelectorAll('#time thead th')].map((e) => e.innerText)")
+    assert head[2:] == ["Attempts", "Time", "useful", "goodput", "restart", "compile"]
+    assert rows == [
+        ["controls", "", "2", "100.0 s", "75.0 s", "75 %", "10.0 s", "15.0 s"],
+        ["data", "", "1", "1:10:00", "1:10:00", "100 %", "–", "–"],
+        ["all", "", "", "1:11:40", "1:11:15", "99 %", "10.0 s", "15.0 s"],
+    ]
+    assert "1.39 device-hours in all, 1.33 of them useful (99 % of the time)" in text
+    assert "Beside these 20.0 s in no stage" in text and "checkpoint" not in text
+    bars = browser.execute_script(
+        "return [...document.querySelectorAll('#time .bar')].map((e) => [e.getBoundingClientRect().width, "
+        "[...e.children].map((c) => c.getBoundingClientRect().width)])"
+    )
+    for (whole, parts), shares in zip(bars, [(75, 10, 15), (4200, 0, 0), (4275, 10, 15)], strict=True):
+        longest = sum(shares) if sum(shares) > 4200 else 4200
+        assert parts == pytest.approx([whole * share / longest for share in shares], abs=0.5) and whole > 100
+
+
 def test_nothing_is_offered_for_upload(browser):
     titles = browser.execute_script(
         "return [...document.querySelectorAll('.modebar-btn')].map((e) => e.dataset.title || e.ariaLabel || '')"
@@ -256,6 +295,7 @@ def test_page_with_nothing_defined_opens(browser, tmp_path):
     said = parity_section(browser)
     assert f"not checked: {HOSTILE[0]}." in said
     assert browser.execute_script("return document.querySelectorAll('#parity :is(table, img)').length") == 0
+    assert "Not recorded." in browser.execute_script("return document.getElementById('time').innerText")
 
 
 def test_a_parity_that_is_not_finite_is_the_worst(page, tmp_path):
