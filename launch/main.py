@@ -18,7 +18,7 @@ from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
 from mossa_jax.mesh import start_processes
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, Refusal
+from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LogFile, Refusal
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
@@ -55,8 +55,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
     rundir = open_run(checked(config), workdir)
     handler = None
     if rundir.writer:
-        handler = logging.FileHandler(str(rundir / "log.txt"))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler = LogFile(rundir / "log.txt")
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
         with Stop().listening() as stop:

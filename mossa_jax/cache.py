@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +9,7 @@ from pathlib import Path
 import filelock
 
 from mossa_jax.rundir import new_folder
-
-
-def cache_root() -> Path:
-    """$MOSSA_CACHE, or `~/.cache/mossa_jax`. What lies in it can be made again and may be deleted at any time."""
-    return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
+from mossa_jax.storage import cache_root
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:

@@ -119,7 +119,7 @@ def _tune_experimental(bench: Bench) -> None:
     """E on the mixture, by as many seeds as the configuration asks for."""
     config = bench.config
     names = bench.experimental_names
-    if all(bench.tuned_folder(name).exists() for name in names):
+    if all(bench.is_tuned(name) for name in names):
         return
     encoded = {task.name: bench.encoded(task, "train") for task in bench.suite.tasks}
     shares = mixture_counts(bench.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
@@ -141,7 +141,7 @@ def _tune_controls(bench: Bench) -> None:
     for task in bench.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
         of |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
-    if all(bench.tuned_folder(name).exists() for name in of):
+    if all(bench.is_tuned(name) for name in of):
         return
     members, about = [], {}
     for name, task in of.items():
@@ -193,9 +193,9 @@ def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[
     schedule = bench.schedule(members[0].name)
 
     def export(member: Member, adapter: Adapter) -> None:
-        folder = bench.adapter_folder(member.name)
-        if bench.rundir.writer and not folder.exists():
-            save_adapter(folder, adapter, bench.base, facts[member.name])
+        if bench.rundir.writer and not bench.is_tuned(member.name):
+            bench.rundir.flush()  # who is exported is not trained again, so its curve must be there
+            save_adapter(bench.tuned_folder(member.name), adapter, bench.base, facts[member.name])
 
     def train(label: str, members: list[Member]) -> None:
         tune_population(
@@ -206,7 +206,7 @@ def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[
 
     train(label, members)
     # Who was exported once and is gone again: the group is past them.
-    gone = [member for member in members if not bench.adapter_folder(member.name).exists()]
+    gone = [member for member in members if not bench.is_tuned(member.name)]
     if gone:
         train(f"{label} again", gone)
 
@@ -216,7 +216,7 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
 
     What is exported is not done again, and its checkpoints, six times as large as a bfloat16 model, are deleted.
     """
-    todo = [member for member in members if not bench.tuned_folder(member.name).exists()]
+    todo = [member for member in members if not bench.is_tuned(member.name)]
     progress = Progress(label, len(members), len(members) - len(todo))
     for number, member in enumerate(todo, len(members) - len(todo) + 1):
         name, outline = member.name, bench.outline
@@ -261,7 +261,7 @@ def compare(bench: Bench) -> pd.DataFrame:
     """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
     tasks, rundir = bench.suite.tasks, bench.rundir
     prepare(bench)
-    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.tuned_folder(name).exists()]
+    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.is_tuned(name)]
     if lacking:
         raise Refusal(
             BAD_INPUT,

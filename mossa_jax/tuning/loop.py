@@ -150,7 +150,9 @@ def tune_population(
         run.start(),
         partial(run.step, base),
         run.report,
-        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True),
+        checkpoints=Checkpoints(
+            rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True, before_sealing=rundir.flush
+        ),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
