@@ -14,6 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mossa_jax.cache import keep_compiled
 from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
 from mossa_jax.mesh import start_processes
@@ -22,6 +23,7 @@ from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LogFile, Refusal
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
+flags.DEFINE_string("compile_cache", "", "Folder for compiled programs that all runs and hosts share; e.g. gs://...")
 flags.DEFINE_integer("process", -1, "Index of this process, where the environment does not say it.")
 
 
@@ -86,6 +88,8 @@ def _guarded(main: Callable[[], None]) -> int:
     _log_to_console()
     try:
         start_processes(flags.FLAGS.processes, flags.FLAGS.coordinator, flags.FLAGS.process)
+        if flags.FLAGS.compile_cache:
+            keep_compiled(flags.FLAGS.compile_cache)
         if jax.default_backend() == "cpu":
             _keep_freed_memory()
         main()

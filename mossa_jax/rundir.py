@@ -316,13 +316,15 @@ class RunDir:
             if self.path.exists() and not self.path.is_dir():
                 raise Refusal(BAD_CONFIG, f"--workdir={self.path} is a file; name a folder")
             text = path.read_bytes() if path.exists() else None
-        except (Refusal, OSError):
+        except Refusal:
             raise
-        except Exception as error:  # of the object store's own library
+        except Exception as error:
+            if not is_remote(self.path):
+                raise
             raise Refusal(
                 NO_ACCESS,
-                f"--workdir={self.path} cannot be reached ({type(error).__name__}: {error}); check its name and the "
-                "credentials of this machine",
+                f"--workdir={self.path} cannot be reached ({type(error).__name__}: {error}); check its name, the "
+                "network and the credentials of this machine",
             ) from None
         if text is None:
             return
