@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import tempfile
 import time
 
 import fsspec
@@ -11,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import object_server
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from mossa_jax import holder, rundir, storage
+from mossa_jax.cache import keep_compiled
 from mossa_jax.holder import Holder
 from mossa_jax.rundir import GrowingText, LogFile, Refusal, RunDir, is_whole, new_folder, write_bytes
 from mossa_jax.storage import as_path, copy_folder, file_names, on_disk
+from mossa_jax.tracking import Trackers
 from mossa_jax.tuning import checkpoints as checkpoints_lib
 from mossa_jax.tuning.checkpoints import Checkpoints
 
@@ -254,6 +258,35 @@ def test_a_store_that_is_full_is_one_line_and_the_last_step_loads(server, monkey
     saved.save(3, state_at(3))
     saved.close()
     assert restored(group) == 3
+
+
+def test_tensorboard_files_get_there(folder, hasty, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = RunDir(str(folder))
+    run.open(Config(), {})
+    run.trackers = Trackers(["tensorboard"], run.path, "title", {})
+    run.append_metrics({"model": "tuned", "step": 1, "loss": 0.5})
+    run.close()
+    (name,) = file_names(folder / "tensorboard")
+    assert b"loss/tuned" in (folder / "tensorboard" / name).read_bytes()
+    assert not [path for path in tmp_path.rglob("*") if "events" in path.name]
+
+
+def test_compiled_programs_are_kept_there(folder):
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        keep_compiled(str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        compilation_cache.reset_cache()
+        jax.jit(lambda x: x * 3 + len(str(folder)))(jnp.ones(7)).block_until_ready()
+        assert any(name.endswith("-cache") for name in file_names(folder / "compiled"))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        compilation_cache.reset_cache()
+    with pytest.raises(Refusal, match=r"--compile_cache=nowhere://x: .*nowhere"):
+        keep_compiled("nowhere://x")
 
 
 def test_what_cannot_be_a_workdir_is_refused():
