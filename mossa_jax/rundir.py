@@ -253,10 +253,14 @@ class LogFile(logging.Handler):
         with contextlib.suppress(OSError, Refusal):
             self._file.append(self.format(record))
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Writes what was held back."""
         with contextlib.suppress(OSError, Refusal):
             self._file.flush()
+
+    def close(self) -> None:
+        """`flush`, for the last time."""
+        self.flush()
         super().close()
 
 

@@ -122,7 +122,7 @@ class Checkpoints:
         try:
             return self._orbax.restore(self._near / str(step), target, strict=not self._stacked), step
         except ValueError as error:
-            if (disk := _disk_error(error, self.folder)) is not None:
+            if (disk := _disk_error(error, self._near)) is not None:
                 raise disk from error
             raise Refusal(
                 BAD_CONFIG,
@@ -184,7 +184,8 @@ class Checkpoints:
             self._orbax = self._new_orbax()  # the old one would raise what else went wrong in saves to come
             if self._writes:
                 self._remove_unfinished()
-            disk = _disk_error(error, self.folder)
+            told = isinstance(error, Refusal) and is_remote(self.folder)
+            disk = None if told else _disk_error(error, self._near)
             if disk is None:
                 raise
             raise disk from error
@@ -303,7 +304,7 @@ def _disk_error(error: Exception, folder: epath.Path) -> OSError | None:
     if isinstance(error, OSError):
         nameless = error.errno is not None and error.filename is None
         return OSError(error.errno, error.strerror, str(folder)) if nameless else None
-    if isinstance(error, Refusal) and error.code == DISK and not is_remote(folder):
+    if isinstance(error, Refusal) and error.code == DISK:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     found = next((number for number in _DISK_ERRORS if os.strerror(number) in str(error)), None)
     return None if found is None else OSError(found, os.strerror(found), str(folder))
