@@ -134,8 +134,8 @@ def _log_to_console() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: record.exc_info is None)
     # Nor does anybody wait any more for what TensorStore's threads say of the rest of a write that failed.
-    hook = sys.excepthook
-    sys.excepthook = lambda kind, error, trace: str(error) == "Event loop is closed" or hook(kind, error, trace)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda failure: str(failure.exc_value) == "Event loop is closed" or hook(failure)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.addHandler(handler)

@@ -34,7 +34,9 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
-    """The path, whatever its scheme; from here on `epath.Path` knows this scheme as well.
+    """The path, whatever its scheme: a `FsspecPath` for all but local files.
+
+    From here on `epath.Path` knows this scheme, too.
 
     Raises:
       ImportError: fsspec needs a package for this scheme that is not installed.
@@ -49,14 +51,19 @@ def as_path(path: epath.PathLike) -> epath.Path:
     # What another process wrote must be seen, so listings are not remembered.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     try:
-        return epath.Path(os.fspath(path))
+        epath.Path(f"{scheme}://")
     except KeyError:
         epath.register_path_cls(f"{scheme}://")(FsspecPath)
-        return epath.Path(os.fspath(path))
+    return FsspecPath(os.fspath(path))
 
 
+@epath.register_path_cls
 class FsspecPath(epath.Path):
-    """A path of a file system that `epath` itself does not know. Folders need not be made."""
+    """A path in an object store; folders need not be made.
+
+    What `epath` has for some schemes takes whatever goes wrong for absence, and a store that cannot be reached for an
+    empty one; here absence is told from failure.
+    """
 
     def __str__(self) -> str:
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}"
@@ -70,11 +77,17 @@ class FsspecPath(epath.Path):
 
     def exists(self) -> bool:
         """Whether there is an object of that name, or one below it."""
-        return self._fs.exists(str(self))
+        return self._kind() is not None
 
     def is_dir(self) -> bool:
         """Whether there is an object below it."""
-        return self._fs.isdir(str(self))
+        return self._kind() == "directory"
+
+    def _kind(self) -> str | None:
+        try:
+            return self._fs.info(str(self))["type"]
+        except FileNotFoundError:
+            return None
 
     def iterdir(self) -> Iterator[FsspecPath]:
         """What lies in the folder."""

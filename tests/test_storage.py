@@ -289,6 +289,24 @@ def test_compiled_programs_are_kept_there(folder):
         keep_compiled("nowhere://x")
 
 
+def test_a_store_that_is_away_for_a_while_is_not_taken_for_an_empty_one(server, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOSSA_CACHE", str(tmp_path / "cache"))
+    folder = as_path("objects://bucket/run")
+    saved = Checkpoints(folder / "E", config="c")
+    saved.save(1, state_at(1))
+    saved.close()
+    before = server.files("bucket")
+    with monkeypatch.context() as away:
+        away.setenv(object_server.ADDRESS, "http://127.0.0.1:9")
+        text = GrowingText(folder / "metrics.jsonl")
+        for ask in (folder.exists, folder.is_dir, lambda: is_whole(folder), lambda: text.append("1")):
+            with pytest.raises(OSError, match="refused"):
+                ask()
+        with pytest.raises(OSError, match="refused"):
+            restored(folder / "E")
+    assert server.files("bucket") == before and restored(folder / "E") == 1
+
+
 def test_what_cannot_be_a_workdir_is_refused():
     with pytest.raises(Refusal, match=r"--workdir=nowhere://x: .*nowhere") as caught:
         RunDir("nowhere://x")

@@ -27,7 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from mossa_jax.rundir import BAD_CONFIG, DISK, Refusal, digest, storing, write_json
-from mossa_jax.storage import cache_root, copy_folder, file_names, is_remote
+from mossa_jax.storage import as_path, cache_root, copy_folder, file_names, is_remote
 
 log = logging.getLogger("mossa_jax")
 
@@ -66,7 +66,7 @@ class Checkpoints:
         Raises:
           Refusal: 2 when several processes would have to share this machine's cache.
         """
-        self.folder = epath.Path(folder)
+        self.folder = as_path(folder)
         self._staged = is_remote(folder) and not str(folder).startswith("gs://")
         if not is_remote(folder):
             self.folder = self.folder.absolute()
@@ -120,7 +120,7 @@ class Checkpoints:
             return state, 0
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
         try:
-            return self._orbax.restore(self._near / str(step), target, strict=not self._stacked), step
+            return self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked), step
         except ValueError as error:
             if (disk := _disk_error(error, self._near)) is not None:
                 raise disk from error
@@ -140,8 +140,11 @@ class Checkpoints:
         """
         self._wait()
         with self._cleaning_up():
-            self._orbax.save(self._near / str(step), state)
+            self._orbax.save(self._orbax_folder(step), state)
         self._saving = self._thread.submit(self._finish, step)
+
+    def _orbax_folder(self, step: int) -> epath.Path:
+        return epath.Path(str(self._near / str(step)))  # of the class that Orbax expects for the scheme
 
     def close(self) -> None:
         """Waits until the last save is sealed; raises as `save`."""
@@ -268,7 +271,9 @@ def _read(path: epath.Path, step: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         seal = record.pop("digest")
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, OSError) and is_remote(path):
+            raise  # a store that cannot be reached says nothing about the step
         return None
     return record if seal == digest(record) and record["step"] == step else None
 
