@@ -20,6 +20,7 @@ setup(
         "etils[epath]>=1.10",
         "filelock>=3.16",
         "flax>=0.12.0,<0.13",
+        "fsspec>=2024.6",
         "huggingface_hub>=1.1",
         "jax>=0.8.2,<0.13",
         "jinja2>=3.1",
@@ -39,6 +40,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "gcsfs>=2024.6",
             "peft>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -61,7 +63,10 @@ setup(
         ],
         "plan": ["libtpu"],
         "track": ["tensorboardX>=2.6.2", "wandb>=0.19"],
-        "tpu": ["jax[tpu]>=0.8.2,<0.13"],
+        # Run folders in object stores; for other schemes the package that fsspec names.
+        "gcs": ["gcsfs>=2024.6"],
+        "s3": ["s3fs>=2024.6"],
+        "tpu": ["gcsfs>=2024.6", "jax[tpu]>=0.8.2,<0.13"],
         "gpu": ["jax[cuda13]>=0.8.2,<0.13"],
     },
 )

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,17 +19,19 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mossa_jax.cache import keep_compiled
 from mossa_jax.config import Config
 from mossa_jax.experiment import Bench, open_run
 from mossa_jax.peers import Peers
 from mossa_jax.processes import check_platform, choose_platform, describe, find_place, join
 from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop, log
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
+from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, LogFile, Refusal
 from mossa_jax.watchdog import Watchdog
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
+flags.DEFINE_string("compile_cache", "", "Folder for compiled programs that all runs and hosts share; e.g. gs://...")
 flags.DEFINE_integer("process", -1, "Index of this process, where the environment does not say it.")
 flags.DEFINE_integer(
     "cpu_devices", 0, "Devices that a CPU counts as: many small models train on as many cores. 0: as JAX says.",
@@ -87,8 +90,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
     rundir = open_run(checked(config), workdir)
     handler = None
     if rundir.writer:
-        handler = logging.FileHandler(str(rundir / "log.txt"))
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler = LogFile(rundir / "log.txt")
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
         with _stop.listening():
@@ -161,6 +163,8 @@ def _start() -> None:
         with _stop.listening():
             _peers.append(join(place, given.start_timeout, given.heartbeat_timeout, _stop, _lost))
     check_platform()
+    if given.compile_cache:
+        keep_compiled(given.compile_cache)
     if place is not None:
         log.info(describe(place))
     if jax.default_backend() == "cpu":
@@ -185,23 +189,31 @@ def _lost(code: int, why: str) -> None:
 
 def _silent(why: str) -> None:
     """This process hangs: says where, on the terminal and in the run folder's log."""
+    _end_soon(LOST_PEER)
     for peers in _peers:
         peers.announce(LOST_PEER, why)
-    for handler in log.handlers:
-        faulthandler.dump_traceback(handler.stream)
+    with tempfile.TemporaryFile("w+") as stacks:
+        faulthandler.dump_traceback(stacks)
+        stacks.seek(0)
+        log.error("stacks of all threads\n%s", stacks.read())
     _leave(LOST_PEER, f"error: {why}; run the same command again to go on")
 
 
 def _leave(code: int, why: str = "") -> None:
     """Ends the process whatever its other threads do, without JAX's own farewell, which waits for all processes."""
-    last = threading.Timer(_LAST_WORDS, os._exit, [code])  # a stream or its lock may hang as well
-    last.daemon = True
-    last.start()
+    _end_soon(code)
     if why:
         log.error(why)
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)
+
+
+def _end_soon(code: int) -> None:
+    """Ends the process in a few seconds, whatever it does until then: a stream or its lock may hang as well."""
+    last = threading.Timer(_LAST_WORDS, os._exit, [code])
+    last.daemon = True
+    last.start()
 
 
 def _keep_freed_memory() -> None:
@@ -226,6 +238,9 @@ def _log_to_console() -> None:
     # What a library cannot do in its own threads comes to us as an error, too, and is said in one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: record.exc_info is None)
+    # Nor does anybody wait any more for what TensorStore's threads say of the rest of a write that failed.
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda failure: str(failure.exc_value) == "Event loop is closed" or hook(failure)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.addHandler(handler)

@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import filelock
+import jax
 
-from mossa_jax.rundir import new_folder
+from mossa_jax.rundir import BAD_CONFIG, Refusal, new_folder
+from mossa_jax.storage import as_path, cache_root
 from mossa_jax.watchdog import unlimited
-
-
-def cache_root() -> Path:
-    """$MOSSA_CACHE, or `~/.cache/mossa_jax`. What lies in it can be made again and may be deleted at any time."""
-    return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -41,3 +38,18 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
             with new_folder(folder) as working:
                 build(Path(working))
     return folder
+
+
+def keep_compiled(folder: str) -> None:
+    """Has jax keep compiled programs in a folder, on a disk or of any scheme that fsspec knows, and take them from it.
+
+    Process 0 writes, all read; a program is found again on the same hardware under the same versions and flags.
+
+    Raises:
+      Refusal: 2 when the folder's scheme is not known.
+    """
+    try:
+        path = as_path(folder)
+    except (ImportError, ValueError) as error:
+        raise Refusal(BAD_CONFIG, f"--compile_cache={folder}: {error}; name a local folder or gs://...") from None
+    jax.config.update("jax_compilation_cache_dir", os.fspath(path))

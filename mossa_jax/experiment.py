@@ -112,11 +112,11 @@ def tune(bench: Bench) -> None:
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
     names = bench.experimental_names
-    if not all(bench.tuned_folder(name).exists() for name in names):
+    if not all(bench.is_tuned(name) for name in names):
         with bench.ledger.stage("E"):
             _tune_experimental(bench, names)
     controls = _controls(bench)
-    if not all(bench.tuned_folder(name).exists() for name in controls):
+    if not all(bench.is_tuned(name) for name in controls):
         with bench.ledger.stage("controls"):
             _tune_controls(bench, controls)
     if config.tuning.score_prompts:
@@ -204,9 +204,9 @@ def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[
     schedule = bench.schedule(members[0].name)
 
     def export(member: Member, adapter: Adapter) -> None:
-        folder = bench.adapter_folder(member.name)
-        if bench.rundir.writer and not folder.exists():
-            save_adapter(folder, adapter, bench.base, facts[member.name])
+        if bench.rundir.writer and not bench.is_tuned(member.name):
+            bench.rundir.flush()  # who is exported is not trained again, so its curve must be there
+            save_adapter(bench.tuned_folder(member.name), adapter, bench.base, facts[member.name])
 
     def train(label: str, members: list[Member]) -> None:
         tune_population(
@@ -217,7 +217,7 @@ def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[
 
     train(label, members)
     # Who was exported once and is gone again: the group is past them.
-    gone = [member for member in members if not bench.adapter_folder(member.name).exists()]
+    gone = [member for member in members if not bench.is_tuned(member.name)]
     if gone:
         train(f"{label} again", gone)
 
@@ -227,7 +227,7 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
 
     What is exported is not done again, and its checkpoints, six times as large as a bfloat16 model, are deleted.
     """
-    todo = [member for member in members if not bench.tuned_folder(member.name).exists()]
+    todo = [member for member in members if not bench.is_tuned(member.name)]
     progress = Progress(label, len(members), len(members) - len(todo))
     for number, member in enumerate(todo, len(members) - len(todo) + 1):
         name, outline = member.name, bench.outline
@@ -277,7 +277,7 @@ def compare(bench: Bench) -> pd.DataFrame:
 
 def _compare(bench: Bench) -> pd.DataFrame:
     tasks, rundir = bench.suite.tasks, bench.rundir
-    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.tuned_folder(name).exists()]
+    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.is_tuned(name)]
     if lacking:
         raise Refusal(
             BAD_INPUT,

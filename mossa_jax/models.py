@@ -21,6 +21,7 @@ from mossa_jax.llama.peft import load_adapter, read_about
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.storage import on_disk
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tuning.score import exact_match
 from mossa_jax.workbench import Bench
@@ -160,6 +161,8 @@ def _by_program(
             adapters = [zero_adapter(arch) for _ in adapters]
         found.append((over_base, work(bench.model, stack(arch, adapters))))
     for at in whole:
-        folder = str(bench.tuned_folder(names[at]))
-        found.append(([at], work(load_model(folder, config.dtype, bench.mesh), stack(arch, [zero_adapter(arch)]))))
+        with on_disk(bench.tuned_folder(names[at])) as folder:
+            model = load_model(str(folder), config.dtype, bench.mesh)
+        found.append(([at], work(model, stack(arch, [zero_adapter(arch)]))))
+        del model  # the next one takes its place
     return found

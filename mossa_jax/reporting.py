@@ -17,7 +17,7 @@ from mossa_jax.llama.load import Model
 from mossa_jax.llama.peft import read_about
 from mossa_jax.progress import log
 from mossa_jax.report import write_figures, write_page
-from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, write_json, write_table
+from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, read_parquet, write_json, write_table
 from mossa_jax.states.parity import parity_or_reason, relative
 from mossa_jax.tokens.tokenizer import encode_prompts
 from mossa_jax.workbench import Bench
@@ -44,7 +44,7 @@ def _report(bench: Bench) -> dict:
             BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
     bench.stop.leave_if_asked()
-    table, data = pd.read_parquet(path), read_record(rundir)
+    table, data = read_parquet(path), read_record(rundir)
     scores = _scores(bench)
     found = find(table, scores, seed=config.seed, draws=config.compare.draws) | {"template": data["template"]}
     parity = base_parity(bench)
@@ -74,7 +74,7 @@ def base_parity(bench: Bench) -> pd.DataFrame | str:
     """
     kept, kept_reason = bench.rundir / "results/parity.parquet", bench.rundir / "results/parity.json"
     if kept.exists() and kept.with_suffix(".csv").exists():
-        return pd.read_parquet(kept)
+        return read_parquet(kept)
     found = _check_base(bench)
     if bench.rundir.writer:
         if isinstance(found, str):

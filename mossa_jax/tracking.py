@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import queue
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ from typing import Any
 from etils import epath
 
 from mossa_jax.progress import log
-from mossa_jax.rundir import BAD_CONFIG, Refusal, write_text
+from mossa_jax.rundir import BAD_CONFIG, RHYTHM, Refusal, write_text
+from mossa_jax.storage import copy_folder, is_remote
 
 Record = dict[str, Any]
 """A line of metrics.jsonl: `model` (or `stage`), `step` and named figures."""
@@ -133,16 +135,32 @@ def _tensorboard(folder: epath.Path, title: str, config: dict[str, Any]):
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
-    (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+    folder, copied = folder / "tensorboard", time.monotonic()
+    here = epath.Path(tempfile.mkdtemp()) if is_remote(folder) else folder
+    here.mkdir(parents=True, exist_ok=True)
     # The name that it gives itself tells seconds apart alone.
-    writer = EventsWriter(str(folder / "tensorboard" / "events"), f".{time.time_ns()}")
+    writer = EventsWriter(str(here / "events"), f".{time.time_ns()}")
+
+    def copy() -> None:  # an object store cannot append
+        nonlocal copied
+        if here is not folder:
+            copy_folder(here, folder)
+            copied = time.monotonic()
 
     def write(record: Record) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in _figures(record)]
         writer.write_event(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values)))
         writer.flush()
+        if time.monotonic() - copied > RHYTHM:
+            copy()
 
-    return write, writer.close
+    def end() -> None:
+        writer.close()
+        copy()
+        if here is not folder:
+            here.rmtree()
+
+    return write, end
 
 
 def _wandb(folder: epath.Path, title: str, config: dict[str, Any]):
@@ -152,9 +170,8 @@ def _wandb(folder: epath.Path, title: str, config: dict[str, Any]):
     name = folder / "wandb_id.txt"
     if not name.exists():
         write_text(name, secrets.token_hex(8))
-    run = wandb.init(
-        project="mossa_jax", name=title, id=name.read_text(), resume="allow", dir=str(folder), config=config
-    )
+    here = tempfile.mkdtemp() if is_remote(folder) else str(folder)
+    run = wandb.init(project="mossa_jax", name=title, id=name.read_text(), resume="allow", dir=here, config=config)
     known = set()
 
     def write(record: Record) -> None:

@@ -22,7 +22,7 @@ from mossa_jax.llama.model import abstract_state, shareable
 from mossa_jax.llama.weights import shardings
 from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import RunDir, slug
+from mossa_jax.rundir import RunDir, is_whole, read_parquet, slug
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tokens.encoded import EncodedSplit, Examples, encode_split
 from mossa_jax.tokens.packing import PackedExamples, pack_examples, shared_prefix
@@ -176,6 +176,10 @@ class Bench:
         """Where a tuned model lies: a PEFT adapter, or a whole model as a Hugging Face folder."""
         return self.rundir / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
 
+    def is_tuned(self, name: str) -> bool:
+        """Whether a model is tuned and exported."""
+        return is_whole(self.tuned_folder(name))
+
     def part(self, stage: str, task: Task):
         """Where a task's part of a stage's result lies."""
         return self.rundir / f"results/parts/{stage}/{slug(task.name)}.parquet"
@@ -183,4 +187,4 @@ class Bench:
     def read_part(self, stage: str, task: Task) -> pd.DataFrame:
         """That part, with columns that say of which task it is."""
         held_out = task.name in self.suite.held_out
-        return pd.read_parquet(self.part(stage, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)
+        return read_parquet(self.part(stage, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)

@@ -1,18 +1,20 @@
 """A whole run on a tiny model and three tasks: what it leaves, what it says, and that it is done once."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
 import shutil
 import sys
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 
 import mossa_jax as mossa
-from mossa_jax import experiment, reporting
+from mossa_jax import experiment, holder, reporting
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import Refusal
 
@@ -216,3 +218,52 @@ def test_streamed_sums(tiny_run, tmp_path, how, table):
     # 12 rows of 32 columns: the debiased value is what is left of large terms, and often not claimed.
     assert defined[both.estimator == "biased"].mean() > 0.9
     assert np.abs(both.cka_x - both.cka_y)[defined].max() < 2e-5
+
+
+class StopsLater(Stop):
+    """Is asked to stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int):
+        super().__init__()
+        self.looks = looks
+
+    def asked_anywhere(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_the_same_run_in_memory_stopped_everywhere_and_gone_on_with(tiny_run, tmp_path, monkeypatch):
+    """An object store that fsspec knows and Orbax does not; the disk of this machine is wiped after every stop."""
+    config, finished = tiny_run
+    monkeypatch.setattr(holder, "SETTLE", 0)
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MOSSA_CACHE", str(cache))
+
+    def run(stop: Stop) -> None:
+        rundir = experiment.open_run(config, "memory://bucket/run")
+        try:
+            experiment.run(experiment.Bench(config, rundir, stop))
+        finally:
+            rundir.close()
+            shutil.rmtree(cache)
+
+    def names() -> set[str]:
+        return {name.removeprefix("/bucket/run/") for name in filesystem.find("/bucket/run")}
+
+    # It looks at 3 tasks' data, after each of E's 10 and the controls' 6 steps, 3 tasks' scores, data, 3 comparisons.
+    for looks, done in ((5, (0, 0, 0)), (11, (1, 0, 0)), (7, (4, 1, 0)), (8, (4, 3, 1))):
+        with pytest.raises(Refusal) as caught:
+            run(StopsLater(looks))
+        kinds = ("adapters/*/mossa.json", "results/parts/scores/*", "results/parts/cka/*")
+        assert caught.value.code == 75
+        assert tuple(len(fnmatch.filter(names(), kind)) for kind in kinds) == done
+    run(Stop())
+    here = {str(path.relative_to(finished)): path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert {name for name in here.keys() ^ names() if "checkpoints/" not in name} == {".holder", ".lock"}
+    same = [name for name in here if name.endswith((".csv", ".parquet", ".safetensors")) and "curves" not in name]
+    assert len(same) > 12
+    for name in same:
+        assert filesystem.cat(f"/bucket/run/{name}") == here[name], name
+    assert len(filesystem.cat("/bucket/run/report.html")) > 10**6

@@ -15,11 +15,11 @@ from safetensors.numpy import save
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.peft_config import Block, Size, adapted_blocks, module_name, plain_config, read_config
-from mossa_jax.rundir import BAD_INPUT, Refusal, new_folder, write_bytes, write_json
+from mossa_jax.rundir import ABOUT, BAD_INPUT, Refusal, new_folder, write_bytes, write_json
+from mossa_jax.storage import on_disk
 
 Parts = dict[str, dict[str, np.ndarray]]
 
-_ABOUT = "mossa.json"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -67,7 +67,10 @@ def read_adapter(folder: epath.PathLike, arch: Architecture) -> PeftAdapter:
     if not path.exists():
         raise Refusal(BAD_INPUT, f"{folder} has no adapter_model.safetensors (pickled adapters are refused)")
     try:
-        with safe_open(str(path), framework="numpy") as file:  # by slice: it knows bfloat16, whole tensors do not
+        with (
+            on_disk(path) as here,
+            safe_open(str(here), framework="numpy") as file,
+        ):  # by slice: it knows bfloat16, whole tensors do not
             slices = {name: file.get_slice(name) for name in file.keys()}
             problems = _misfits(slices, _shapes(blocks, arch))
             if problems:
@@ -129,12 +132,12 @@ def save_adapter(
     with new_folder(folder) as new:
         write_json(new / "adapter_config.json", config | {"base_model_name_or_path": base})
         write_bytes(new / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-        write_json(new / _ABOUT, about)
+        write_json(new / ABOUT, about)
 
 
 def read_about(folder: epath.PathLike) -> dict[str, Any]:
     """What `save_adapter` was told `about` an adapter; empty for folders that others wrote."""
-    path = epath.Path(folder) / _ABOUT
+    path = epath.Path(folder) / ABOUT
     return json.loads(path.read_text()) if path.exists() else {}
 
 

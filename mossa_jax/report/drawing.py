@@ -1,15 +1,16 @@
 """The parts that static figures are put together from: layer axes, section bands, paired boxes, saving."""
 
-import os
-from pathlib import Path
+import io
 
 import numpy as np
+from etils import epath
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mossa_jax.report.palette import MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, spoken
+from mossa_jax.rundir import write_bytes
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -120,7 +121,7 @@ def unit_range(axes: Axes, values: np.ndarray) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: epath.Path, name: str) -> None:
     """Write `name.png` and `name.pdf` whole or not at all, without dates, so equal input gives equal files."""
     plainly = {
         "png": {"Software": None},
@@ -131,10 +132,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     # The layout is settled: solving it again for each format would take most of the time.
     figure.set_layout_engine("none")
     for suffix, metadata in plainly.items():
-        part = folder / f".{name}.{suffix}.{os.getpid()}.part"
-        try:
-            with rc_context(STYLE):
-                figure.savefig(part, format=suffix, dpi=DPI, metadata=metadata)
-            os.replace(part, folder / f"{name}.{suffix}")
-        finally:
-            part.unlink(missing_ok=True)
+        drawn = io.BytesIO()
+        with rc_context(STYLE):
+            figure.savefig(drawn, format=suffix, dpi=DPI, metadata=metadata)
+        write_bytes(folder / f"{name}.{suffix}", drawn.getvalue())

@@ -5,10 +5,9 @@ Each `draw_*` returns a matplotlib figure and never fails on absent or undefined
 missing.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+from etils import epath
 from matplotlib import rc_context
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -198,7 +197,7 @@ def draw_estimators(table: pd.DataFrame) -> Figure:
 
 
 def write_figures(
-    table: pd.DataFrame, found: dict, scores: pd.DataFrame, curves: pd.DataFrame, folder: Path
+    table: pd.DataFrame, found: dict, scores: pd.DataFrame, curves: pd.DataFrame, folder: epath.PathLike
 ) -> list[str]:
     """Draw and save every figure as PNG and PDF.
 
@@ -212,8 +211,7 @@ def write_figures(
     Returns:
         Names of the figures, without suffix, in the order of the page.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(folder)
     makers = {
         "layers": lambda: draw_layers(table, found),
         "clusters": lambda: draw_clusters(table, found),

@@ -2,12 +2,12 @@
 
 import base64
 import io
-import os
 from pathlib import Path
 
 import jinja2
 import numpy as np
 import pandas as pd
+from etils import epath
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
@@ -15,7 +15,7 @@ from mossa_jax.findings import plain, verdicts
 from mossa_jax.findings.curves import ESTIMATORS, EXPERIMENTALS, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.report import palette
 from mossa_jax.report.spent import time_rows
-from mossa_jax.rundir import Refusal
+from mossa_jax.rundir import Refusal, write_text
 
 FIGURES = {
     "layers": "Box plots of CKA per layer over tasks, pre-trained beside tuned",
@@ -90,10 +90,10 @@ def chart_data(table: pd.DataFrame, found: dict, scores: pd.DataFrame, curves: p
     }
 
 
-def _embedded(figure: Path) -> str:
+def _embedded(figure: epath.Path) -> str:
     """A PNG as a data URI, with a palette of 96 colours: a third of the bytes, no visible difference."""
     try:
-        with Image.open(figure) as image:
+        with Image.open(io.BytesIO(figure.read_bytes())) as image:
             small = image.convert("RGB").quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     except FileNotFoundError as error:
         raise Refusal(3, f"figure {figure} is missing; write the figures before the page") from error
@@ -121,7 +121,7 @@ def _parity_data(parity: pd.DataFrame | str) -> dict:
 
 
 def write_page(
-    path: Path,
+    path: epath.PathLike,
     table: pd.DataFrame,
     found: dict,
     scores: pd.DataFrame,
@@ -129,7 +129,7 @@ def write_page(
     tasks: pd.DataFrame,
     parity: pd.DataFrame | str,
     about: dict,
-    figures_folder: Path,
+    figures_folder: epath.PathLike,
     times: pd.DataFrame | None = None,
 ) -> None:
     """Write the report page, whole or not at all.
@@ -150,7 +150,6 @@ def write_page(
     Raises:
         Refusal: Code 3, when a figure is missing.
     """
-    path = Path(path)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -168,7 +167,7 @@ def write_page(
         command=about.get("command") or "",
         warnings=about.get("warnings") or [],
         versions=about.get("versions") or {},
-        images={name: _embedded(Path(figures_folder) / f"{name}.png") for name in FIGURES},
+        images={name: _embedded(epath.Path(figures_folder) / f"{name}.png") for name in FIGURES},
         captions=FIGURES,
         parity=_parity_data(parity),
         time=time_rows(times),
@@ -176,9 +175,4 @@ def write_page(
         score_names=palette.SCORE_NAMES,
         plotly=get_plotlyjs(),
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(page, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, page)

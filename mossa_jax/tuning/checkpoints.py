@@ -2,6 +2,10 @@
 
 A step is a folder that Orbax writes. Once it is whole, a manifest outside of it seals it: the size and SHA-256 of each
 of its files. Only what still agrees with its manifest is ever restored.
+
+Orbax reads and writes disks and `gs://`, where objects are whole or not there and the sizes must do, since a digest
+would read all of it again. For every other object store a step is written to the cache of this machine and copied from
+there before it is sealed, and copied back to be restored.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +26,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mossa_jax.rundir import BAD_CONFIG, DISK, Refusal, digest, write_json
+from mossa_jax.rundir import BAD_CONFIG, DISK, Refusal, digest, storing, write_json
+from mossa_jax.storage import as_path, cache_root, copy_folder, file_names, is_remote
 
 log = logging.getLogger("mossa_jax")
 
@@ -39,7 +44,14 @@ class Checkpoints:
       folder: where they lie: `<step>/` as Orbax writes it, `manifests/<step>.json` beside.
     """
 
-    def __init__(self, folder: epath.PathLike, alone: bool = False, config: str = "", stacked: bool = False):
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        alone: bool = False,
+        config: str = "",
+        stacked: bool = False,
+        before_sealing: Callable[[], None] = lambda: None,
+    ):
         """Opens the folder and removes what an interrupted save left there.
 
         Args:
@@ -48,8 +60,23 @@ class Checkpoints:
           config: digest of the configuration; steps of another one are refused.
           stacked: the first axis of every array may be longer or shorter than it was when saved (places on another
             mesh): it is filled up with zeros, or cut. All else about shapes must follow from `config`.
+          before_sealing: called before a step counts, to write what is not written again after a restart from it; in
+            a thread of its own.
+
+        Raises:
+          Refusal: 2 when several processes would have to share this machine's cache.
         """
-        self.folder = epath.Path(folder).absolute()
+        self.folder = as_path(folder)
+        self._staged = is_remote(folder) and not str(folder).startswith("gs://")
+        if not is_remote(folder):
+            self.folder = self.folder.absolute()
+        if self._staged and jax.process_count() > 1 and not alone:
+            raise Refusal(
+                BAD_CONFIG,
+                f"{folder}: checkpoints of several processes need a shared disk or gs://; name another --workdir",
+            )
+        self._near = epath.Path(cache_root() / "steps" / digest(str(folder))) if self._staged else self.folder
+        self._before_sealing = before_sealing
         self._config = config
         self._stacked = stacked
         self._alone = alone
@@ -58,7 +85,10 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future | None = None
         if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._staged:
+                self._near.rmtree(missing_ok=True)  # what a killed run left
+            if not is_remote(self._near):
+                self._near.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
 
     def _new_orbax(self) -> ocp.StandardCheckpointer:
@@ -90,15 +120,17 @@ class Checkpoints:
             return state, 0
         target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
         try:
-            return self._orbax.restore(self.folder / str(step), target, strict=not self._stacked), step
+            return self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked), step
         except ValueError as error:
-            if (disk := _disk_error(error, self.folder)) is not None:
+            if (disk := _disk_error(error, self._near)) is not None:
                 raise disk from error
             raise Refusal(
                 BAD_CONFIG,
                 f"checkpoint of step {step} in {self.folder} is whole but holds another state "
                 f"({str(error).splitlines()[0][:160]}); name a new --workdir or restore the old values",
             ) from None
+        finally:
+            self._clear(step)
 
     def save(self, step: int, state: Any) -> None:
         """Starts to save; returns before it is on disk, but not before the save before is.
@@ -108,8 +140,11 @@ class Checkpoints:
         """
         self._wait()
         with self._cleaning_up():
-            self._orbax.save(self.folder / str(step), state)
+            self._orbax.save(self._orbax_folder(step), state)
         self._saving = self._thread.submit(self._finish, step)
+
+    def _orbax_folder(self, step: int) -> epath.Path:
+        return epath.Path(str(self._near / str(step)))  # of the class that Orbax expects for the scheme
 
     def close(self) -> None:
         """Waits until the last save is sealed; raises as `save`."""
@@ -129,8 +164,14 @@ class Checkpoints:
         with self._cleaning_up():
             self._orbax.wait_until_finished()
             if self._writes:
-                folder = self.folder / str(step)
-                record = {"step": step, "config": self._config, "files": _measure(folder, sorted(_names(folder)))}
+                near = self._near / str(step)
+                files = _measure(near, sorted(file_names(near)))
+                if self._staged:
+                    with storing(self.folder / str(step)):
+                        copy_folder(near, self.folder / str(step))
+                    self._clear(step)
+                self._before_sealing()
+                record = {"step": step, "config": self._config, "files": files}
                 write_json(self._manifest(step), record | {"digest": digest(record)})
                 steps = self._steps()
                 sealed = sorted(step for step in steps if self._manifest(step).exists())
@@ -146,7 +187,8 @@ class Checkpoints:
             self._orbax = self._new_orbax()  # the old one would raise what else went wrong in saves to come
             if self._writes:
                 self._remove_unfinished()
-            disk = _disk_error(error, self.folder)
+            told = isinstance(error, Refusal) and is_remote(self.folder)
+            disk = None if told else _disk_error(error, self._near)
             if disk is None:
                 raise
             raise disk from error
@@ -160,12 +202,26 @@ class Checkpoints:
                 record = _read(self._manifest(step), step)
                 if record is not None and record["config"] != self._config:
                     return step, False
-                damage = "its manifest" if record is None else _damage(self.folder / str(step), record["files"])
+                damage = "its manifest" if record is None else self._damage(step, record["files"])
                 if damage is None:
                     return step, True
                 log.warning("checkpoint of step %d in %s is damaged (%s); going back", step, self.folder, damage)
             self._delete(step)
         return -1, True
+
+    def _damage(self, step: int, files: dict[str, dict[str, Any]]) -> str | None:
+        """The first thing that is wrong with a step; a sound one lies where Orbax reads it afterwards."""
+        if self._staged:
+            copy_folder(self.folder / str(step), self._near / str(step))
+        damage = _damage(self._near / str(step), files)
+        if damage is not None:
+            self._clear(step)
+        return damage
+
+    def _clear(self, step: int) -> None:
+        """Deletes the copy of a step in this machine's cache, where there is one."""
+        if self._staged:
+            (self._near / str(step)).rmtree(missing_ok=True)
 
     def _agreed(self, verdict: tuple[int, bool]) -> tuple[int, bool]:
         """What process 0 found, on every process that takes part."""
@@ -175,7 +231,7 @@ class Checkpoints:
 
     def _steps(self) -> set[int]:
         """Of which there is a folder, a manifest or both."""
-        names = [path.name for path in self.folder.iterdir()]
+        names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         names += [path.stem for path in (self.folder / "manifests").glob("*.json")]
         return {int(name) for name in names if name.isdigit()}
 
@@ -188,24 +244,17 @@ class Checkpoints:
         (self.folder / str(step)).rmtree(missing_ok=True)
 
     def _remove_unfinished(self) -> None:
-        for path in self.folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+        for path in self._near.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             with contextlib.suppress(OSError):  # writes that Orbax gave up may go on; the next opening tries again
                 path.rmtree()
 
 
-def _names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Every file below `folder`, by its path from there."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _names(path, f"{prefix}{path.name}/")
-        else:
-            yield prefix + path.name
-
-
 def _measure(folder: epath.Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of each of these files."""
+    """Size in bytes and, on a disk, SHA-256 of each of these files."""
 
     def measured(name: str) -> dict[str, Any]:
+        if is_remote(folder):
+            return {"size": (folder / name).stat().length}
         size, sha256 = 0, hashlib.sha256()
         with (folder / name).open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -222,14 +271,16 @@ def _read(path: epath.Path, step: int) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         seal = record.pop("digest")
-    except (ValueError, LookupError, TypeError, AttributeError, OSError):
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, OSError) and is_remote(path):
+            raise  # a store that cannot be reached says nothing about the step
         return None
     return record if seal == digest(record) and record["step"] == step else None
 
 
 def _damage(folder: epath.Path, files: dict[str, dict[str, Any]]) -> str | None:
     """The first thing that is wrong with a step, given what its manifest says; None when all is right."""
-    found = set(_names(folder)) if folder.exists() else set()
+    found = set(file_names(folder))
     for name in sorted(files):
         if name not in found:
             return f"{name} is missing"

@@ -28,7 +28,7 @@ from mossa_jax.llama.load import Model
 from mossa_jax.llama.model import merge
 from mossa_jax.llama.weights import leaf_name, save_weights, shardings
 from mossa_jax.progress import Stop
-from mossa_jax.rundir import BAD_CONFIG, NOT_FINITE, Refusal, RunDir, digest, new_folder, slug, write_json
+from mossa_jax.rundir import ABOUT, BAD_CONFIG, NOT_FINITE, Refusal, RunDir, digest, new_folder, slug, write_json
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.loop import Member, batches_for, train
 from mossa_jax.tuning.memory import compile_step
@@ -137,7 +137,7 @@ def tune_full(
         shapes,
         step,
         report,
-        checkpoints=Checkpoints(checkpoints_of(rundir, label), config=config),
+        checkpoints=Checkpoints(checkpoints_of(rundir, label), config=config, before_sealing=rundir.flush),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
@@ -258,4 +258,4 @@ def save_full(folder: epath.PathLike, model: Model, state: nnx.State, about: Map
         return
     with new_folder(folder) as new:
         save_weights(new, arch, stored, config, model.folder)
-        write_json(new / "mossa.json", about)
+        write_json(new / ABOUT, about)

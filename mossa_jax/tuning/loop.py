@@ -170,7 +170,9 @@ def tune_population(
         run.start(),
         partial(run.step, base),
         run.report,
-        checkpoints=Checkpoints(rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True),
+        checkpoints=Checkpoints(
+            rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True, before_sealing=rundir.flush
+        ),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,
@@ -306,8 +308,9 @@ class _Run:
 
     def _hand_over(self, state: population.State, metrics: dict[str, np.ndarray], number: int, done) -> None:
         for model in done:
-            slot = self.timeline.slot[model]
             self._log(model, number, metrics)
+        for model in done:
+            slot = self.timeline.slot[model]
             there = mesh_lib.place(self.mesh, np.arange(self.places) == slot, ("adapter",))
             parts = jax.tree.map(np.asarray, self.one(state["adapters"], there))
             adapter = {target: {**part, "scale": self.layers} for target, part in parts.items()}

@@ -113,7 +113,9 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         state,
         step,
         report,
-        checkpoints=Checkpoints(rundir / "checkpoints/pretraining", alone=True, config=folder.name),
+        checkpoints=Checkpoints(
+            rundir / "checkpoints/pretraining", alone=True, config=folder.name, before_sealing=rundir.flush
+        ),
         checkpoint_every=max(config.steps // 5, 1),
         log_every=max(config.steps // 10, 1),
         stop=stop,
