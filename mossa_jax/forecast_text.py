@@ -20,7 +20,7 @@ def shown(plan: dict[str, Any]) -> str:
         "",
         *_aligned([_HEAD, *map(_cells, rows), _sum(plan)]),
         "",
-        "Mesh: adapter x fsdp x tensor. GiB a chip; the total has outputs, code and what lies there besides as well. GB",
+        "Mesh: adapter x fsdp x tensor. GiB a chip; outputs, code and what lies there besides are in the total. GB",
         "that a chip receives from others in one run of the program. "
         f"Times at use {plan['use']:g} of the peak, or of the transfers where these take longer (*).",
         _assumed(plan),

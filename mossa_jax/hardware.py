@@ -54,11 +54,12 @@ class _Kind:
     cores: str | None = None
 
 
+# Memory as libtpu 0.0.52 says it is available.
 _TPUS = {
-    "v4": _Kind(32, 275e12, 1.23e12, 90e9, cores="megacore"),
-    "v5e": _Kind(16, 197e12, 0.82e12, 90e9),
-    "v5p": _Kind(95, 459e12, 2.77e12, 180e9, cores="megacore"),
-    "v6e": _Kind(32, 918e12, 1.64e12, 180e9),
+    "v4": _Kind(30.75, 275e12, 1.23e12, 90e9, cores="megacore"),
+    "v5e": _Kind(15.75, 197e12, 0.82e12, 90e9),
+    "v5p": _Kind(95.73, 459e12, 2.77e12, 180e9, cores="megacore"),
+    "v6e": _Kind(31.24, 918e12, 1.64e12, 180e9),
 }
 # NVLink in one direction; the network at one adapter a GPU (200 Gbit/s for A100, 400 for the others).
 _GPUS = {
