@@ -41,10 +41,10 @@ def get_config() -> Config:
             alpha=16.0,
             targets=("q_proj", "v_proj"),
             # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
-            control=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
             experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
-            slots=44,
+            slots=4,
         ),
-        compare=Compare(),
+        compare=Compare(batch_rows=16),
         mesh=Mesh(adapter=-1, fsdp=1, tensor=8),
     )

@@ -42,9 +42,9 @@ def get_config() -> Config:
             alpha=16.0,
             targets=("q_proj", "v_proj"),
             # A packed row holds four to eight examples: four rows are about the authors' sixteen examples a step.
-            control=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
             experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
-            slots=44,
+            slots=4,
         ),
         compare=Compare(),
         mesh=Mesh(adapter=-1, fsdp=1, tensor=4),

@@ -45,6 +45,7 @@ class Stage:
       slots: models of `spread` that are no empty places.
       runs: how often the program runs in the whole experiment.
       flops: model operations of one run, of all models, in bfloat16 products.
+      again: operations that recomputation adds to them, as a share.
       use: share of the chips' work that counts: rows of their own, slots that hold a model.
       remat: whether blocks are recomputed; None: by memory.
       program: remat -> the program.
@@ -59,6 +60,7 @@ class Stage:
     slots: int
     runs: float
     flops: float
+    again: float
     use: float
     remat: bool | None
     program: Callable[[bool], Program]
@@ -129,11 +131,11 @@ class Planner:
           compile_it: False for formulas alone, also where programs can be compiled.
 
         Returns:
-          `stage`; `mesh` (devices per axis), `models` (that run at once), `rows`, `row_length`, `parts`;
-          `attention`, `remat`; bytes a chip: `base`, `shards`, `arguments`, `temporary`, `beside`, `total`, `room`;
-          `fits`; `compiled` (False: by formula); `compile_seconds`; `flops` of one run; `collectives` (None where not
-          known); `received` (bytes a chip and run); `products_seconds`, `transfer_seconds` and `seconds` of one run;
-          `runs`; `hours`; `chip_hours`.
+          `stage`; `mesh` (devices per axis), `models` (that run at once), `rows`, `row_length`, `parts`; `attention`,
+          `remat`; bytes a chip: `base`, `shards`, `arguments`, `temporary`, `beside`, `total`, `room`; `fits`;
+          `compiled` (False: by formula); `compile_seconds`; `flops` and `recomputed` of one run, and `used`, the share
+          of the chips' work that counts; `collectives` (None where not known); `received` (bytes a chip and run);
+          `products_seconds`, `transfer_seconds` and `seconds` of one run; `runs`; `hours`; `chip_hours`.
         """
         made = compile_it and bool(self.hardware.devices)
         remat, found = self._measured(stage, made)
@@ -158,7 +160,7 @@ class Planner:
             "models": stage.slots,
             "rows": spread.rows,
             "row_length": spread.row_length,
-            "parts": self._parts(stage.name),
+            "parts": spread.parts,
             "attention": program.attention,
             "remat": remat,
             "base": bytes_on_device(base),
@@ -167,6 +169,7 @@ class Planner:
             "room": room,
             "fits": found["total"] <= room,
             "flops": stage.flops,
+            "recomputed": stage.flops * stage.again * remat,
             "used": stage.use,
             "received": received,
             "products_seconds": products,
@@ -202,10 +205,6 @@ class Planner:
         """Neighbouring chips over which a transfer along an axis of the mesh runs: the last axis is the closest."""
         return {"tensor": spread.tensor, "fsdp": spread.fsdp * spread.tensor}[axis]
 
-    def _parts(self, name: str) -> int:
-        tuning = self.config.tuning
-        return {"E": tuning.experimental.parts, "controls": tuning.control.parts}.get(name, 1)
-
     @property
     def _shared(self) -> int:
         return self.work.shared(self.config, self.arch)
@@ -233,9 +232,9 @@ class Planner:
     def _grid(self, adapters: bool):
         return plan.grid_for(self.hardware, self.config.mesh, self.arch, self.name, adapters)
 
-    def _spread(self, grid, models: int, rows: int, row_length: int) -> Spread:
+    def _spread(self, grid, models: int, rows: int, row_length: int, parts: int = 1) -> Spread:
         sizes = (grid.shape[axis] for axis in mesh_lib.AXES)
-        return Spread(*sizes, models, rows, row_length, jnp.dtype(self.config.dtype).itemsize)
+        return Spread(*sizes, models, rows, row_length, jnp.dtype(self.config.dtype).itemsize, parts)
 
     def _tuning(self, name: str, schedule: Schedule, counts: Sequence[int], adapters: bool) -> Stage:
         tuning, length, shared = self.config.tuning, self.config.tokens.row_length, self._shared
@@ -243,9 +242,10 @@ class Planner:
         timeline = plan_slots(steps, min(tuning.slots, len(steps)))
         grid = self._grid(adapters)
         places = mesh_lib.round_up(timeline.slots, grid.shape["adapter"])
-        spread = self._spread(grid, places, schedule.batch_rows, length)
+        spread = self._spread(grid, places, schedule.batch_rows, length, schedule.parts)
         sizes = {"row_length": length, "rank": tuning.rank, "targets": tuning.targets, "answers": self.answers}
         sizes |= {"rows": schedule.batch_rows}
+        flops = step_flops(self.arch, **sizes)
 
         def program(remat: bool) -> Program:
             return plan.tuning_program(
@@ -258,11 +258,12 @@ class Planner:
             spread,
             timeline.slots,
             timeline.steps,
-            timeline.utilisation * timeline.slots * step_flops(self.arch, **sizes)["model"],
+            timeline.utilisation * timeline.slots * flops["model"],
+            flops["recomputed"] / flops["model"],
             spread.used * timeline.utilisation * timeline.slots / places,
             recompute(tuning.remat),
             program,
-            lambda remat: formulas.tuning_bytes(self.arch, spread, schedule.parts, remat),
+            lambda remat: formulas.tuning_bytes(self.arch, spread, remat),
             lambda remat: formulas.tuning_transfers(self.arch, spread, tuning.rank, tuning.targets, remat),
         )
 
@@ -291,6 +292,7 @@ class Planner:
             models,
             self.work.tasks * ceil(prompts / rows),
             models * rows * (usual + tuning.score_tokens) * position,
+            0.0,
             1.0,
             False,
             lambda _: plan.score_program(self.arch, grid, **sizes, **size),
@@ -320,6 +322,7 @@ class Planner:
             self._compared,
             runs,
             flops / runs,
+            0.0,
             1.0,
             False,
             lambda _: plan.states_program(
@@ -342,6 +345,7 @@ class Planner:
             models,
             self.work.tasks,
             formulas.similarity_flops(self.arch, models, prompts, self._pairs, draws),
+            0.0,
             1.0,
             False,
             lambda _: plan.similarity_program(

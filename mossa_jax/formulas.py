@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
@@ -30,8 +29,9 @@ class Spread:
     Attributes:
       adapter, fsdp, tensor: chips on each axis.
       models: that run at once, a multiple of `adapter` in tuning.
-      rows, row_length: a model and batch; rows that do not divide over `fsdp` stand whole on each of its chips.
+      rows, row_length: a model and batch.
       itemsize: bytes of a number of the base.
+      parts: that rows are worked through in; where a part does not divide over `fsdp` it stands whole on each chip.
     """
 
     adapter: int
@@ -41,11 +41,12 @@ class Spread:
     rows: int
     row_length: int
     itemsize: int
+    parts: int = 1
 
     @property
     def used(self) -> float:
         """Share of the chips whose rows are their own."""
-        return 1.0 if self.rows % self.fsdp == 0 else 1 / self.fsdp
+        return 1.0 if self.rows % (self.fsdp * self.parts) == 0 else 1 / self.fsdp
 
     @property
     def here(self) -> float:
@@ -80,10 +81,10 @@ def moments_flops(arch: Architecture, models: int, rows: float, pairs: Sequence[
     return _EXACT_PASSES * costs.moments.flops
 
 
-def tuning_bytes(arch: Architecture, spread: Spread, parts: int, remat: bool) -> float:
+def tuning_bytes(arch: Architecture, spread: Spread, remat: bool) -> float:
     """Temporary memory of a training step: block inputs, one block's insides (all blocks', without recomputation), a
     gathered block, and a chunk of the head."""
-    here, inside = spread.here / parts, _inside(arch, spread)
+    here, inside = spread.here / spread.parts, _inside(arch, spread)
     kept = here * arch.layers * (arch.hidden * spread.itemsize if remat else inside)
     head = _HEAD_COLUMNS * spread.models / spread.adapter * arch.vocab / spread.tensor * _FLOAT32
     return kept + here * inside + gathered_bytes(arch, spread) + 2 * head
@@ -109,8 +110,9 @@ def cache_bytes(arch: Architecture, spread: Spread, new_tokens: int) -> float:
 
 
 def score_bytes(arch: Architecture, spread: Spread, new_tokens: int) -> float:
-    """Temporary memory of greedy answers: the cache twice (as it is read, and with room for the answer)."""
-    return 2 * cache_bytes(arch, spread, new_tokens) + states_bytes(arch, spread)
+    """Temporary memory of greedy answers: the cache of two steps of the loop, or one while prompts are read."""
+    cache, inside = cache_bytes(arch, spread, new_tokens), spread.here * _inside(arch, spread)
+    return cache + max(cache, inside) + gathered_bytes(arch, spread)
 
 
 def gathered_bytes(arch: Architecture, spread: Spread) -> float:
@@ -166,6 +168,7 @@ def _block(arch: Architecture) -> int:
 
 
 def _inside(arch: Architecture, spread: Spread) -> float:
-    """Bytes of what is alive inside of a block, a position."""
+    """Bytes of what is alive inside of a block, a position; over `tensor` there are parts that wait to be summed."""
     heads = (arch.heads + arch.kv_heads) * arch.head_dim
-    return spread.itemsize * (5 * arch.hidden + ceil((2 * heads + 4 * arch.feed_forward) / spread.tensor))
+    whole = (9 if spread.tensor > 1 else 5) * arch.hidden
+    return spread.itemsize * (whole + (2 * heads + 4 * arch.feed_forward) / spread.tensor)

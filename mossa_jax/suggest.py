@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Config, Mesh
@@ -13,7 +14,7 @@ from mossa_jax.rundir import BAD_INPUT, Refusal
 from mossa_jax.tuning.slots import plan_slots
 
 _COMPILED = 3  # of the best by formula, until one fits
-_PARTS = (1, 2, 4)
+_PARTS = (1, 2, 4)  # that the rows of a control are worked through in
 _SLOTS = 4  # numbers of slots that are looked at on a mesh, each of which costs at most so much more than the best
 _WORSE = 1.03
 
@@ -61,56 +62,52 @@ def suggest(planner: Planner, stages: Sequence[str]) -> tuple[Planner, str]:
     )
 
 
-def _ranked(planner: Planner, candidates: Iterator[list[Config]], stages: Sequence[str]) -> list[tuple[float, Config]]:
-    """(hours, configuration) of those that fit by formula, the best first; the first that fits of each list.
+def _ranked(planner: Planner, candidates: Iterable[Config], stages: Sequence[str]) -> list[tuple[float, Config]]:
+    """(hours, configuration) of those that fit by formula, the best first.
 
-    What is counted is products and transfers one after the other: so that of two with the same roof the one that waits
-    less comes first, and more slots, which share what is gathered, before fewer.
+    What is counted is products, those of recomputation with them, and transfers, one after the other: so that of two
+    with the same hours the one that recomputes less or waits less comes first, and many slots, which share what is
+    gathered, before few.
     """
     found = []
-    for steps in candidates:
-        for config in steps:
+    for first in candidates:
+        for config in (first, _fewer_prompts(first)):
             try:
                 made = table(replace(planner, config=config), stages, 0, compile_it=False)
             except Refusal:  # rows or heads that cannot be spread so
-                continue
+                break
             if made["fits"]:
-                cost = sum(row["runs"] * (row["products_seconds"] + row["transfer_seconds"]) for row in made["rows"])
-                found.append((cost, made["hours"], config))
+                found.append((sum(map(_cost, made["rows"])), made["hours"], config))
                 break
     return [(hours, config) for _, hours, config in sorted(found, key=lambda one: one[0])]
 
 
-def _candidates(planner: Planner) -> Iterator[list[Config]]:
-    """Configurations: for each mesh a list, of which the first that fits counts."""
+def _cost(row: dict[str, Any]) -> float:
+    products = row["products_seconds"] * (1 + row["recomputed"] / row["flops"])
+    return row["runs"] * (products + row["transfer_seconds"])
+
+
+def _fewer_prompts(config: Config) -> Config:
+    """The same with a quarter of the prompts in a pass of a comparison, which changes no result."""
+    return replace(config, compare=replace(config.compare, batch_rows=max(config.compare.batch_rows // 4, 1)))
+
+
+def _candidates(planner: Planner) -> Iterator[Config]:
     config = planner.config
     for mesh in _meshes(planner):
-        yield [
-            replace(config, mesh=mesh, tuning=_in_parts(replace(config.tuning, slots=slots), parts))
-            for parts in _PARTS
-            for slots in _slots(planner, mesh.adapter)
-        ]
+        for slots in _slots(planner, mesh.adapter):
+            for parts in _PARTS:
+                control = replace(config.tuning.control, parts=parts)
+                if control.batch_rows % (parts * mesh.fsdp) == 0 or parts == 1:
+                    yield replace(config, mesh=mesh, tuning=replace(config.tuning, slots=slots, control=control))
 
 
-def _larger(planner: Planner) -> Iterator[list[Config]]:
+def _larger(planner: Planner) -> Iterator[Config]:
     """The same with as many rows of E as there are chips that rows are spread over."""
-    for configs in _candidates(planner):
-        wider = []
-        for config in configs:
-            one = config.tuning.experimental
-            rows = mesh_lib.round_up(one.batch_rows, config.mesh.adapter * config.mesh.fsdp * one.parts)
-            experimental = replace(one, batch_rows=rows)
-            wider.append(replace(config, tuning=replace(config.tuning, experimental=experimental)))
-        yield wider
-
-
-def _in_parts(tuning, parts: int):
-    both = {}
-    for kind in ("control", "experimental"):
-        schedule = getattr(tuning, kind)
-        more = parts * schedule.parts
-        both[kind] = replace(schedule, parts=more) if schedule.batch_rows % more == 0 else schedule
-    return replace(tuning, **both)
+    for config in _candidates(planner):
+        one = config.tuning.experimental
+        rows = mesh_lib.round_up(one.batch_rows, config.mesh.adapter * config.mesh.fsdp * one.parts)
+        yield replace(config, tuning=replace(config.tuning, experimental=replace(one, batch_rows=rows)))
 
 
 def _meshes(planner: Planner) -> Iterator[Mesh]:
@@ -138,6 +135,7 @@ def _overrides(old: Config, new: Config) -> str:
     """What of `new` is not as in `old`, as flags; the mesh always whole."""
     flags = [f"--config.mesh.{axis}={getattr(new.mesh, axis)}" for axis in mesh_lib.AXES]
     pairs = {"tuning.slots": (old.tuning.slots, new.tuning.slots)}
+    pairs["compare.batch_rows"] = (old.compare.batch_rows, new.compare.batch_rows)
     for kind in ("control", "experimental"):
         for field in ("parts", "batch_rows"):
             pairs[f"tuning.{kind}.{field}"] = tuple(
