@@ -187,7 +187,7 @@ class Planner:
             program = stage.program(remat)
             if made:
                 return plan.compiled(program)
-            shards, beside = bytes_on_device(program.arguments), bytes_on_device(program.beside)
+            shards, beside = program.shards, program.around
             temporary = ceil(stage.temporary(remat))
             found = {"shards": shards, "beside": beside, "arguments": shards, "temporary": temporary}
             return found | {"total": shards + temporary + beside, "compile_seconds": None, "collectives": None}
@@ -227,7 +227,10 @@ class Planner:
             self._compared, self.arch.layers + 2, self.work.prompts, self.arch.hidden, self._pairs,
             self.hardware.chips, compare.pool,
         )  # fmt: skip
-        return engine.choose(costs, self.hardware.memory, compare.engine) == engine.MOMENTS
+        try:
+            return engine.choose(costs, self.hardware.memory, compare.engine) == engine.MOMENTS
+        except Refusal:  # neither fits: planned with rows that are kept, to say what is missing
+            return False
 
     def _grid(self, adapters: bool):
         return plan.grid_for(self.hardware, self.config.mesh, self.arch, self.name, adapters)
@@ -316,6 +319,7 @@ class Planner:
             each = own if pool == "all" else self.work.prompts
             flops += self.work.tasks * formulas.moments_flops(self.arch, self._compared, each, pairs, pool)
         tuning = config.tuning
+        kept = bytes_on_device(plan.kept_shape(self.arch, grid, self._compared, self.work.prompts))
         return Stage(
             "states",
             spread,
@@ -330,7 +334,7 @@ class Planner:
                 rows=rows, row_length=length, prompts=self.work.prompts, pool=pool,
                 lead=mesh_lib.round_up(lead, LEAD_STEP), reach=reach_of(config.tokens.max_tokens - lead), pairs=pairs,
             ),
-            lambda _: formulas.states_bytes(self.arch, spread),
+            lambda _: formulas.states_bytes(self.arch, spread, kept),
             lambda _: formulas.states_transfers(self.arch, spread),
         )  # fmt: skip
 

@@ -90,9 +90,9 @@ def tuning_bytes(arch: Architecture, spread: Spread, remat: bool) -> float:
     return kept + here * inside + gathered_bytes(arch, spread) + 2 * head
 
 
-def states_bytes(arch: Architecture, spread: Spread) -> float:
-    """Temporary memory of the pass of a comparison."""
-    return spread.here * _inside(arch, spread) + gathered_bytes(arch, spread)
+def states_bytes(arch: Architecture, spread: Spread, kept: int) -> float:
+    """Temporary memory of the pass of a comparison: what is kept on a chip is there twice, old and new."""
+    return kept + _passing(arch, spread) + gathered_bytes(arch, spread)
 
 
 def similarity_bytes(arch: Architecture, models: int, rows: int) -> float:
@@ -111,8 +111,8 @@ def cache_bytes(arch: Architecture, spread: Spread, new_tokens: int) -> float:
 
 def score_bytes(arch: Architecture, spread: Spread, new_tokens: int) -> float:
     """Temporary memory of greedy answers: the cache of two steps of the loop, or one while prompts are read."""
-    cache, inside = cache_bytes(arch, spread, new_tokens), spread.here * _inside(arch, spread)
-    return cache + max(cache, inside) + gathered_bytes(arch, spread)
+    cache = cache_bytes(arch, spread, new_tokens)
+    return cache + max(cache, _passing(arch, spread)) + gathered_bytes(arch, spread)
 
 
 def gathered_bytes(arch: Architecture, spread: Spread) -> float:
@@ -163,12 +163,17 @@ def score_transfers(arch: Architecture, spread: Spread, new_tokens: int) -> dict
     return prompts
 
 
+def _passing(arch: Architecture, spread: Spread) -> float:
+    """Bytes of what is alive inside of a block that is only passed."""
+    return spread.here * spread.itemsize * 6 * arch.hidden
+
+
 def _block(arch: Architecture) -> int:
     return (arch.matrix_parameters - arch.vocab * arch.hidden) // arch.layers
 
 
 def _inside(arch: Architecture, spread: Spread) -> float:
-    """Bytes of what is alive inside of a block, a position; over `tensor` there are parts that wait to be summed."""
+    """Bytes a position that are alive inside of a differentiated block; over `tensor` with parts yet to be summed."""
     heads = (arch.heads + arch.kv_heads) * arch.head_dim
     whole = (9 if spread.tensor > 1 else 5) * arch.hidden
     return spread.itemsize * (whole + (2 * heads + 4 * arch.feed_forward) / spread.tensor)

@@ -28,7 +28,7 @@ from mossa_jax.llama.adapters import AXES, target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
 from mossa_jax.llama.model import abstract_state
-from mossa_jax.llama.weights import check_mesh, shardings
+from mossa_jax.llama.weights import check_mesh, leaf_name, shardings
 from mossa_jax.rundir import BAD_INPUT, Refusal, write_json
 from mossa_jax.similarity import gram, moments
 from mossa_jax.similarity.streamed import stream_batch
@@ -51,14 +51,26 @@ class Program:
       arguments: shapes with shardings.
       lower: gives what can be compiled; only where `grid` has devices.
       attention: the body that it takes; "" where there is none.
-      beside: shapes of what lies on the devices besides.
+      unread: those of `arguments` that it does not read, and that a compiler leaves out.
+      beside: shapes of what else lies on the devices.
     """
 
     grid: Grid
     arguments: tuple
     lower: Callable[[], Any]
     attention: str = ""
+    unread: tuple = ()
     beside: tuple = ()
+
+    @property
+    def shards(self) -> int:
+        """Bytes of the arguments on a chip, summed over the shapes of their parts."""
+        return bytes_on_device(self.arguments) - bytes_on_device(self.unread)
+
+    @property
+    def around(self) -> int:
+        """Bytes on a chip of what is no argument of the compiled program."""
+        return bytes_on_device(self.unread) + bytes_on_device(self.beside)
 
 
 def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adapters: bool = True) -> Grid:
@@ -234,7 +246,11 @@ def states_program(
     if pairs:
         run, state = stream_batch, _moments_shapes(arch, grid, models, pairs)
     arguments = (base, adapters, batch, shared, state)
-    return Program(grid, arguments, lambda: run.lower(made, *arguments), attention_body(grid, dtype, lead))
+    unread = [leaf for path, leaf in jax.tree.leaves_with_path(base) if leaf_name(path) == "head"]
+    if lead and pool == "last":
+        unread.append(shared["sums"])
+    body = attention_body(grid, dtype, lead)
+    return Program(grid, arguments, lambda: run.lower(made, *arguments), body, tuple(unread))
 
 
 def kept_shape(arch: Architecture, grid: Grid, models: int, prompts: int) -> jax.ShapeDtypeStruct:
@@ -324,12 +340,12 @@ def compiled(program: Program) -> dict[str, Any]:
     """Compiles a program; the same one is compiled once, and its figures kept in the cache.
 
     Returns:
-      Bytes a chip: `shards` (arguments, summed over the shapes of their parts), `arguments` (as the compiler says),
-      `temporary`, `total` (with outputs and code, and with what lies beside), `beside`; `room` where the compiler
+      Bytes a chip: `shards` (`Program.shards`), `arguments` (as the compiler says), `temporary`, `beside`
+      (`Program.around`), `total` (with outputs and code, and with what lies beside); `room` where the compiler
       itself found the program too large for it; `compile_seconds`, of the first time; `collectives`, None where the
       program's text cannot be had.
     """
-    shards, beside = bytes_on_device(program.arguments), bytes_on_device(program.beside)
+    shards, beside = program.shards, program.around
     lowered = program.lower()
 
     def build(folder: Path) -> None:
