@@ -123,12 +123,14 @@ def gathered_bytes(arch: Architecture, spread: Spread) -> float:
 def tuning_transfers(arch: Architecture, spread: Spread, rank: int, targets: Sequence[str], remat: bool) -> dict:
     """What a chip receives in a training step, by mesh axis.
 
-    Over `fsdp` the blocks' matrices are gathered for the forward and for the backward pass and the head once, and
-    gradients of adapters are summed; over `tensor` each block's two sums are made forward, backward, and once more
+    Over `fsdp` the blocks' matrices are gathered for the forward and for the backward pass of every part and the head
+    once, and gradients of adapters are summed; over `tensor` each block's two sums are made forward, backward, and once more
     where blocks are recomputed.
     """
     share, tensor = (spread.fsdp - 1) / spread.fsdp, (spread.tensor - 1) / spread.tensor
-    weights = (2 * arch.layers * _block(arch) + arch.vocab * arch.hidden) * spread.itemsize / spread.tensor
+    weights = (
+        (spread.parts * 2 * arch.layers * _block(arch) + arch.vocab * arch.hidden) * spread.itemsize / spread.tensor
+    )
     sizes = target_sizes(arch)
     adapters = arch.layers * rank * sum(sum(sizes[target]) for target in targets) * _FLOAT32
     sums = (3 if remat else 2) * 2 * arch.layers * spread.here * arch.hidden * spread.itemsize
