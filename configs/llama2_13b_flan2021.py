@@ -1,7 +1,7 @@
 """The paper's experiment with Llama-2-13B: does the transition stand at the same share of the depth in a larger model?
 
-A TPU slice of 32 v5e chips:
-    launch/tpu_pod.sh flan13b us-west4-a v5litepod-32 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
+A TPU slice of 16 v5p chips (v5p-32 counts cores):
+    launch/tpu_pod.sh flan13b us-east5-a v5p-32 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
         python -m launch.run --config=configs/llama2_13b_flan2021.py --workdir=gs://BUCKET/flan13b --processes=0
 
 A node of eight H100 (or H200) under Slurm:
@@ -9,11 +9,11 @@ A node of eight H100 (or H200) under Slurm:
         python -m launch.run --config=configs/llama2_13b_flan2021.py --workdir=/shared/flan13b --processes=0
 
 Before either, what it takes and what the data look like:
-    python -m launch.plan --config=configs/llama2_13b_flan2021.py --topology=v5e:4x8,h100:8
+    python -m launch.plan --config=configs/llama2_13b_flan2021.py --topology=v5p:2x2x4,h100:8
     python -m launch.tasks --config=configs/llama2_13b_flan2021.py --out=runs/flan13b-look
 
-The paper has no 13B: settings are those of configs/llama2_7b_flan2021.py. E's four rows a step are spread over four
-chips and each row's heads over eight; the controls over four groups of chips.
+The paper has no 13B: settings are those of configs/llama2_7b_flan2021.py. Each row's heads are spread over eight
+chips, E's rows and the controls over what is left.
 
 Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
