@@ -1,14 +1,26 @@
 """The paper's experiment: Llama-2-7B, FLAN 2021, one control model a task, E on the mixture (Zhao, Ziser, Cohen, 2024).
 
-Look at the data first:  python -m launch.tasks --config=configs/llama2_7b_flan2021.py --out=runs/flan2021-look
-Then, on each host:
-    python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=runs/flan2021 --processes=0
+A TPU slice of 16 v5e chips:
+    launch/tpu_pod.sh flan7b us-west4-a v5litepod-16 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
+        python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=gs://BUCKET/flan7b --processes=0
+
+A node of eight H100 (or H200) under Slurm:
+    sbatch --nodes=1 launch/slurm.sbatch -- \
+        python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=/shared/flan7b --processes=0
+
+Before either, what it takes and what the data look like:
+    python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4,h100:8
+    python -m launch.tasks --config=configs/llama2_7b_flan2021.py --out=runs/flan7b-look
+
+The 60 tasks of FLAN's eleven clusters without Misc.; configs/llama2_7b_unseen.py has the seven of Misc. as well.
+E's four rows a step are spread over four chips and each row's heads over four; the controls over four groups of chips.
 
 Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
 """
 
-from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.tasks.flan_names import CLUSTERS
 
 
 def get_config() -> Config:
@@ -21,6 +33,7 @@ def get_config() -> Config:
             suite="flan2021",
             selection="paper",
             sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
+            only=CLUSTERS,
         ),
         tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
         tuning=Tuning(
@@ -28,8 +41,10 @@ def get_config() -> Config:
             alpha=16.0,
             targets=("q_proj", "v_proj"),
             # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
-            control=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
             experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            slots=4,
         ),
         compare=Compare(),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
     )

@@ -306,17 +306,17 @@ def _engine(bench: Bench, tasks: list[Task]) -> str:
     """How similarities are found, by the task with the most prompts."""
     controls = 1 + bench.config.compare.mismatched
     prompts = max(len(bench.encoded(task, "test")) for task in tasks)
-    return chosen_engine(bench, 2 + controls, prompts, _pairs(controls))
+    return chosen_engine(bench, 2 + controls, prompts, pairs_of(controls))
 
 
-def _pairs(controls: int) -> list[tuple[int, int]]:
+def pairs_of(controls: int) -> list[tuple[int, int]]:
     """What is compared among the base (0), E (1) and so many controls (2, ...)."""
     return [(one, control) for control in range(2, 2 + controls) for one in (0, 1)] + [(0, 1)]
 
 
 def _compare_task(bench: Bench, task: Task, how: str) -> tuple[list[dict], str]:
     controls = [task.name, *_mismatched(bench.suite, task, bench.config.compare.mismatched)]
-    models, pairs = [None, TUNED, *controls], _pairs(len(controls))
+    models, pairs = [None, TUNED, *controls], pairs_of(len(controls))
     found = similarities(bench, how, models, bench.test_prompts(task), pairs)
     rows = []
     for (one, other), made in zip(pairs, cells(found, pairs, bench.architecture.state_names()), strict=True):

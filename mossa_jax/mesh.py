@@ -49,25 +49,29 @@ def make_mesh(
       Refusal: 2 when the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(config, len(devices), adapters)
+    grid = np.asarray(devices).reshape(sizes)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def axis_sizes(config: MeshConfig, devices: int, adapters: bool = True) -> list[int]:
+    """Devices on each of `AXES`. Arguments and refusals as of `make_mesh`, with the number of devices."""
     sizes = [config.adapter, config.fsdp, config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) > 1 or known < 1 or len(devices) % known:
+    if sizes.count(-1) > 1 or known < 1 or devices % known:
         raise Refusal(
             BAD_CONFIG,
             f"config.mesh={config.adapter},{config.fsdp},{config.tensor} (adapter,fsdp,tensor) does not fit "
-            f"{len(devices)} devices; use at most one -1 and divisors of {len(devices)}",
+            f"{devices} devices; use at most one -1 and divisors of {devices}",
         )
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if int(np.prod(sizes)) != len(devices):
+    sizes = [devices // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != devices:
         raise Refusal(
             BAD_CONFIG,
             f"config.mesh={config.adapter},{config.fsdp},{config.tensor} uses {int(np.prod(sizes))} of "
-            f"{len(devices)} devices; set one axis to -1",
+            f"{devices} devices; set one axis to -1",
         )
-    if not adapters:
-        sizes = [1, sizes[0] * sizes[1], sizes[2]]
-    grid = np.asarray(devices).reshape(sizes)
-    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return sizes if adapters else [1, sizes[0] * sizes[1], sizes[2]]
 
 
 def single_device() -> jax.sharding.Mesh:

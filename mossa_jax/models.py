@@ -26,7 +26,7 @@ from mossa_jax.tasks.suite import Example
 from mossa_jax.tuning.score import exact_match
 from mossa_jax.workbench import Bench
 
-_SCORE_ROWS = 64
+SCORE_ROWS = 64
 
 Found = TypeVar("Found")
 
@@ -129,7 +129,7 @@ def exact_matches(bench: Bench, names: Sequence[str | None], examples: Sequence[
         return exact_match(
             model.architecture, model.state, adapters, bench.tokenizer, examples, bench.mesh,
             max_tokens=tokens.max_tokens, truncation=tokens.truncation,
-            new_tokens=bench.config.tuning.score_tokens, batch_rows=_SCORE_ROWS,
+            new_tokens=bench.config.tuning.score_tokens, batch_rows=SCORE_ROWS,
         )  # fmt: skip
 
     found = np.zeros(len(names))

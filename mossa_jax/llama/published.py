@@ -53,6 +53,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Name -> config.json; `llama-110m` is no published model but a size to measure with on a CPU."""
 
+_HUB = {
+    "meta-llama/Llama-2-7b-hf": "llama2-7b",
+    "meta-llama/Llama-2-13b-hf": "llama2-13b",
+    "meta-llama/Llama-2-70b-hf": "llama2-70b",
+    "meta-llama/Meta-Llama-3-8B": "llama3-8b",
+}
+
+
+def published_shape(name: str) -> str | None:
+    """The shape in `PUBLISHED` of a hub id, or of an open copy of it; None where it is not known."""
+    return _HUB.get(name) or _HUB.get(name.replace("NousResearch/", "meta-llama/"))
+
 
 def write_random(out: epath.PathLike, shape: str, dtype: str, shard_gb: float = 2.0, seed: int = 0) -> None:
     """Writes a folder with random weights of a shape of `PUBLISHED`."""

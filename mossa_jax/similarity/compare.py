@@ -90,9 +90,7 @@ def compare_states(
     pairs = tuple((int(a), int(b)) for a, b in pairs)
     states = jnp.asarray(states)
     _check(states, valid, pairs, permutations)
-    models = states.shape[0]
-    own = tuple((m, m) for m in range(models))
-    combinations = own + tuple(sorted({(min(p), max(p)) for p in pairs} - set(own)))
+    combinations = gram.combinations(states.shape[0], pairs)
     mesh = states.sharding.mesh if isinstance(states.sharding, NamedSharding) else None
     sums = gram.sums(
         states,

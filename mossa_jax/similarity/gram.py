@@ -118,6 +118,12 @@ def centre(x: jax.Array, kept: jax.Array) -> Centred:
     return Centred(centred_rows(x, kept, by), by.mean_square, by.exponent)
 
 
+def combinations(models: int, pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Whose Gram products are summed for pairs of so many models: each model's own, then those of different ones."""
+    own = tuple((model, model) for model in range(models))
+    return own + tuple(sorted({(min(pair), max(pair)) for pair in pairs} - set(own)))
+
+
 def tile_pairs(tiles: int, shares: int) -> np.ndarray:
     """Tile indices I <= J with weight 1, dealt evenly: [pairs, 3] int32, padded by weight 0 to `shares`."""
     upper = [(i, j, 1) for i in range(tiles) for j in range(i, tiles)]

@@ -28,7 +28,7 @@ from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 from mossa_jax.watchdog import sign
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
-_LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
+LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
 _REACHES = (64, 128, 256, 384, 512, 768)  # and their longest own prompts to one of these
 
 
@@ -252,8 +252,8 @@ class Prompts:
         shared = common_prefix(prompts) if share_prefix and pool != "all" and shareable(arch) else 0
         self._rows = pack_prompts(prompts, row_length, long_row_length, shared)
         longest = max(len(ids) for ids in prompts) - shared
-        reach = next((size for size in _REACHES if size >= longest), 0)
-        lead = mesh_lib.round_up(shared, _LEAD_STEP)
+        reach = reach_of(longest)
+        lead = mesh_lib.round_up(shared, LEAD_STEP)
         self.made = Pass(arch, pool, lead, reach, _first_changed(arch, adapters), mesh)
         self.arguments = base, place_adapters(mesh, adapters)
         self.lead = None
@@ -309,7 +309,7 @@ def keep_states(
         arch, base, adapters, prompts, mesh, pool=pool, row_length=row_length, batch_rows=batch_rows,
         long_row_length=long_row_length, share_prefix=share_prefix,
     )  # fmt: skip
-    slots = _slots(packed.count, mesh.shape["fsdp"])
+    slots = kept_rows(packed.count, mesh.shape["fsdp"])
     shape = (packed.models, arch.layers + 2, slots, arch.hidden)
     kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
     for rows in packed.batches():
@@ -330,7 +330,12 @@ def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def _slots(prompts: int, devices: int) -> int:
+def reach_of(longest: int) -> int:
+    """`Pass.reach` for prompts of at most so many own ids."""
+    return next((size for size in _REACHES if size >= longest), 0)
+
+
+def kept_rows(prompts: int, devices: int) -> int:
     """Rows kept for so many prompts: rounded up, so that tasks of similar size share their compiled programs."""
     step = 128 if prompts <= 1024 else 1024
     return mesh_lib.round_up(mesh_lib.round_up(prompts, step), devices)

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from mossa_jax.config import MINIATURE, Tasks
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal
@@ -14,7 +15,7 @@ from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 _RESERVED = ("tuned", "pretrained", "pretraining", "base")
 _LISTED = 12
 
-__all__ = ["SPLITS", "Example", "Suite", "Task", "chosen_tasks", "load_suite"]
+__all__ = ["SPLITS", "Example", "Suite", "Task", "chosen_tasks", "load_suite", "training_rows"]
 
 
 def load_suite(config: Tasks) -> Suite:
@@ -23,7 +24,30 @@ def load_suite(config: Tasks) -> Suite:
     Raises:
       Refusal: 2 for names of tasks or clusters that the suite does not have; 3 for a source that is no suite.
     """
-    suite = _suite(config)
+    return _chosen(_suite(config), config)
+
+
+def training_rows(config: Tasks) -> tuple[Suite, dict[str, int]]:
+    """The suite, and each task's training rows under the cap a task, without a model or a tokenizer.
+
+    FLAN's counts are known from its own code, and nothing of it is fetched; rows of other suites are counted.
+
+    Raises:
+      Refusal: as `load_suite`.
+    """
+    if config.suite == "flan2021":
+        from mossa_jax.tasks.flan import flan_outline
+
+        suite, rows = flan_outline(config.selection)
+        suite = _chosen(suite, config)
+    else:
+        suite = load_suite(config)
+        rows = {task.name: sum(1 for _ in islice(task.rows("train"), config.max_train)) for task in suite.tasks}
+    return suite, {task.name: min(rows[task.name], config.max_train) for task in suite.tasks}
+
+
+def _chosen(suite: Suite, config: Tasks) -> Suite:
+    """A suite with the choice of tasks that a configuration makes."""
     for name, count in Counter(task.name for task in suite.tasks).items():
         if name in _RESERVED:
             raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, which names a model of the run; rename it")

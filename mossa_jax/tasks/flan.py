@@ -29,8 +29,30 @@ def flan_suite(config: Tasks) -> Suite:
     tasks = tuple(found[entry.name] for entry in entries if entry.name in found)
     if config.selection == "flan62":
         tasks = _joined_tasks([entry for entry in entries if entry.name in found], found)
-    held_out = tuple(task.name for task in tasks if task.cluster == MISC) if config.selection == "paper" else ()
-    return Suite(f"flan2021 ({config.selection})", tasks, held_out, missing)
+    return _suite(config.selection, tasks, missing)
+
+
+def _suite(selection: str, tasks: tuple[Task, ...], missing: tuple[str, ...] = ()) -> Suite:
+    held_out = tuple(task.name for task in tasks if task.cluster == MISC) if selection == "paper" else ()
+    return Suite(f"flan2021 ({selection})", tasks, held_out, missing)
+
+
+def flan_outline(selection: str) -> tuple[Suite, dict[str, int]]:
+    """The suite of a selection by FLAN's own code, whose tasks have no rows here, and the training rows of each task.
+
+    Raises:
+      Refusal: 2 for an unknown selection.
+    """
+    entries = select(selection)
+    parts = {entry.name: Task(entry.name, entry.cluster, lambda split: iter(())) for entry in entries}
+    rows = {entry.name: entry.rows for entry in entries}
+    tasks = tuple(parts.values())
+    if selection == "flan62":
+        tasks, rows = _joined_tasks(entries, parts), {}
+        for entry in entries:
+            if entry.name != "mnli_mismatched":  # the training rows of both are the same
+                rows[entry.data_set] = rows.get(entry.data_set, 0) + entry.rows
+    return _suite(selection, tasks), rows
 
 
 def _asked_for(entry: FlanTask, only: Sequence[str]) -> bool:

@@ -121,6 +121,10 @@ FLAN_TASKS = (
 )
 
 
+CLUSTERS = tuple(dict.fromkeys(task.cluster for task in FLAN_TASKS if task.cluster not in (MISC, EXTRA)))
+"""FLAN's eleven clusters without Misc.: the 60 names that E is trained on in our reading of the paper."""
+
+
 def select(selection: str) -> tuple[FlanTask, ...]:
     """The names of a selection, in the order of `FLAN_TASKS`."""
     if selection not in SELECTIONS:

@@ -58,7 +58,7 @@ def step_flops(
     blocks = arch.matrix_parameters - arch.vocab * arch.hidden
     adapters = arch.layers * rank * sum(sum(sizes[target]) for target in targets)
     windowed = len(arch.windowed)
-    keys = windowed * _mean_keys(row_length, arch.window) + (arch.layers - windowed) * _mean_keys(row_length, 0)
+    keys = windowed * mean_keys(row_length, arch.window) + (arch.layers - windowed) * mean_keys(row_length, 0)
     attention = 4 * arch.heads * arch.head_dim * keys
     found = {
         "blocks": 4 * blocks * tokens,
@@ -73,7 +73,7 @@ def step_flops(
     return {part: float(count) for part, count in found.items()}
 
 
-def _mean_keys(length: int, window: int) -> float:
+def mean_keys(length: int, window: int) -> float:
     """Keys that a query sees, on average over a whole causal row."""
     window = min(window or length, length)
     return (window * (window + 1) / 2 + (length - window) * window) / length

@@ -1,0 +1,51 @@
+"""The paper's experiment with Llama-2-70B.
+
+A TPU slice of 64 v5p chips (v5p-128 counts cores):
+    launch/tpu_pod.sh flan70b us-east5-a v5p-128 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
+        python -m launch.run --config=configs/llama2_70b_flan2021.py --workdir=gs://BUCKET/flan70b --processes=0
+
+Four nodes of eight H100 (or H200) under Slurm:
+    sbatch --nodes=4 --time=48:00:00 launch/slurm.sbatch -- \
+        python -m launch.run --config=configs/llama2_70b_flan2021.py --workdir=/shared/flan70b --processes=0
+
+Before either, what it takes and what the data look like:
+    python -m launch.plan --config=configs/llama2_70b_flan2021.py --topology=v5p:4x4x4,h100:8x4
+    python -m launch.tasks --config=configs/llama2_70b_flan2021.py --out=runs/flan70b-look
+
+The paper has no 70B: settings are those of configs/llama2_7b_flan2021.py, but that E takes 16 packed rows a step, a
+quarter of the updates, since four would leave most of the chips idle. Heads are spread over eight chips, E's rows and
+the controls over what is left.
+
+Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+--config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
+"""
+
+from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.tasks.flan_names import CLUSTERS
+
+
+def get_config() -> Config:
+    """Settings of configs/llama2_7b_flan2021.py, but for the rows of E in a step."""
+    return Config(
+        name="llama2_70b_flan2021",
+        base="meta-llama/Llama-2-70b-hf",
+        dtype="bfloat16",
+        tasks=Tasks(
+            suite="flan2021",
+            selection="paper",
+            sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
+            only=CLUSTERS,
+        ),
+        tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
+        tuning=Tuning(
+            rank=8,
+            alpha=16.0,
+            targets=("q_proj", "v_proj"),
+            # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
+            experimental=Schedule(epochs=3, batch_rows=16, learning_rate=5e-5),
+            slots=8,
+        ),
+        compare=Compare(batch_rows=16),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=8),
+    )

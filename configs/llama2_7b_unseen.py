@@ -1,0 +1,49 @@
+"""The paper's experiment on unseen tasks: E never sees the seven of FLAN's Misc., which have controls of their own.
+
+A TPU slice of 16 v5e chips:
+    launch/tpu_pod.sh unseen7b us-west4-a v5litepod-16 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
+        python -m launch.run --config=configs/llama2_7b_unseen.py --workdir=gs://BUCKET/unseen7b --processes=0
+
+A node of eight H100 (or H200) under Slurm:
+    sbatch --nodes=1 launch/slurm.sbatch -- \
+        python -m launch.run --config=configs/llama2_7b_unseen.py --workdir=/shared/unseen7b --processes=0
+
+Before either, what it takes and what the data look like:
+    python -m launch.plan --config=configs/llama2_7b_unseen.py --topology=v5e:4x4,h100:8
+    python -m launch.tasks --config=configs/llama2_7b_unseen.py --out=runs/unseen7b-look
+
+That these are the authors' seven is our reading (mossa_jax/tasks/flan_names.py). E learns from the 60 other tasks, so
+this run holds all of configs/llama2_7b_flan2021.py, and seven controls and unseen tasks besides.
+E's four rows a step are spread over four chips and each row's heads over four; the controls over four groups of chips.
+
+Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+--config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
+"""
+
+from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+
+
+def get_config() -> Config:
+    """Settings as in the authors' runs, but for bfloat16, packed rows and cutting that keeps a prompt's end."""
+    return Config(
+        name="llama2_7b_unseen",
+        base="meta-llama/Llama-2-7b-hf",
+        dtype="bfloat16",
+        tasks=Tasks(
+            suite="flan2021",
+            selection="paper",
+            sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
+        ),
+        tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
+        tuning=Tuning(
+            rank=8,
+            alpha=16.0,
+            targets=("q_proj", "v_proj"),
+            # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
+            experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            slots=4,
+        ),
+        compare=Compare(),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
+    )

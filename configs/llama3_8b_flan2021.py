@@ -1,0 +1,51 @@
+"""The paper's experiment with Llama-3-8B, a base of the next generation.
+
+A TPU slice of 16 v6e chips:
+    launch/tpu_pod.sh flan8b us-east5-b v6e-16 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
+        python -m launch.run --config=configs/llama3_8b_flan2021.py --workdir=gs://BUCKET/flan8b --processes=0
+
+A node of eight H100 (or H200) under Slurm:
+    sbatch --nodes=1 launch/slurm.sbatch -- \
+        python -m launch.run --config=configs/llama3_8b_flan2021.py --workdir=/shared/flan8b --processes=0
+
+Before either, what it takes and what the data look like:
+    python -m launch.plan --config=configs/llama3_8b_flan2021.py --topology=v6e:4x4,h100:8
+    python -m launch.tasks --config=configs/llama3_8b_flan2021.py --out=runs/flan8b-look
+
+The paper has no Llama 3. Settings are those of configs/llama2_7b_flan2021.py, but for the template: Llama-2's words
+mean nothing to this base, and it has no template of its own.
+E's four rows a step are spread over four chips and each row's heads over four; the controls over four groups of chips.
+
+Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+--config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
+"""
+
+from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.tasks.flan_names import CLUSTERS
+
+
+def get_config() -> Config:
+    """Settings of configs/llama2_7b_flan2021.py, but for the template."""
+    return Config(
+        name="llama3_8b_flan2021",
+        base="meta-llama/Meta-Llama-3-8B",
+        dtype="bfloat16",
+        tasks=Tasks(
+            suite="flan2021",
+            selection="paper",
+            sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
+            only=CLUSTERS,
+        ),
+        tokens=Tokens(template="none", max_tokens=1024, row_length=1024),
+        tuning=Tuning(
+            rank=8,
+            alpha=16.0,
+            targets=("q_proj", "v_proj"),
+            # A packed row holds four to eight examples: four rows are about the authors' sixteen examples a step.
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
+            experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            slots=4,
+        ),
+        compare=Compare(),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
+    )
