@@ -124,8 +124,8 @@ def tuning_transfers(arch: Architecture, spread: Spread, rank: int, targets: Seq
     """What a chip receives in a training step, by mesh axis.
 
     Over `fsdp` the blocks' matrices are gathered for the forward and for the backward pass of every part and the head
-    once, and gradients of adapters are summed; over `tensor` each block's two sums are made forward, backward, and once more
-    where blocks are recomputed.
+    once, and gradients of adapters are summed; over `tensor` each block's two sums are made forward, backward, and once
+    more where blocks are recomputed.
     """
     share, tensor = (spread.fsdp - 1) / spread.fsdp, (spread.tensor - 1) / spread.tensor
     weights = (

@@ -1,6 +1,7 @@
 """Runs of four processes that lose one, hang, or are asked to stop: their exit codes, and what a new start makes."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,3 +160,26 @@ def test_a_failure_of_one_process_is_told_to_all(root, tiny_config, alone, tmp_p
         codes = pod.codes(600)
         assert codes[0] in (1, 2) and codes == [codes[0]] * 4
         assert all(f"process 0 ended with exit code {codes[0]}" in pod.said(index) for index in (1, 2, 3))
+
+
+@pytest.mark.slow
+def test_what_one_process_does_for_all_is_stopped_and_gone_on_with(root, tmp_path):
+    """Pre-training: by process 0, in checkpoints of its own, while the others wait; one of them is asked to stop."""
+    config = Path(shutil.copy(root / "configs/demo.py", tmp_path))
+    flags = [
+        "--config.tasks.only=('facts_country','sentiment_review','reading_who','struct_owner')",
+        *("--config.tasks.max_train=64", "--config.tasks.max_test=48"),
+        *("--config.pretraining.steps=100", "--config.pretraining.documents=2000"),
+        *("--config.tuning.control.max_steps=10", "--config.tuning.experimental.max_steps=10"),
+        *("--config.tuning.score_prompts=16", "--config.compare.permutations=20", "--config.compare.draws=100"),
+    ]
+    cache = {"MOSSA_CACHE": str(tmp_path / "cache")}
+    with Pod(root, config, tmp_path / "run", tmp_path / "first", count=2, flags=flags, **cache) as pod:
+        pod.until("pre-training 30/100")
+        pod.processes[1].send_signal(signal.SIGTERM)
+        assert pod.codes(120) == [75] * 2, pod.said(0)[-3000:]
+    saved = [path for path in (tmp_path / "run/checkpoints/pretraining").iterdir() if path.name.isdigit()]
+    assert saved and not list((tmp_path / "cache").glob("miniature-*"))
+    with Pod(root, config, tmp_path / "run", tmp_path / "second", count=2, flags=flags, **cache) as pod:
+        assert pod.codes(600) == [0] * 2, pod.said(0)[-3000:]
+        assert "pre-training 30/100" not in pod.said(0) and "pre-training 100/100" in pod.said(0)

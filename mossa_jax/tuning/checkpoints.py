@@ -118,9 +118,17 @@ class Checkpoints:
             )
         if step < 0:
             return state, 0
-        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        if self._alone:
+            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+        else:
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+            )
         try:
-            return self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked), step
+            found = self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked)
+            if self._alone:
+                found = jax.tree.map(lambda new, leaf: jax.device_put(new, leaf.sharding), found, state)
+            return found, step
         except ValueError as error:
             if (disk := _disk_error(error, self._near)) is not None:
                 raise disk from error
@@ -139,6 +147,8 @@ class Checkpoints:
           OSError: with its errno, when this save or the one before failed; older steps are left as they were.
         """
         self._wait()
+        if self._alone:  # of arrays on devices Orbax takes those alone that all processes share
+            state = jax.tree.map(np.asarray, state)
         with self._cleaning_up():
             self._orbax.save(self._orbax_folder(step), state)
         self._saving = self._thread.submit(self._finish, step)
