@@ -9,7 +9,7 @@ V vocabulary, L layers, r LoRA rank.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,13 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array, lora: Lora) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
         low = low_rank(x, lora, "gate_proj", "up_proj")
-        return self.down_proj(nnx.silu(self.gate_proj(x, lora, low)) * self.up_proj(x, lora, low), lora)
+        return self.down_proj(_gated(self.gate_proj(x, lora, low), self.up_proj(x, lora, low)), lora)
+
+
+@partial(jax.checkpoint, prevent_cse=False)  # inside the scan over layers nothing is merged
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """Worked out once more in the backward pass: what it would keep is as wide as its two arguments together."""
+    return nnx.silu(gate) * up
 
 
 class Block(nnx.Module):
