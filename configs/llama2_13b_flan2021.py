@@ -12,7 +12,7 @@ Before either, what it takes and what the data look like:
     python -m launch.plan --config=configs/llama2_13b_flan2021.py --topology=v5p:2x2x4,h100:8
     python -m launch.tasks --config=configs/llama2_13b_flan2021.py --out=runs/flan13b-look
 
-The paper has no 13B: settings are those of configs/llama2_7b_flan2021.py. Each row's heads are spread over eight
+The paper has no 13B: settings are those of configs/llama2_7b_flan2021.py. Each row's heads are spread over four
 chips, E's rows and the controls over what is left.
 
 Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
@@ -46,5 +46,5 @@ def get_config() -> Config:
             slots=4,
         ),
         compare=Compare(batch_rows=16),
-        mesh=Mesh(adapter=-1, fsdp=1, tensor=8),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
     )
