@@ -108,12 +108,15 @@ class Peers:
         self._over = threading.Event()  # all have said how they end
         self._settled = threading.Event()  # either is known, and this process may end
         self._wake, self._woken = socket.socketpair()
+        self._wake.setblocking(False)
         self._woken.setblocking(False)
         for link in links:
             link.heard = time.monotonic()
             if process == 0:
                 link.send({"ready": len(links) + 1})
         stop.pass_on = lambda: self._post({"stop": process})
+        # A handler in Python waits as long as the main thread is in a collective; the signal's number comes at once.
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._hold_aborts()
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
@@ -162,8 +165,8 @@ class Peers:
                 for key, _ in selector.select(BEAT / 2):
                     if key.data is not None:
                         self._listen(key.data)
-                    else:
-                        self._woken.recv(1 << 10)
+                    elif {signal.SIGTERM, signal.SIGINT} & set(self._woken.recv(1 << 10)):
+                        self._spread({"stop": self._process})
                 while self._outbox:
                     self._spread(self._outbox.popleft())
                 if time.monotonic() > beat + BEAT:
