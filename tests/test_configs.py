@@ -13,8 +13,8 @@ from dataclasses import asdict
 import pytest
 
 from mossa_jax.config import check
-from mossa_jax.hardware import find_hardware
 from mossa_jax.mesh import axis_sizes
+from mossa_jax.planning.hardware import find_hardware
 from mossa_jax.tasks import training_rows
 
 NAMES = ("llama2_7b_flan2021", "llama2_7b_unseen", "llama2_13b_flan2021", "llama2_70b_flan2021", "llama3_8b_flan2021")

@@ -12,18 +12,18 @@ from dataclasses import replace
 import jax
 import pytest
 
-from mossa_jax import plan
 from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
-from mossa_jax.forecast import STAGES, Planner, table
-from mossa_jax.forecast_text import shown
-from mossa_jax.hardware import Hardware, find_hardware
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED, published_shape
+from mossa_jax.planning import programs as plan
+from mossa_jax.planning.forecast import STAGES, Planner, table
+from mossa_jax.planning.hardware import Hardware, find_hardware
+from mossa_jax.planning.suggest import suggest
+from mossa_jax.planning.text import shown
+from mossa_jax.planning.work import Work, work_of
 from mossa_jax.rundir import Refusal
-from mossa_jax.suggest import suggest
 from mossa_jax.tasks.flan_names import CLUSTERS
 from mossa_jax.tuning.flops import step_flops
-from mossa_jax.work import Work, work_of
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="needs the package libtpu")
@@ -240,7 +240,7 @@ def test_suggestions_are_compiled_until_one_fits(monkeypatch):
         seen.append(each.config)
         return {"fits": len(seen) > 2}
 
-    from mossa_jax import suggest as module
+    from mossa_jax.planning import suggest as module
 
     monkeypatch.setattr(module, "table", compiled_table)
     monkeypatch.setattr(plan, "grid_for", _without_devices(plan.grid_for))
@@ -284,7 +284,7 @@ def test_a_run_that_does_not_fit_ends_in_code_3_behind_its_table(root, tmp_path)
 def test_a_tiny_run_is_compiled_stage_by_stage_with_its_own_sizes(root, tiny, tiny_config, tmp_path):
     """On this machine's CPU in place of a slice: a config of a folder's tasks, with flags that go first."""
     fake = (
-        "from mossa_jax.hardware import Hardware\n"
+        "from mossa_jax.planning.hardware import Hardware\n"
         "l.find_hardware = lambda name: Hardware(name, 1, 10_000, 1e12, 1e11, 1e10, 0, 1, tuple(jax.devices()[:1]))"
     )
     flags = (f"--config={tiny_config}", "--answers=4", "--template=llama2", "--row_length=512", "--remat=on")

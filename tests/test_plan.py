@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from processes import cpu
 
-from mossa_jax import plan as plan_lib
-from mossa_jax.collectives import collectives
 from mossa_jax.config import Mesh, Schedule, Tuning
-from mossa_jax.hardware import Hardware
 from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.mesh import make_mesh, place
-from mossa_jax.plan import check_fits, compiled, grid_for, tuning_program, tuning_shapes
+from mossa_jax.planning import programs as plan_lib
+from mossa_jax.planning.collectives import collectives
+from mossa_jax.planning.hardware import Hardware
+from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program, tuning_shapes
 from mossa_jax.rundir import Refusal
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
@@ -158,7 +158,7 @@ import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from mossa_jax.config import Mesh
 from mossa_jax.mesh import make_mesh
-from mossa_jax.collectives import collectives
+from mossa_jax.planning.collectives import collectives
 
 mesh = make_mesh(Mesh(2, 4, 1))
 
@@ -276,9 +276,9 @@ def test_missing_bytes_are_named():
 
 _PROGRAMS = """
 import json, sys, jax
-from mossa_jax import plan
+from mossa_jax.planning import programs as plan
 from mossa_jax.config import Mesh
-from mossa_jax.hardware import Hardware
+from mossa_jax.planning.hardware import Hardware
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.tuning.memory import bytes_on_device

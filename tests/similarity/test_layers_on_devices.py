@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mossa_jax.collectives import collectives
+from mossa_jax.planning.collectives import collectives
 from mossa_jax.similarity import compare_states, layerwise
 from mossa_jax.similarity.measures import MEASURES, measure_states
 from mossa_jax.similarity.spectrum import spectrum

@@ -8,7 +8,7 @@ from typing import Any
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Config, Mesh
-from mossa_jax.forecast import Planner, table
+from mossa_jax.planning.forecast import Planner, table
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, Refusal
 from mossa_jax.tuning.slots import plan_slots

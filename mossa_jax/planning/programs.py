@@ -21,14 +21,14 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.cache import build_once
-from mossa_jax.collectives import collectives
 from mossa_jax.config import Mesh, Schedule, Tuning
-from mossa_jax.hardware import Hardware
 from mossa_jax.llama.adapters import AXES, target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
 from mossa_jax.llama.model import abstract_state
 from mossa_jax.llama.weights import check_mesh, leaf_name, shardings
+from mossa_jax.planning.collectives import collectives
+from mossa_jax.planning.hardware import Hardware
 from mossa_jax.rundir import BAD_INPUT, Refusal, write_json
 from mossa_jax.similarity import gram, moments
 from mossa_jax.similarity.streamed import stream_batch

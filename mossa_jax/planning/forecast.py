@@ -14,15 +14,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mossa_jax import formulas, plan
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.config import Config, Schedule, recompute
 from mossa_jax.experiment import pairs_of
-from mossa_jax.formulas import Spread
-from mossa_jax.hardware import Hardware
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.models import SCORE_ROWS
-from mossa_jax.plan import Program
+from mossa_jax.planning import formulas, programs
+from mossa_jax.planning.formulas import Spread
+from mossa_jax.planning.hardware import Hardware
+from mossa_jax.planning.programs import Program
+from mossa_jax.planning.work import Work
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 from mossa_jax.similarity import engine
 from mossa_jax.states.forward import LEAD_STEP, kept_rows, reach_of
@@ -30,7 +31,6 @@ from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.memory import SHARE, bytes_on_device
 from mossa_jax.tuning.slots import plan_slots
-from mossa_jax.work import Work
 
 STAGES = ("E", "controls", "scores", "states", "similarity")
 
@@ -105,7 +105,7 @@ class Planner:
             ("controls", self.config.tuning.control, self._grid(True)),
             ("E", self.config.tuning.experimental, self._grid(False)),
         ):
-            body = plan.attention_body(grid, self.config.dtype, self._shared)
+            body = programs.attention_body(grid, self.config.dtype, self._shared)
             population.check_rows(f"{self.name}, {label}", schedule.batch_rows, schedule.parts, grid, body)
 
     def stages(self, names: Sequence[str] = STAGES) -> list[Stage]:
@@ -181,12 +181,12 @@ class Planner:
         }
 
     def _measured(self, stage: Stage, made: bool) -> tuple[bool, dict[str, Any]]:
-        """Whether the stage's blocks are recomputed, and the figures of `plan.compiled`, or the same by formula."""
+        """Whether the stage's blocks are recomputed, and the figures of `programs.compiled`, or the same by formula."""
 
         def measure(remat: bool) -> dict[str, Any]:
             program = stage.program(remat)
             if made:
-                return plan.compiled(program)
+                return programs.compiled(program)
             shards, beside = program.shards, program.around
             temporary = ceil(stage.temporary(remat))
             found = {"shards": shards, "beside": beside, "arguments": shards, "temporary": temporary}
@@ -233,7 +233,7 @@ class Planner:
             return False
 
     def _grid(self, adapters: bool):
-        return plan.grid_for(self.hardware, self.config.mesh, self.arch, self.name, adapters)
+        return programs.grid_for(self.hardware, self.config.mesh, self.arch, self.name, adapters)
 
     def _spread(self, grid, models: int, rows: int, row_length: int, parts: int = 1) -> Spread:
         sizes = (grid.shape[axis] for axis in mesh_lib.AXES)
@@ -251,7 +251,7 @@ class Planner:
         flops = step_flops(self.arch, **sizes)
 
         def program(remat: bool) -> Program:
-            return plan.tuning_program(
+            return programs.tuning_program(
                 self.arch, grid, dtype=self.config.dtype, slots=places, remat=remat, parts=schedule.parts,
                 lead=shared, reach=max(self.config.tokens.max_tokens - shared, 0), **sizes,
             )  # fmt: skip
@@ -288,7 +288,7 @@ class Planner:
         sizes = {"dtype": self.config.dtype, "models": models, "rank": tuning.rank, "targets": tuning.targets}
         size = {"rows": rows, "width": width, "new_tokens": tuning.score_tokens}
         cache = formulas.cache_bytes(self.arch, spread, tuning.score_tokens) * usual / width
-        weights = bytes_on_device(plan.base_shapes(self.arch, grid, self.config.dtype))
+        weights = bytes_on_device(programs.base_shapes(self.arch, grid, self.config.dtype))
         return Stage(
             "scores",
             spread,
@@ -298,7 +298,7 @@ class Planner:
             0.0,
             1.0,
             False,
-            lambda _: plan.score_program(self.arch, grid, **sizes, **size),
+            lambda _: programs.score_program(self.arch, grid, **sizes, **size),
             lambda _: formulas.score_bytes(self.arch, spread, tuning.score_tokens),
             lambda _: formulas.score_transfers(self.arch, spread, tuning.score_tokens),
             reads=tuning.score_tokens * (weights + cache),
@@ -319,7 +319,7 @@ class Planner:
             each = own if pool == "all" else self.work.prompts
             flops += self.work.tasks * formulas.moments_flops(self.arch, self._compared, each, pairs, pool)
         tuning = config.tuning
-        kept = bytes_on_device(plan.kept_shape(self.arch, grid, self._compared, self.work.prompts))
+        kept = bytes_on_device(programs.kept_shape(self.arch, grid, self._compared, self.work.prompts))
         return Stage(
             "states",
             spread,
@@ -329,7 +329,7 @@ class Planner:
             0.0,
             1.0,
             False,
-            lambda _: plan.states_program(
+            lambda _: programs.states_program(
                 self.arch, grid, dtype=config.dtype, models=self._compared, rank=tuning.rank, targets=tuning.targets,
                 rows=rows, row_length=length, prompts=self.work.prompts, pool=pool,
                 lead=mesh_lib.round_up(lead, LEAD_STEP), reach=reach_of(config.tokens.max_tokens - lead), pairs=pairs,
@@ -352,7 +352,7 @@ class Planner:
             0.0,
             1.0,
             False,
-            lambda _: plan.similarity_program(
+            lambda _: programs.similarity_program(
                 self.arch, grid, dtype=config.dtype, models=models, prompts=prompts, pairs=self._pairs,
                 permutations=draws,
             ),
@@ -366,7 +366,7 @@ def table(planner: Planner, stages: Sequence[str], price: float, compile_it: boo
 
     Args:
       planner: of the run.
-      stages: names of those to plan.
+      stages: names of those to programs.
       price: of an hour of one chip; 0: not known.
       compile_it: as of `Planner.row`.
     """
