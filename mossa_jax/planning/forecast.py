@@ -366,7 +366,7 @@ def table(planner: Planner, stages: Sequence[str], price: float, compile_it: boo
 
     Args:
       planner: of the run.
-      stages: names of those to programs.
+      stages: names of those to plan.
       price: of an hour of one chip; 0: not known.
       compile_it: as of `Planner.row`.
     """
