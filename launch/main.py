@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -26,7 +27,7 @@ from mossa_jax.peers import Peers
 from mossa_jax.processes import check_platform, choose_platform, describe, find_place, join
 from mossa_jax.profiling import Profile
 from mossa_jax.progress import Stop, log
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, LogFile, Refusal
+from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, LogFile, Refusal, RunDir
 from mossa_jax.watchdog import Watchdog
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.", lower_bound=0)
@@ -48,6 +49,7 @@ _LAST_WORDS = 5.0  # seconds that a process takes at most to say why it leaves
 
 _stop = Stop()
 _peers: list[Peers] = []  # one, where there are several processes
+_rundirs: list[RunDir] = []  # the one that is open
 
 
 def run(main: Callable[[], None]) -> None:
@@ -88,6 +90,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
     traced = Profile.parse(profile)
     rundir = open_run(checked(config), workdir)
+    _rundirs.append(rundir)
     handler = None
     if rundir.writer:
         handler = LogFile(rundir / "log.txt")
@@ -99,6 +102,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)
             handler.close()
+        _rundirs.remove(rundir)
         rundir.close()
 
 
@@ -204,6 +208,9 @@ def _leave(code: int, why: str = "") -> None:
     _end_soon(code)
     if why:
         log.error(why)
+    for rundir in _rundirs:  # in an object store its texts are written now and then only
+        with contextlib.suppress(Exception):
+            rundir.flush()
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)
