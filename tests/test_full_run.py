@@ -318,7 +318,7 @@ def test_a_poisoned_batch_skips_its_update_and_is_counted(tiny_config, tmp_path,
         bench.rundir.close()
     assert moved == [True, False, True, True] * 2
     for name in config.tasks.only:
-        records = [record for record in bench.rundir.metrics() if record["model"] == name]
+        records = [record for record in bench.rundir.metrics() if record.get("model") == name]
         assert [record["loss"] is None for record in records] == [False, True, False, False]
         assert [record.get("skipped", 0) for record in records] == [0, 1, 1, 1]
         assert (tmp_path / "run/models" / name / "model.safetensors").exists()
