@@ -104,6 +104,7 @@ def test_a_run_folder_of_another_template_is_refused(again):
     assert caught.value.code == 3
 
 
+@pytest.mark.slow
 def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path):
     chosen = ("sentiment_review", "paraphrase_synonym", "misc_odd_word")
     tables = []

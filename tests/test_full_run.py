@@ -110,6 +110,7 @@ def last_states(model, prompts):
     return {layer: np.stack([each[layer][-1] for each in found]) for layer in NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which, looked_at", [("full_e", ["count_words"]), ("full_controls", TASKS[1:])])
 def test_the_table_is_complete_and_its_cells_are_those_of_torch(which, looked_at, tiny, request):
     config, workdir = request.getfixturevalue(which)

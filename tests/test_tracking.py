@@ -25,9 +25,9 @@ TIMES = {
 }  # fmt: skip
 
 FAKE = """
-import json, os
+import json
 def say(**what):
-    with open(os.environ["FAKE_WANDB"], "a") as file:
+    with open({said!r}, "a") as file:
         file.write(json.dumps(what) + "\\n")
 class Run:
     def define_metric(self, name, step_metric): say(metric=name, step=step_metric)
@@ -45,10 +45,10 @@ def fake_wandb(tmp_path, monkeypatch):
     """Writes a package `wandb` whose calls land in a file; returns what they were."""
 
     def write(log="say(figures=figures)", init="pass"):
+        said = str(tmp_path / "said.jsonl")  # its own: a thread of a test before may still be talking
         (tmp_path / "packages").mkdir()
-        (tmp_path / "packages/wandb.py").write_text(FAKE.format(log=log, init=init))
+        (tmp_path / "packages/wandb.py").write_text(FAKE.format(log=log, init=init, said=said))
         monkeypatch.syspath_prepend(tmp_path / "packages")
-        monkeypatch.setenv("FAKE_WANDB", str(tmp_path / "said.jsonl"))
         monkeypatch.delitem(sys.modules, "wandb", raising=False)
 
     write.said = lambda: [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]

@@ -68,6 +68,7 @@ def test_on_meshes_of_eight_devices(root, case, tmp_path):
     assert float(out.split()[-1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_in_two_processes(root, case, tmp_path):
     address = free_address()
     commands = [command(case[0], "4,1 1,4 2,2", 2, address, index) for index in range(2)]

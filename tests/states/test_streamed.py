@@ -15,8 +15,17 @@ LEAD = random_prompts(1, seed=9, shortest=30, longest=30)[0]
 POOLING = {"last": lambda layer: layer[-1:], "mean": lambda layer: layer.mean(0)[None], "all": lambda layer: layer}
 
 
-@pytest.mark.parametrize("pool", ["last", "mean", "all"])
-@pytest.mark.parametrize("lead", [False, True])
+_QUICK = [(False, "all"), (True, "last")]
+
+
+@pytest.mark.parametrize(
+    ("lead", "pool"),
+    [
+        pytest.param(lead, pool, marks=[] if (lead, pool) in _QUICK else pytest.mark.slow)
+        for lead in (False, True)
+        for pool in POOLING
+    ],
+)
 def test_every_layer_equals_torch_and_float64(tiny, tiny_adapters, pool, lead):
     count = 30 if pool == "all" else 90
     prompts = [[*LEAD, *own[1:]] if lead else own for own in random_prompts(count, longest=20)]
