@@ -36,7 +36,7 @@ class Workload:
       hidden, layers, heads, vocab: of the models; the feed-forward is 8/3 as wide as the states.
       batch: prompts in a batch of the Hugging Face loops.
       hook_batch: rows in a batch of the tools that compare batch by batch.
-      batch_rows: packed rows in a forward pass of ours.
+      batch_rows: packed rows in a forward pass of ours; as many as `mossa.compare` takes on a CPU.
       rounds, seed: timed rounds; of weights and prompts.
     """
 
@@ -48,7 +48,7 @@ class Workload:
     tokens: int = 64
     batch: int = 32
     hook_batch: int = 128
-    batch_rows: int = 32
+    batch_rows: int = 16
     rounds: int = 5
     seed: int = 0
 
