@@ -20,30 +20,12 @@ Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a 
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
 """
 
-from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.config import Config
+from mossa_jax.paper import flan2021
 
 
 def get_config() -> Config:
-    """Settings as in the authors' runs, but for bfloat16, packed rows and cutting that keeps a prompt's end."""
-    return Config(
-        name="llama2_7b_unseen",
-        base="meta-llama/Llama-2-7b-hf",
-        dtype="bfloat16",
-        tasks=Tasks(
-            suite="flan2021",
-            selection="paper",
-            sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
-        ),
-        tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
-        tuning=Tuning(
-            rank=8,
-            alpha=16.0,
-            targets=("q_proj", "v_proj"),
-            # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
-            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
-            experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
-            slots=4,
-        ),
-        compare=Compare(),
-        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
-    )
+    """Every cluster, Misc. included."""
+    config = flan2021("llama2_7b_unseen", "meta-llama/Llama-2-7b-hf")
+    config.tasks.only = ()
+    return config

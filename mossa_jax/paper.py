@@ -1,0 +1,39 @@
+"""The paper's experiment as settings, of which the published configs vary a few."""
+
+from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.tasks.flan_names import CLUSTERS
+
+
+def flan2021(name: str, base: str) -> Config:
+    """FLAN 2021's 60 tasks outside Misc., one control model a task and E on their mixture (Zhao, Ziser, Cohen, 2024).
+
+    Settings are those of the authors' runs, but for bfloat16, packed rows and cutting that keeps a prompt's end. On a
+    mesh each row's heads are spread over four devices, E's rows and the controls over what is left.
+
+    Args:
+      name: of the run.
+      base: Hugging Face folder or hub id.
+    """
+    return Config(
+        name=name,
+        base=base,
+        dtype="bfloat16",
+        tasks=Tasks(
+            suite="flan2021",
+            selection="paper",
+            sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
+            only=CLUSTERS,
+        ),
+        tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
+        tuning=Tuning(
+            rank=8,
+            alpha=16.0,
+            targets=("q_proj", "v_proj"),
+            # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
+            control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
+            experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
+            slots=4,
+        ),
+        compare=Compare(),
+        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
+    )
