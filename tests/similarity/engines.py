@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from traps import PAIRS
 
@@ -60,7 +61,7 @@ def streamed(states, valid):
     """Batches of `BATCH` rows, shifted by the means of the first batch's finite rows."""
     placed = isinstance(states, jax.Array) and isinstance(states.sharding, NamedSharding)
     mesh = states.sharding.mesh if placed else None
-    host = np.asarray(states)
+    host = np.asarray(multihost_utils.process_allgather(states, tiled=True) if placed else states)
     usable = valid & np.isfinite(host.astype(np.float32)).all((0, 2))
     shift = host[:, usable][:, :BATCH].astype(np.float64).mean(1)
     state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(shift[None].astype(np.float32))
@@ -69,7 +70,7 @@ def streamed(states, valid):
         missing = BATCH - len(counts)
         batch = np.pad(batch, ((0, 0), (0, missing), (0, 0)))[None]
         if mesh:
-            batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(None, None, "fsdp")))
+            batch = _place(batch, mesh, PartitionSpec(None, None, "fsdp"))
         state = add(state, batch, np.pad(counts, (0, missing)))
     return _first_layer(moments.finish(state))
 
@@ -77,10 +78,15 @@ def streamed(states, valid):
 ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}
 
 
+def _place(array, mesh, spec):
+    """The same array on every process, each of which copies its own part."""
+    return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
+
+
 def spread(states):
-    """The states with rows over a mesh of eight devices, filled up with rows that are not valid."""
+    """The states with rows over a mesh of eight devices, of however many processes, filled up with rows that are not
+    valid."""
     mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     n = states.shape[1]
     filled = np.pad(states, ((0, 0), (0, -n % 16), (0, 0)), constant_values=np.nan)
-    placed = jax.device_put(filled, NamedSharding(mesh, PartitionSpec(None, "fsdp")))
-    return placed, np.arange(filled.shape[1]) < n
+    return _place(filled, mesh, PartitionSpec(None, "fsdp")), np.arange(filled.shape[1]) < n

@@ -1,10 +1,13 @@
 """The trap table: every engine gives float64's value or says that there is none; on one device and on eight."""
 
+import sys
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from engines import ENGINES
-from tiny_programs import on_eight_devices
+from processes import free_address, together
 from traps import PAIRS, N, benign, expected, shifted, table, undefined_table
 
 TRAPS = table()
@@ -95,31 +98,12 @@ def test_real_states(engine, stories):
         assert found.value == pytest.approx(np.array([exact[pair] for pair in PAIRS]), abs=1e-5)
 
 
-EIGHT = """
-import numpy as np
-from engines import ENGINES, spread
-from traps import benign, expected, table, undefined_table, PAIRS
-
-for engine, run in ENGINES.items():
-    for name, (states, tolerance) in table().items():
-        found = run(*spread(states))
-        exact = expected(states)
-        for i, pair in enumerate(PAIRS):
-            assert list(found.undefined[i]) == ["", ""], (engine, name, found.undefined[i])
-            assert np.abs(found.value[i] - exact[pair]).max() < tolerance, (engine, name)
-    for name, (states, said) in undefined_table().items():
-        assert list(run(*spread(states)).undefined[0]) == said, (engine, name)
-    states = benign()
-    states[0, 7, 3] = np.nan
-    found = run(*spread(states))
-    assert (found.n, found.dropped) == (39, 1), engine
-    exact = expected(np.delete(states, 7, 1))
-    assert np.abs(found.value - [exact[pair] for pair in PAIRS]).max() < 1e-6, engine
-print("right")
-"""
-
-
 @pytest.mark.slow
-def test_on_eight_devices():
-    """The same table; what the quick tests show there is in test_sharded and test_matrix."""
-    assert on_eight_devices(EIGHT).endswith("right\n")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_on_eight_devices(root, tmp_path, processes):
+    """The same table, by one process and by two; what the quick tests show there is in test_sharded and test_matrix."""
+    command = [sys.executable, Path(__file__).with_name("traps_on_devices.py")]
+    address = free_address()
+    more = [[processes, address, index] for index in range(processes)] if processes > 1 else [[]]
+    said = together([[*command, *each] for each in more], root, 8 // processes, tmp_path, timeout=900)
+    assert [line.splitlines()[-1] for line in said] == [f"{processes} 8 right"] * processes
