@@ -84,11 +84,11 @@ def draw_prompts(work: Workload) -> list[list[int]]:
     return [[1, *rng.integers(3, work.vocab, length - 1).tolist()] for length in lengths]
 
 
-def write_folders(work: Workload, scratch: str) -> list[str]:
-    """The two models' folders."""
-    folders = [f"{scratch}/model_{side}" for side in "ab"]
+def write_folders(work: Workload, scratch: str, count: int = 2) -> list[str]:
+    """The folders of so many random models."""
+    folders = [f"{scratch}/model_{side}" for side in range(count)]
     for side, folder in enumerate(folders):
-        write_config(folder, work.config(), f"{side + 1} of 2", "float32", seed=2 * work.seed + side)
+        write_config(folder, work.config(), f"{side + 1} of {count}", "float32", seed=count * work.seed + side)
     return folders
 
 
@@ -97,18 +97,18 @@ def row_length(prompts: Sequence[Sequence[int]]) -> int:
     return -(-max(map(len, prompts)) // 64) * 64
 
 
-def states_of(model: Model, prompts: Sequence[Sequence[int]], pool: str, batch_rows: int) -> KeptStates:
-    """Pooled states of a model by itself, as `mossa.compare` computes them."""
+def _states(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int) -> KeptStates:
+    """States of the prompts' last tokens of a model by itself, as `mossa.compare` computes them."""
     adapters = stack(model.architecture, [zero_adapter(model.architecture)])
     return keep_states(
         model.architecture, model.state, adapters, prompts, model.mesh,
-        pool=pool, row_length=row_length(prompts), batch_rows=batch_rows,
+        pool="last", row_length=row_length(prompts), batch_rows=batch_rows,
     )  # fmt: skip
 
 
-def ours(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int, pool: str = "last") -> Values:
+def ours(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int) -> Values:
     """Both estimators, with intervals, of every layer: what `mossa.compare` does after loading and tokenizing."""
-    kept = [states_of(model, prompts, pool, batch_rows) for model in models]
+    kept = [_states(model, prompts, batch_rows) for model in models]
     found = compare_states(jnp.concatenate([side.states for side in kept]), kept[0].valid, [(0, 1)])
     value = np.delete(found.value[0], -2, axis=0)  # Hugging Face has no state of the last block before the norm
     return {"biased": value[:, 0], "debiased": value[:, 1]}

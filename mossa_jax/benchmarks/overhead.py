@@ -13,25 +13,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.models import Workload, draw_prompts, ours, row_length, write_folders
+from mossa_jax.benchmarks.models import Workload, draw_prompts, row_length, write_folders
 from mossa_jax.config import Mesh
-from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.llama.adapters import initial_adapter, stack
+from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.model import merge
 from mossa_jax.progress import log
 from mossa_jax.rundir import Refusal
-from mossa_jax.states.forward import Pass, Prompts, run_models
+from mossa_jax.similarity import compare_states
+from mossa_jax.similarity.streamed import stream_similarities
+from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models
 
-_POOLED = ("last", "mean")  # a row a prompt; `all` tokens are not kept
+POOLS = ("last", "mean", "all")
+MODELS = 3  # the base, and adapters for an experimental and a control model
+PAIRS = ((0, 1), (0, 2), (1, 2))
 CHILD = "import sys; from mossa_jax.benchmarks import overhead; overhead.write_one(*sys.argv[1:])"
 
 
@@ -42,45 +48,39 @@ def _bare(made: Pass, base, adapters, rows, lead) -> jax.Array:
     return run_models(made, merge(made.arch, base), adapters, rows, lead, keep, None)
 
 
-def forward_only(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int, pool: str) -> None:
-    """The forward passes of `ours`, over the same packed rows, that pool and keep nothing."""
-    for model in models:
-        arch = model.architecture
-        adapters = stack(arch, [zero_adapter(arch)])
-        packed = Prompts(
-            arch, model.state, adapters, prompts, model.mesh,
-            pool=pool, row_length=row_length(prompts), batch_rows=batch_rows,
-        )  # fmt: skip
-        for rows in packed.batches():
-            done = _bare(packed.made, *packed.arguments, rows, packed.lead)
-        jax.block_until_ready(done)
+def forward_only(inputs: tuple, packing: dict[str, Any]) -> None:
+    """The forward passes of `together`, over the same packed rows, that pool and keep nothing."""
+    packed = Prompts(*inputs, **packing)
+    for rows in packed.batches():
+        done = _bare(packed.made, *packed.arguments, rows, packed.lead)
+    jax.block_until_ready(done)
 
 
-def overhead(
-    models: Sequence[Model],
-    prompts: Sequence[Sequence[int]],
-    batch_rows: int,
-    pool: str,
-    rounds: int,
-    together: Callable = ours,
-) -> dict[str, Any]:
-    """Forward passes alone beside forward passes with the comparison, in turns.
+def together(inputs: tuple, packing: dict[str, Any]) -> None:
+    """As a run compares: pooled rows are kept and compared at the end, `all` tokens streamed into moments."""
+    if packing["pool"] == "all":
+        stream_similarities(*inputs, PAIRS, **packing)
+    else:
+        kept = keep_states(*inputs, **packing)
+        compare_states(kept.states, kept.valid, PAIRS)
+
+
+def overhead(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int, pool: str, rounds: int) -> dict[str, Any]:
+    """Forward passes alone beside forward passes with the comparison, in turns; `MODELS` models at once.
 
     Args:
-      models: two, on one mesh.
+      model: the base.
       prompts: ids.
       batch_rows: packed rows of a forward pass.
-      pool: "last" or "mean".
+      pool: one of `POOLS`.
       rounds: timed.
-      together: called as `ours` is; forward passes and comparison.
 
     Returns:
       Median seconds of both, and the share that the comparison adds (median, lowest and highest over rounds).
     """
-    runs = {
-        "forward": lambda: forward_only(models, prompts, batch_rows, pool),
-        "together": lambda: together(models, prompts, batch_rows, pool),
-    }
+    inputs = model.architecture, model.state, _adapters(model.architecture), prompts, model.mesh
+    packing = {"pool": pool, "row_length": row_length(prompts), "batch_rows": batch_rows}
+    runs = {name: partial(run, inputs, packing) for name, run in (("forward", forward_only), ("together", together))}
     for run in runs.values():
         run()
     times = machine.in_turns(runs, rounds)
@@ -95,13 +95,25 @@ def overhead(
     }
 
 
+def _adapters(arch: Architecture) -> dict[str, dict[str, np.ndarray]]:
+    """The base itself and random adapters of rank 8 on q and v, stacked."""
+    rng = np.random.default_rng(0)
+    adapters: list[dict] = [{}]
+    for seed in range(1, MODELS):
+        adapter = initial_adapter(arch, ("q_proj", "v_proj"), 8, 16.0, 0, (seed,))
+        for part in adapter.values():
+            part["b"] = 0.02 * rng.standard_normal(part["b"].shape, np.float32)
+        adapters.append(adapter)
+    return stack(arch, adapters)
+
+
 def one(work: Workload, pool: str, devices: int) -> dict[str, Any]:
     """`overhead` on this process's first `devices` devices, over as many times the prompts."""
     scaled = dataclasses.replace(work, prompts=work.prompts * devices)
     mesh = mesh_lib.make_mesh(Mesh(1, devices, 1), devices=jax.devices()[:devices])
     with tempfile.TemporaryDirectory() as scratch:
-        models = [load_model(folder, mesh=mesh) for folder in write_folders(scaled, scratch)]
-        found = overhead(models, draw_prompts(scaled), work.batch_rows, pool, work.rounds)
+        model = load_model(write_folders(scaled, scratch, 1)[0], mesh=mesh)
+        found = overhead(model, draw_prompts(scaled), work.batch_rows, pool, work.rounds)
     return {"pool": pool, "devices": devices, "prompts": scaled.prompts} | found
 
 
@@ -120,7 +132,7 @@ def measure(work: Workload, devices: Sequence[int] = (1,)) -> dict[str, Any]:
         if count < 1 or (not virtual and count > jax.device_count()):
             raise Refusal(2, f"devices={count}: there are {jax.device_count()}; give 1 to {jax.device_count()}")
     rows = []
-    for pool in _POOLED:
+    for pool in POOLS:
         for count in devices:
             row = _in_a_process(work, pool, count) if virtual else one(work, pool, count)
             first = next((other for other in rows if other["pool"] == pool), row)
@@ -152,8 +164,8 @@ def table(record: dict[str, Any]) -> str:
     """The record as a plain text table."""
     kind = "virtual devices, which share this CPU's cores" if record["virtual"] else "devices"
     lines = [
-        f"Forward passes against forward passes with comparison: D={record['hidden']}, {record['layers']} layers, "
-        f"{record['prompts']} prompts a device; {kind}; medians of {record['rounds']}",
+        f"Forward passes of {MODELS} models without and with their comparison: D={record['hidden']}, "
+        f"{record['layers']} layers, {record['prompts']} prompts a device; {kind}; medians of {record['rounds']}",
         f"{'pool':8}{'devices':>8}{'prompts':>9}{'forward s':>11}{'with CKA s':>12}{'added':>9}{'of CPU':>30}"
         f"{'throughput':>12}",
     ]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.model import merge
+from mossa_jax.mesh import round_up
 from mossa_jax.similarity import moments
 from mossa_jax.similarity.compare import Similarities
 from mossa_jax.similarity.moments import Moments
@@ -31,7 +32,7 @@ def stream_similarities(
     fast: bool = False,
     **packing: Any,
 ) -> Similarities:
-    """Same-layer CKA of pairs of models over prompts, in one pass and a mean of its first batch.
+    """Same-layer CKA of pairs of models over prompts, in one pass and a mean of some rows of its first batch.
 
     Args:
       arch, base, adapters, prompts, mesh: as of `states.keep_states`.
@@ -55,7 +56,12 @@ def stream_similarities(
 
 @partial(jax.jit, static_argnames=("made",))
 def _means(made: Pass, base, adapters, rows, lead) -> jax.Array:
-    """Mean row of every layer and model in a batch, [K, M, D] float32: what the moments are shifted by."""
+    """Mean row of every layer and model in a quarter of the batch, [K, M, D] float32: what the moments are shifted by.
+
+    A shift need only lie near the mean, and these passes are made once more.
+    """
+    fewer = round_up(-(-len(rows["tokens"]) // 4), made.mesh.shape["fsdp"])
+    rows = {name: part[:fewer] for name, part in rows.items()}
     models = len(next(iter(jax.tree.leaves(adapters))))
     empty = jnp.zeros((made.arch.layers + 2, models, made.arch.hidden), jnp.float32)
 

@@ -143,19 +143,20 @@ def test_hooks_that_a_tool_leaves_behind_are_taken_away():
     assert calls == ["own", "left", "own"]
 
 
-def test_overhead_runs_both_ways_over_the_same_prompts():
-    row = overhead.one(SMALL, "mean", 1)
+@pytest.mark.parametrize("pool", overhead.POOLS)
+def test_overhead_runs_both_ways_over_the_same_prompts(pool):
+    row = overhead.one(SMALL, pool, 1)
     assert row["prompts"] == SMALL.prompts and row["added_lowest"] <= row["added"] <= row["added_highest"]
     assert row["added"] == pytest.approx(row["together_seconds"] / row["forward_seconds"] - 1)
     record = {**dataclasses.asdict(SMALL), "virtual": True, "rows": [row | {"throughput": 1.0}]}
-    assert "mean" in overhead.table(record)
+    assert pool in overhead.table(record)
 
 
 @pytest.mark.slow
 def test_virtual_devices_and_memory_are_measured_in_processes_of_their_own():
     record = overhead.measure(SMALL, (1, 2))
     assert [(row["pool"], row["devices"], row["prompts"]) for row in record["rows"]] == [
-        ("last", 1, 12), ("last", 2, 24), ("mean", 1, 12), ("mean", 2, 24),
+        (pool, count, 12 * count) for pool in overhead.POOLS for count in (1, 2)
     ]  # fmt: skip
     work = ready.Workload(n=64, d=16, layers=1, rounds=1)
     rows = ready.measure(work, 1.0)["rows"]
