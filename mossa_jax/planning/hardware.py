@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 
+from mossa_jax.chips import GPUS, TPUS, Chip
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 
 
@@ -42,31 +43,6 @@ class Hardware:
         return self.link if group <= self.node else self.network
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """Makers' figures of a chip: GiB; the others as of `Hardware`. `cores`: which make a TPU chip, where it matters."""
-
-    memory: float
-    peak: float
-    bandwidth: float
-    link: float
-    network: float = 0.0
-    cores: str | None = None
-
-
-# Memory as libtpu 0.0.52 says it is available.
-_TPUS = {
-    "v4": _Kind(30.75, 275e12, 1.23e12, 90e9, cores="megacore"),
-    "v5e": _Kind(15.75, 197e12, 0.82e12, 90e9),
-    "v5p": _Kind(95.73, 459e12, 2.77e12, 180e9, cores="megacore"),
-    "v6e": _Kind(31.24, 918e12, 1.64e12, 180e9),
-}
-# NVLink in one direction; the network at one adapter a GPU (200 Gbit/s for A100, 400 for the others).
-_GPUS = {
-    "a100": _Kind(80, 312e12, 2.04e12, 300e9, 25e9),
-    "h100": _Kind(80, 989e12, 3.35e12, 450e9, 50e9),
-    "h200": _Kind(141, 989e12, 4.80e12, 450e9, 50e9),
-}
 # XLA_PYTHON_CLIENT_MEM_FRACTION of launch/xla_flags/h100.env.
 _GPU_SHARE = 0.9
 
@@ -78,21 +54,21 @@ def find_hardware(name: str) -> Hardware:
       Refusal: 2 for an unknown one, or for a TPU slice without the package libtpu.
     """
     kind, _, shape = name.partition(":")
-    if kind in _TPUS:
-        devices, known = topology_devices(name), _TPUS[kind]
+    if kind in TPUS:
+        devices, known = topology_devices(name), TPUS[kind]
         return _hardware(name, known, len(devices), len(devices), 1.0, devices)
-    if kind in _GPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", shape):
+    if kind in GPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", shape):
         node, _, nodes = shape.partition("x")
-        return _hardware(name, _GPUS[kind], int(node) * int(nodes or 1), int(node), _GPU_SHARE)
+        return _hardware(name, GPUS[kind], int(node) * int(nodes or 1), int(node), _GPU_SHARE)
     raise Refusal(
         BAD_CONFIG,
-        f"--topology={name} is unknown: one TPU slice of {', '.join(_TPUS)}, as v5e:4x4, or GPUs a node, by "
-        f"nodes, of {', '.join(_GPUS)}, as h100:8 or h100:8x2",
+        f"--topology={name} is unknown: one TPU slice of {', '.join(TPUS)}, as v5e:4x4, or GPUs a node, by "
+        f"nodes, of {', '.join(GPUS)}, as h100:8 or h100:8x2",
     )
 
 
 def _hardware(
-    name: str, kind: _Kind, chips: int, node: int, share: float, devices: tuple[jax.Device, ...] = ()
+    name: str, kind: Chip, chips: int, node: int, share: float, devices: tuple[jax.Device, ...] = ()
 ) -> Hardware:
     memory = int(share * kind.memory * 2**30)
     return Hardware(name, chips, memory, kind.peak, kind.bandwidth, kind.link, kind.network, node, devices)
@@ -108,7 +84,7 @@ def topology_devices(name: str) -> tuple[jax.Device, ...]:
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs, so others need not be kept out
-    cores = _TPUS[name.split(":")[0]].cores
+    cores = TPUS[name.split(":")[0]].cores
     options = {"chip_config_name": cores} if cores else {}
     try:
         return tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)

@@ -1,4 +1,4 @@
-"""FLOPs of a training step by formula, and what devices could do at most and hold."""
+"""FLOPs of a training step by formula."""
 
 from __future__ import annotations
 
@@ -6,24 +6,6 @@ from collections.abc import Sequence
 
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
-
-# What a device's kind, as JAX calls it, begins with -> (peak in bfloat16, in FLOP/s; GiB of memory): the makers'
-# figures, dense products; of kinds that come in several sizes the smallest.
-_KINDS = {
-    "TPU v4": (275e12, 32), "TPU v5 lite": (197e12, 16), "TPU v5e": (197e12, 16), "TPU v5p": (459e12, 95),
-    "TPU v5": (459e12, 95), "TPU v6 lite": (918e12, 32), "TPU v6e": (918e12, 32), "NVIDIA A100": (312e12, 40),
-    "NVIDIA H100": (989e12, 80), "NVIDIA H200": (989e12, 141),
-}  # fmt: skip
-
-
-def device_peak(kind: str) -> float | None:
-    """Peak of a device in bfloat16, in FLOP/s; None where it is not known."""
-    return next((peak for name, (peak, _) in _KINDS.items() if kind.startswith(name)), None)
-
-
-def device_memory(kind: str) -> int | None:
-    """Memory of a device in bytes; None where it is not known."""
-    return next((size * 2**30 for name, (_, size) in _KINDS.items() if kind.startswith(name)), None)
 
 
 def step_flops(

@@ -15,6 +15,7 @@ import numpy as np
 
 from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
+from mossa_jax.chips import chip_of
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.architecture import Architecture
@@ -23,7 +24,7 @@ from mossa_jax.rundir import NOT_FINITE, Refusal, RunDir, digest, slug
 from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
-from mossa_jax.tuning.flops import device_peak, step_flops
+from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.memory import compile_step
 from mossa_jax.tuning.slots import plan_slots
 from mossa_jax.watchdog import sign
@@ -209,8 +210,8 @@ class _Run:
         kind = next(kind for kind in self.kinds if kind.size)
         sizes = {"rows": 1, "row_length": kind.length, "rank": tuning.rank, "answers": kind.width}
         self.flops = step_flops(arch, targets=tuning.targets, **sizes)["model"] / kind.length
-        peak = device_peak(mesh.devices.flat[0].device_kind)
-        self.peak = peak * mesh.size if peak else None
+        chip = chip_of(mesh.devices.flat[0].device_kind)
+        self.peak = chip.peak * mesh.size if chip else None
 
     def digest(self) -> str:
         """Identifies what a state of this run is a state of: the models, how they are trained, and in which slots."""

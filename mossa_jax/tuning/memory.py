@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mossa_jax.chips import memory_of
 from mossa_jax.config import recompute
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_INPUT, Refusal
-from mossa_jax.tuning.flops import device_memory
 from mossa_jax.watchdog import unlimited
 
 SHARE = 0.9
@@ -77,7 +77,7 @@ def device_room(device: jax.Device) -> int | None:
         room = None
     if room is None and device.platform == "cpu":
         room = host_memory() // jax.local_device_count()
-    return room or device_memory(device.device_kind)
+    return room or memory_of(device.device_kind)
 
 
 def host_memory() -> int:
