@@ -124,6 +124,7 @@ def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path)
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
     config = runpy.run_path(str(tiny_config))["get_config"]()
     config.tasks.only = ("copy_first", "count_words")

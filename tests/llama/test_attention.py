@@ -91,7 +91,10 @@ def test_decoding_sees_what_a_whole_row_sees(window):
     assert distance(found, wanted) < 1e-6
 
 
-@pytest.mark.parametrize(("length", "window", "heads"), [(200, 0, (4, 2)), (256, 40, (4, 4)), (100, 9, (4, 1))])
+@pytest.mark.parametrize(
+    ("length", "window", "heads"),
+    [pytest.param(200, 0, (4, 2), marks=pytest.mark.slow), (256, 40, (4, 4)), (100, 9, (4, 1))],
+)
 def test_splash_and_its_gradients(length, window, heads):
     """The kernel's body interpreted on this machine, under the `vmap` over models that it lives in."""
     q, k, v, segments = inputs(length, *heads, width=64)

@@ -65,6 +65,7 @@ def test_answers_of_several_adapters_equal_transformers(tiny, tiny_adapters):
     assert ended and free[0] != free[1] != free[2]
 
 
+@pytest.mark.slow
 def test_stories_of_a_trained_model_equal_transformers(stories, tmp_path):
     """64 tokens after 20 prompts; the model alone and two adapters on it in one call."""
     carriers = [

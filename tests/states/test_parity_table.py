@@ -132,6 +132,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_on_eight_devices(root, tiny):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     given = json.dumps([str(tiny.folder), PROMPTS[:3]])  # three rows on four devices

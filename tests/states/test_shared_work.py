@@ -35,7 +35,7 @@ def by_torch(reference, prompts, pool):
 
 
 @pytest.mark.parametrize("pool", ["last", "mean"])
-@pytest.mark.parametrize("lengths", [{}, {"shortest": 60, "longest": 90}])
+@pytest.mark.parametrize("lengths", [pytest.param({}, marks=pytest.mark.slow), {"shortest": 60, "longest": 90}])
 def test_shared_ids_are_worked_through_once(tiny, tiny_adapters, pool, lengths, monkeypatch):
     """Prompts of a few own ids each, or of more than a block of queries."""
     prompts = behind_lead(12, **lengths)
