@@ -1,6 +1,6 @@
 """Measures CKA beside the tools and procedures in common use; whoever of them is installed takes part.
 
-python -m launch.bench_cka [--parts=states,traps,models,overhead] [--preset=110m] [--devices=1,2] [--out=FILE.json]
+python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead] [--preset=110m] [--devices=1,2] [--out=F.json]
 """
 
 import json
@@ -10,10 +10,10 @@ from typing import Any
 from absl import flags
 
 from launch.main import run
-from mossa_jax.benchmarks import machine, models, overhead, ready, traps
+from mossa_jax.benchmarks import machine, models, overhead, prefix, ready, traps
 from mossa_jax.rundir import BAD_CONFIG, Refusal, write_json
 
-_PARTS = ("states", "traps", "models", "overhead")
+_PARTS = ("states", "traps", "models", "prefix", "overhead")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Which of {', '.join(_PARTS)}.")
 OUT = flags.DEFINE_string("out", None, "File for the JSON record; without it the record is printed as one line.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; medians are reported.")
@@ -24,13 +24,13 @@ LAYERS = flags.DEFINE_integer("layers", None, "Layers of each model; default: 12
 OFFSET = flags.DEFINE_float("offset", 0.0, "states: common offset, in units of the noise.")
 BATCH = flags.DEFINE_integer("batch", 256, "states: rows a batch, for tools that average over batches.")
 MEMORY = flags.DEFINE_bool("memory", True, "states: extra peak memory, each contestant in a process of its own.")
-PRESET = flags.DEFINE_enum("preset", None, sorted(models.PRESETS), "models, overhead: sizes by name.")
-HIDDEN = flags.DEFINE_integer("hidden", None, "models, overhead: width; default 256.")
-HEADS = flags.DEFINE_integer("heads", None, "models, overhead: heads; default 4.")
-VOCAB = flags.DEFINE_integer("vocab", None, "models, overhead: vocabulary; default 1,024.")
-PROMPTS = flags.DEFINE_integer("prompts", None, "models, overhead: prompts (a device); default 512.")
+PRESET = flags.DEFINE_enum("preset", None, sorted(models.PRESETS), "models, prefix, overhead: sizes by name.")
+HIDDEN = flags.DEFINE_integer("hidden", None, "models, prefix, overhead: width; default 256.")
+HEADS = flags.DEFINE_integer("heads", None, "models, prefix, overhead: heads; default 4.")
+VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead: vocabulary; default 1,024.")
+PROMPTS = flags.DEFINE_integer("prompts", None, "models, prefix, overhead: prompts (a device); default 512.")
 TOKENS = flags.DEFINE_integer("tokens", None, "models, overhead: mean length of a prompt; default 64.")
-BATCH_ROWS = flags.DEFINE_integer("batch_rows", None, "models, overhead: packed rows a forward pass of ours.")
+BATCH_ROWS = flags.DEFINE_integer("batch_rows", None, "models, prefix, overhead: packed rows a forward pass of ours.")
 DEVICES = flags.DEFINE_list("devices", "1", "overhead: numbers of devices; on a CPU virtual ones.")
 
 
@@ -78,6 +78,7 @@ def main() -> None:
         "states": (lambda: ready.measure(states, peak["best"]), ready.table),
         "traps": (lambda: traps.measure(SEED.value), traps.table),
         "models": (lambda: models.measure(sizes), models.table),
+        "prefix": (lambda: prefix.measure(sizes), prefix.table),
         "overhead": (lambda: overhead.measure(sizes, devices), overhead.table),
     }
     for part in (part for part in _PARTS if part in PARTS.value):

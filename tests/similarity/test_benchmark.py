@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mossa_jax.benchmarks import machine, model_peers, models, overhead, plain, ready, traps
+from mossa_jax.benchmarks import machine, model_peers, models, overhead, plain, prefix, ready, traps
 from mossa_jax.benchmarks.peers import Tool
 from mossa_jax.rundir import Refusal
 from mossa_jax.similarity import reference
@@ -143,6 +143,13 @@ def test_hooks_that_a_tool_leaves_behind_are_taken_away():
     assert calls == ["own", "left", "own"]
 
 
+def test_shared_ids_worked_through_once_give_the_same_states():
+    record = json.loads(json.dumps(prefix.measure(SMALL)))
+    assert record["difference"] < 1e-5 and [row["name"] for row in record["rows"]] == ["once", "in every prompt"]
+    assert record["rows"][0]["prompts_per_s"] == pytest.approx(SMALL.prompts / record["rows"][0]["seconds"])
+    assert "in every prompt" in prefix.table(record)
+
+
 @pytest.mark.parametrize("pool", overhead.POOLS)
 def test_overhead_runs_both_ways_over_the_same_prompts(pool):
     row = overhead.one(SMALL, pool, 1)
@@ -199,7 +206,7 @@ def test_saved_records_are_those_that_are_printed(tmp_path, root):
     record = json.loads(out.read_text())
     assert record["gflop_per_s_peak"]["best"] > 0 and record["versions"]["jax"] and record["load_before"] >= 0
     assert ready.table(record["states"]) in done.stdout
-    assert set(record) & {"states", "traps", "models", "overhead"} == {"states"}
+    assert set(record) & {"states", "traps", "models", "prefix", "overhead"} == {"states"}
 
 
 @pytest.mark.parametrize(
