@@ -186,8 +186,11 @@ def _await_verdict(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _lost(code: int, why: str) -> None:
+def _lost(code: int, why: str, hangs: bool) -> None:
     """The run cannot go on without another process; called in a thread, while the main one may hang in a collective."""
+    if hangs:
+        _end_soon(code)
+        _log_stacks()  # whoever noticed first, one of all shows where
     _leave(code, f"error: {why}" + ("; run the same command again to go on" if code == LOST_PEER else ""))
 
 
@@ -196,11 +199,15 @@ def _silent(why: str) -> None:
     _end_soon(LOST_PEER)
     for peers in _peers:
         peers.announce(LOST_PEER, why)
+    _log_stacks()
+    _leave(LOST_PEER, f"error: {why}; run the same command again to go on")
+
+
+def _log_stacks() -> None:
     with tempfile.TemporaryFile("w+") as stacks:
         faulthandler.dump_traceback(stacks)
         stacks.seek(0)
         log.error("stacks of all threads\n%s", stacks.read())
-    _leave(LOST_PEER, f"error: {why}; run the same command again to go on")
 
 
 def _leave(code: int, why: str = "") -> None:

@@ -7,7 +7,7 @@ the time-out is one that is stopped or cut off. Process 0 tells the others what 
 
 Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (why not), `ready` (all are
 there), `alive`, `stop` (somebody asked the run to stop), `ends` (how a process ends: `code`, `why`), `over` (all have
-said so), `lost` (why the run ends, and with which `code`).
+said so), `lost` (why the run ends, with which `code`, and whether somebody `hangs`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Peers:
     """The other processes of this run, watched by a thread of this one."""
 
     def __init__(
-        self, process: int, links: Sequence[Link], timeout: float, stop: Stop, lost: Callable[[int, str], None]
+        self, process: int, links: Sequence[Link], timeout: float, stop: Stop, lost: Callable[[int, str, bool], None]
     ):
         """Starts to watch; process 0 tells the others that all are there.
 
@@ -94,7 +94,8 @@ class Peers:
           timeout: seconds without a word after which a process counts as lost.
           stop: a request to any process is passed on to all.
           lost: called once, in the watching thread, with an exit code and the reason in words, when another process is
-            lost (7) or has failed (its code, so that all say the same); has to end this process.
+            lost (7) or has failed (its code, so that all say the same), and with whether that one found that it hangs:
+            then it may have waited for this one; has to end this process.
         """
         self._process = process
         self._links = {link.process: link for link in links}
@@ -103,7 +104,7 @@ class Peers:
         self._lost = lost
         self._outbox: collections.deque[dict[str, Any]] = collections.deque()
         self._ends: dict[int, tuple[int, str, float]] = {}  # process -> exit code, why, when it was heard
-        self._why = LOST_PEER, ""  # why the run is broken
+        self._why = LOST_PEER, "", False  # why the run is broken
         self._broken = threading.Event()
         self._over = threading.Event()  # all have said how they end
         self._settled = threading.Event()  # either is known, and this process may end
@@ -208,7 +209,7 @@ class Peers:
         elif "over" in message:
             self._over.set()
         elif "lost" in message:
-            self._break(message["code"], message["lost"])
+            self._break(message["code"], message["lost"], message.get("hangs", False))
 
     def _judge(self) -> None:
         """Who has been silent for too long; and, by process 0, whether those who end do so together."""
@@ -230,16 +231,17 @@ class Peers:
         if code in (DONE, STOPPED):
             return False
         who = self._links.get(process, "process 0")
-        self._break(code, f"{who} ended with exit code {code}" + (f" ({why})" if why else ""))
+        hangs = code == LOST_PEER  # its own word: nobody had told it
+        self._break(code, f"{who} ended with exit code {code}" + (f" ({why})" if why else ""), hangs)
         return True
 
-    def _break(self, code: int, why: str) -> None:
+    def _break(self, code: int, why: str, hangs: bool = False) -> None:
         """The run cannot go on. A process that is ending anyway does so with its own code."""
         if self._over.is_set() or self._broken.is_set():
             return
-        self._why = code, why
+        self._why = code, why, hangs
         if self._process == 0:
-            self._tell_all({"lost": why, "code": code})
+            self._tell_all({"lost": why, "code": code, "hangs": hangs})
         self._broken.set()
 
     def _let_go(self, selector: selectors.BaseSelector) -> None:

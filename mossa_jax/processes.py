@@ -145,7 +145,7 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
 
 
 def join(
-    place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, lost: Callable[[int, str], None]
+    place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, lost: Callable[[int, str, bool], None]
 ) -> Peers:
     """Waits until all processes are there, makes them one run of JAX, and watches them from then on.
 

@@ -52,8 +52,8 @@ def work(said: Path, what: str, peers: peers_lib.Peers, stop: Stop) -> int:
 
 
 def process(scenario: dict, place: processes.Place, number: int, said: Path) -> int:
-    def lost(code: int, why: str) -> None:
-        said.write_text(why)
+    def lost(code: int, why: str, hangs: bool) -> None:
+        said.write_text(f"hangs: {why}" if hangs else why)
         os._exit(code)
 
     stop = Stop()

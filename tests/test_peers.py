@@ -28,6 +28,7 @@ SCENARIOS = {
     "coordinator stopped": {"processes": 3, "do": WORK, "signals": {"0": "SIGSTOP"}},
     "failed": {"processes": 3, "do": WORK | {"1": "6 the disk is full"}},
     "coordinator failed": {"processes": 3, "do": WORK | {"0": "6 the disk is full"}},
+    "hangs": {"processes": 3, "do": WORK | {"1": "7 no sign of life"}},
     "ends at different times": {"processes": 3, "do": {"0": "wait 2 75", "1": "75", "2": "75"}},
     "all refuse": {"processes": 3, "do": {"0": "3 bad row", "1": "3 bad row", "2": "wait 0.5 3 bad row"}},
     "stop at one": {"processes": 3, "do": {"0": "until stopped", "1": "stop", "2": "until stopped"}},
@@ -74,6 +75,11 @@ FULL = "ended with exit code 6 (the disk is full)"
         ("coordinator stopped", [-19, 7, 7], ["", *[f"process 0 on 127.0.0.1 {SILENT}"] * 2]),
         ("failed", [6, 6, 6], [f"process 1 on {HOST} {FULL}", "alone", f"process 1 on {HOST} {FULL}"]),
         ("coordinator failed", [6, 6, 6], ["alone", f"process 0 {FULL}", f"process 0 {FULL}"]),
+        (
+            "hangs",
+            [7, 7, 7],
+            [f"hangs: process 1 on {HOST} ended with exit code 7 (no sign of life)", "alone", "hangs: "],
+        ),
         ("ends at different times", [75, 75, 75], ["together"] * 3),
         ("all refuse", [3, 3, 3], ["together"] * 3),
         ("stop at one", [75, 0, 75], ["together"] * 3),
@@ -84,7 +90,7 @@ def test_everyone_is_told_how_the_run_ends(met, scenario, codes, words):
     found, said = met[scenario]
     assert found == codes, said
     for text, wanted in zip(said, words, strict=False):
-        assert wanted in text
+        assert wanted in text and text.startswith("hangs") == wanted.startswith("hangs")
 
 
 def test_one_place_is_given_once(met):
