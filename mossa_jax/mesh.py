@@ -25,6 +25,7 @@ RULES: dict[str, str | None] = {
     "adapter": "adapter",
     "rows": "fsdp",
     "embed": "fsdp",
+    "kept": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "feed_forward": "tensor",

@@ -32,7 +32,7 @@ from mossa_jax.planning.hardware import Hardware
 from mossa_jax.rundir import BAD_INPUT, Refusal, write_json
 from mossa_jax.similarity import gram, moments
 from mossa_jax.similarity.streamed import stream_batch
-from mossa_jax.states.forward import Pass, forward, kept_rows
+from mossa_jax.states.forward import KEPT, Pass, forward, kept_rows
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.memory import bytes_on_device, compiler_bytes, program_bytes
@@ -256,7 +256,7 @@ def states_program(
 def kept_shape(arch: Architecture, grid: Grid, models: int, prompts: int) -> jax.ShapeDtypeStruct:
     """The states that `states.keep_states` keeps of so many prompts."""
     shape = (models, arch.layers + 2, kept_rows(prompts, grid.shape["fsdp"]), arch.hidden)
-    return shaped(grid, shape, ("adapter", None, "rows", None), jnp.float32)
+    return shaped(grid, shape, KEPT, jnp.float32)
 
 
 def _moments_shapes(arch: Architecture, grid: Grid, models: int, pairs: Sequence[tuple[int, int]]) -> Any:

@@ -28,6 +28,7 @@ from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 from mossa_jax.watchdog import sign
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
+KEPT = ("adapter", None, "rows", "kept")  # logical axes of kept states [M, L + 2, n, D]
 LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
 _REACHES = (64, 128, 256, 384, 512, 768)  # and their longest own prompts to one of these
 
@@ -37,7 +38,8 @@ class KeptStates:
     """Pooled states of M models over the same prompts.
 
     Attributes:
-      states: [M, L + 2, n, D] float32 on the mesh, rows spread over `fsdp`; row i is prompt i.
+      states: [M, L + 2, n, D] float32 on the mesh, rows spread over `fsdp` and columns over `tensor`; row i is
+        prompt i.
       valid: [n] bool, False on the rows that only fill the array up.
       names: the L + 2 layer names.
     """
@@ -217,7 +219,7 @@ def forward(made: Pass, base, adapters: Adapters, rows: dict[str, jax.Array], le
 
 
 def _layout(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
-    return mesh_lib.sharding(mesh, shape, ("adapter", None, "rows", None))
+    return mesh_lib.sharding(mesh, shape, KEPT)
 
 
 class Prompts:
