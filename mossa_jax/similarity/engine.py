@@ -11,7 +11,7 @@ import jax
 from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 from mossa_jax.similarity.gram import tile_size
-from mossa_jax.similarity.moments import blocks, crossed
+from mossa_jax.similarity.moments import blocks, crossed, strips
 
 KEPT, MOMENTS = "kept", "moments"
 # Weights and the forward pass need the rest of a device.
@@ -60,11 +60,12 @@ def estimate(
     )
     count, block = blocks(width)
     own = models * block**2 * count * (count + 1) // 2
+    made = models * sum((stop - at) * (count * block - at) for at, stop in strips(width))
     across = cross * (count * block) ** 2
     moments = Cost(
         # The sums, and as much again for what rounding keeps out of them.
         bytes=4 * 2 * layers * -(-(own + across) // devices),
-        flops=2 * layers * rows * (own + across),
+        flops=2 * layers * rows * (made + across),
     )
     return Estimate(kept, moments, pool)
 

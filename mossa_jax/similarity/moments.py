@@ -11,7 +11,7 @@ rows there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ ROUNDING = FLOAT32_EPS / 2
 # Symmetric products are made in upper blocks: of at most so many a side, at least so wide.
 MAX_BLOCKS = 8
 MIN_BLOCK = 64
+MIN_STRIP = 384  # columns of a product: narrow ones cost more than the half that is left out
 _BASE = 24  # bits of the lower part of a count
 
 
@@ -107,6 +108,13 @@ def blocks(width: int) -> tuple[int, int]:
     """Blocks a side and their width; together at least `width` columns."""
     count = max(1, min(MAX_BLOCKS, width // MIN_BLOCK))
     return count, -(-width // count)
+
+
+def strips(width: int) -> list[tuple[int, int]]:
+    """Columns [start, stop) whose products with all from `start` on are made at once: whole blocks."""
+    count, block = blocks(width)
+    together = -(-MIN_STRIP // block) * block
+    return [(at, min(at + together, count * block)) for at in range(0, count * block, together)]
 
 
 def start(
@@ -229,24 +237,35 @@ def update(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
 
 def _batch(x: jax.Array, pairs: Sequence[tuple[int, int]], precision: lax.Precision) -> Sums:
     """The sums of one batch, [M, R, D'] float32."""
-    count, block = blocks(x.shape[2])
-    rows, columns = np.triu_indices(count)
-    parts = x.reshape(*x.shape[:2], count, block)
     p, q = _side(pairs, 0), _side(pairs, 1)
     a = jnp.square(x).sum(2)
+    none = jnp.zeros((0, x.shape[2], x.shape[2]), jnp.float32)
     product = functools.partial(jnp.einsum, precision=precision)
     weighted = functools.partial(jnp.einsum, "mr,mri->mi", precision=EXACT)
     return Sums(
         x=x.sum(1),
-        own=product("mrui,mruj->muij", parts[:, :, rows], parts[:, :, columns]),
+        own=_own(x, product),
         own_weighted=weighted(a, x),
         a=a.sum(1),
         aa=jnp.square(a).sum(1),
-        cross=product("cri,crj->cij", x[p], x[q]),
+        # One by one: no copies of the rows.
+        cross=jnp.stack([product("ri,rj->ij", x[a], x[b]) for a, b in zip(p, q, strict=True)]) if len(p) else none,
         left=weighted(a[q], x[p]),
         right=weighted(a[p], x[q]),
         ab=(a[p] * a[q]).sum(1),
     )
+
+
+def _own(x: jax.Array, product: Callable[..., jax.Array]) -> jax.Array:
+    """Upper blocks of `x_m^T x_m` [M, U, d, d], some rows of blocks at a time: wide products, no copy of the rows."""
+    block = blocks(x.shape[2])[1]
+    parts = []
+    for start, stop in strips(x.shape[2]):
+        strip = product("mri,mrj->mij", x[:, :, start:stop], x[:, :, start:])
+        for low in range(0, stop - start, block):
+            row = strip[:, low : low + block, low:]
+            parts.append(row.reshape(*row.shape[:2], -1, block).swapaxes(1, 2))
+    return jnp.concatenate(parts, 1)
 
 
 @jax.jit

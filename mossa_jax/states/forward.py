@@ -271,7 +271,7 @@ class Prompts:
             width = _power_of_two(rows.ids.shape[1])
             # About as many positions in a batch, whatever the length of its rows.
             share = max(self._batch_rows * self._row_length // rows.tokens.shape[1], 1)
-            size = mesh_lib.round_up(min(share, _power_of_two(len(rows))), self._mesh.shape["fsdp"])
+            size = mesh_lib.round_up(_even(len(rows), share), self._mesh.shape["fsdp"])
             for batch in rows.batches(size):
                 sign()
                 yield {
@@ -330,6 +330,15 @@ def _first_changed(arch: Architecture, adapters: dict[str, dict[str, np.ndarray]
 
 def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
+
+
+def _even(rows: int, most: int) -> int:
+    """Rows of a batch, at most so many: as few batches as can be, evened out so that the last one is nearly full.
+
+    In steps of an eighth, so that tasks of similar size share their compiled programs.
+    """
+    size = min(most, _power_of_two(rows))
+    return min(mesh_lib.round_up(-(-rows // -(-rows // size)), max(size // 8, 1)), most)
 
 
 def reach_of(longest: int) -> int:
