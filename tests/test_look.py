@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Library
 
 from mossa_jax import look as look_lib
 from mossa_jax.config import Config, Schedule, Tasks, Tokens, Tuning
-from mossa_jax.look import look, table_text, write_look
+from mossa_jax.look import look, write_look
+from mossa_jax.look_text import table_text
 from mossa_jax.report.lengths import draw_lengths
 from mossa_jax.tasks import load_suite
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mossa_jax.progress import log
+
 REST = 0.3  # seconds, in which the other's idle threads stop spinning
 _PEAK_SIZE, _PEAK_RUNS = 2048, 7
 _NAMED = (
@@ -126,6 +128,7 @@ def in_turns(runs: dict[str, Callable[[], Any]], rounds: int, rest: float = REST
             clock, cpu = time.perf_counter(), time.process_time()
             runs[name]()
             times[name].append(Times(time.perf_counter() - clock, time.process_time() - cpu))
+        log.info("round %d of %d", number + 1, rounds)
     return times
 
 

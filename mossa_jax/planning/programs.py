@@ -260,7 +260,7 @@ def kept_shape(arch: Architecture, grid: Grid, models: int, prompts: int) -> jax
 
 
 def _moments_shapes(arch: Architecture, grid: Grid, models: int, pairs: Sequence[tuple[int, int]]) -> Any:
-    begin = jax.jit(jax.vmap(lambda shift: moments.start(shift, tuple(pairs), mesh=grid if grid.size > 1 else None)))
+    begin = jax.jit(jax.vmap(lambda shift: moments.start(shift, tuple(pairs), mesh=grid)))
     shifts = shaped(grid, (arch.layers + 2, models, arch.hidden), (None, None, None), jnp.float32)
     where = begin.lower(shifts).compile().output_shardings
     return jax.tree.map(

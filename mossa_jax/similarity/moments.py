@@ -3,14 +3,13 @@
 Rows of M models are shifted once by fixed vectors (the means of the first batch, say); then every statistic is a plain
 sum, so that batches add and streams merge. The sums are float32 with compensated (Kahan) carry-over from batch to
 batch, each model in the unit of a power of two that grows with the largest entry seen. `update` is pure and may stand
-in a scan over layers. What rounding leaves of a value is estimated: where that is more than `TOLERANCE`, the value is
-undefined. That happens where the shift lies far from the mean, or, debiased, with far fewer rows than columns: keep the
-rows there.
+in a scan over layers. The values come from `moments_values`.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -21,31 +20,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mossa_jax.progress import log
 from mossa_jax.rundir import Refusal
-from mossa_jax.similarity.compare import Similarities
-from mossa_jax.similarity.estimators import (
-    ESTIMATORS,
-    FLOAT32_EPS,
-    MIN_ROWS,
-    null_mean,
-    ratio,
-    reasons,
-    variance_missing,
-)
 from mossa_jax.similarity.gram import EXACT, peak_exponent, power_of_two
 
 # On a TPU three bfloat16 passes in place of six, on a GPU three of TF32; the values differ by at most about 2e-6.
 FAST = lax.Precision.HIGH
-TOLERANCE = 1e-5
-# Rounding level of a term relative to its size. All errors of values that were measured (n 4 to 2000, D 12 to 4096,
-# shifts up to 30 spreads off, isotropic to low-rank) lay below 0.55 of the level made from it, most below 0.3.
-ROUNDING = FLOAT32_EPS / 2
 # Symmetric products are made in upper blocks: of at most so many a side, at least so wide.
 MAX_BLOCKS = 8
 MIN_BLOCK = 64
 MIN_STRIP = 384  # columns of a product: narrow ones cost more than the half that is left out
-_BASE = 24  # bits of the lower part of a count
+COUNT_BITS = 24  # bits of the lower part of a count
 
 
 class Sums(NamedTuple):
@@ -85,7 +69,7 @@ class Moments:
         dropped: [2] int32, valid rows left out as one of the models was not finite there.
         pairs: of models, static.
         fast: matmuls in three passes, static.
-        mesh: over whose `fsdp` axis the sums are spread, static; or None.
+        mesh: over which the D x D sums are spread, static; or None.
     """
 
     shift: jax.Array
@@ -126,7 +110,7 @@ def start(
         shift: [M, D] vectors near the means of the models, the same for all streams that are to be merged.
         pairs: pairs (a, b) of models that are wanted.
         fast: three passes a matmul in place of full float32; adds an error of about 2e-6 on TPU and GPU.
-        mesh: spreads the D x D sums over its axis `fsdp`.
+        mesh: spreads the D x D sums over its axes `fsdp` and `tensor`.
 
     Raises:
         Refusal: code 3 for pairs that name no model.
@@ -149,26 +133,54 @@ def start(
         right=(cross, padded),
         ab=(cross,),
     )
-    empty = _spread(Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes)), mesh)
+    empty = Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
     none = jnp.zeros(2, jnp.int32)
-    return Moments(shift, jnp.full(models, -126, jnp.int32), empty, empty, none, none, pairs, fast, mesh)
+    return placed(Moments(shift, jnp.full(models, -126, jnp.int32), empty, empty, none, none, pairs, fast, mesh))
 
 
 def _spread(sums: Sums, mesh: Mesh | None) -> Sums:
-    """The D x D sums with their first column axis over `fsdp`."""
+    """The D x D sums with their first column axis over as many devices as it divides over; the others whole on each."""
     if mesh is None:
         return sums
 
-    def over(x: jax.Array, *axes: str | None) -> jax.Array:
-        divides = x.shape[axes.index("fsdp")] % mesh.shape["fsdp"] == 0
-        return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes if divides else ())))
+    def over(x: jax.Array, spread: bool = False) -> jax.Array:
+        spec: list = [None] * x.ndim
+        for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
+            devices = math.prod(mesh.shape[name] for name in axes)
+            if spread and devices > 1 and x.shape[-2] % devices == 0:
+                spec[-2] = axes
+                break
+        return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    return sums._replace(own=over(sums.own, None, None, "fsdp"), cross=over(sums.cross, None, "fsdp"))
+    return Sums(*map(over, sums))._replace(own=over(sums.own, True), cross=over(sums.cross, True))
+
+
+def placed(state: Moments) -> Moments:
+    """The state, of one layer or of several stacked, where `start` puts it.
+
+    A program that takes the state that it gave is then compiled once.
+    """
+    if state.mesh is None:
+        return state
+    whole = NamedSharding(state.mesh, PartitionSpec())
+    rest = {name: getattr(state, name) for name in ("shift", "exponent", "rows", "dropped")}
+    rest = lax.with_sharding_constraint(rest, whole)
+    return replace(state, sums=_spread(state.sums, state.mesh), carry=_spread(state.carry, state.mesh), **rest)
+
+
+def _rows(x: jax.Array, mesh: Mesh | None, dealt: bool = False) -> jax.Array:
+    """Rows [M, R, ...] over `fsdp`; `dealt`: the last axis over `tensor`, for a part of a product a device."""
+    if mesh is None or mesh.size == 1 or x.shape[1] % mesh.shape["fsdp"]:
+        return x
+    spec = [None, "fsdp"] + [None] * (x.ndim - 2)
+    if dealt and x.shape[-1] % mesh.shape["tensor"] == 0:
+        spec[-1] = "tensor"
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def _scaled(sums: Sums, by: jax.Array, pairs: Sequence[tuple[int, int]]) -> Sums:
     """The sums in other units: rows of model m times `by[m]`."""
-    p, q = by[_side(pairs, 0)], by[_side(pairs, 1)]
+    p, q = by[side(pairs, 0)], by[side(pairs, 1)]
     return Sums(
         x=sums.x * by[:, None],
         own=sums.own * jnp.square(by)[:, None, None, None],
@@ -182,8 +194,9 @@ def _scaled(sums: Sums, by: jax.Array, pairs: Sequence[tuple[int, int]]) -> Sums
     )
 
 
-def _side(pairs: Sequence[tuple[int, int]], side: int) -> np.ndarray:
-    return np.asarray([pair[side] for pair in crossed(pairs)], np.int32)
+def side(pairs: Sequence[tuple[int, int]], which: int) -> np.ndarray:
+    """[C] int32: the first (0) or the second (1) model of each of `crossed`."""
+    return np.asarray([pair[which] for pair in crossed(pairs)], np.int32)
 
 
 def _regauged(state: Moments, exponent: jax.Array) -> Moments:
@@ -205,7 +218,21 @@ def _kahan(state: Moments, more: Sums) -> tuple[Sums, Sums]:
 def _counted(total: jax.Array, more: jax.Array) -> jax.Array:
     """A count in two parts and another one, or one number below 2**24."""
     low, high = (total[0] + more, total[1]) if more.ndim == 0 else (total[0] + more[0], total[1] + more[1])
-    return jnp.stack([low & ((1 << _BASE) - 1), high + (low >> _BASE)])
+    return jnp.stack([low & ((1 << COUNT_BITS) - 1), high + (low >> COUNT_BITS)])
+
+
+def with_shift(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
+    """The stream with the mean of these rows for its shift, where none has counted yet; arguments as of `update`.
+
+    What is merged later must have the same shift: only for a stream that takes all rows itself.
+    """
+
+    def mean() -> jax.Array:
+        kept = valid & jnp.isfinite(x).all((0, 2))
+        total = jnp.where(kept[:, None], x.astype(jnp.float32), 0).sum(axis=1)
+        return total / jnp.maximum(kept.sum(), 1)
+
+    return replace(state, shift=lax.cond((state.rows == 0).all(), mean, lambda: state.shift))
 
 
 @jax.jit
@@ -224,8 +251,8 @@ def update(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
     state = _regauged(state, exponent)
     x = x * power_of_two(-exponent)[:, None, None]
     count, block = blocks(x.shape[2])
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, count * block - x.shape[2])))
-    sums, carry = _kahan(state, _batch(x, state.pairs, FAST if state.fast else EXACT))
+    x = _rows(jnp.pad(x, ((0, 0), (0, 0), (0, count * block - x.shape[2]))), state.mesh)
+    sums, carry = _kahan(state, _batch(x, state.pairs, FAST if state.fast else EXACT, state.mesh))
     return replace(
         state,
         sums=sums,
@@ -235,33 +262,37 @@ def update(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
     )
 
 
-def _batch(x: jax.Array, pairs: Sequence[tuple[int, int]], precision: lax.Precision) -> Sums:
+def _batch(x: jax.Array, pairs: Sequence[tuple[int, int]], precision: lax.Precision, mesh: Mesh | None = None) -> Sums:
     """The sums of one batch, [M, R, D'] float32."""
-    p, q = _side(pairs, 0), _side(pairs, 1)
+    p, q = side(pairs, 0), side(pairs, 1)
     a = jnp.square(x).sum(2)
     none = jnp.zeros((0, x.shape[2], x.shape[2]), jnp.float32)
     product = functools.partial(jnp.einsum, precision=precision)
     weighted = functools.partial(jnp.einsum, "mr,mri->mi", precision=EXACT)
+    dealt = _rows(x, mesh, True)
     return Sums(
         x=x.sum(1),
-        own=_own(x, product),
+        own=_own(x, product, mesh),
         own_weighted=weighted(a, x),
         a=a.sum(1),
         aa=jnp.square(a).sum(1),
         # One by one: no copies of the rows.
-        cross=jnp.stack([product("ri,rj->ij", x[a], x[b]) for a, b in zip(p, q, strict=True)]) if len(p) else none,
+        cross=jnp.stack([product("ri,rj->ij", dealt[a], x[b]) for a, b in zip(p, q, strict=True)]) if len(p) else none,
         left=weighted(a[q], x[p]),
         right=weighted(a[p], x[q]),
         ab=(a[p] * a[q]).sum(1),
     )
 
 
-def _own(x: jax.Array, product: Callable[..., jax.Array]) -> jax.Array:
+def _own(x: jax.Array, product: Callable[..., jax.Array], mesh: Mesh | None) -> jax.Array:
     """Upper blocks of `x_m^T x_m` [M, U, d, d], some rows of blocks at a time: wide products, no copy of the rows."""
-    block = blocks(x.shape[2])[1]
+    count, block = blocks(x.shape[2])
+    # By blocks, since a device has a part of each: strips of columns that are dealt would have to travel.
+    dealt = _rows(x.reshape(*x.shape[:2], count, block), mesh, True)
     parts = []
     for start, stop in strips(x.shape[2]):
-        strip = product("mri,mrj->mij", x[:, :, start:stop], x[:, :, start:])
+        left = dealt[:, :, start // block : stop // block].reshape(*x.shape[:2], stop - start)
+        strip = product("mri,mrj->mij", left, x[:, :, start:])
         for low in range(0, stop - start, block):
             row = strip[:, low : low + block, low:]
             parts.append(row.reshape(*row.shape[:2], -1, block).swapaxes(1, 2))
@@ -280,186 +311,4 @@ def merge(a: Moments, b: Moments) -> Moments:
         carry=jax.tree.map(jnp.add, carry, b.carry),
         rows=_counted(a.rows, b.rows),
         dropped=_counted(a.dropped, b.dropped),
-    )
-
-
-class Condensed(NamedTuple):
-    """A stream without its D x D sums; `n` rows, mu the means of the shifted rows, leading layer axis K.
-
-    `h_own` [K, M, D'], `h_cross` [K, C, D'] and `mean_own`, `mean_cross` alike: parts, to be summed in float64, of
-    `|C|^2` and of `mu^T S nu`. The others as in `Sums`, with the carry taken out.
-    """
-
-    h_own: jax.Array
-    mean_own: jax.Array
-    h_cross: jax.Array
-    mean_cross: jax.Array
-    high: Sums
-    low: Sums
-
-
-def _condense(state: Moments) -> Condensed:
-    """One layer's D x D sums brought down to vectors, on the device.
-
-    Float32 is enough: an entry's rounding is of the size of the batches' own, and of random sign.
-    """
-    sums, carry = state.sums, state.carry
-    n = state.rows[0].astype(jnp.float32) + state.rows[1].astype(jnp.float32) * 2.0**_BASE
-    mean = (sums.x - carry.x) / jnp.maximum(n, 1)
-    count, block = blocks(state.shift.shape[1])
-    rows, columns = np.triu_indices(count)
-    parts = mean.reshape(-1, count, block)
-    outer = parts[:, rows, :, None] * parts[:, columns, None, :]
-    twice = jnp.asarray(np.where(rows == columns, 1, 2), jnp.float32)[:, None]
-    own = sums.own - carry.own
-    p, q = _side(state.pairs, 0), _side(state.pairs, 1)
-    outer_cross = mean[p][:, :, None] * mean[q][:, None, :]
-    cross = sums.cross - carry.cross
-
-    def flat(x: jax.Array) -> jax.Array:
-        return (x * twice).reshape(x.shape[0], -1)
-
-    none = jnp.zeros(())
-    return Condensed(
-        h_own=flat(jnp.square(own - n * outer).sum(3)),
-        mean_own=flat((own * outer).sum(3)),
-        h_cross=jnp.square(cross - n * outer_cross).sum(2),
-        mean_cross=(cross * outer_cross).sum(2),
-        high=sums._replace(own=none, cross=none),
-        low=carry._replace(own=none, cross=none),
-    )
-
-
-@jax.jit
-def _condensed(states: Moments) -> tuple[Condensed, Moments]:
-    found = lax.map(_condense, states)
-    rest = {name: getattr(states, name) for name in ("shift", "exponent", "rows", "dropped")}
-    if states.mesh is not None:
-        return lax.with_sharding_constraint((found, rest), NamedSharding(states.mesh, PartitionSpec()))
-    return found, rest
-
-
-class _Terms(NamedTuple):
-    """[K] float64: `h`, `u` of a product of two models and the rounding levels of both."""
-
-    h: np.ndarray
-    u: np.ndarray
-    h_noise: np.ndarray
-    u_noise: np.ndarray
-
-
-def _terms(n: np.ndarray, mu, nu, h, mean, a, b, ab, bx, ay) -> _Terms:
-    """HSIC from the sums of shifted rows, all [K, ...] float64; see the module's class `Sums` for the letters."""
-    mu2, nu2 = np.square(mu).sum(-1), np.square(nu).sum(-1)
-    parts = np.stack(
-        [
-            ab,
-            -2 * (nu * ay).sum(-1),
-            -2 * (mu * bx).sum(-1),
-            4 * mean,
-            nu2 * a,
-            mu2 * b,
-            -3 * n * mu2 * nu2,
-        ]
-    )
-    traces = (a - n * mu2) * (b - n * nu2) / ((n - 1) * (n - 2))
-    drift = n * np.sqrt(mu2 * nu2)
-    h_noise = ROUNDING * (h + 2 * np.sqrt(h) * drift) + (ROUNDING * drift) ** 2
-    inner = n / (n - 2)
-    u_noise = h_noise + ROUNDING * (inner * np.abs(parts).sum(0) + traces)
-    return _Terms(h, h - inner * parts.sum(0) + traces, h_noise, u_noise)
-
-
-def finish(states: Moments) -> Similarities:
-    """Both estimates of CKA of every pair at every layer, combined in float64.
-
-    Args:
-        states: of K streams, stacked: every array leaf with a leading axis K.
-
-    Returns:
-        The similarities. `low`, `high` and `p` are NaN: leave-one-out and re-pairing need the rows. Layers drop rows by
-        themselves, so `n` is the fewest rows of any layer and `dropped` the most; a line is logged where they differ.
-    """
-    pairs = states.pairs
-    made, rest = jax.tree.map(np.asarray, _condensed(states))
-    sums = jax.tree.map(lambda high, low: np.asarray(high, np.float64) - low, made.high, made.low)
-    rows, dropped = (rest[name] @ np.array([1, 1 << _BASE], np.int64) for name in ("rows", "dropped"))
-    if len(set(rows.tolist())) > 1:
-        log.info("rows that are not finite differ by layer: %d to %d rows counted", rows.min(), rows.max())
-    n = np.maximum(rows, MIN_ROWS).astype(np.float64)  # fewer have no value anyway
-    mu = sums.x / n[:, None, None]
-    h_own, mean_own, h_cross, mean_cross = (
-        np.asarray(part, np.float64).sum(-1) for part in (made.h_own, made.mean_own, made.h_cross, made.mean_cross)
-    )
-    terms = {
-        (m, m): _terms(
-            n, mu[:, m], mu[:, m], h_own[:, m], mean_own[:, m], sums.a[:, m], sums.a[:, m], sums.aa[:, m],
-            sums.own_weighted[:, m], sums.own_weighted[:, m],
-        )
-        for m in range(mu.shape[1])
-    }  # fmt: skip
-    for c, (p, q) in enumerate(crossed(pairs)):
-        terms[p, q] = _terms(
-            n, mu[:, p], mu[:, q], h_cross[:, c], mean_cross[:, c], sums.a[:, p], sums.a[:, q], sums.ab[:, c],
-            sums.left[:, c], sums.right[:, c],
-        )  # fmt: skip
-    shifted = np.square(mu).sum(-1)
-    trace = sums.a - n[:, None] * shifted
-    units = np.ldexp(1.0, rest["exponent"])[..., None]
-    mean = rest["shift"].astype(np.float64) / units + mu[..., : rest["shift"].shape[-1]]
-    mean_square = np.square(mean).sum(-1)
-    # A trace is a difference too: below its rounding there is no variance to speak of.
-    flat = variance_missing(trace, mean_square, n[:, None], FLOAT32_EPS)
-    flat |= trace <= 8 * FLOAT32_EPS * n[:, None] * shifted
-    return _similarities(pairs, terms, flat, trace, mean_square, rows, dropped)
-
-
-def _similarities(
-    pairs: Sequence[tuple[int, int]],
-    terms: dict[tuple[int, int], _Terms],
-    flat: np.ndarray,
-    trace: np.ndarray,
-    mean_square: np.ndarray,
-    rows: np.ndarray,
-    dropped: np.ndarray,
-) -> Similarities:
-    """The table: values where they are defined to `TOLERANCE`, else the reason."""
-    n = np.maximum(rows, MIN_ROWS).astype(np.float64)
-    shape = (len(pairs), len(rows), len(ESTIMATORS))
-    values = {name: np.full(shape, np.nan) for name in ("value", "low", "high", "null_mean", "p")}
-    undefined = np.full(shape, "", dtype=object)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        participation = np.stack(
-            [np.where(flat[:, m], np.nan, trace[:, m] ** 2 / terms[m, m].h) for m in range(flat.shape[1])]
-        )
-        offset = np.sqrt(mean_square * n[:, None] / np.maximum(trace, 0)).T
-    participation[:, rows < MIN_ROWS] = np.nan
-    for i, (a, b) in enumerate(pairs):
-        trio = (terms[min(a, b), max(a, b)], terms[a, a], terms[b, b])
-        # Not where rounding alone is of the size of the whole: that is said of the error below.
-        vanishing = tuple((t.u <= 2 * t.u_noise) & (t.u_noise <= TOLERANCE * t.h) for t in trio[1:])
-        for e, (name, kind) in enumerate(zip(ESTIMATORS, ("h", "u"), strict=True)):
-            reason = reasons(name, (flat[:, a], flat[:, b]), vanishing)
-            whole = [np.where(reason == "", getattr(t, kind), np.nan) for t in trio]
-            value = ratio(*whole)
-            noise = [getattr(t, f"{kind}_noise") for t in trio]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                error = noise[0] / np.sqrt(whole[1] * whole[2]) + np.abs(value) / 2 * (
-                    noise[1] / whole[1] + noise[2] / whole[2]
-                )
-            reason[(reason == "") & ~(error <= TOLERANCE)] = "float32 sums are not exact to 1e-5 here; keep the rows"
-            reason[rows < MIN_ROWS] = [
-                f"{count} finite rows; at least {MIN_ROWS} are needed" for count in rows[rows < MIN_ROWS]
-            ]
-            undefined[i, :, e] = reason
-            values["value"][i, :, e] = np.where(reason == "", value, np.nan)
-            mean = null_mean(trace[:, a], trace[:, b], trio[1].h, trio[2].h, n) if name == "biased" else 0.0
-            values["null_mean"][i, :, e] = np.where(reason == "", mean, np.nan)
-    return Similarities(
-        **values,
-        undefined=undefined,
-        participation_ratio=participation,
-        offset=offset,
-        n=int(rows.min()),
-        dropped=int(dropped.max()),
     )

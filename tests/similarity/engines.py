@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from traps import PAIRS
 
 from mossa_jax.similarity import compare_states, matrix, moments
+from mossa_jax.similarity.moments_values import finish
 
 BATCH = 16
 
@@ -54,17 +55,19 @@ def whole(states, valid):
     )
 
 
-add = jax.jit(jax.vmap(moments.update, in_axes=(0, 0, None)))
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(0, 0, None))
+def add(state, x, valid):
+    return moments.update(moments.with_shift(state, x, valid), x, valid)
 
 
 def streamed(states, valid):
-    """Batches of `BATCH` rows, shifted by the means of the first batch's finite rows."""
+    """Batches of `BATCH` rows, shifted by the means of the first that holds finite ones."""
     placed = isinstance(states, jax.Array) and isinstance(states.sharding, NamedSharding)
     mesh = states.sharding.mesh if placed else None
     host = np.asarray(multihost_utils.process_allgather(states, tiled=True) if placed else states)
-    usable = valid & np.isfinite(host.astype(np.float32)).all((0, 2))
-    shift = host[:, usable][:, :BATCH].astype(np.float64).mean(1)
-    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(shift[None].astype(np.float32))
+    empty = jnp.zeros((1, len(host), host.shape[2]))
+    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(empty)
     for first in range(0, host.shape[1], BATCH):
         batch, counts = host[:, first : first + BATCH], valid[first : first + BATCH]
         missing = BATCH - len(counts)
@@ -72,7 +75,7 @@ def streamed(states, valid):
         if mesh:
             batch = _place(batch, mesh, PartitionSpec(None, None, "fsdp"))
         state = add(state, batch, np.pad(counts, (0, missing)))
-    return _first_layer(moments.finish(state))
+    return _first_layer(finish(state))
 
 
 ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}

@@ -9,6 +9,7 @@ import pytest
 
 from mossa_jax.rundir import Refusal
 from mossa_jax.similarity import compare_states, engine, moments
+from mossa_jax.similarity.moments_values import finish
 
 PAIRS = [(0, 1), (0, 2), (2, 0), (1, 1)]
 LLAMA = dict(models=3, layers=34, width=4096, pairs=PAIRS)
@@ -73,7 +74,7 @@ def test_both_engines_give_the_same_table():
     states[1] += states[0]
     state = jax.vmap(lambda shift: moments.start(shift, PAIRS))(np.moveaxis(states[:, :, 0], 1, 0))
     state = jax.vmap(moments.update, (0, 0, None))(state, np.moveaxis(states, 1, 0), np.ones(64, bool))
-    streamed, kept = moments.finish(state), compare_states(states, np.ones(64, bool), PAIRS)
+    streamed, kept = finish(state), compare_states(states, np.ones(64, bool), PAIRS)
     for name in ("value", "null_mean", "participation_ratio", "offset"):
         np.testing.assert_allclose(getattr(streamed, name), getattr(kept, name), rtol=1e-5, atol=1e-6, err_msg=name)
     assert (streamed.undefined == kept.undefined).all() and streamed.n == kept.n

@@ -14,6 +14,7 @@ from traps import PAIRS, benign, expected, shifted
 
 from mossa_jax.rundir import Refusal
 from mossa_jax.similarity import ESTIMATORS, moments, reference
+from mossa_jax.similarity.moments_values import finish
 
 ROOT = pathlib.Path(__file__).parents[2]
 BATCH = 32
@@ -38,7 +39,7 @@ def stream(state, states, batch=BATCH):
 
 
 def values(state):
-    found = moments.finish(state)
+    found = finish(state)
     assert (found.undefined == "").all(), found.undefined
     return found.value[:, 0]
 
@@ -52,7 +53,7 @@ def exact(states, pairs=PAIRS):
 def test_any_width_is_cut_into_blocks(width):
     states = benign(n=200, d=width)
     pairs = [(0, 1), (2, 1), (1, 0), (2, 2)]
-    found = moments.finish(stream(begin(states[:, :BATCH].mean(1), pairs), states))
+    found = finish(stream(begin(states[:, :BATCH].mean(1), pairs), states))
     assert found.value[:, 0] == pytest.approx(exact(states, pairs), abs=1e-6)
     assert found.n == 200 and np.isnan(found.p).all() and np.isnan(found.low).all() and np.isnan(found.high).all()
 
@@ -81,9 +82,29 @@ def test_inside_a_scan_over_layers():
     def forward(state, x):
         return jax.lax.scan(lambda _, at: (None, moments.update(*at, valid)), None, (state, x))[1]
 
-    found = moments.finish(forward(state, layers))
+    found = finish(forward(state, layers))
     for k, states in enumerate(layers):
         assert found.value[:, k] == pytest.approx(exact(states[:, :60]), abs=1e-6)
+
+
+def test_the_first_rows_that_count_give_the_shift():
+    """Batches of no valid and of no finite rows before them do not; nor do later ones change it."""
+    states = shifted(benign(n=96), 1000)
+    start = jax.jit(jax.vmap(moments.with_shift, in_axes=(0, 0, None)))
+    state, valid = begin(np.zeros((3, 24))), np.ones(BATCH, bool)
+    first = states[:, :BATCH].copy()
+    first[1, 5] = np.inf
+    for rows, counted in (
+        (states[:, :BATCH], ~valid),
+        (np.full_like(first, np.nan), valid),
+        (first, valid),
+        (states[:, BATCH : 2 * BATCH], valid),
+        (states[:, 2 * BATCH :], valid),
+    ):
+        state = start(state, rows[None], counted)
+        state = add(state, rows[None], counted)
+    assert np.asarray(state.shift[0]) == pytest.approx(np.delete(first, 5, 1).mean(1), rel=1e-6)
+    assert values(state) == pytest.approx(exact(np.delete(states, 5, 1)), abs=1e-6)
 
 
 def test_a_long_stream_of_small_batches_keeps_its_digits():
@@ -115,7 +136,7 @@ def test_a_trillion_rows():
     copies = 1
     while 61 * copies < 10**12:
         state, copies = join(state, state), 2 * copies
-    found = moments.finish(state)
+    found = finish(state)
     n = 61 * copies
     assert found.n == n and n > 10**12
     centred = states.astype(np.float64) - states.astype(np.float64).mean(1, keepdims=True)
@@ -132,7 +153,7 @@ def test_a_trillion_rows():
         assert found.value[i, 0, 1] == pytest.approx(ratio, abs=1e-6)
     odd = benign(n=3)
     odd[0, 1] = np.nan
-    more = moments.finish(stream(join(state, once), odd))
+    more = finish(stream(join(state, once), odd))
     assert (more.n, more.dropped) == (n + 61 + 2, 1)
 
 
@@ -144,7 +165,7 @@ def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
         for width in (32, 2048):
             states = rng.normal(size=(3, n, width)).astype(np.float32)
             states[1] += states[0]
-            found = moments.finish(stream(begin(states.mean(1)), states))
+            found = finish(stream(begin(states.mean(1)), states))
             for i, (a, b) in enumerate(PAIRS):
                 assert found.value[i, 0, 0] == pytest.approx(reference.biased(states[a], states[b]), abs=1e-6)
                 if found.undefined[i, 0, 1]:
@@ -158,11 +179,11 @@ def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
 
 def test_a_shift_far_from_the_mean_is_noticed():
     states = shifted(benign(), 300)
-    found = moments.finish(stream(begin(np.zeros((3, 24))), states))
+    found = finish(stream(begin(np.zeros((3, 24))), states))
     assert (found.undefined == "float32 sums are not exact to 1e-5 here; keep the rows").all()
     assert np.isnan(found.value).all()
     constant = np.tile(states[:, :1], (1, 40, 1))
-    found = moments.finish(stream(begin(np.zeros((3, 24))), constant))
+    found = finish(stream(begin(np.zeros((3, 24))), constant))
     assert (found.undefined == "no variance in a and b").all()
 
 
@@ -170,7 +191,7 @@ def test_layers_drop_their_own_rows():
     layers = np.stack([benign(seed=1), benign(seed=2)])
     layers[1, 0, 5, 0] = np.inf
     state = jax.vmap(functools.partial(moments.start, pairs=PAIRS))(np.zeros((2, 3, 24)))
-    found = moments.finish(jax.vmap(moments.update, (0, 0, None))(state, layers, np.ones(40, bool)))
+    found = finish(jax.vmap(moments.update, (0, 0, None))(state, layers, np.ones(40, bool)))
     assert (found.n, found.dropped) == (39, 1)
     assert found.value[:, 0] == pytest.approx(exact(layers[0]), abs=1e-6)
     assert found.value[:, 1] == pytest.approx(exact(np.delete(layers[1], 5, 1)), abs=1e-6)
@@ -178,7 +199,7 @@ def test_layers_drop_their_own_rows():
 
 def test_null_mean_is_that_over_all_pairings():
     states = benign(n=5, d=3)
-    found = moments.finish(stream(begin(states.mean(1)), states))
+    found = finish(stream(begin(states.mean(1)), states))
     assert found.null_mean[:, 0, ESTIMATORS.index("debiased")] == pytest.approx(0)
     rows = np.array(np.meshgrid(*[range(5)] * 5)).reshape(5, -1).T
     rows = [order for order in rows if len(set(order)) == 5]
@@ -205,6 +226,7 @@ MEMORY = """
 import resource
 import jax, numpy as np
 from mossa_jax.similarity import moments
+from mossa_jax.similarity.moments_values import finish
 
 state = moments.start(np.zeros((2, 64)), [(0, 1)])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -213,9 +235,9 @@ while rows < 10**6:
     state = jax.block_until_ready(moments.update(state, rng.normal(size=(2, 1000, 64)).astype(np.float32), valid))
     rows += 1000
     if rows == 1000:
-        moments.finish(jax.tree.map(lambda leaf: leaf[None], state))
+        finish(jax.tree.map(lambda leaf: leaf[None], state))
         first = peak()
-print(peak() - first, moments.finish(jax.tree.map(lambda leaf: leaf[None], state)).n)
+print(peak() - first, finish(jax.tree.map(lambda leaf: leaf[None], state)).n)
 """
 
 

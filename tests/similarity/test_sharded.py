@@ -37,6 +37,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.similarity import moments
+from mossa_jax.similarity.moments_values import finish
 from traps import PAIRS, benign, expected
 
 mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
@@ -53,8 +54,8 @@ for first in range(0, 256, 64):
     state = forward(state, x)
 for sums in (state.sums, state.carry):
     for leaf in (sums.own, sums.cross):
-        assert leaf.addressable_shards[0].data.size == leaf.size // 4, leaf.sharding
-found = moments.finish(state)
+        assert leaf.addressable_shards[0].data.size == leaf.size // 8, leaf.sharding
+found = finish(state)
 assert (found.n, found.dropped) == (255, 1)
 for k, states in enumerate((layers[0], np.delete(layers[1], 5, 1))):
     exact = expected(states)

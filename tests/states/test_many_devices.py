@@ -12,7 +12,12 @@ import json, sys
 import jax, numpy as np
 import mossa_jax as mossa
 from mossa_jax.config import Mesh
+from mossa_jax.llama.adapters import stack
+from mossa_jax.llama.peft import load_adapter
 from mossa_jax.mesh import make_mesh
+from mossa_jax.similarity.moments_values import finish
+from mossa_jax.similarity.streamed import start, stream_batch
+from mossa_jax.states.forward import Prompts
 
 folder, adapters, texts = json.loads(sys.argv[1])
 assert len(jax.devices()) == 8
@@ -32,6 +37,30 @@ for name in ("cka", "low", "high"):
 alone, states = (mossa.layer_states(model, texts, pool="mean", adapter=adapters[0]) for model in (one, many))
 for name, values in states.items():
     np.testing.assert_allclose(values, alone[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+rng = np.random.default_rng(0)
+pairs, packing = ((0, 1), (0, 2), (1, 2)), {"pool": "all", "row_length": 64, "batch_rows": 4}
+prompts = [rng.integers(3, one.architecture.vocab, size).tolist() for size in rng.integers(5, 20, 40)]
+found = []
+for model in (one, many):
+    arch = model.architecture
+    stacked = stack(arch, [{}, *(load_adapter(path, arch) for path in adapters)])
+    packed = Prompts(arch, model.state, stacked, prompts, model.mesh, **packing)
+    state, batches = start(arch, 3, pairs, model.mesh), 0
+    for rows in packed.batches():
+        places = [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]
+        state = stream_batch(packed.made, *packed.arguments, rows, packed.lead, state)
+        # Where it is handed on otherwise than it came, the next batch compiles again.
+        after = [leaf.sharding for leaf in jax.tree.leaves(state)]
+        assert all(new.is_equivalent_to(*old) for new, old in zip(after, places, strict=True))
+        batches += 1
+    assert batches > 1
+    for sums in (state.sums, state.carry):
+        for leaf in (sums.own, sums.cross):
+            assert leaf.addressable_shards[0].data.size * model.mesh.size == leaf.size, leaf.sharding
+    found.append(finish(state))
+assert (found[0].undefined == "").any() and (found[0].undefined == found[1].undefined).all()
+np.testing.assert_allclose(found[0].value, found[1].value, atol=1e-5)
 print("equal")
 """
 
