@@ -31,6 +31,7 @@ VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead: vocabular
 PROMPTS = flags.DEFINE_integer("prompts", None, "models, prefix, overhead: prompts (a device); default 512.")
 TOKENS = flags.DEFINE_integer("tokens", None, "models, overhead: mean length of a prompt; default 64.")
 BATCH_ROWS = flags.DEFINE_integer("batch_rows", None, "models, prefix, overhead: packed rows a forward pass of ours.")
+POOLS = flags.DEFINE_list("pools", ",".join(overhead.POOLS), "overhead: poolings.")
 DEVICES = flags.DEFINE_list("devices", "1", "overhead: numbers of devices; on a CPU virtual ones.")
 
 
@@ -79,7 +80,7 @@ def main() -> None:
         "traps": (lambda: traps.measure(SEED.value), traps.table),
         "models": (lambda: models.measure(sizes), models.table),
         "prefix": (lambda: prefix.measure(sizes), prefix.table),
-        "overhead": (lambda: overhead.measure(sizes, devices), overhead.table),
+        "overhead": (lambda: overhead.measure(sizes, devices, POOLS.value), overhead.table),
     }
     for part in (part for part in _PARTS if part in PARTS.value):
         measure, table = steps[part]

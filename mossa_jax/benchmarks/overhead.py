@@ -117,22 +117,29 @@ def one(work: Workload, pool: str, devices: int) -> dict[str, Any]:
     return {"pool": pool, "devices": devices, "prompts": scaled.prompts} | found
 
 
-def measure(work: Workload, devices: Sequence[int] = (1,)) -> dict[str, Any]:
+def measure(work: Workload, devices: Sequence[int] = (1,), pools: Sequence[str] = POOLS) -> dict[str, Any]:
     """`one` for every pooling and number of devices; on CPU in processes of their own, with virtual devices.
+
+    Args:
+      work: sizes.
+      devices: numbers of them.
+      pools: of `POOLS`.
 
     Returns:
       A JSON-ready record with a row each; `throughput` is prompts a second over those of the first number of devices.
 
     Raises:
-      Refusal: 2 for sizes that cannot be measured, or more devices than there are.
+      Refusal: 2 for sizes or poolings that cannot be measured, or more devices than there are.
     """
     work.check()
+    if not pools or not set(pools) <= set(POOLS):
+        raise Refusal(2, f"pools={','.join(pools)}: give some of {', '.join(POOLS)}")
     virtual = jax.default_backend() == "cpu"
     for count in devices:
         if count < 1 or (not virtual and count > jax.device_count()):
             raise Refusal(2, f"devices={count}: there are {jax.device_count()}; give 1 to {jax.device_count()}")
     rows = []
-    for pool in POOLS:
+    for pool in pools:
         for count in devices:
             row = _in_a_process(work, pool, count) if virtual else one(work, pool, count)
             first = next((other for other in rows if other["pool"] == pool), row)

@@ -170,6 +170,11 @@ def test_virtual_devices_and_memory_are_measured_in_processes_of_their_own():
     assert all(row["absent"] or row["extra_peak_bytes"] is not None for row in rows)
 
 
+def test_unknown_poolings_are_refused():
+    with pytest.raises(Refusal, match="pools=last,first: give some of last, mean, all"):
+        overhead.measure(SMALL, pools=["last", "first"])
+
+
 def test_extra_peak_is_what_a_call_allocates():
     found = machine.extra_peak(lambda: np.ones(50_000_000 // 8))
     if found is None:
