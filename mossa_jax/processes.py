@@ -170,7 +170,8 @@ def join(
         place.process,
         local_device_ids=place.devices,
         initialization_timeout=max(int(start_timeout), 1),
-        heartbeat_timeout_seconds=int(heartbeat_timeout + BEHIND),
+        # JAX beats every half of its time-out: one that dies just before its beat is found that much earlier.
+        heartbeat_timeout_seconds=int(2 * (heartbeat_timeout + BEHIND)),
         shutdown_timeout_seconds=int(heartbeat_timeout + BEHIND),
     )
     return peers

@@ -1,6 +1,6 @@
 """CKA of unlimited rows from streamed moments: constant memory in n, any batching, any order, any sharding.
 
-Rows of M models are shifted once by fixed vectors (the means of the first batch, say); then every statistic is a plain
+Rows of M models are shifted by fixed vectors (the first batch's means: `with_shift`); then every statistic is a plain
 sum, so that batches add and streams merge. The sums are float32 with compensated (Kahan) carry-over from batch to
 batch, each model in the unit of a power of two that grows with the largest entry seen. `update` is pure and may stand
 in a scan over layers. The values come from `moments_values`.
