@@ -22,6 +22,7 @@ from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import is_adapter, load_adapter, read_about
 from mossa_jax.llama.weights import save_weights
 from mossa_jax.mesh import replicated
+from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, NOT_FINITE, Refusal
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import cells
@@ -117,6 +118,11 @@ def compare(
     if depths[0] != depths[1]:
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
     ids = _encode(model, prompts, template, max_tokens)
+    if repeats := len(ids) - len(set(map(tuple, ids))):
+        log.warning(
+            "%d of %d prompts repeat others, which raises debiased values and narrows intervals; leave them out",
+            repeats, len(ids),
+        )  # fmt: skip
     if sides[0].model is sides[1].model:
         kept = _states(sides[0].model, [side.adapter for side in sides], ids, pool)
         states, valid, names = kept.states, kept.valid, kept.names

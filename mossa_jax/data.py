@@ -22,7 +22,8 @@ def prepare(bench: Bench) -> dict[str, Any]:
 
     Returns:
       `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`, and for
-      `train` and `test` each `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`.
+      `train` and `test` each `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`; for `test`
+      also `distinct`, its different prompts after cutting.
 
     Raises:
       Refusal: 3 for bad or changed data, and what the sources raise.
@@ -48,7 +49,10 @@ def _prepare(bench: Bench) -> dict[str, Any]:
             }
             for split, found in splits.items()
         }
-        progress.line(number, f"{task.name}: {len(splits['train'])} training rows, {len(splits['test'])} test prompts")
+        distinct = tasks[task.name]["test"]["distinct"] = len(bench.test_prompts(task))
+        repeats = f", {distinct} of them different" if distinct < len(splits["test"]) else ""
+        counts = f"{len(splits['train'])} training rows, {len(splits['test'])} test prompts{repeats}"
+        progress.line(number, f"{task.name}: {counts}")
         bench.stop.leave_if_asked()
     record = {"template": bench.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
     before = read_record(bench.rundir)

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from importlib import metadata
 
 import jax
+import numpy as np
 import pandas as pd
 
 from mossa_jax import config as config_lib
@@ -37,7 +38,7 @@ from mossa_jax.rundir import (
     write_table,
 )
 from mossa_jax.similarity.cells import cells, with_q
-from mossa_jax.tasks import Suite, Task, chosen_tasks
+from mossa_jax.tasks import Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, join
 from mossa_jax.tokens.packing import batches_of
@@ -285,7 +286,7 @@ def _compare(bench: Bench) -> pd.DataFrame:
         )
     todo = [task for task in tasks if not bench.part("cka", task).exists()]
     progress = Progress("compare", len(tasks), len(tasks) - len(todo))
-    how = _engine(bench, todo) if todo else ""
+    how = _engine(bench, tasks) if todo else ""
     for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
         with goodput.useful("compare", number - 1):
             rows, text = _compare_task(bench, task, how)
@@ -294,7 +295,7 @@ def _compare(bench: Bench) -> pd.DataFrame:
         progress.line(number, f"{task.name}: {text}")
         bench.stop.leave_if_asked()
     mesh_lib.wait_for_all("compare")
-    table = with_q(pd.concat([bench.read_part("cka", task) for task in tasks]))
+    table = with_q(pd.concat([bench.read_part("cka", task) for task in tasks]), _untouched(bench))
     table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
     if rundir.writer:
         write_table(rundir / "results/cka.parquet", table)
@@ -315,7 +316,7 @@ def pairs_of(controls: int) -> list[tuple[int, int]]:
 
 
 def _compare_task(bench: Bench, task: Task, how: str) -> tuple[list[dict], str]:
-    controls = [task.name, *_mismatched(bench.suite, task, bench.config.compare.mismatched)]
+    controls = [task.name, *_mismatched(bench, task)]
     models, pairs = [None, TUNED, *controls], pairs_of(len(controls))
     found = similarities(bench, how, models, bench.test_prompts(task), pairs)
     rows = []
@@ -332,9 +333,22 @@ def _compare_task(bench: Bench, task: Task, how: str) -> tuple[list[dict], str]:
     return rows, f"layer {middle}: {', '.join(shown)}, n {found.n}{dropped}"
 
 
-def _mismatched(suite: Suite, task: Task, count: int) -> list[str]:
-    """Control models of other tasks for this task's prompts: the next ones in suite order from other clusters."""
-    names = [other.name for other in suite.tasks]
-    start = names.index(task.name)
-    others = [suite.tasks[(start + step) % len(names)] for step in range(1, len(names))]
-    return [other.name for other in others if other.cluster != task.cluster][:count]
+def _untouched(bench: Bench) -> list[str]:
+    """The layers below all adapters; none where models are tuned in full."""
+    tuning = bench.config.tuning
+    if "full" in (tuning.control.method, tuning.experimental.method):
+        return []
+    return bench.architecture.state_names()[: 1 + tuning.first_layer]
+
+
+def _mismatched(bench: Bench, task: Task) -> list[str]:
+    """Control models of other clusters for this task's prompts, drawn anew for each task.
+
+    Of tasks of the mixture, where there are any: E has not seen the others. One specialist that is odd must not stand
+    for "others" in a whole cluster.
+    """
+    suite = bench.suite
+    others = [other.name for other in suite.tasks if other.cluster != task.cluster]
+    others = [name for name in others if name not in suite.held_out] or others
+    order = np.random.default_rng((*bench.seed(task.name), 4)).permutation(len(others))
+    return [others[index] for index in order[: bench.config.compare.mismatched]]

@@ -28,7 +28,7 @@ from mossa_jax.workbench import base_tokenizer, may_share, packed
 
 FEW_PROMPTS = 50  # n is then far below the width of any real model, where biased CKA is near 1 whatever is compared
 FEW_DISTINCT = 4  # the unbiased sums are divided by n (n - 3)
-DISTINCT_SHARE = 0.5  # intervals count every prompt as a row of its own
+DISTINCT_SHARE = 0.5  # similarities count each different prompt once
 OVERLAP = 0.01  # a hundredth of leaked prompts moves a mean by less than its interval
 DUPLICATES = 0.01
 TOP_ANSWER = 0.8  # what always giving one answer would score
@@ -271,8 +271,8 @@ CHECKS = (
         "distinct_prompts",
         lambda t: (t.distinct_prompts >= FEW_DISTINCT) & (t.distinct_prompts < DISTINCT_SHARE * t.test),
         "less than half of the test prompts are different",
-        "repeats count as rows of their own, so that intervals come out too narrow; remove them or, where cutting made "
-        "prompts equal, raise tokens.max_tokens",
+        "each counts once, so that similarities rest on few; add others or, where cutting made prompts equal, raise "
+        "tokens.max_tokens",
         low=True,
     ),
     _Check(

@@ -15,6 +15,7 @@ from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.hub import locate
 from mossa_jax.llama.load import Model
 from mossa_jax.llama.peft import read_about
+from mossa_jax.look import FEW_PROMPTS, FEW_STEPS
 from mossa_jax.progress import log
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.rundir import BAD_INPUT, NO_ACCESS, Refusal, RunDir, read_parquet, write_json, write_table
@@ -46,7 +47,10 @@ def _report(bench: Bench) -> dict:
     bench.stop.leave_if_asked()
     table, data = read_parquet(path), read_record(rundir)
     scores = _scores(bench)
-    found = find(table, scores, seed=config.seed, draws=config.compare.draws) | {"template": data["template"]}
+    prompts = None
+    if config.compare.pool == "all":  # n counts tokens there
+        prompts = {name: task["test"].get("distinct", task["test"]["rows"]) for name, task in data["tasks"].items()}
+    found = find(table, scores, config.seed, config.compare.draws, prompts) | {"template": data["template"]}
     parity = base_parity(bench)
     bench.stop.leave_if_asked()
     if not rundir.writer:
@@ -60,7 +64,7 @@ def _report(bench: Bench) -> dict:
     goodput.record()  # what there is of this stage so far goes into its page
     write_page(
         rundir / "report.html", table, found, scores, curves, _task_table(bench, data), parity,
-        _about(bench, table, data),
+        _about(bench, found["trust"]["prompts"], table, data),
         figures, goodput.times(rundir.metrics()),
     )  # fmt: skip
     log.info("report: %s", rundir / "report.html")
@@ -146,12 +150,47 @@ def _odd_steps(rundir: RunDir) -> list[str]:
     return [f"model {model}: {count} {words[kind]}" for (model, kind), count in counts.items() if count]
 
 
-def _about(bench: Bench, table: pd.DataFrame, data: dict) -> dict:
+def _repeats(tasks: dict[str, dict]) -> list[str]:
+    """Test prompts that repeat others of their task."""
+    left_out = {name: task["test"]["rows"] - task["test"].get("distinct", task["test"]["rows"])
+                for name, task in tasks.items()}  # fmt: skip
+    left_out = {name: count for name, count in left_out.items() if count}
+    if not left_out:
+        return []
+    most = max(left_out, key=left_out.get)
+    return [
+        f"{sum(left_out.values())} test prompts in {len(left_out)} tasks repeat others after cutting, and count once "
+        f"in similarities (most in {most}: {left_out[most]} of {tasks[most]['test']['rows']})"
+    ]
+
+
+def _about(bench: Bench, prompts: dict, table: pd.DataFrame, data: dict) -> dict:
     config, suite = bench.config, bench.suite
     record = json.loads((bench.rundir / "environment.json").read_text())
     warnings = []
-    if table.n.min() < 50:
-        warnings.append(f"the smallest task has {table.n.min()} test prompts; below 50 every interval is wide")
+    if prompts["smallest"] < FEW_PROMPTS:
+        warnings.append(
+            f"the smallest task has {prompts['smallest']} test prompts; below {FEW_PROMPTS} every interval is wide"
+        )
+    steps = {task.name: read_about(bench.tuned_folder(task.name))["steps"] for task in suite.tasks}
+    few = [name for name, count in steps.items() if count < FEW_STEPS]
+    if few:
+        shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+        warnings.append(
+            f"specialists of {len(few)} tasks took fewer than {FEW_STEPS} steps: they are near the pre-trained model "
+            f"whatever it holds ({shown})"
+        )
+    if config.compare.pool == "all":
+        warnings.append(
+            "every token is a row: tokens that all prompts begin with (BOS, a template) are equal rows in each of "
+            "them, and raise similarities of any two models"
+        )
+    if config.compare.pool == "mean":
+        warnings.append(
+            "the mean over tokens has BOS in it: where its state is far larger than others, prompts' lengths alone "
+            "make models similar"
+        )
+    warnings += _repeats(data["tasks"])
     if data["missing"]:
         warnings.append(f"tasks that no source has, left out: {', '.join(data['missing'])}")
     for name, task in data["tasks"].items():
@@ -164,8 +203,8 @@ def _about(bench: Bench, table: pd.DataFrame, data: dict) -> dict:
         "base": config.base,
         "suite": suite.name,
         "tasks": len(suite.tasks),
-        "prompts_min": int(table.n.min()),
-        "prompts_max": int(table.n.max()),
+        "prompts_min": int(prompts["smallest"]),
+        "prompts_max": int(prompts["largest"]),
         "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
         "dtype": config.dtype,
         "pooling": config.compare.pool,

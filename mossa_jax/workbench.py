@@ -150,9 +150,13 @@ class Bench:
         return self._encoded[task.name, split]
 
     def test_prompts(self, task: Task) -> list[np.ndarray]:
-        """Ids of a task's test prompts."""
+        """Ids of a task's different test prompts, in order.
+
+        Rows that repeat others are a bootstrap of rows: they undo the debiasing of CKA and pass for evidence.
+        """
         examples = self.encoded(task, "test").examples
-        return [examples.prompt(item) for item in range(len(examples))]
+        prompts = [examples.prompt(item) for item in range(len(examples))]
+        return list({prompt.tobytes(): prompt for prompt in prompts}.values())
 
     def adapter_folder(self, name: str):
         """Where a tuned model's PEFT adapter lies."""

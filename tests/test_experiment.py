@@ -67,6 +67,8 @@ def test_the_table_is_tidy_and_complete(table):
     defined = table[table.undefined == ""]
     assert len(defined) and defined.p.between(1 / 21 - 1e-9, 1).all()
     both = defined[(defined.control == defined.task) & (defined.estimator == "biased")]
+    assert both.q[both.layer == "embed"].isna().all()  # the embedding is the base's in all models
+    both = both[both.layer != "embed"]
     order = both.p.to_numpy().argsort()
     ranks = np.arange(1, len(both) + 1)
     wanted = np.minimum.accumulate((both.p.to_numpy()[order] * len(both) / ranks)[::-1])[::-1]

@@ -8,7 +8,7 @@ import pandas as pd
 from mossa_jax.findings import verdicts
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.curves import ESTIMATORS, HEADLINE, block_layers, curve_rows
-from mossa_jax.findings.sections import find_sections, upper_layers
+from mossa_jax.findings.sections import find_sections, shared_change, upper_layers
 from mossa_jax.findings.specificity import find_ability, find_specificity
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.unseen import find_unseen, paired_change
@@ -35,7 +35,13 @@ def plain(value: object) -> object:
     return value
 
 
-def find(table: pd.DataFrame, scores: pd.DataFrame, seed: int = 0, draws: int = 2000) -> dict:
+def find(
+    table: pd.DataFrame,
+    scores: pd.DataFrame,
+    seed: int = 0,
+    draws: int = 2000,
+    prompts: dict[str, int] | None = None,
+) -> dict:
     """Everything the run can say, from the results table and the task scores.
 
     Args:
@@ -43,9 +49,10 @@ def find(table: pd.DataFrame, scores: pd.DataFrame, seed: int = 0, draws: int = 
         scores: Columns `task, cluster, held_out, model, exact_match, n`; may have no rows.
         seed: Seed of every resampling; the same input and seed give the same output.
         draws: Resamples per bootstrap and permutations per test.
+        prompts: Task -> its prompts, where `n` counts something else (every token); None where `n` is that.
 
     Returns:
-        JSON-serialisable dict without NaN: `curves`, `curves_held_out`, `sections`, `upper`, `shift`,
+        JSON-serialisable dict without NaN: `curves`, `curves_held_out`, `sections`, `upper`, `shared`, `shift`,
         `clusters`, `unseen`, `specificity`, `scores`, `trust`, `robustness`, `findings` (title, sentence,
         verdict, figures, chart).
 
@@ -68,9 +75,13 @@ def find(table: pd.DataFrame, scores: pd.DataFrame, seed: int = 0, draws: int = 
     half = layers[len(layers) // 2 :]
     for estimator, part in by_estimator.items():
         levels = task_levels(table, half, estimator)
+        part["shared"] = shared_change(table, by_estimator[HEADLINE]["sections"], estimator, seed, draws)
         part["shift"] = paired_change(levels["change"].to_numpy(), seed, draws)
         part["unseen"] = find_unseen(table, upper, estimator, seed, draws)
         part["specificity"] = find_specificity(table, upper, estimator, seed, draws)
+        everywhere = task_levels(table, upper, estimator, held_out=None)
+        part["ability"] = find_ability(everywhere, scores, seed, draws)
+        part["differ"] = clusters_differ(task_levels(table, upper, estimator), "pretrained", seed, draws)
     levels = task_levels(table, upper)
     head = by_estimator[HEADLINE]
     found = {
@@ -82,18 +93,20 @@ def find(table: pd.DataFrame, scores: pd.DataFrame, seed: int = 0, draws: int = 
         "sections": head["sections"],
         "upper": {"layers": upper, "name": upper_name},
         "half": {"layers": half, "name": f"layers {half[0]} to {half[-1]} (upper half)"},
+        "shared": head["shared"],
         "shift": head["shift"],
         "clusters": {
             "ranking": rank_clusters(levels, seed, draws),
-            "differ": clusters_differ(levels, "pretrained", seed, draws),
+            "differ": head["differ"],
             "layers": upper_name,
         },
         "unseen": head["unseen"],
         "specificity": head["specificity"],
-        "scores": find_ability(task_levels(table, upper, held_out=None), scores, seed, draws),
-        "trust": find_trust(table),
+        "scores": head["ability"],
+        "trust": find_trust(table, prompts),
         "robustness": {
-            estimator: {key: part[key] for key in ("sections", "shift", "unseen", "specificity")}
+            estimator: {key: part[key] for key in ("sections", "shared", "shift", "differ", "unseen", "specificity")}
+            | {"ability": part["ability"]["rank_correlation"]}
             for estimator, part in by_estimator.items()
         },
     }

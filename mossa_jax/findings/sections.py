@@ -14,8 +14,9 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from mossa_jax.findings.curves import HEADLINE, block_layers, differences
+from mossa_jax.findings.curves import HEADLINE, block_layers, differences, mean_defined
 from mossa_jax.findings.resampling import p_value, sign_table
+from mossa_jax.findings.unseen import paired_change
 
 # Six is the least number of tasks whose sign flips can reach p <= ALPHA (1 of 2^6).
 MIN_TASKS = 6
@@ -189,6 +190,31 @@ def find_sections(table: pd.DataFrame, estimator: str = HEADLINE, seed: int = 0,
     layers = block_layers(table)
     matrix = differences(table, estimator, held_out=False, layers=layers)
     return sections_of(matrix.to_numpy(), tuple(int(layer) for layer in layers), seed, draws) | {"estimator": estimator}
+
+
+def shared_change(
+    table: pd.DataFrame, sections: dict, estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
+) -> dict:
+    """Tuned minus pre-trained CKA in the shared layers themselves, over tasks of the mixture.
+
+    The level of the fitted ramp (`sections["before"]`) also depends on the layers behind.
+
+    Args:
+        table: The tidy results table.
+        sections: From `find_sections`.
+        estimator: `debiased` or `biased`.
+        seed: Seed of the resampling.
+        draws: Number of resamples.
+
+    Returns:
+        From `paired_change`, of each task's mean over the shared layers; of no task where no section was found.
+    """
+    if not sections["found"]:
+        return paired_change(np.zeros(0), seed, draws)
+    first, last = sections["shared"]
+    layers = [layer for layer in block_layers(table) if first <= int(layer) <= last]
+    matrix = differences(table, estimator, held_out=False, layers=layers)
+    return paired_change(mean_defined(matrix.to_numpy()), seed, draws)
 
 
 def upper_layers(sections: dict, layers: list[str]) -> tuple[list[str], str]:

@@ -8,13 +8,18 @@ from mossa_jax.findings.curves import EXPERIMENTALS, block_layers, layer_order
 FDR = 0.05
 
 
-def find_trust(table: pd.DataFrame) -> dict:
+def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> dict:
     """Checks over all cells of the table.
+
+    Args:
+        table: The tidy results table.
+        prompts: As of `find`.
 
     Returns:
         `cells` and `undefined` (debiased and biased cells together), `reasons` (each reason with its count
-        and the first cells it names), `prompts` (smallest and largest n), `above_null` (share of debiased
-        matched cells with q <= 0.05), `null_mean` (largest size of the debiased null's mean), `estimator_gap`
+        and the first cells it names), `prompts` (the fewest and the most of a task), `above_null` (share of debiased
+        matched cells with q <= 0.05), `null_mean` (largest mean of the biased null over matched cells: what unrelated
+        states of such prompts would show; the debiased null's is 0), `estimator_gap`
         per experimental model (biased minus debiased: median, largest, and rank correlation over cells) and
         `offsets` (largest per layer).
     """
@@ -43,12 +48,13 @@ def find_trust(table: pd.DataFrame) -> dict:
         }
     offsets = table.assign(layer=table["layer"].astype(str)).groupby("layer")[["offset_a", "offset_b"]].max()
     q = debiased["q"].dropna()
-    null = debiased["null_mean"].dropna().abs()
+    counts = table["n"] if prompts is None else pd.Series(prompts)
+    null = matched.loc[matched["estimator"] == "biased", "null_mean"].dropna()
     return {
         "cells": len(table),
         "undefined": len(bad),
         "reasons": sorted(reasons, key=lambda row: (-row["cells"], row["reason"])),
-        "prompts": {"smallest": table["n"].min(), "largest": table["n"].max()},
+        "prompts": {"smallest": counts.min(), "largest": counts.max()},
         "above_null": {"share": (q <= FDR).mean() if len(q) else None, "cells": len(q), "fdr": FDR},
         "null_mean": null.max() if len(null) else None,
         "estimator_gap": gaps,

@@ -88,10 +88,12 @@ def _sections(found: dict) -> dict:
         elif abs(biased["transition"][0] - sections["transition"][0]) > 2:
             verdict = "weak"
             sentence += f" The biased estimator puts it at {_layers(biased['transition'])}."
-    crossing = (sections["crossing"] or {}).get("layer")
-    if crossing is not None:
-        sentence += f" On average the tuned model overtakes the pre-trained one at layer {crossing:.0f}."
-        figures["crossing"] = sections["crossing"]
+    crossing = sections["crossing"] or {}
+    if sections["found"] and crossing.get("layer") is not None and crossing["interval"] is not None:
+        low, high = crossing["interval"]
+        sentence += f" On average the tuned model overtakes the pre-trained one at layer {crossing['layer']:.0f}"
+        sentence += f" (95 % interval {low} to {high})."
+        figures["crossing"] = crossing
     return _finding("Where the network changes", sentence, verdict, figures, "layers")
 
 
@@ -100,22 +102,11 @@ def _shared(found: dict) -> dict:
     if not sections["found"]:
         sentence = "Without a transition there are no shared layers to speak of."
         return _finding(title, sentence, "not supported", {}, "layers")
-    level, (low, high) = sections["before"]["level"], sections["before"]["interval"]
-    words = f"In {_layers(sections['shared'])} tuned minus pre-trained CKA is {_signed(level)}"
-    words += f" ({_span(low, high)})"
-    if high <= 0:
-        end, verdict = (
-            "below zero: tuning trades task-specific structure for shared structure there.",
-            "supported",
-        )
-    elif low <= 0:
-        end, verdict = "not distinguishable from zero.", "weak"
-    else:
-        end, verdict = (
-            "above zero: the tuned model is nearer to the specialists from the start.",
-            "not supported",
-        )
-    return _finding(title, f"{words}, {end}", verdict, {"level": level, "low": low, "high": high}, "layers")
+    words = f"In {_layers(sections['shared'])} (shared), tuned minus pre-trained CKA with each task's specialist"
+    sentence, verdict = _tested(found["shared"], found["robustness"]["biased"]["shared"], words, expected=-1.0)
+    if verdict == "supported":
+        sentence = f"{sentence[:-1]}: the tuned model is farther from the specialists than before tuning."
+    return _finding(title, sentence, verdict, found["shared"], "layers")
 
 
 def _shift(found: dict) -> dict:
@@ -130,19 +121,22 @@ def _clusters(found: dict) -> dict:
     if len(ranking) < 2:
         sentence = "Fewer than two clusters have defined cells, so nothing can be ranked."
         return _finding(title, sentence, "not measured", differ, "clusters")
-    first, last = ranking[0], ranking[-1]
-    sentence = (
-        f"In {found['clusters']['layers']} the pre-trained model holds most of {first['cluster']} "
-        f"(CKA {first['pretrained']['mean']:.3f}, {_count(first['n_tasks'])}) and least of {last['cluster']} "
-        f"({last['pretrained']['mean']:.3f}, {_count(last['n_tasks'])})"
+    ends = ", ".join(
+        f"{which} for {row['cluster']} ({row['pretrained']['mean']:.3f}, {_count(row['n_tasks'])})"
+        for which, row in (("highest", ranking[0]), ("lowest", ranking[-1]))
     )
+    words = f"The pre-trained model's CKA with the specialists, in {found['clusters']['layers']}, is {ends}"
     if differ["p"] is None:
-        return _finding(title, f"{sentence}; whether clusters differ is not testable: {differ['reason']}.",
-                        "not supported", differ, "clusters")  # fmt: skip
-    sentence += f"; clusters explain {100 * differ['eta_squared']:.0f} % of the spread over tasks ({_p(differ['p'])})"
-    if differ["p"] <= LEVEL:
-        return _finding(title, f"{sentence}.", "supported", differ, "clusters")
-    return _finding(title, f"{sentence}, no more than chance would.", "not supported", differ, "clusters")
+        sentence = f"{words}; whether clusters differ is not testable: {differ['reason']}."
+        return _finding(title, sentence, "not supported", differ, "clusters")
+    words += f"; clusters explain {100 * differ['eta_squared']:.0f} % of the spread over tasks ({_p(differ['p'])})"
+    if differ["p"] > LEVEL:
+        return _finding(title, f"{words}, no more than chance would.", "not supported", differ, "clusters")
+    words += ": they differ, which is not to say that these two do."
+    biased = found["robustness"]["biased"]["differ"]
+    if biased["p"] is None or biased["p"] > LEVEL:
+        return _finding(title, f"{words} By the biased estimator they do not.", "weak", differ, "clusters")
+    return _finding(title, words, "supported", differ, "clusters")
 
 
 def _unseen(found: dict) -> dict:
@@ -160,7 +154,8 @@ def _specificity(found: dict) -> dict:
     if not part["measured"]:
         sentence = "Mismatched controls were not compared, so nearness to all specialists alike is not ruled out."
         return _finding(title, sentence, "not measured", {}, "trust")
-    words = f"In {found['upper']['name']}, the tuned model's CKA with a task's own specialist minus with others"
+    words = f"In {found['upper']['name']}, the tuned model's CKA with a task's own specialist minus with "
+    words += "specialists of other clusters"
     sentence, verdict = _tested(part["tuned"], found["robustness"]["biased"]["specificity"]["tuned"], words)
     return _finding(title, sentence, verdict, part["tuned"], "trust")
 
@@ -172,7 +167,7 @@ def _ability(found: dict) -> dict:
         return _finding(title, "Task scores were not measured.", "not measured", {}, "training")
     names = {"base": "pre-trained", "tuned": "multi-task", "control": "specialists"}
     listed = ", ".join(f"{names[key]} {means[key]:.3f}" for key in names if means[key] is not None)
-    sentence = f"Mean exact match over tasks: {listed}"
+    sentence = f"Mean exact match over tasks of the mixture: {listed}"
     if link["rho"] is None:
         sentence += "; too few tasks, or no spread, to relate it to similarity."
         return _finding(title, sentence, "not supported", link, "training")
@@ -182,6 +177,10 @@ def _ability(found: dict) -> dict:
     )
     if link["p"] > LEVEL:
         return _finding(title, f"{sentence}: no relation is shown.", "not supported", link, "training")
+    biased = found["robustness"]["biased"]["ability"]
+    if biased["rho"] is not None and biased["rho"] * link["rho"] < 0:
+        sentence += f", but the biased estimator gives the opposite sign ({_signed(biased['rho'])})."
+        return _finding(title, sentence, "weak", link, "training")
     end = ": what pre-training lacks in similarity, the specialist gains in score." if link["rho"] < 0 else "."
     return _finding(title, sentence + end, "supported", link, "training")
 

@@ -141,8 +141,9 @@ def draw_training(curves: pd.DataFrame) -> Figure:
         drawing.say(axes, "No training curve was recorded.")
         return figure
     for model, rows in curves.sort_values("step").groupby("model", sort=True):
+        colour = SCORE_COLOURS["tuned" if model.startswith("tuned.seed") else "control"]
         if model != "tuned":
-            axes.plot(rows["step"], rows["loss"], color=SCORE_COLOURS["control"], lw=0.7, alpha=0.45)
+            axes.plot(rows["step"], rows["loss"], color=colour, lw=0.7, alpha=0.45)
     axes.plot([], [], color=SCORE_COLOURS["control"], lw=1, label="specialists (one line each)")
     tuned = curves[curves["model"] == "tuned"].sort_values("step")
     axes.plot(tuned["step"], tuned["loss"], color=SCORE_COLOURS["tuned"], lw=2, label="multi-task model")

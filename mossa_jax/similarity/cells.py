@@ -44,11 +44,17 @@ def cells(similarities: Similarities, pairs: Sequence[tuple[int, int]], layers: 
     return found
 
 
-def with_q(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column `q`: p after Benjamini and Hochberg's control over each estimator's matched cells."""
+def with_q(table: pd.DataFrame, same: Sequence[str] = ()) -> pd.DataFrame:
+    """The table with a column `q`: p after Benjamini and Hochberg's control over each estimator's matched cells.
+
+    Args:
+      table: with `control, task, layer, estimator, p`.
+      same: layers that all models compute alike: their cells, 1 by construction, are no tests and get no q.
+    """
     q = np.full(len(table), np.nan)
     for estimator in ESTIMATORS:
         rows = (table.estimator == estimator) & (table.control == table.task) & table.p.notna()
+        rows &= ~table.layer.isin(same)
         if rows.any():
             q[rows] = false_discovery_control(table.p[rows])
     return table.assign(q=q)

@@ -10,6 +10,7 @@ from planted import CLUSTERS, planted_scores, planted_table
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.curves import differences, task_layer_matrix
+from mossa_jax.findings.verdicts import statements
 from mossa_jax.rundir import Refusal
 
 NO_SCORES = pd.DataFrame(columns=["task", "cluster", "held_out", "model", "exact_match", "n"])
@@ -70,9 +71,82 @@ def test_specificity_is_the_planted_gap(full):
     assert verdict(found, "Own specialist against others")["verdict"] == "supported"
 
 
+def test_specificity_is_of_tasks_that_e_has_seen():
+    table = planted_table(tasks=26, layers=8, held_out=10, breaks=(3, 5), mismatched=0.0)
+    others = (table.control != table.task) & table.held_out
+    table.loc[others, "cka"] -= 0.3  # unseen tasks alone are nearer to their own specialists
+    found = find(table, NO_SCORES, draws=300)
+    assert found["specificity"]["tuned"]["n_tasks"] == 16
+    assert found["specificity"]["tuned"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert verdict(found, "Own specialist against others")["verdict"] == "not supported"
+
+
 def test_ability_follows_the_plant(full):
-    link = full[1]["scores"]["rank_correlation"]
+    table, found = full
+    link, means = found["scores"]["rank_correlation"], found["scores"]["means"]
     assert link["n_tasks"] == 26 and link["rho"] < -0.95
+    scores = planted_scores(table)
+    controls = scores[scores.model == "control"]
+    assert means["control"] == pytest.approx(controls[~controls.held_out].exact_match.mean())
+    assert found["scores"]["held_out"]["control"] == pytest.approx(controls[controls.held_out].exact_match.mean())
+
+
+def test_ability_is_weak_where_the_estimators_disagree(full):
+    table = full[0].copy()
+    turned = (table.estimator == "biased") & (table.experimental == "pretrained")
+    table.loc[turned, "cka"] = 1.0 - table.loc[turned, "cka"]
+    said = verdict(find(table, planted_scores(full[0]), draws=300), "Similarity and ability")
+    assert said["verdict"] == "weak" and "opposite sign" in said["sentence"]
+
+
+def test_shared_layers_are_judged_by_their_own_change():
+    """d is exactly zero in the layers below all adapters; a fitted level is not."""
+    table = planted_table(tasks=16, layers=8, held_out=0, breaks=None)
+    own = (table.control == table.task) & table.layer.isin(list("12345678"))
+    before, after = (table[own & (table.experimental == name)] for name in ("pretrained", "tuned"))
+    steps = np.sqrt(np.clip(after.layer.astype(int).to_numpy() - 2, 0, None)) * 0.1
+    table.loc[after.index, "cka"] = before.cka.to_numpy() + steps
+    found = find(table, NO_SCORES, draws=300)
+    assert found["sections"]["found"] and found["sections"]["shared"][1] <= 2
+    assert abs(found["sections"]["before"]["level"]) > 0.003
+    assert found["shared"]["mean"] == 0 and found["shared"]["n_tasks"] == 16
+    assert verdict(found, "What the first layers share")["verdict"] == "not supported"
+
+
+@pytest.mark.parametrize(("moved", "wanted"), [(0.0, "supported"), (0.3, "weak")])
+def test_shared_layers_below_zero_need_both_estimators(moved, wanted):
+    table = planted_table(tasks=24, layers=8, held_out=0, breaks=(3, 5))
+    table.loc[table.experimental == "tuned", "cka"] -= 0.05
+    table.loc[(table.experimental == "tuned") & (table.estimator == "biased"), "cka"] += moved
+    found = find(table, NO_SCORES, draws=300)
+    said = verdict(found, "What the first layers share")
+    assert said["verdict"] == wanted and ("opposite sign" in said["sentence"]) == (wanted == "weak")
+    assert found["shared"]["mean"] == pytest.approx(differences(table, layers=list("123")).to_numpy().mean())
+
+
+def test_a_crossing_is_told_only_behind_a_transition(full):
+    assert "overtakes" in verdict(full[1], "Where the network changes")["sentence"]
+    found = find(planted_table(tasks=20, layers=8, breaks=None), NO_SCORES, draws=200)
+    found["sections"]["crossing"] = {"layer": 3.0, "interval": [2, 4], "share_of_resamples": 0.9}
+    (said, *_) = statements(found)
+    assert said["verdict"] == "not supported" and "overtakes" not in said["sentence"]
+
+
+def test_clusters_that_differ_by_one_estimator_alone_are_weak(full):
+    table = full[0].copy()
+    flat = (table.estimator == "biased") & (table.experimental == "pretrained") & table.cka.notna()
+    noise = dict(zip(sorted(set(table.task)), np.random.default_rng(0).normal(size=26), strict=True))
+    table.loc[flat, "cka"] = table.task[flat].map(noise)
+    said = verdict(find(table, NO_SCORES, draws=300), "Which clusters pre-training already holds")
+    assert said["verdict"] == "weak" and "biased" in said["sentence"]
+
+
+def test_prompts_are_counted_where_rows_are_tokens():
+    table = planted_table(tasks=20, layers=8, breaks=(3, 5)).assign(n=5000)
+    found = find(table, NO_SCORES, draws=200, prompts=dict.fromkeys(table.task, 30))
+    assert found["trust"]["prompts"] == {"smallest": 30, "largest": 30}
+    said = verdict(found, "What tuning adds in the upper half")
+    assert said["verdict"] == "weak" and "30 prompts" in said["sentence"]
 
 
 def test_held_out_tasks_are_kept_apart(full):
