@@ -96,8 +96,7 @@ def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object]
         handler = LogFile(rundir / "log.txt")
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
-        with _stop.listening():
-            return stage(Bench(config, rundir, _stop, traced))
+        return stage(Bench(config, rundir, _stop, traced))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)
@@ -139,9 +138,12 @@ def _guarded(main: Callable[[], None]) -> int:
 
 def _outcome(main: Callable[[], None]) -> tuple[int, str]:
     """Joins the other processes and runs `main`; the exit code, and what is to be said of it."""
+    # What works in a run folder can stop politely, from here on: devices may take a minute to start.
+    polite = _stop.listening() if "workdir" in flags.FLAGS else contextlib.nullcontext()
     try:
-        _start()
-        main()
+        with polite:
+            _start()
+            main()
     except Refusal as refusal:
         _await_verdict(refusal)
         return refusal.code, f"{'stopped' if refusal.code == STOPPED else 'error'}: {refusal}"
@@ -164,8 +166,7 @@ def _start() -> None:
         jax.config.update("jax_num_cpu_devices", given.cpu_devices)
     place = find_place(given.processes, given.coordinator, given.process, given.start_timeout)
     if place is not None:
-        with _stop.listening():
-            _peers.append(join(place, given.start_timeout, given.heartbeat_timeout, _stop, _lost))
+        _peers.append(join(place, given.start_timeout, given.heartbeat_timeout, _stop, _lost))
     check_platform()
     if given.compile_cache:
         keep_compiled(given.compile_cache)

@@ -9,7 +9,8 @@ CONFIG, WORKDIR = define_run_flags()
 def main() -> None:
     """Writes the report again from the tables of the run folder; prints the findings."""
     found = in_run_folder(CONFIG.value, WORKDIR.value, experiment.report)
-    print(experiment.summary(found, WORKDIR.value))
+    if found:
+        print(experiment.summary(found, WORKDIR.value))
 
 
 if __name__ == "__main__":

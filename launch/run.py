@@ -10,7 +10,8 @@ PROFILE = define_profile_flag()
 def main() -> None:
     """Tunes, compares, reports; prints the findings and the page's path."""
     found = in_run_folder(CONFIG.value, WORKDIR.value, experiment.run, PROFILE.value)
-    print(experiment.summary(found, WORKDIR.value))
+    if found:
+        print(experiment.summary(found, WORKDIR.value))
 
 
 if __name__ == "__main__":

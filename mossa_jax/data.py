@@ -8,7 +8,7 @@ from typing import Any
 from mossa_jax import goodput
 from mossa_jax import mesh as mesh_lib
 from mossa_jax.progress import Progress, log
-from mossa_jax.rundir import BAD_INPUT, Refusal, RunDir, write_json
+from mossa_jax.rundir import BAD_INPUT, Refusal, RunDir, digest, write_json
 from mossa_jax.workbench import Bench
 
 _FILE = "data.json"
@@ -55,6 +55,7 @@ def _prepare(bench: Bench) -> dict[str, Any]:
         progress.line(number, f"{task.name}: {counts}")
         bench.stop.leave_if_asked()
     record = {"template": bench.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
+    _check_alike(record)
     before = read_record(bench.rundir)
     if before is not None:
         bench.tokenizer.check_record(before["template"], f"--workdir={bench.rundir.path}")
@@ -63,6 +64,21 @@ def _prepare(bench: Bench) -> dict[str, Any]:
         write_json(bench.rundir / _FILE, record)
     mesh_lib.wait_for_all("data")
     return record
+
+
+def _check_alike(record: dict[str, Any]) -> None:
+    """Refuses, with code 3, processes that read other rows or have another prompt template than process 0."""
+    prints = [[name, task["train"]["fingerprint"], task["test"]["fingerprint"]]
+              for name, task in record["tasks"].items()]  # fmt: skip
+    ours = int(digest([record["template"], prints])[:15], 16)
+    found = mesh_lib.everywhere(ours)
+    unlike = [process for process, theirs in enumerate(found) if theirs != found[0]]
+    if unlike:
+        raise Refusal(
+            BAD_INPUT,
+            f"process {unlike[0]} of {len(found)} reads other rows, or has another prompt template, than process 0; "
+            "give all hosts the same files (a shared tasks.folder, a revision in tasks.sources)",
+        )
 
 
 def read_record(rundir: RunDir) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ ORDER = ("experimental", "control", "task", "cluster", "held_out")
 
 
 def run(bench: Bench) -> dict:
-    """Tunes E and every control, scores, compares and reports; returns the findings."""
+    """Tunes E and every control, scores, compares and reports; returns the findings, where this process writes them."""
     tune(bench)
     compare(bench)
     return report(bench)
@@ -113,11 +113,11 @@ def tune(bench: Bench) -> None:
             BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
         )
     names = bench.experimental_names
-    if not all(bench.is_tuned(name) for name in names):
+    if bench.untuned(names):
         with bench.ledger.stage("E"):
             _tune_experimental(bench, names)
     controls = _controls(bench)
-    if not all(bench.is_tuned(name) for name in controls):
+    if bench.untuned(controls):
         with bench.ledger.stage("controls"):
             _tune_controls(bench, controls)
     if config.tuning.score_prompts:
@@ -210,17 +210,18 @@ def _tune_adapters(bench: Bench, label: str, members: list[Member], facts: dict[
             save_adapter(bench.tuned_folder(member.name), adapter, bench.base, facts[member.name])
 
     def train(label: str, members: list[Member]) -> None:
+        todo = bench.untuned(member.name for member in members)
         tune_population(
             label, members, model.state, model.architecture, bench.config.tuning, schedule, model.mesh, bench.rundir,
-            bench.stop, export,
+            bench.stop, export, exported={member.name for member in members} - set(todo),
         )  # fmt: skip
         mesh_lib.wait_for_all("export")
 
     train(label, members)
     # Who was exported once and is gone again: the group is past them.
-    gone = [member for member in members if not bench.is_tuned(member.name)]
+    gone = bench.untuned(member.name for member in members)
     if gone:
-        train(f"{label} again", gone)
+        train(f"{label} again", [member for member in members if member.name in gone])
 
 
 def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str, dict]) -> None:
@@ -228,7 +229,8 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
 
     What is exported is not done again, and its checkpoints, six times as large as a bfloat16 model, are deleted.
     """
-    todo = [member for member in members if not bench.is_tuned(member.name)]
+    names = bench.untuned(member.name for member in members)
+    todo = [member for member in members if member.name in names]
     progress = Progress(label, len(members), len(members) - len(todo))
     for number, member in enumerate(todo, len(members) - len(todo) + 1):
         name, outline = member.name, bench.outline
@@ -249,7 +251,7 @@ def _tune_whole(bench: Bench, label: str, members: list[Member], facts: dict[str
 def _score(bench: Bench) -> None:
     """Exact match of base, E and C_t on each task's test prompts."""
     tuning = bench.config.tuning
-    todo = [task for task in bench.suite.tasks if not bench.part("scores", task).exists()]
+    todo = bench.unfinished("scores")
     progress = Progress("scores", len(bench.suite.tasks), len(bench.suite.tasks) - len(todo))
     for number, task in enumerate(todo, len(bench.suite.tasks) - len(todo) + 1):
         examples = task.examples("test", min(tuning.score_prompts, bench.config.tasks.max_test))
@@ -269,22 +271,26 @@ def _write_part(bench: Bench, stage: str, task: Task, rows: list[dict]) -> None:
         write_parquet(bench.part(stage, task), pd.DataFrame(rows))
 
 
-def compare(bench: Bench) -> pd.DataFrame:
-    """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet."""
+def compare(bench: Bench) -> pd.DataFrame | None:
+    """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet.
+
+    Returns:
+      The table; None on processes that do not write.
+    """
     prepare(bench)
     with bench.ledger.stage("compare"):
         return _compare(bench)
 
 
-def _compare(bench: Bench) -> pd.DataFrame:
+def _compare(bench: Bench) -> pd.DataFrame | None:
     tasks, rundir = bench.suite.tasks, bench.rundir
-    lacking = [name for name in [TUNED, *(t.name for t in tasks)] if not bench.is_tuned(name)]
+    lacking = bench.untuned([TUNED, *(task.name for task in tasks)])
     if lacking:
         raise Refusal(
             BAD_INPUT,
             f"{rundir.path} has no adapter or model of {lacking[0]!r} yet; run launch.tune or launch.run first",
         )
-    todo = [task for task in tasks if not bench.part("cka", task).exists()]
+    todo = bench.unfinished("cka")
     progress = Progress("compare", len(tasks), len(tasks) - len(todo))
     how = _engine(bench, tasks) if todo else ""
     for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
@@ -294,10 +300,10 @@ def _compare(bench: Bench) -> pd.DataFrame:
         _write_part(bench, "cka", task, rows)
         progress.line(number, f"{task.name}: {text}")
         bench.stop.leave_if_asked()
-    mesh_lib.wait_for_all("compare")
-    table = with_q(pd.concat([bench.read_part("cka", task) for task in tasks]), _untouched(bench))
-    table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
+    table = None
     if rundir.writer:
+        table = with_q(pd.concat([bench.read_part("cka", task) for task in tasks]), _untouched(bench))
+        table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
         write_table(rundir / "results/cka.parquet", table)
     mesh_lib.wait_for_all("table")
     return table

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax import goodput
+from mossa_jax import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
 from mossa_jax.llama.load import Model, load_model
 from mossa_jax.llama.peft import load_adapter, read_about
@@ -43,7 +44,8 @@ def chosen_engine(bench: Bench, models: int, prompts: int, pairs: Sequence[tuple
     costs = engine.estimate(models, arch.layers + 2, prompts, arch.hidden, pairs, bench.mesh.size, config.pool)
     tuning = bench.config.tuning
     whole = "full" in (tuning.control.method, tuning.experimental.method)
-    return engine.choose(costs, engine=engine.KEPT if whole else config.engine)
+    memory = min(mesh_lib.everywhere(engine.device_bytes()))
+    return engine.choose(costs, memory, engine.KEPT if whole else config.engine)
 
 
 def similarities(

@@ -112,7 +112,8 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
       timeout: seconds that finding process 0's host may take.
 
     Raises:
-      Refusal: 2 when something is said nowhere, or the environment says another number.
+      Refusal: 2 when something is said nowhere, or the environment says another number; 7 when the cluster does not
+        answer, or process 0's name does not resolve in time.
     """
     if processes == 1:
         return None
@@ -120,9 +121,16 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
     from jax._src.clusters import ClusterEnv
 
     given = coordinator or None, None, process if process >= 0 else None
-    coordinator, count, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        *given, None, None, int(timeout)
-    )
+    try:
+        coordinator, count, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            *given, None, None, int(timeout)
+        )
+    except (RuntimeError, OSError) as error:  # a name that does not resolve yet, a metadata server that is silent
+        raise Refusal(
+            LOST_PEER,
+            f"process 0's address could not be had of the cluster within {timeout:g} s (--start_timeout): {error}; "
+            "start again, or name it by --coordinator",
+        ) from None
     if processes and count not in (None, processes):
         raise Refusal(
             BAD_CONFIG,

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from mossa_jax import goodput
 from mossa_jax.rundir import STOPPED, Refusal
-from mossa_jax.watchdog import sign
+from mossa_jax.watchdog import sign, unlimited
 
 log = logging.getLogger("mossa_jax")
 
@@ -80,7 +80,8 @@ class Stop:
 
     def asked_anywhere(self) -> bool:
         """Whether any process of the run was asked; with several, all must come here at the same point."""
-        return self.asked_after(0.0)[0]
+        with unlimited():  # for the others' own work
+            return self.asked_after(0.0)[0]
 
     def asked_after(self, seconds: float) -> tuple[bool, float]:
         """`asked_anywhere`, and the most seconds that any process gives."""

@@ -28,7 +28,7 @@ _PARITY_TOKENS = 128
 
 
 def report(bench: Bench) -> dict:
-    """Findings, figures and the page from the tables of the run folder; returns the findings.
+    """Findings, figures and the page from the tables of the run folder; returns the findings; {} where another writes.
 
     Raises:
       Refusal: 3 when there is no table of similarities yet.
@@ -40,21 +40,21 @@ def report(bench: Bench) -> dict:
 def _report(bench: Bench) -> dict:
     config, rundir = bench.config, bench.rundir
     path = rundir / "results/cka.parquet"
-    if not path.exists():
+    if not all(mesh_lib.agreed([rundir.writer and path.exists()])):
         raise Refusal(
             BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
     bench.stop.leave_if_asked()
+    parity = base_parity(bench)
+    bench.stop.leave_if_asked()
+    if not rundir.writer:
+        return {}
     table, data = read_parquet(path), read_record(rundir)
     scores = _scores(bench)
     prompts = None
     if config.compare.pool == "all":  # n counts tokens there
         prompts = {name: task["test"].get("distinct", task["test"]["rows"]) for name, task in data["tasks"].items()}
     found = find(table, scores, config.seed, config.compare.draws, prompts) | {"template": data["template"]}
-    parity = base_parity(bench)
-    bench.stop.leave_if_asked()
-    if not rundir.writer:
-        return found
     curves = training_curves(rundir)
     write_table(rundir / "results/scores.parquet", scores)
     write_table(rundir / "results/curves.parquet", curves)
@@ -77,8 +77,8 @@ def base_parity(bench: Bench) -> pd.DataFrame | str:
     All processes call this together; only the writer's return value means something.
     """
     kept, kept_reason = bench.rundir / "results/parity.parquet", bench.rundir / "results/parity.json"
-    if kept.exists() and kept.with_suffix(".csv").exists():
-        return read_parquet(kept)
+    if all(mesh_lib.agreed([bench.rundir.writer and kept.exists() and kept.with_suffix(".csv").exists()])):
+        return read_parquet(kept) if bench.rundir.writer else ""
     found = _check_base(bench)
     if bench.rundir.writer:
         if isinstance(found, str):

@@ -39,6 +39,9 @@ ABOUT = "mossa.json"
 """The file of an exported model's folder that says what it is. In an object store it is the last to be written, the
 first to be deleted, and what makes the folder whole."""
 
+RESULTS = 2
+"""The format of results, raised where the same configuration would give other ones, so that no folder mixes them."""
+
 RHYTHM = 30.0  # seconds after which a text that grows is written anew to an object store
 
 
@@ -103,6 +106,17 @@ def _sync(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system that has no such thing
             raise
+
+
+def _sync_folder(folder: epath.Path) -> None:
+    """Has all of a folder on the disk before its name says that it is whole."""
+    for parent, _, names in os.walk(folder):
+        for path in [os.path.join(parent, name) for name in names] + [parent]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                _sync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -171,6 +185,7 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         temporary.rmtree(missing_ok=True)
         raise
     try:
+        _sync_folder(temporary)
         with contextlib.suppress(FileNotFoundError):  # another run may be replacing it, too
             path.rmtree()
     except BaseException:
@@ -301,7 +316,7 @@ class RunDir:
           Refusal: 2 when the folder belongs to another configuration or is in use; 4 when an object store cannot be
             reached.
         """
-        record = dataclasses.asdict(config)
+        record = dataclasses.asdict(config) | {"results_format": RESULTS}
         self._check_belongs(record)
         if not self.writer:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -102,7 +103,7 @@ class Bench:
     def model(self) -> Model:
         """The base model on `mesh`."""
         self.__dict__.pop("population_model", None)  # one copy on the devices at a time
-        return load_model(self.base, self.config.dtype, self.mesh, self.config.revision)
+        return self._load(self.mesh)
 
     @cached_property
     def population_model(self) -> Model:
@@ -111,7 +112,12 @@ class Bench:
         if mesh == self.mesh:
             return self.model
         self.__dict__.pop("model", None)
-        return load_model(self.base, self.config.dtype, mesh, self.config.revision)
+        return self._load(mesh)
+
+    def _load(self, mesh: jax.sharding.Mesh) -> Model:
+        model = load_model(self.base, self.config.dtype, mesh, self.config.revision)
+        mesh_lib.wait_for_all("model")  # hosts that fetch more slowly are waited for here, without a limit
+        return model
 
     @property
     def outline(self) -> Model:
@@ -126,7 +132,7 @@ class Bench:
 
     def weights(self) -> Any:
         """The base model's state on `mesh`, read anew and kept nowhere."""
-        return load_model(self.base, self.config.dtype, self.mesh, self.config.revision).state
+        return self._load(self.mesh).state
 
     def release(self) -> None:
         """Gives the base model's memory on the devices free; it is read again on its next use."""
@@ -181,8 +187,20 @@ class Bench:
         return self.rundir / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
 
     def is_tuned(self, name: str) -> bool:
-        """Whether a model is tuned and exported."""
+        """Whether a model is tuned and exported, as this process sees it."""
         return is_whole(self.tuned_folder(name))
+
+    def untuned(self, names: Iterable[str]) -> list[str]:
+        """Those of these models that are not exported yet, as process 0 sees it; all processes ask together."""
+        names = list(names)
+        tuned = mesh_lib.agreed([self.rundir.writer and self.is_tuned(name) for name in names])
+        return [name for name, done in zip(names, tuned, strict=True) if not done]
+
+    def unfinished(self, stage: str) -> list[Task]:
+        """Tasks whose part of a stage's result is not there yet, as `untuned`."""
+        tasks = self.suite.tasks
+        there = mesh_lib.agreed([self.rundir.writer and self.part(stage, task).exists() for task in tasks])
+        return [task for task, done in zip(tasks, there, strict=True) if not done]
 
     def part(self, stage: str, task: Task):
         """Where a task's part of a stage's result lies."""

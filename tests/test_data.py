@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import mossa_jax as mossa
-from mossa_jax import data, experiment
+from mossa_jax import data, experiment, reporting
 from mossa_jax.config import Tasks
 from mossa_jax.llama.peft import load_adapter
 from mossa_jax.progress import Stop
@@ -66,6 +66,36 @@ def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny, tasks_fol
     ]
     assert digests == [record["template"]] * 4
     assert json.loads((workdir / "results/findings.json").read_text())["template"] == record["template"]
+
+
+def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    config.tasks.folder = str(shutil.copytree(again.config.tasks.folder, tmp_path / "twice"))
+    path = tmp_path / "twice/test/copy_first.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, *lines[:5]]))
+    bench = bench_of(config, tmp_path / "new")
+    try:
+        record = data.prepare(bench)
+        prompts = {task.name: bench.test_prompts(task) for task in bench.suite.tasks}
+    finally:
+        bench.rundir.close()
+    assert [record["tasks"][name]["test"][key] for name in prompts for key in ("rows", "distinct")] == [
+        12, 12, 17, 12, 12, 12,
+    ]  # fmt: skip
+    wanted = again.encoded(next(task for task in again.suite.tasks if task.name == "copy_first"), "test").examples
+    assert len(prompts["copy_first"]) == len(wanted) == 12
+    assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"]))
+    (said,) = reporting._repeats(record["tasks"])
+    assert said.startswith("5 test prompts in 1 tasks repeat others") and "copy_first: 5 of 17" in said
+    assert reporting._repeats({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
+
+
+def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
+    monkeypatch.setattr(data.mesh_lib, "everywhere", lambda ours: [ours, ours, ours + 1])
+    with pytest.raises(Refusal, match="process 2 of 3 reads other rows") as caught:
+        data.prepare(again)
+    assert caught.value.code == 3
 
 
 def test_rows_that_changed_since_the_run_began_are_refused(again):

@@ -7,6 +7,8 @@ import os
 import pathlib
 import shutil
 import sys
+import zlib
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -17,6 +19,7 @@ import mossa_jax as mossa
 from mossa_jax import experiment, holder, reporting
 from mossa_jax.progress import Stop
 from mossa_jax.rundir import Refusal
+from mossa_jax.similarity import engine
 
 TASKS = ["last_word", "copy_first", "count_words"]
 NAMES = ["embed", "1", "2", "3", "final_norm"]
@@ -177,6 +180,42 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
     assert {record["stage"] for record in new} == {"data", "compare"}
     assert all(record["useful"] == 0 and set(record["lost"]) <= {"restart"} for record in new)
     pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted)
+
+
+def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_path, monkeypatch):
+    config, finished = tiny_run
+    workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
+    rundir = experiment.open_run(config, str(workdir))
+    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    asked = []
+    monkeypatch.setattr(experiment, "_engine", lambda bench, tasks: asked.extend(tasks) or engine.KEPT)
+    try:
+        experiment.compare(experiment.Bench(config, rundir, Stop()))
+    finally:
+        rundir.close()
+    assert [task.name for task in asked] == TASKS
+
+
+def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
+    names = [f"task{number}" for number in range(60)]
+    tasks = [SimpleNamespace(name=name, cluster=f"cluster {number // 6}") for number, name in enumerate(names)]
+    suite = SimpleNamespace(tasks=tasks, held_out=set(names[54:]))
+
+    def bench(held_out=suite.held_out):
+        return SimpleNamespace(
+            suite=SimpleNamespace(tasks=tasks, held_out=held_out),
+            seed=lambda name: (0, zlib.crc32(name.encode())),
+            config=SimpleNamespace(compare=SimpleNamespace(mismatched=2)),
+        )
+
+    drawn = {task.name: experiment._mismatched(bench(), task) for task in tasks}
+    assert drawn == {task.name: experiment._mismatched(bench(), task) for task in reversed(tasks)}
+    cluster = {task.name: task.cluster for task in tasks}
+    for name, others in drawn.items():
+        assert len(set(others)) == 2 and not set(others) & suite.held_out
+        assert cluster[name] not in {cluster[other] for other in others}
+    assert len({other for others in drawn.values() for other in others}) > 35  # of 54, 120 draws
+    assert experiment._mismatched(bench(set(names)), tasks[0])  # where there are no others, any
 
 
 def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):

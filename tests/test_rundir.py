@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import resource
 import subprocess
@@ -114,6 +115,10 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     with pytest.raises(Refusal, match=r"tuning\.rank was 8, now 16") as caught:
         RunDir(tmp_path / "run").open(Outer(tuning=Inner(rank=16)), {})
     assert caught.value.code == 2
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(record | {"results_format": 1}))  # by older code
+    with pytest.raises(Refusal, match="results_format was 1, now"):
+        RunDir(tmp_path / "run").open(Outer(), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match="is a file"):
         RunDir(tmp_path / "file").open(Outer(), {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from mossa_jax.progress import log
 from mossa_jax.rundir import BAD_CONFIG, Refusal
 from mossa_jax.similarity.gram import tile_size
 from mossa_jax.similarity.moments import blocks, crossed, strips
+from mossa_jax.tuning.memory import device_room, host_memory
 
 KEPT, MOMENTS = "kept", "moments"
 # Weights and the forward pass need the rest of a device.
@@ -71,12 +71,8 @@ def estimate(
 
 
 def device_bytes() -> int:
-    """Memory of a device of this process: as it reports; on a CPU the machine's, shared by its virtual devices."""
-    device = jax.local_devices()[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None:
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-    return int(limit)
+    """Memory of a device of this process; where nothing is known of it, its share of the host's."""
+    return int(device_room(jax.local_devices()[0]) or host_memory() // jax.local_device_count())
 
 
 def choose(costs: Estimate, memory: int | None = None, engine: str = "auto") -> str:

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from mossa_jax.rundir import BAD_CONFIG, DISK, Refusal, digest, storing, write_json
 from mossa_jax.storage import as_path, cache_root, copy_folder, file_names, is_remote
+from mossa_jax.watchdog import sign, unlimited
 
 log = logging.getLogger("mossa_jax")
 
@@ -127,7 +128,10 @@ class Checkpoints:
         try:
             found = self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked)
             if self._alone:
-                found = jax.tree.map(lambda new, leaf: jax.device_put(new, leaf.sharding), found, state)
+                # Committed to devices only if it was: else the next step would be another program.
+                found = jax.tree.map(
+                    lambda new, leaf: jax.device_put(new, leaf.sharding if leaf.committed else None), found, state
+                )
             return found, step
         except ValueError as error:
             if (disk := _disk_error(error, self._near)) is not None:
@@ -236,7 +240,8 @@ class Checkpoints:
     def _agreed(self, verdict: tuple[int, bool]) -> tuple[int, bool]:
         """What process 0 found, on every process that takes part."""
         if jax.process_count() > 1 and not self._alone:
-            verdict = multihost_utils.broadcast_one_to_all(np.asarray(verdict, np.int32))
+            with unlimited():  # it reads every file of the step
+                verdict = multihost_utils.broadcast_one_to_all(np.asarray(verdict, np.int32))
         return int(verdict[0]), bool(verdict[1])
 
     def _steps(self) -> set[int]:
@@ -270,6 +275,7 @@ def _measure(folder: epath.Path, names: list[str]) -> dict[str, dict[str, Any]]:
             while chunk := file.read(_CHUNK):
                 size += len(chunk)
                 sha256.update(chunk)
+                sign()
         return {"size": size, "sha256": sha256.hexdigest()}
 
     with ThreadPoolExecutor(_READERS) as pool:

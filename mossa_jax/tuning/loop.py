@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -133,6 +133,7 @@ def tune_population(
     rundir: RunDir,
     stop: Stop,
     export: Callable[[Member, Adapter], None],
+    exported: Collection[str] = (),
 ) -> None:
     """Trains all members, as many at once as there are slots; hands each over as soon as it is done.
 
@@ -150,12 +151,13 @@ def tune_population(
       stop: a polite request to stop.
       export: called on every process with a finished member and its adapter on the host; after a restart perhaps
         once more, with the same values.
+      exported: members that were handed over before; their losses are not recorded again.
 
     Raises:
       Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
         is not finite; 75 on a request to stop.
     """
-    run = _Run(label, members, arch, tuning, schedule, mesh, rundir, export)
+    run = _Run(label, members, arch, tuning, schedule, mesh, rundir, export, exported)
     log.info(
         "%s: models %d, slots %d, steps %d; slots %.1f %% full",
         label, len(members), run.timeline.slots, run.timeline.steps, 100 * run.timeline.utilisation,
@@ -183,9 +185,9 @@ def tune_population(
 class _Run:
     """One population's training: what happens before, in and after a step."""
 
-    def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export):
+    def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export, exported):
         self.label, self.members, self.arch, self.tuning, self.schedule = label, members, arch, tuning, schedule
-        self.mesh, self.rundir, self.export = mesh, rundir, export
+        self.mesh, self.rundir, self.export, self.exported = mesh, rundir, export, exported
         self.timeline = plan_slots([member.steps for member in members], min(tuning.slots, len(members)))
         # Slots are the same on every mesh; arrays hold as many places as divide over its adapter axis.
         self.places = mesh_lib.round_up(self.timeline.slots, mesh.shape["adapter"])
@@ -322,6 +324,8 @@ class _Run:
                 self.export(self.members[model], adapter)
 
     def _log(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
+        if self.members[model].name in self.exported:
+            return
         slot = self.timeline.slot[model]
         loss = float(metrics["loss"][slot])
         record = {"model": self.members[model].name, "step": number - int(self.timeline.start[model]) + 1}

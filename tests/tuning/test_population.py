@@ -40,13 +40,13 @@ def open_folder(path, kind=RunDir, **options):
     return kind(path, **options)
 
 
-def tune(model, members, rundir, stop=None, state=None, schedule=SCHEDULE, done=None, **options):
+def tune(model, members, rundir, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
     """The members' adapters, in their order."""
     tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
     done = {} if done is None else done
     tune_population(
         "group", members, model.state if state is None else state, model.architecture, tuning, schedule, model.mesh,
-        rundir, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}),
+        rundir, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
     )  # fmt: skip
     return [done[member.name] for member in members]
 
@@ -141,8 +141,11 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     rundir = open_folder(tmp_path)
     before = len(rundir.metrics())
-    assert_bit_equal(tune(model, members, rundir, checkpoint_every=4, done=done), wanted)
-    assert min(record["step"] for record in rundir.metrics()[before:]) in (4, 5)
+    assert list(done) == ["task 2"]  # of eight steps
+    assert_bit_equal(tune(model, members, rundir, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
+    again = rundir.metrics()[before:]
+    assert min(record["step"] for record in again) in (4, 5)
+    assert {record["model"] for record in again} == {"task 0", "task 1"}  # what is exported keeps its curve
 
 
 def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path):
