@@ -9,24 +9,28 @@
 #   --spot             capacity that may be taken away
 #   --keep             does not delete the workload at the end
 #   --retry=K          restarts at most (10)
+#   --poll=SECONDS     between a wait that failed and the next one (30)
 #   --project=ID       where gcloud's own setting is another
 #   --env_file=FILE    instead of launch/xla_flags/<TYPE>.env; a line `HF_TOKEN` alone takes its value from here
 #   --dry_run          prints what would be run, a command a line, and runs nothing
 #
 # Kubernetes restarts on exit codes 7 and 75, and on what xpk always restarts: 42 and 127 to 255 (ends by signals, as an
-# eviction). Exit code: 0 when the workload succeeded, 125 when it failed (xpk's own).
+# eviction). Exit code: 0 when the workload succeeded, 125 when it failed (xpk's own). Any other is that of a
+# command that failed; so does the wait at times (a lost connection, expired credentials, xpk's own time limit): it is
+# tried again, 40 times at most, and then the workload is left alone.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-words=() command=() build='' spot='' keep='' retry=10 project='' env_file='' held=''
+words=() command=() build='' spot='' keep='' retry=10 poll=30 project='' env_file='' held='' ended=''
 while [ $# -gt 0 ]; do
   case $1 in
     --build) build=1 ;;
     --spot) spot=1 ;;
     --keep) keep=1 ;;
     --retry=*) retry=${1#*=} ;;
+    --poll=*) poll=${1#*=} ;;
     --project=*) project=${1#*=} ;;
     --env_file=*) env_file=${1#*=} ;;
     --dry_run) dry_run=1 ;;
@@ -44,6 +48,7 @@ if [ "${#words[@]}" -ne 5 ] || [ "${#command[@]}" -eq 0 ]; then
   die "usage: gke_xpk.sh NAME CLUSTER ZONE TYPE IMAGE [flags] -- COMMAND..."
 fi
 check_count --retry "$retry"
+check_count --poll "$poll"
 name=${words[0]} cluster=${words[1]} zone=${words[2]} type=${words[3]} image=${words[4]}
 flags=$(tpu_flags "$type")
 if [ -z "$env_file" ]; then
@@ -61,6 +66,9 @@ if [ -n "$spot" ]; then more=(--spot); fi
 last_words() {
   if [ -n "$held" ] && [ -z "$dry_run" ]; then
     say "$name is still there. Delete it: $(quoted xpk workload delete "--workload=$name" "${at[@]}" --force)"
+    if [ -z "$ended" ]; then
+      say "Or wait for its end: $(quoted xpk workload list "--wait-for-job-completion=$name" "${at[@]}")"
+    fi
   fi
 }
 trap last_words EXIT
@@ -75,8 +83,16 @@ held=1
 run xpk workload create "--workload=$name" "${at[@]}" "--tpu-type=$type" "--docker-image=$image" \
   "--command=$(quoted "${command[@]}")" "--env-file=$env_file" "--max-restarts=$retry" --restart-on-exit-codes=7,75 \
   --termination-grace-period-seconds=120 ${more[@]+"${more[@]}"}
-code=0
-run xpk workload list "--wait-for-job-completion=$name" "${at[@]}" || code=$?
+# Only 0 and 125 tell of the workload; with any other code the wait itself failed, and the workload may be well.
+for ((try = 1; ; try++)); do
+  code=0
+  run xpk workload list "--wait-for-job-completion=$name" "${at[@]}" || code=$?
+  if [ "$code" -eq 0 ] || [ "$code" -eq 125 ]; then break; fi
+  say "the wait for $name failed with $code, $try of 40"
+  if [ "$try" -ge 40 ]; then exit "$code"; fi
+  run sleep "$poll"
+done
+ended=1
 if [ -z "$keep" ]; then
   run xpk workload delete "--workload=$name" "${at[@]}" --force
   held=

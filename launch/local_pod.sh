@@ -6,8 +6,8 @@
 # COMMAND gets --processes, --coordinator and --process, as every `python -m launch.*` knows them. Output goes to
 # DIR/process-<i>.log (runs/local_pod). Ends with 0 when all did; else with the code of the process that failed first,
 # after the others were stopped (SIGTERM, and SIGKILL S seconds later, 60); 75 gives way to what another process says
-# by itself, and the end of one that was killed (137) to the 7 of those that miss it. SIGTERM and SIGINT are passed on to
-# all. On 7 and 75 the same is started again, K times at most (0), unless the stop came from outside.
+# by itself, and the end of one that was killed (128 and more) to the 7 of those that miss it. SIGTERM and SIGINT are
+# passed on to all. On 7 and 75 the same is started again, K times at most (0), unless the stop came from outside.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
@@ -87,7 +87,7 @@ watch() {
       say "process $index ended with $ended"
       # Behind a failure nothing counts any more; behind a 75 all but the ends that our own signals made.
       if [ "$code" -eq 0 ] || { [ "$code" -eq 75 ] && [ "$ended" -ne 137 ] && [ "$ended" -ne 143 ]; } ||
-        { [ "$code" -eq 137 ] && [ "$ended" -eq 7 ]; }; then
+        { [ "$code" -ge 128 ] && [ "$ended" -eq 7 ]; }; then
         code=$ended decided=$index
       fi
     done

@@ -7,13 +7,15 @@
 #   on_worker.sh code SECONDS                prints `code N` when it has ended; stops it after so many seconds
 #   on_worker.sh stop                        asks it to save and end
 #
-# pid, log and exit code are kept in $MOSSA_POD (~/mossa_jax_pod).
+# pid, log and exit code are kept in $MOSSA_POD (~/mossa_jax_pod). And for slurm.sbatch:
+#
+#   on_worker.sh rank DIR COMMAND...         runs COMMAND; its exit code is also in DIR/<rank> then
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 root=${here%/*}
-state=${MOSSA_POD:-$HOME/mossa_jax_pod}
+state=${MOSSA_POD:-${HOME-}/mossa_jax_pod}
 
 alive() { [ -s "$state/pid" ] && [ ! -s "$state/code" ] && kill -0 "$(<"$state/pid")" 2>/dev/null; }
 
@@ -87,6 +89,16 @@ code() {
   if [ -s "$state/code" ]; then echo "code $(<"$state/code")"; else echo 'code 7'; fi
 }
 
+rank() {
+  local codes=$1 code=0
+  shift
+  # Slurm signals all processes of a task: the command does what is asked, and this shell stays to see how it ends.
+  trap : TERM INT
+  "$@" || code=$?
+  echo "$code" >"$codes/$SLURM_PROCID" || true
+  exit "$code"
+}
+
 case ${1-} in
   setup) setup "${2:?HARDWARE}" ;;
   start)
@@ -99,5 +111,9 @@ case ${1-} in
     code "$2"
     ;;
   stop) if alive; then signal TERM; fi ;;
-  *) die "${1-}: give one of setup, start, follow, code, stop" ;;
+  rank)
+    [ $# -ge 3 ] || die "usage: on_worker.sh rank DIR COMMAND..."
+    rank "${@:2}"
+    ;;
+  *) die "${1-}: give one of setup, start, follow, code, stop, rank" ;;
 esac

@@ -13,17 +13,19 @@
 #   --project=ID       where gcloud's own setting is another
 #   --runtime=VERSION  software of the TPU VM; chosen by TYPE
 #   --hf_token_file=F  copied to the place on the workers where huggingface_hub looks; needed for gated models
-#   --poll=SECONDS     between looks at the queue (30)
+#   --poll=SECONDS     between looks at the queue, and tries after a failure (30)
 #   --dry_run          prints what would be run when all goes well, a command a line, and runs nothing
 #
 # The workdir must be one that all workers reach (gs://...). The run on the workers does not depend on this script: one
-# that is killed says what is still there and how to go on or delete it. Exit code: that of the run.
+# that is killed says what is still there and how to go on or delete it; so does one that ends with 1, since gcloud
+# failed on every look. Workers that cannot be prepared or started count as a lost peer. Exit code: that of the run.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
 words=() command=() spot='' keep='' attach='' retry=10 project='' runtime='' token='' poll=30 held=''
+looks=20 mine='' unprepared=''
 
 parse() {
   while [ $# -gt 0 ]; do
@@ -79,7 +81,7 @@ worker() { quoted bash mossa_jax/launch/on_worker.sh "$@"; }
 create() {
   local more=()
   if [ -n "$spot" ]; then more=(--spot); fi
-  held=1
+  held=1 mine=1
   queued create "--node-id=$name" "--accelerator-type=$type" "--runtime-version=$runtime" ${more[@]+"${more[@]}"}
 }
 
@@ -90,12 +92,28 @@ delete() {
 
 look() { queued describe '--format=value(state.state)'; }
 
-# The queued resource's state; ABSENT where there is none.
-state() { look 2>/dev/null || echo ABSENT; }
+# Sets `now`, the queued resource's state; ABSENT only where gcloud says that there is none. A look that fails for any
+# other reason says nothing about the slice: it is repeated, and in the end the slice is left alone.
+state() {
+  local try
+  for ((try = 1; ; try++)); do
+    if look >"$scratch/state" 2>"$why"; then
+      now=$(<"$scratch/state")
+      return
+    fi
+    if grep -Eq 'NOT_FOUND|[Rr]esource.* (was not|could not be) found' "$why"; then
+      now=ABSENT
+      return
+    fi
+    say "$name: no word of its state ($try of $looks): $(grep -m 1 ERROR "$why" || head -n 1 "$why")"
+    if [ "$try" -ge "$looks" ]; then exit 1; fi
+    run sleep "$poll"
+  done
+}
 
 # Comes back when the slice is there.
 wait_until_active() {
-  local now before=
+  local before=
   if [ -n "$dry_run" ]; then
     look
     create
@@ -103,7 +121,7 @@ wait_until_active() {
     return
   fi
   while :; do
-    now=$(state)
+    state
     if [ "$now" != "$before" ]; then say "$name: $now"; fi
     before=$now
     case $now in
@@ -119,40 +137,67 @@ wait_until_active() {
         exit 1
         ;;
     esac
-    sleep "$poll" &
-    child=$!
-    wait "$child"
+    run sleep "$poll"
   done
 }
 
-# The repository and its Python environment on all workers.
-prepare() {
-  local unpack='tar --extract --gzip --file=mossa_jax.tgz --directory=mossa_jax'
+pack() {
   run tar --create --gzip "--file=$scratch/mossa_jax.tgz" "--directory=${here%/*}" --exclude=./.git --exclude=./.venv \
     --exclude=./runs --exclude=./build '--exclude=*.egg-info' --exclude=__pycache__ .
-  vm scp "$scratch/mossa_jax.tgz" "$name:mossa_jax.tgz" --worker=all
-  on_all "mkdir -p mossa_jax .cache/huggingface && $unpack && $(worker setup tpu)"
+}
+
+# The repository and its Python environment on all workers. Called where errors do not end the script.
+prepare() {
+  local unpack='tar --extract --gzip --file=mossa_jax.tgz --directory=mossa_jax'
+  vm scp "$scratch/mossa_jax.tgz" "$name:mossa_jax.tgz" --worker=all || return
+  on_all "mkdir -p mossa_jax .cache/huggingface && $unpack && $(worker setup tpu)" || return
   if [ -n "$token" ]; then vm scp "$token" "$name:.cache/huggingface/token" --worker=all; fi
 }
 
+# Called where errors do not end the script.
 start() {
-  local flags
+  local flags code=0
   flags=$(tpu_flags "$type")
-  on_all "$(worker start ${flags:+"--flags=$flags"} -- "${command[@]}")"
+  on_all "$(worker start ${flags:+"--flags=$flags"} -- "${command[@]}")" 2>"$why" || code=$?
+  if [ -z "$dry_run" ]; then cat "$why" >&2; fi
+  # On a slice that was there before us it is somebody's: neither waited for nor deleted.
+  if [ "$code" -ne 0 ] && [ -z "$mine" ] && grep -q 'a run is going here' "$why"; then exit "$code"; fi
+  if [ "$code" -eq 0 ]; then mine=1; fi
+  return "$code"
+}
+
+# After a failed prepare or start, the slice may have been taken away: its state says so only a little later.
+settle() {
+  local try
+  for ((try = 0; try < 4; try++)); do
+    run sleep "$poll"
+    state
+    if [ "$now" != ACTIVE ]; then return; fi
+  done
 }
 
 # Shows worker 0's log to its end; a connection that breaks is taken up again while the slice is there.
 follow() {
   until vm ssh "$name" --worker=0 "--command=$(worker follow)"; do
-    if [ "$(state)" != ACTIVE ]; then return; fi
+    state
+    if [ "$now" != ACTIVE ]; then return; fi
     say "$name: the connection to worker 0 broke; again in $poll s"
-    sleep "$poll" &
-    child=$!
-    wait "$child"
+    run sleep "$poll"
   done
 }
 
-# Sets `code` from what all workers say: 0 when all did; else the first failure; 75 or 7 where there is nothing worse.
+# How much an exit code says of what happened. One by a signal (128 and more) is that of a worker that was killed: it
+# counts less than the 7 of those that lost it.
+weight() {
+  case $1 in
+    0) echo 0 ;;
+    75) echo 1 ;;
+    7) echo 3 ;;
+    *) if [ "$1" -ge 128 ]; then echo 2; else echo 4; fi ;;
+  esac
+}
+
+# Sets `code` from what all workers say: 0 when all did; else the first failure of those that say most, by `weight`.
 # A worker that says nothing, or a slice that is no longer there, is a lost peer.
 collect() {
   local file said
@@ -163,10 +208,10 @@ collect() {
   for file in "$scratch"/*.log; do
     said=$(sed -n 's/^code \([0-9][0-9]*\)$/\1/p' "$file" 2>/dev/null || true)
     said=${said:-7}
-    if [ "$said" -eq 0 ] || { [ "$code" -ne 0 ] && ! try_again "$code"; }; then continue; fi
-    if [ "$code" -ne 7 ] || ! try_again "$said"; then code=$said; fi
+    if [ "$(weight "$said")" -gt "$(weight "$code")" ]; then code=$said; fi
   done
-  if [ "$(state)" != ACTIVE ]; then code=7; fi
+  state
+  if [ "$now" != ACTIVE ]; then code=7; fi
 }
 
 # What is left behind, for a human.
@@ -182,23 +227,38 @@ last_words() {
 parse "$@"
 place=("--zone=$zone")
 if [ -n "$project" ]; then place+=("--project=$project"); fi
-if [ -n "$dry_run" ]; then scratch=/tmp/mossa_jax-$name; else scratch=$(mktemp -d); fi
+if [ -n "$dry_run" ]; then scratch=/tmp/mossa_jax-$name why=/dev/null; else scratch=$(mktemp -d) why=''; fi
+why=${why:-$scratch/why}
 trap last_words EXIT
 trap 'interrupted 143' TERM
 trap 'interrupted 130' INT
 
 for ((attempt = 0; ; attempt++)); do
+  unprepared=
   if [ -z "$attach" ]; then
     wait_until_active
-    prepare
-    start
+    pack
+    if ! prepare; then
+      unprepared=1
+    elif ! start; then
+      unprepared=1
+      # Some workers may have started: they are stopped, but only where nobody else can have a run.
+      if [ -n "$mine" ]; then collect; fi
+    fi
   else
-    held=1 attach=
+    held=1 mine=1 attach=
   fi
-  follow
-  collect
+  if [ -z "$unprepared" ]; then
+    follow
+    collect
+  else
+    say "$name: its workers could not be prepared or started"
+    settle
+    code=7
+  fi
   if ! try_again "$code" || [ "$attempt" -ge "$retry" ]; then break; fi
   say "exit code $code: the same command again, $((attempt + 1)) of $retry"
 done
-if [ -z "$keep" ]; then delete; fi
+# A slice that was there before us may be in use where we never came through to it.
+if [ -z "$keep" ] && { [ -z "$unprepared" ] || [ -n "$mine" ]; }; then delete; fi
 exit "$code"

@@ -42,7 +42,8 @@ if [ -e before.sh ]; then . ./before.sh; fi
 exit "$code"
 """
 
-# gcloud for two workers whose homes are folders here; `state` is the queued resource.
+# gcloud for two workers whose homes are folders here; `state` is the queued resource. Before it does for the nth time
+# what it is asked for (create, describe, scp, setup, start, ...) it reads <what>.<n>.sh, if a test has such a file.
 GCLOUD = """
 printf '%q ' "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls"
 command= output= workers='0 1'
@@ -53,8 +54,18 @@ for word in "$@"; do
     --worker=0) workers=0 ;;
   esac
 done
+what=$4
+case $command in *on_worker.sh*) what=${command##*on_worker.sh }; what=${what%% *} ;; esac
+echo >>"$FAKE/count.$what"
+before=$FAKE/$what.$(wc -l <"$FAKE/count.$what").sh
+if [ -e "$before" ]; then . "$before"; fi
 case "$3 $4" in
-  'queued-resources describe') [ -s "$FAKE/state" ] || exit 1; cat "$FAKE/state" ;;
+  'queued-resources describe')
+    if [ ! -s "$FAKE/state" ]; then
+      echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource '$5' was not found." >&2
+      exit 1
+    fi
+    cat "$FAKE/state" ;;
   'queued-resources create') [ ! -s "$FAKE/state" ] || exit 1; echo ACTIVE >"$FAKE/state" ;;
   'queued-resources delete') rm "$FAKE/state" ;;
   'tpu-vm scp') for w in $workers; do cp "$5" "$FAKE/w$w/${6#*:}" || exit 1; done ;;
@@ -193,7 +204,10 @@ def test_dry_run_on_gke(root):
 
 def test_dry_run_under_slurm(root):
     assert planned(root, "slurm.sbatch", "--dry_run", "--", *RUN) == [
-        ["srun", "--kill-on-bad-exit=0", "--wait=120", f"--chdir={root}", *RUN],
+        [
+            *["srun", "--kill-on-bad-exit=0", "--wait=120", f"--chdir={root}"],
+            *["bash", f"{root}/launch/on_worker.sh", "rank", f"{root}/runs/slurm-SLURM_JOB_ID", *RUN],
+        ],
         ["scontrol", "requeue", "SLURM_JOB_ID"],
     ]
     asked = re.findall(r"^#SBATCH (.*)$", (root / "launch/slurm.sbatch").read_text(), re.MULTILINE)
@@ -325,14 +339,15 @@ def test_started_again_on_7_and_75_only(root, tmp_path, codes, retry, wanted, st
     assert len([index for index, _ in started(tmp_path) if index == 0]) == starts
 
 
-def test_a_killed_process_is_a_lost_one(root, tmp_path):
+@pytest.mark.parametrize(("name", "ended"), [("KILL", 137), ("SEGV", 139)])
+def test_a_killed_process_is_a_lost_one(root, tmp_path, name, ended):
     text = """[ "$(grep -c "^$index " "$at/started")" = 1 ] || exit 0
 trap 'exit 7' TERM
-echo 1 >"$at/ready-$index"; [ $index = 0 ] || { until [ -s "$at/ready-0" ]; do sleep 0.05; done; kill -9 $$; }
-while :; do sleep 0.05; done"""
+echo 1 >"$at/ready-$index"; [ $index = 0 ] || { until [ -s "$at/ready-0" ]; do sleep 0.05; done; kill -NAME $$; }
+while :; do sleep 0.05; done""".replace("NAME", name)
     done = subprocess.run(pod(root, tmp_path, text, "--retry=1"), capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and len(started(tmp_path)) == 4
-    assert "process 1 ended with 137" in done.stderr and "exit code 7: started again, 1 of 1" in done.stderr
+    assert f"process 1 ended with {ended}" in done.stderr and "exit code 7: started again, 1 of 1" in done.stderr
 
 
 def test_a_failure_behind_a_stop_is_told(root, tmp_path):
@@ -399,6 +414,9 @@ def test_a_pod_is_made_used_again_on_75_and_deleted(root, cloud):
         ([7, 0], [0, 0], 0, 2),  # one worker lost its peer: all start again
         ([3], [7], 3, 1),  # the cause, not what followed from it
         ([75, 75], [75, 75], 75, 2),  # the cap
+        ([137], [0], 137, 1),  # killed, and nobody lost it
+        ([139], [75], 139, 1),
+        ([137], [3], 3, 1),  # the one that failed by itself
     ],
 )
 def test_exit_codes_of_all_workers_decide(root, cloud, first, second, wanted, starts):
@@ -407,6 +425,107 @@ def test_exit_codes_of_all_workers_decide(root, cloud, first, second, wanted, st
     done = launch(root, "tpu_pod.sh", *POD, "--retry=1", *THEIRS, **env)
     assert done.returncode == wanted, done.stderr
     assert calls(folder).count("start") == starts and calls(folder)[-1] == "delete"
+
+
+@pytest.mark.parametrize(("first", "second"), [(137, 7), (7, 139)])
+def test_a_killed_worker_that_the_others_lost_is_a_lost_peer(root, cloud, first, second):
+    folder, env = cloud
+    codes(folder, [first, 0], [second, 0])
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 0, done.stderr
+    assert calls(folder) == ["create", *RUNS, *RUNS, "delete"] and "exit code 7: the same" in done.stderr
+
+
+def upset(folder, **hooks):
+    """What goes wrong: `start_2="exit 255"` at the second start."""
+    for name, text in hooks.items():
+        what, _, count = name.rpartition("_")
+        (folder / f"{what}.{count}.sh").write_text(f"{text}\n")
+
+
+UNREACHED = 'echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) UNAVAILABLE: try later" >&2; exit 1'
+
+
+def test_a_look_that_fails_does_not_ask_for_the_slice_again(root, cloud):
+    folder, env = cloud
+    codes(folder, [0], [0])
+    (folder / "state").write_text("ACTIVE\n")
+    upset(folder, describe_1=UNREACHED)
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 0, done.stderr
+    assert calls(folder) == [*RUNS, "delete"]
+    assert done.stderr.count("UNAVAILABLE: try later") == 1
+
+
+def test_a_broken_connection_and_a_failed_look_leave_the_run_alone(root, cloud):
+    folder, env = cloud
+    codes(folder, [0], [0])
+    for worker in ("w0", "w1"):
+        (folder / worker / "before.sh").write_text('until [ -e "$FAKE/go" ]; do sleep 0.1; done')
+    go = 'touch "$FAKE/go"'  # at the second follow; at the first code, which comes too early, only to save time
+    upset(folder, follow_1="exit 255", describe_3=UNREACHED, follow_2=go, code_1=go)
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 0, done.stderr
+    assert calls(folder) == ["create", *RUNS[:4], "follow", "code", "delete"]
+    assert "UNAVAILABLE" in done.stderr and "the connection to worker 0 broke" in done.stderr
+
+
+def test_a_gcloud_that_keeps_failing_leaves_the_slice_alone(root, cloud):
+    folder, env = cloud
+    (folder / "state").write_text("ACTIVE\n")
+    upset(folder, follow_1="exit 255", **{f"describe_{count}": UNREACHED for count in range(1, 30)})
+    done = launch(root, "tpu_pod.sh", *POD, "--attach", *THEIRS, **env)
+    assert done.returncode == 1 and calls(folder) == ["follow"]
+    assert done.stderr.count("no word of its state") == 20
+    assert "flan is still there" in done.stderr and "--attach -- bash" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "broken"),
+    [
+        ("scp", ["scp"]),
+        pytest.param("setup", ["scp", "setup"], marks=pytest.mark.slow),
+        ("start", ["scp", "setup", "start", "code"]),
+    ],
+)
+def test_a_slice_taken_away_before_the_start_is_asked_for_again(root, cloud, what, broken):
+    folder, env = cloud
+    codes(folder, [75, 0], [75, 0])
+    # Looks 1 to 3 are those of the first run; 4 and 5 still say ACTIVE of a slice that does not answer.
+    upset(folder, **{f"{what}_2": "exit 255", "describe_6": 'echo SUSPENDED >"$FAKE/state"'})
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 0, done.stderr
+    assert calls(folder) == ["create", *RUNS, *broken, "delete", "create", *RUNS, "delete"]
+
+
+def test_a_start_on_some_workers_is_ended_before_the_next(root, cloud):
+    folder, env = cloud
+    codes(folder, [7, 0], [0])
+    upset(folder, start_1="workers='0 9'")  # worker 1 is not reached
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 0, done.stderr
+    assert calls(folder) == ["create", "scp", "setup", "start", "code", *RUNS, "delete"]
+
+
+@pytest.mark.parametrize(("there", "left"), [(True, ["scp", "scp"]), (False, ["create", "scp", "scp", "delete"])])
+def test_workers_that_are_never_reached_are_no_endless_loop(root, cloud, there, left):
+    """A slice that was there before may be in somebody's use, and is not deleted."""
+    folder, env = cloud
+    if there:
+        (folder / "state").write_text("ACTIVE\n")
+    upset(folder, scp_1="exit 255", scp_2="exit 255")
+    done = launch(root, "tpu_pod.sh", *POD, "--retry=1", *THEIRS, **env)
+    assert done.returncode == 7 and calls(folder) == left
+    assert ("flan is still there" in done.stderr) == there
+
+
+def test_somebody_s_run_is_neither_waited_for_nor_deleted(root, cloud):
+    folder, env = cloud
+    (folder / "state").write_text("ACTIVE\n")
+    upset(folder, start_1="echo 'error: a run is going here (pid 1); stop it, or follow it' >&2; exit 2")
+    done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
+    assert done.returncode == 2 and calls(folder) == ["scp", "setup", "start"]
+    assert "a run is going here" in done.stderr and "flan is still there" in done.stderr
 
 
 @pytest.mark.slow
@@ -471,20 +590,72 @@ def test_a_worker_whose_run_hangs_is_stopped_and_counts_as_lost(root, cloud):
 # ---- stand-ins for Slurm and xpk
 
 
+# srun for a task per word of $RANKS, which is its exit code: says the highest. A task `lost` dies with its shell.
+SRUN = """
+echo "srun $XLA_FLAGS" >>"$FAKE/calls"
+until [ "$1" = bash ]; do shift; done
+highest=0 rank=0
+for code in $RANKS; do
+  if [ "$code" = lost ]; then ended=137; else ended=0; SLURM_PROCID=$rank CODE=$code "$@" || ended=$?; fi
+  if [ "$ended" -gt "$highest" ]; then highest=$ended; fi
+  rank=$((rank + 1))
+done
+exit "$highest"
+"""
+
+
+def sbatch(root, tmp_path, *words, ranks="0", before=0):
+    """slurm.sbatch on stand-ins, and what it called."""
+    executable(tmp_path / "srun", SRUN)
+    executable(tmp_path / "scontrol", 'echo "$@" >>"$FAKE/calls"')
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/launch").symlink_to(root / "launch")
+    env = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": f"{tmp_path}/root", "SLURM_RESTART_COUNT": str(before)}
+    env |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "XLA_FLAGS": "", "FAKE": str(tmp_path), "RANKS": ranks}
+    copy = shutil.copy(root / "launch/slurm.sbatch", tmp_path / "slurm_script")  # as slurmd does
+    stale = tmp_path / "root/runs/slurm-17/9"  # of the job before it was queued again
+    stale.parent.mkdir(parents=True)
+    stale.write_text("7\n")
+    done = subprocess.run(["bash", copy, *words], env=os.environ | env, cwd=tmp_path, capture_output=True, text=True)
+    assert not stale.parent.exists()
+    return done, (tmp_path / "calls").read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("code", "before", "again"), [(75, 0, True), (7, 3, True), (75, 4, False), (0, 0, False), (2, 0, False)]
 )
 def test_slurm_queues_again_on_7_and_75_only(root, tmp_path, code, before, again):
-    executable(tmp_path / "srun", f'echo "srun $XLA_FLAGS" >>"{tmp_path}/calls"; exit {code}')
-    executable(tmp_path / "scontrol", f'echo "$@" >>"{tmp_path}/calls"')
-    env = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(root), "SLURM_RESTART_COUNT": str(before)}
-    copy = shutil.copy(root / "launch/slurm.sbatch", tmp_path / "slurm_script")  # as slurmd does
-    command = ["bash", copy, "--retry=4", "--", "true"]
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = subprocess.run(command, env=os.environ | env | {"PATH": path, "XLA_FLAGS": ""}, cwd=tmp_path)
-    ran = (tmp_path / "calls").read_text().splitlines()
-    assert done.returncode == code
+    words = ["--retry=4", "--", "bash", "-c", 'exit "$CODE"']
+    done, ran = sbatch(root, tmp_path, *words, ranks=f"0 {code}", before=before)
+    assert done.returncode == code, done.stderr
     assert ran == [f"srun {flags_of(root, 'h100')['XLA_FLAGS']}", *(["requeue 17"] if again else [])]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "wanted"),
+    [
+        ("7 137 7", 7),  # killed, and the others lost it
+        ("139 75 7", 7),
+        ("lost 7", 7),  # with the shell that writes the codes down
+        ("0 137", 137),
+        ("137 75", 137),
+        ("7 75", 75),
+    ],
+)
+def test_slurm_tells_a_killed_process_from_those_that_lost_it(root, tmp_path, ranks, wanted):
+    text = 'if [ "$CODE" -gt 128 ]; then kill -"$((CODE - 128))" $$; fi; exit "$CODE"'
+    done, ran = sbatch(root, tmp_path, "--", "bash", "-c", text, ranks=ranks)
+    assert done.returncode == wanted, done.stderr
+    assert ("requeue 17" in ran) == (wanted in (7, 75))
+
+
+def test_a_task_under_slurm_saves_when_all_its_processes_get_the_signal(root, tmp_path):
+    text = """trap 'sleep 0.5; exit 75' TERM; echo 1 >"$0/ready"; while :; do sleep 0.05; done"""
+    command = ["bash", str(root / "launch/on_worker.sh"), "rank", str(tmp_path), "bash", "-c", text, str(tmp_path)]
+    running = subprocess.Popen(command, env=os.environ | {"SLURM_PROCID": "3"}, start_new_session=True)
+    until(lambda: (tmp_path / "ready").exists(), "the task")
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait(timeout=100) == 75 and (tmp_path / "3").read_text() == "75\n"
 
 
 @pytest.mark.parametrize(("flags", "deleted"), [((), 1), (("--keep",), 0)])
@@ -494,7 +665,26 @@ def test_xpk_says_how_it_ended(root, tmp_path, flags, deleted):
     done = launch(root, "gke_xpk.sh", *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 125
     assert (tmp_path / "calls").read_text().split() == ["create", "list", *["delete"] * deleted]
-    assert ("is still there" in done.stderr) == (not deleted)
+    assert ("is still there" in done.stderr) == (not deleted) and "wait for its end" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("waits", "wanted", "called"),
+    [
+        ([124, 1, 0], 0, ["create", *["list"] * 3, "delete"]),  # xpk's time limit, a broken watch, the end
+        ([1, 125], 125, ["create", *["list"] * 2, "delete"]),
+        ([1] * 50, 1, ["create", *["list"] * 40]),  # never a word of the workload: it is left alone
+    ],
+)
+def test_a_wait_that_fails_deletes_nothing(root, tmp_path, waits, wanted, called):
+    (tmp_path / "codes").write_text("".join(f"{code}\n" for code in waits))
+    text = f'cd {tmp_path}; echo "$2" >>calls; [ "$2" = list ] || exit 0\n'
+    executable(tmp_path / "xpk", text + "code=$(head -n 1 codes); sed -i 1d codes; exit $code")
+    words = ("n", "c", "z", "v6e-8", "image", "--poll=0", "--", "true")
+    done = launch(root, "gke_xpk.sh", *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == wanted and (tmp_path / "calls").read_text().split() == called
+    left = "delete" not in called
+    assert ("workload delete --workload=n" in done.stderr) == ("--wait-for-job-completion=n" in done.stderr) == left
 
 
 # ---- flags of the compilers
