@@ -18,14 +18,18 @@ SHARED = ROOT.parent / "shared"
 
 def pytest_configure(config):
     """Programs that several tests compile alike are compiled once a session; the user's own cache is left alone."""
-    config.kept = tempfile.TemporaryDirectory(prefix="mossa-tests-")
-    os.environ["MOSSA_CACHE"] = f"{config.kept.name}/cache"
-    jax.config.update("jax_compilation_cache_dir", f"{config.kept.name}/compiled")
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit the environment
+        config.kept = tempfile.TemporaryDirectory(prefix="mossa-tests-")
+        os.environ["MOSSA_TESTS"] = config.kept.name
+    kept = os.environ["MOSSA_TESTS"]
+    os.environ["MOSSA_CACHE"] = f"{kept}/cache-{os.getpid()}"
+    jax.config.update("jax_compilation_cache_dir", f"{kept}/compiled")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_unconfigure(config):
-    config.kept.cleanup()
+    if hasattr(config, "kept"):
+        config.kept.cleanup()
 
 
 @pytest.fixture(scope="session")

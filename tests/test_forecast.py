@@ -209,6 +209,7 @@ def test_rows_that_splash_cannot_take_are_refused_before_anything_is_compiled(mo
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_suggestions_fit_and_take_the_fewest_hours():
     bad = replace(FLAN, mesh=Mesh(8, 1, 1), tuning=replace(FLAN.tuning, slots=64))
     one = planner(config=bad)

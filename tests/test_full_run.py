@@ -136,7 +136,7 @@ def test_the_table_is_complete_and_its_cells_are_those_of_torch(which, looked_at
     assert (abs(tuned.cka.to_numpy() - before.cka.to_numpy()) > 1e-3).all()  # E is not the base
 
 
-@pytest.mark.parametrize("which", ["full_e", pytest.param("full_controls", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("which", [pytest.param("full_e", marks=pytest.mark.slow), "full_controls"])
 def test_what_it_leaves(which, request):
     config, workdir = request.getfixturevalue(which)
     whole = ["tuned"] if which == "full_e" else TASKS

@@ -93,7 +93,11 @@ def test_decoding_sees_what_a_whole_row_sees(window):
 
 @pytest.mark.parametrize(
     ("length", "window", "heads"),
-    [pytest.param(200, 0, (4, 2), marks=pytest.mark.slow), (256, 40, (4, 4)), (100, 9, (4, 1))],
+    [
+        pytest.param(200, 0, (4, 2), marks=pytest.mark.slow),
+        (256, 40, (4, 4)),
+        pytest.param(100, 9, (4, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_splash_and_its_gradients(length, window, heads):
     """The kernel's body interpreted on this machine, under the `vmap` over models that it lives in."""

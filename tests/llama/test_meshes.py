@@ -63,6 +63,7 @@ def test_packed_beside_others_on_one_device(case):
             assert np.all(np.linalg.norm(states - wanted, axis=1) < 1e-5 * np.linalg.norm(wanted, axis=1)), name
 
 
+@pytest.mark.slow
 def test_on_meshes_of_eight_devices(root, case, tmp_path):
     (out,) = together([command(case[0], "1,8 2,4 8,1")], root, 8, tmp_path)
     assert float(out.split()[-1]) < 1e-5

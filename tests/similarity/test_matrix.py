@@ -132,5 +132,6 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_rows_stay_spread_over_eight_devices():
     assert on_eight_devices(EIGHT).endswith("right\n")

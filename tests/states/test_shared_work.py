@@ -34,7 +34,7 @@ def by_torch(reference, prompts, pool):
     return np.stack([[pooled(prompt[name]) for prompt in torch_states(reference, prompts)] for name in NAMES])
 
 
-@pytest.mark.parametrize("pool", ["last", "mean"])
+@pytest.mark.parametrize("pool", ["last", pytest.param("mean", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lengths", [pytest.param({}, marks=pytest.mark.slow), {"shortest": 60, "longest": 90}])
 def test_shared_ids_are_worked_through_once(tiny, tiny_adapters, pool, lengths, monkeypatch):
     """Prompts of a few own ids each, or of more than a block of queries."""

@@ -312,6 +312,7 @@ def test_the_state_is_donated_and_the_base_is_left_as_it_is(model, tmp_path, mon
     assert jax.tree.all(jax.tree.map(np.array_equal, model.state, before))
 
 
+@pytest.mark.slow
 def test_a_bfloat16_base_keeps_float32_masters(tiny, tuned_run, tmp_path):
     model = load_model(str(tiny.folder), dtype="bfloat16")
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.state)
@@ -411,7 +412,8 @@ def test_ids_that_all_examples_share_are_learned_from_as_if_each_had_its_own(mod
     assert jax.tree.all(jax.tree.map(lambda one, other: distance(one, other) < 1e-5, *states))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_eight_devices_equal_one_and_every_parameter_and_moment_is_spread(optimizer, tiny, model, root, tmp_path):
     one = open_folder(tmp_path / "one")
     save_full(tmp_path / "saved", model, tune(model, make_member(), one, optimizer=optimizer), {})

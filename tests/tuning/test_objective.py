@@ -124,6 +124,7 @@ def random_adapter(seed, ranks):
     return parts
 
 
+@pytest.mark.slow
 def test_joined_products_of_different_ranks_equal_updates_inside_the_weights():
     """The oracle has no adapter: b a is added to the weights in float64 and differentiated there."""
     targets = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
@@ -172,6 +173,7 @@ def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_p
     assert not np.asarray(gradient, np.float32)[labels < 0].any()
 
 
+@pytest.mark.slow
 def test_models_together_take_as_many_pieces_as_the_fullest_and_get_what_each_gets_alone(monkeypatch):
     monkeypatch.setattr(objective, "_CHUNK", 8)
     state, taken, plain = initial_state(ARCH, 1), [], objective._loss
@@ -246,6 +248,7 @@ def test_a_head_that_is_trained_is_not_taken_for_a_frozen_one():
 MANY = [("untied", "2,2,2"), pytest.param("tied", "2,2,2 1,2,4 1,8,1", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "meshes"), MANY)
 def test_on_eight_devices_as_on_one(root, head, meshes, tmp_path):
     program = f"""

@@ -148,6 +148,7 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     assert {record["model"] for record in again} == {"task 0", "task 1"}  # what is exported keeps its curve
 
 
+@pytest.mark.slow
 def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path):
     """Of very different sizes: every slot is filled again, at different steps, next to others in full swing."""
     steps = [23, 3, 17, 1, 9, 30, 2, 12, 5, 8, 19, 4]
@@ -230,6 +231,7 @@ def test_a_loss_far_above_the_usual_is_counted(model, tmp_path):
     assert any(counts[step] > counts[step - 1] for step in jumps)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_sum_to_the_whole(model, tmp_path):
     """The loss of a step is that of all its answer tokens, not a mean of the parts' means."""
     found = {}
@@ -244,6 +246,7 @@ def test_parts_of_a_batch_sum_to_the_whole(model, tmp_path):
             assert all(distance(ours[t][n], theirs[t][n]) < 1e-4 for t in ours for n in ("a", "b"))
 
 
+@pytest.mark.slow
 def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path):
     rng = np.random.default_rng(7)
     draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731

@@ -18,6 +18,7 @@ def one(root, tiny, tmp_path_factory):
     return json.loads(out.splitlines()[-1])["1,1,1"]
 
 
+@pytest.mark.slow
 def test_the_plain_step_learns_the_same_but_for_rounding(one):
     assert 0 < one["gap"] < 1e-4
 

@@ -34,7 +34,7 @@ def examples():
     return [Encoded(ids, [*rng.integers(3, VOCAB, rng.integers(0, 5)).tolist(), 2]) for ids in prompts()]
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tiny, tiny_adapters, remat):
     folder, reference = tiny_adapters[0]
     total, count, wanted = torch_loss_and_gradients(reference, examples())

@@ -23,6 +23,7 @@ def record(tasks_folder):
     return benchmark.measure(WORK, str(tasks_folder))
 
 
+@pytest.mark.slow
 def test_both_sides_see_the_same_tokens_and_reach_the_same_losses(record):
     names = [row["name"] for row in record["rows"]]
     assert names == [
@@ -47,6 +48,7 @@ def test_both_sides_see_the_same_tokens_and_reach_the_same_losses(record):
     assert behind["ours_loss"] != pytest.approx(packed["ours_loss"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_speeds_and_ratios_come_from_the_same_seconds(record):
     for row in record["rows"]:
         ours, theirs = row["ours_seconds"], row["peft_seconds"]
@@ -57,6 +59,7 @@ def test_speeds_and_ratios_come_from_the_same_seconds(record):
         assert row["ours_tokens_per_s"] == pytest.approx(row["ours_tokens"] / (sum(ours) / 2), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_record_holds(record):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     lines = benchmark.table(record).splitlines()
