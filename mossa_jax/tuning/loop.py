@@ -151,7 +151,7 @@ def tune_population(
       stop: a polite request to stop.
       export: called on every process with a finished member and its adapter on the host; after a restart perhaps
         once more, with the same values.
-      exported: members that were handed over before; their losses are not recorded again.
+      exported: members that were handed over before; losses of theirs that are recorded are not recorded again.
 
     Raises:
       Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
@@ -187,7 +187,9 @@ class _Run:
 
     def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export, exported):
         self.label, self.members, self.arch, self.tuning, self.schedule = label, members, arch, tuning, schedule
-        self.mesh, self.rundir, self.export, self.exported = mesh, rundir, export, exported
+        self.mesh, self.rundir, self.export = mesh, rundir, export
+        before = rundir.metrics() if exported and rundir.writer else []
+        self.recorded = {(line["model"], line["step"]) for line in before if line.get("model") in exported}
         self.timeline = plan_slots([member.steps for member in members], min(tuning.slots, len(members)))
         # Slots are the same on every mesh; arrays hold as many places as divide over its adapter axis.
         self.places = mesh_lib.round_up(self.timeline.slots, mesh.shape["adapter"])
@@ -324,11 +326,12 @@ class _Run:
                 self.export(self.members[model], adapter)
 
     def _log(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
-        if self.members[model].name in self.exported:
+        name, step = self.members[model].name, number - int(self.timeline.start[model]) + 1
+        if (name, step) in self.recorded:
             return
         slot = self.timeline.slot[model]
         loss = float(metrics["loss"][slot])
-        record = {"model": self.members[model].name, "step": number - int(self.timeline.start[model]) + 1}
+        record = {"model": name, "step": step}
         record["loss"] = round(loss, 6) if math.isfinite(loss) else None
         record |= {name: int(metrics[name][slot]) for name in ("skipped", "spikes") if metrics[name][slot]}
         self.rundir.append_metrics(record)

@@ -1,5 +1,6 @@
 """Many adapters in one program: the same as each alone, through stops and crashes; and what is refused."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -139,13 +140,19 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     for file in (tmp_path / "checkpoints/group/8").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert list(done) == ["task 2"]  # of eight steps
+    # A kill may come between a member's export and the line of the step before its last.
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    (lost,) = [line for line in lines if json.loads(line)["model"] == "task 2" and json.loads(line)["step"] == 7]
+    path.write_text("".join(f"{line}\n" for line in lines if line != lost))
     rundir = open_folder(tmp_path)
     before = len(rundir.metrics())
-    assert list(done) == ["task 2"]  # of eight steps
     assert_bit_equal(tune(model, members, rundir, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
     again = rundir.metrics()[before:]
     assert min(record["step"] for record in again) in (4, 5)
-    assert {record["model"] for record in again} == {"task 0", "task 1"}  # what is exported keeps its curve
+    # What is exported keeps its curve.
+    assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
 
 
 @pytest.mark.slow
