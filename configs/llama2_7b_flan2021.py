@@ -20,7 +20,7 @@ Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a 
 """
 
 from mossa_jax.config import Config
-from mossa_jax.paper import flan2021
+from mossa_jax.presets import flan2021
 
 
 def get_config() -> Config:

@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 
 from launch.main import run
-from mossa_jax.benchmarks import machine, models, overhead, prefix, ready, traps
-from mossa_jax.rundir import BAD_CONFIG, Refusal, write_json
+from mossa_jax.benchmarks import machine, end_to_end as models, overhead, prefix, ready_states as ready, traps
+from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.files.write import write_json
 
 _PARTS = ("states", "traps", "models", "prefix", "overhead")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Which of {', '.join(_PARTS)}.")

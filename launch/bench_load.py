@@ -16,11 +16,11 @@ import jax
 from absl import flags
 
 from launch.main import run
-from mossa_jax import mesh as mesh_lib
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Mesh
 from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.llama.checkpoint import Checkpoint
-from mossa_jax.llama.weights import load_weights
+from mossa_jax.llama.files.tensors import Checkpoint
+from mossa_jax.llama.files.weights import load_weights
 
 BASE = flags.DEFINE_string("base", None, "Hugging Face folder.", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type in memory.")

@@ -6,7 +6,7 @@ python -m launch.export --base=MODEL --adapter=PEFT --out=DIR
 from absl import flags
 
 from launch.main import run
-from mossa_jax import api
+from mossa_jax.existing import compare as api
 
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.", required=True)
 ADAPTER = flags.DEFINE_string("adapter", None, "PEFT folder.", required=True)

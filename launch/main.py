@@ -20,15 +20,19 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mossa_jax.cache import keep_compiled
+from mossa_jax.files.cache import keep_compiled
 from mossa_jax.config import Config
-from mossa_jax.experiment import Bench, open_run
-from mossa_jax.peers import Peers
-from mossa_jax.processes import check_platform, choose_platform, describe, find_place, join
-from mossa_jax.profiling import Profile
-from mossa_jax.progress import Stop, log
-from mossa_jax.rundir import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, LogFile, Refusal, RunDir
-from mossa_jax.watchdog import Watchdog
+from mossa_jax.run.context import Bench
+from mossa_jax.run.pipeline import open_run
+from mossa_jax.processes.peers import Peers
+from mossa_jax.processes.rendezvous import check_platform, choose_platform, describe, find_place, join
+from mossa_jax.monitoring.profiles import Profile
+from mossa_jax.processes.stop import Stop
+from mossa_jax.log import log
+from mossa_jax.errors import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
+from mossa_jax.files.growing import LogFile
+from mossa_jax.files.run_folder import RunDir
+from mossa_jax.processes.watchdog import Watchdog
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")

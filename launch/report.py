@@ -1,7 +1,7 @@
 """Only findings, figures and page: python -m launch.report --config=configs/demo.py --workdir=runs/demo"""
 
 from launch.main import define_run_flags, in_run_folder, run
-from mossa_jax import experiment
+from mossa_jax.run import pipeline as experiment
 
 CONFIG, WORKDIR = define_run_flags()
 

@@ -1,7 +1,7 @@
 """Only tuning and task scores: python -m launch.tune --config=configs/demo.py --workdir=runs/demo"""
 
 from launch.main import define_profile_flag, define_run_flags, in_run_folder, run
-from mossa_jax import experiment
+from mossa_jax.run import pipeline as experiment
 
 CONFIG, WORKDIR = define_run_flags()
 PROFILE = define_profile_flag()

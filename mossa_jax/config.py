@@ -5,7 +5,7 @@ Plain dataclasses (not frozen), so that `--config.tuning.rank=16` can override a
 
 from dataclasses import dataclass, field
 
-from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.errors import BAD_CONFIG, Refusal
 
 MINIATURE = "miniature"
 SUITES = (MINIATURE, "flan2021", "folder", "natural_instructions", "hub")

@@ -9,8 +9,8 @@ import jax
 import pytest
 from tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
 
-from mossa_jax import experiment
-from mossa_jax.progress import Stop
+from mossa_jax.run import pipeline as experiment
+from mossa_jax.processes.stop import Stop
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.progress import log
+from mossa_jax.log import log
 
 REST = 0.3  # seconds, in which the other's idle threads stop spinning
 _PEAK_SIZE, _PEAK_RUNS = 2048, 7

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.models import Workload, row_length, write_folders
+from mossa_jax.benchmarks.end_to_end import Workload, row_length, write_folders
 from mossa_jax.llama.adapters import stack, zero_adapter
-from mossa_jax.llama.load import Model, load_model
+from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.states import keep_states
 
 LEAD, OWN = 133, 60  # ids of Llama-2's template with its system prompt; of a prompt itself

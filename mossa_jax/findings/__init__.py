@@ -12,7 +12,7 @@ from mossa_jax.findings.sections import find_sections, shared_change, upper_laye
 from mossa_jax.findings.specificity import find_ability, find_specificity
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.unseen import find_unseen, paired_change
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 
 COLUMNS = (
     "experimental control task cluster held_out layer estimator cka low high n participation_ratio_a "

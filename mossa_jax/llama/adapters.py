@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax import mesh as mesh_lib
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 
 Adapters = dict[str, dict[str, jax.Array]]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mossa_jax import mesh as mesh_lib
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Cached, Segments, attention, exact
 from mossa_jax.llama.rope import rotary, rotate

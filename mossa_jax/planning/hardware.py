@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import jax
 
-from mossa_jax.chips import GPUS, TPUS, Chip
-from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.devices.chips import GPUS, TPUS, Chip
+from mossa_jax.errors import BAD_CONFIG, Refusal
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,7 @@ from matplotlib.patches import Patch
 
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.report import drawing
-from mossa_jax.report.palette import (
-    MODEL_NAMES,
-    SCORE_COLOURS,
-    SCORE_NAMES,
-    UNDEFINED,
-    shortened,
-)
+from mossa_jax.report.palette import MODEL_NAMES, SCORE_COLOURS, SCORE_NAMES, UNDEFINED, shortened
 
 
 def _pair(table: pd.DataFrame, held_out: bool | None, tasks: list[str] | None = None) -> dict:

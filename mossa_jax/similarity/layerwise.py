@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 
 
 def check(states: jax.Array, valid: np.ndarray) -> None:

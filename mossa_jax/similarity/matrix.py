@@ -16,16 +16,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.estimators import (
-    ESTIMATORS,
-    MIN_ROWS,
-    ratio,
-    reasons,
-    variance_missing,
-    whole_products,
-)
+from mossa_jax.similarity.estimators import ESTIMATORS, MIN_ROWS, ratio, reasons, variance_missing, whole_products
 
 # The Gram blocks of all states at one tile: at least this many bytes, at most this share of what a device holds.
 BLOCK_BYTES = 64 << 20

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 
 from mossa_jax.config import MINIATURE, Tasks
-from mossa_jax.rundir import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 
 _RESERVED = ("tuned", "pretrained", "pretraining", "base")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mossa_jax.config import SELECTIONS
-from mossa_jax.rundir import BAD_CONFIG, Refusal
+from mossa_jax.errors import BAD_CONFIG, Refusal
 
 MISC = "misc"
 EXTRA = "text_formatting"

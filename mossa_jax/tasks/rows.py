@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from mossa_jax.config import Columns
-from mossa_jax.rundir import BAD_INPUT, Refusal
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.tasks.suite import Example, Task
 
 ENDINGS = (".jsonl", ".parquet")

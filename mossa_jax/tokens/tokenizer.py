@@ -9,7 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from mossa_jax.rundir import BAD_INPUT, Refusal, digest
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.names import digest
 
 TEMPLATES = ("none", "llama2", "chat")
 TRUNCATIONS = ("keep_end", "paper")

@@ -13,21 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax import goodput
-from mossa_jax import mesh as mesh_lib
-from mossa_jax.chips import chip_of
+from mossa_jax.monitoring import goodput
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.devices.chips import chip_of
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.progress import Progress, Stop, log
-from mossa_jax.rundir import NOT_FINITE, Refusal, RunDir, digest, slug
+from mossa_jax.monitoring.progress import Progress
+from mossa_jax.processes.stop import Stop
+from mossa_jax.log import log
+from mossa_jax.errors import NOT_FINITE, Refusal
+from mossa_jax.files.run_folder import RunDir
+from mossa_jax.files.names import digest, slug
 from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import step_flops
-from mossa_jax.tuning.memory import compile_step
+from mossa_jax.devices.memory import compile_step
 from mossa_jax.tuning.slots import plan_slots
-from mossa_jax.watchdog import sign
+from mossa_jax.processes.watchdog import sign
 
 _AGREE = 5.0  # seconds: about how often processes ask each other whether to stop
 

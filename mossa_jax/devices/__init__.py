@@ -1,0 +1,1 @@
+"""Devices: the mesh, the one sharding table, chips and their memory."""

@@ -1,0 +1,133 @@
+"""Meshes, and the one table from logical axes to mesh axes.
+
+All placement is by name: arrays say what their axes mean (`("layers", "embed", "heads")`), `RULES` says on which
+mesh axis each meaning lives. Auto axes: XLA's partitioner fills in the rest ("pjit" is `jax.jit` with
+`NamedSharding` today).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mossa_jax.config import Mesh as MeshConfig
+from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.processes.watchdog import unlimited
+
+AXES = ("adapter", "fsdp", "tensor")
+
+RULES: dict[str, str | None] = {
+    "adapter": "adapter",
+    "rows": "fsdp",
+    "embed": "fsdp",
+    "kept": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "feed_forward": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "rank": None,
+    "positions": None,
+}
+
+
+def make_mesh(
+    config: MeshConfig, adapters: bool = True, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+    """A mesh with axes ('adapter', 'fsdp', 'tensor') over all devices.
+
+    Args:
+      config: devices per axis; at most one -1.
+      adapters: False folds the adapter axis into `fsdp`, for stages that run a single model.
+      devices: default: all devices of all processes.
+
+    Raises:
+      Refusal: 2 when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(config, len(devices), adapters)
+    grid = np.asarray(devices).reshape(sizes)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def axis_sizes(config: MeshConfig, devices: int, adapters: bool = True) -> list[int]:
+    """Devices on each of `AXES`. Arguments and refusals as of `make_mesh`, with the number of devices."""
+    sizes = [config.adapter, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) > 1 or known < 1 or devices % known:
+        raise Refusal(
+            BAD_CONFIG,
+            f"config.mesh={config.adapter},{config.fsdp},{config.tensor} (adapter,fsdp,tensor) does not fit "
+            f"{devices} devices; use at most one -1 and divisors of {devices}",
+        )
+    sizes = [devices // known if size == -1 else size for size in sizes]
+    if int(np.prod(sizes)) != devices:
+        raise Refusal(
+            BAD_CONFIG,
+            f"config.mesh={config.adapter},{config.fsdp},{config.tensor} uses {int(np.prod(sizes))} of "
+            f"{devices} devices; set one axis to -1",
+        )
+    return sizes if adapters else [1, sizes[0] * sizes[1], sizes[2]]
+
+
+def single_device() -> jax.sharding.Mesh:
+    """The mesh of this process's first device: every axis has size one."""
+    return make_mesh(MeshConfig(1, 1, 1), devices=jax.local_devices()[:1])
+
+
+def sharding(mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str | None]) -> NamedSharding:
+    """Where an array of `shape` with logical axes `names` lives; an axis that does not divide stays whole."""
+    axes = []
+    for size, name in zip(shape, names, strict=True):
+        axis = RULES[name] if name is not None else None
+        axes.append(axis if axis is not None and size % mesh.shape[axis] == 0 else None)
+    return NamedSharding(mesh, P(*axes))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def place(mesh: jax.sharding.Mesh, array: np.ndarray, names: Sequence[str | None]) -> jax.Array:
+    """A host array, the same on every process, as a global array; each process copies its own part only."""
+    target = sharding(mesh, array.shape, names)
+    return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
+
+
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
+def agreed(found: Sequence[bool]) -> list[bool]:
+    """What process 0 found, on every process, which all come here with as many.
+
+    What lies on a shared file system is asked of one process: another may for a while still see what was before.
+    """
+    if jax.process_count() == 1:
+        return list(found)
+    with unlimited():
+        return [bool(one) for one in multihost_utils.broadcast_one_to_all(np.asarray(found, bool))]
+
+
+def everywhere(value: int) -> list[int]:
+    """Each process's value, below 2^62, by index; all processes come here together."""
+    if jax.process_count() == 1:
+        return [value]
+    halves = np.asarray([value >> 31, value & (2**31 - 1)], np.int32)  # 64 bits are not on everywhere
+    with unlimited():
+        found = multihost_utils.process_allgather(halves)
+    return [(int(high) << 31) | int(low) for high, low in found]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here, however long its own work takes; at once where there is one."""
+    if jax.process_count() > 1:
+        with unlimited():
+            multihost_utils.sync_global_devices(name)

@@ -1,0 +1,1 @@
+"""Models and states that others made: the Python API."""

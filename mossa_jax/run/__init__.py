@@ -1,0 +1,1 @@
+"""A whole run, stage by stage; each stage is resumable."""

@@ -1,0 +1,1 @@
+"""Other similarity measures beside linear CKA."""

@@ -1,0 +1,327 @@
+"""Programs for TPU slices that are not here, and the arithmetic around them."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from processes import cpu
+
+from mossa_jax.config import Mesh, Schedule, Tuning
+from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
+from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.published import PUBLISHED
+from mossa_jax.devices.mesh import make_mesh, place
+from mossa_jax.planning import programs as plan_lib
+from mossa_jax.planning.collectives import collectives
+from mossa_jax.planning.hardware import Hardware
+from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program, tuning_shapes
+from mossa_jax.errors import Refusal
+from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.tuning import population
+from mossa_jax.tuning.flops import step_flops
+
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def architecture(**changes):
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = PUBLISHED["llama2-7b"] | {"vocab_size": 16, "num_key_value_heads": 1} | sizes
+    return architecture_from_config(config | changes, "small")
+
+
+def test_flops_of_a_step_equal_a_count_by_hand():
+    sizes = {"rows": 3, "row_length": 4, "rank": 2, "targets": ("q_proj", "v_proj"), "answers": 2}
+    # A block: q and o 8 x 8, k and v 8 x 4, three of 8 x 12: 480. An adapter: 2 layers x 2 x (8 + 8 + 8 + 4) = 112.
+    # Queries of a row of four see 1, 2, 3, 4 keys: 2.5. Twelve tokens, six answer columns.
+    wanted = {
+        "blocks": 4 * 960 * 12,
+        "attention": 12 * 2 * 8 * 2.5 * 12,
+        "adapters": 6 * 112 * 12,
+        "head": 4 * 16 * 8 * 6,
+        "model": 46_080 + 5_760 + 8_064 + 3_072,
+        "recomputed": (2 * (960 - 2 * 96 + 112) + 4 * 2 * 8 * 2.5) * 12,
+        "executed": 62_976 + 23_040,
+    }
+    assert step_flops(architecture(), **sizes) == wanted
+    without = step_flops(architecture(), **sizes, remat=False)
+    assert without == wanted | {"recomputed": 0, "executed": 62_976}
+    # One block with a window of two: 1, 2, 2, 2 keys. With an adapter on down_proj, its 12 -> 2 is needed again, 2 -> 8
+    # is not.
+    windowed = dataclasses.replace(architecture(), window=2, windowed=(1,))
+    assert step_flops(windowed, **sizes)["attention"] == 12 * 8 * (2.5 + 1.75) * 12
+    found = step_flops(architecture(), **sizes | {"targets": ("down_proj",)})
+    assert found["recomputed"] == (2 * (960 - 2 * 96 + 2 * 2 * 12) + 160) * 12
+    # Llama-2-7B: 6,738,415,616 parameters less embedding, head and 65 norms.
+    arch = architecture_from_config(PUBLISHED["llama2-7b"], "llama2-7b")
+    blocks = step_flops(arch, **sizes | {"rows": 1, "row_length": 1})["blocks"]
+    assert blocks == 4 * (6_738_415_616 - 2 * 32_000 * 4_096 - 65 * 4_096)
+
+
+@pytest.mark.parametrize(("remat", "targets"), [(True, ("q_proj", "v_proj")), (False, ALL)])
+def test_flops_agree_with_xlas_own_count_within_two_percent(remat, targets):
+    changes = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4, "num_key_value_heads": 2}
+    arch = architecture(**changes, vocab_size=512)
+    sizes = {"rows": 2, "row_length": 128, "rank": 4, "targets": targets, "answers": 32}
+    mesh = make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1])
+    step = population.make_step(arch, population.optimizer_for(Tuning(), Schedule()), mesh, remat)
+    compiled = step.lower(*tuning_shapes(arch, mesh, dtype="float32", slots=3, **sizes)).compile()
+    # XLA counts the body of a loop once: one of three models, one of two blocks, and the only chunk of the head.
+    ours = step_flops(dataclasses.replace(arch, layers=1), **sizes, remat=remat)
+    # The CPU's attention computes the whole square of 128, not the half that a causal row needs.
+    square = (128 / 64.5 - 1) * ours["attention"] * (4 / 3 if remat else 1)
+    assert ours["executed"] + square == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
+
+
+def test_what_is_compiled_is_what_a_run_places(tiny):
+    arch = architecture_from_config(json.loads((tiny.folder / "config.json").read_text()), "tiny")
+    mesh = make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1])
+    optimizer = population.optimizer_for(Tuning(), Schedule())
+    starts = [initial_adapter(arch, ("q_proj", "down_proj"), 2, 16, 0, (seed,)) for seed in range(3)]
+    stacked = stack(arch, starts)
+    state = population.start(trainable(stacked), optimizer, mesh)
+    widths = {"tokens": 24, "segments": 24, "positions": 24, "predict": 5, "labels": 5}
+    batch = TrainingRows(**{name: np.zeros((3, 4, width), np.int32) for name, width in widths.items()})
+    scale = {target: place(mesh, leaf, ("adapter", "layers")) for target, leaf in scales(stacked).items()}
+    placed = scale, place(mesh, np.zeros(3, np.int32), ("adapter",)), state, population.place_batch(mesh, batch)
+    _, *planned, active = tuning_shapes(
+        arch, mesh, dtype="float32", slots=3, rows=4, row_length=24, rank=2, targets=("q_proj", "down_proj"), answers=5
+    )
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding.spec), tree)  # noqa: E731
+    assert described(tuple(planned)) == described(placed)
+    assert active.shape == (3,) and active.dtype == bool
+
+
+TEXT = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%start (p: bf16[10,4]) -> (bf16[10,4], bf16[10,16]) {
+  %all-gather.1 = bf16[10,16]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}
+  ROOT %custom-call.1 = (bf16[10,4]{1,0}, bf16[10,16]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%done (p: bf16[10,4]) -> bf16[10,16] {
+  ROOT %all-gather.2 = bf16[10,16]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={1}
+}
+
+%condition (p: (s32[], bf16[10,4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], bf16[10,4])) -> (s32[], bf16[10,4]) {
+  %fusion.1 = (bf16[10,4]{1,0}, bf16[10,16]{1,0}) fusion(%x), kind=kCustom, calls=%start
+  %fusion.2 = bf16[10,16]{1,0} fusion(%fusion.1), kind=kCustom, calls=%done
+  %all-reduce.1 = (f32[6]{0}, bf16[2,2]{1,0}) all-reduce(%y, %z), channel_id=8, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+}
+
+%unknown (p: (s32[], s32[])) -> pred[] {
+  ROOT %lt.1 = pred[] compare(%i, %n), direction=LT
+}
+
+%once (p: (s32[], s32[])) -> (s32[], s32[]) {
+  %reduce-scatter.1 = f32[5]{0} reduce-scatter(%q), channel_id=9, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (p: bf16[10,4]) -> bf16[10,4] {
+  %while.1 = (s32[], bf16[10,4]{1,0}) while(%tuple), condition=%condition, body=%body
+  %while.2 = (s32[], s32[]) while(%tuple.1), condition=%unknown, body=%once
+  %all-gather-start.1 = (f32[3]{0}, f32[24]{0}) all-gather-start(%r), channel_id=10, replica_groups=[1,8]<=[8], dimensions={0}
+  %all-gather-done.1 = f32[24]{0} all-gather-done(%all-gather-start.1)
+  %alone = f32[9]{0} all-reduce(%s), channel_id=11, replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+}
+"""  # noqa: E501
+
+
+def test_transfers_are_counted_by_kind_axes_and_turns_of_their_loops():
+    axes = {"adapter": 2, "fsdp": 4, "tensor": 1}
+    assert collectives(TEXT, axes) == [
+        {"kind": "all-gather", "axes": "adapter+fsdp", "count": 1, "bytes": 24 * 4 * 7 // 8},
+        {"kind": "all-gather", "axes": "fsdp", "count": 12, "bytes": 12 * 10 * 16 * 2 * 3 // 4},
+        {"kind": "all-reduce", "axes": "adapter", "count": 12, "bytes": 12 * (6 * 4 + 4 * 2)},
+        {"kind": "reduce-scatter", "axes": "adapter", "count": 1, "bytes": 5 * 4},
+    ]
+
+
+_ON_EIGHT = """
+import json
+from functools import partial
+import jax, jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from mossa_jax.config import Mesh
+from mossa_jax.mesh import make_mesh
+from mossa_jax.planning.collectives import collectives
+
+mesh = make_mesh(Mesh(2, 4, 1))
+
+@jax.jit
+@partial(jax.shard_map, mesh=mesh, in_specs=P(("adapter", "fsdp")), out_specs=P(("adapter", "fsdp")), check_vma=False)
+def program(x):
+    def turn(x, _):
+        whole = jax.lax.all_gather(x, "fsdp", tiled=True)
+        part = jax.lax.psum_scatter(jnp.sin(whole), "adapter", tiled=True)
+        return jnp.tanh(part[:x.shape[0]]) + jax.lax.psum(x, ("adapter", "fsdp")), None
+    return jax.lax.ppermute(jax.lax.scan(turn, x, None, length=5)[0], "fsdp", [(0, 1), (1, 2), (2, 3), (3, 0)])
+
+text = program.lower(jax.ShapeDtypeStruct((64, 100), jnp.float32)).compile().as_text()
+print(json.dumps(collectives(text, dict(mesh.shape))))
+"""
+
+
+def test_transfers_of_a_program_for_eight_devices(root):
+    done = subprocess.run([sys.executable, "-c", _ON_EIGHT], env=cpu(root, 8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    part = 8 * 100 * 4  # of one device
+    wanted = {
+        ("all-gather", "fsdp"): (5, 5 * 4 * part * 3 // 4),
+        ("all-reduce", "adapter+fsdp"): (5, 5 * 2 * part * 7 // 8),
+        ("reduce-scatter", "adapter"): (5, 5 * 2 * part),
+        ("collective-permute", "fsdp"): (1, part),
+    }
+    assert {(f["kind"], f["axes"]): (f["count"], f["bytes"]) for f in json.loads(done.stdout)} == wanted
+
+
+def small(devices=1, memory=2**40, **changes):
+    """A training step of a small model on this machine's CPU."""
+    hardware = Hardware("here", devices, memory, 1e12, 1e11, 1e10, 0, devices, tuple(jax.devices()[:devices]))
+    arguments = {"dtype": "float32", "slots": 2, "rows": 2, "row_length": 8, "rank": 2, "targets": ("q_proj",)}
+    arguments |= {"answers": 2, "remat": True} | changes
+    arch = architecture()
+    return tuning_program(arch, grid_for(hardware, Mesh(1, 1, 1), arch, "small"), **arguments)
+
+
+@pytest.mark.parametrize(("body", "lead", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
+def test_only_splash_needs_rows_that_divide_over_devices(body, lead, refused):
+    """A model of its own over four devices: rows that do not divide stand on each of them, but not for a kernel."""
+    grid = jax.sharding.AbstractMesh((1, 4, 1), ("adapter", "fsdp", "tensor"))
+    found = "xla" if lead else body  # rows with shared ids never go to the kernel
+    for rows in (4, 8):
+        population.check_rows("small, E", rows, 1, grid, found)
+    if not refused:
+        population.check_rows("small, E", 6, 2, grid, found)
+        return
+    with pytest.raises(Refusal, match=r"small, E: batch_rows=6 .* 4 devices .* multiple of 8") as caught:
+        population.check_rows("small, E", 6, 2, grid, found)
+    assert caught.value.code == 2
+
+
+def test_the_form_with_shared_ids_is_what_is_compiled(monkeypatch):
+    asked = []
+    make = population.make_step
+    monkeypatch.setattr(population, "make_step", lambda *arguments: asked.append(arguments[3:]) or make(*arguments))
+    monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # which could not be compiled here
+    program = small(lead=3, reach=5, parts=2)
+    program.lower()
+    assert asked == [(True, 2, 3, 5)] and program.attention == "xla"
+
+
+def test_a_program_is_compiled_once_and_another_one_anew(monkeypatch):
+    counted = []
+    compile_it = plan_lib._compile
+    monkeypatch.setattr(plan_lib, "_compile", lambda *parts: counted.append(1) or compile_it(*parts))
+
+    def added(size):
+        shape = jax.ShapeDtypeStruct((size,), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        lower = lambda: jax.jit(lambda x: x + os.getpid()).lower(shape)  # noqa: E731
+        return dataclasses.replace(small(), arguments=(shape,), lower=lower)
+
+    first = compiled(added(10))
+    assert first["arguments"] == first["shards"] == 40
+    assert compiled(added(10)) == first and len(counted) == 1
+    assert compiled(added(12))["arguments"] == 48 and len(counted) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "total"),
+    [
+        ("the total memory required for HLO temporaries (48.50G) exceeds available HBM (15.75G).", int(48.5 * 2**30)),
+        ("Used 15.90G of 15.75G hbm. Exceeded hbm capacity by 153.60M.", int(15.9 * 2**30)),
+        ("something else", None),
+    ],
+)
+def test_a_program_that_the_compiler_finds_too_large_has_its_figures(said, total):
+    class Lowered:
+        def as_text(self):
+            return f"{said} {os.getpid()}"
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {said}")
+
+    program = dataclasses.replace(small(), lower=Lowered, beside=(jax.device_put(np.zeros(10, np.float32)),))
+    if total is None:
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            compiled(program)
+        return
+    found = compiled(program)
+    total += found["arguments"] if "temporaries" in said else 0
+    assert found["total"] == total + 40 and found["room"] == 15.75 * 2**30 and found["collectives"] is None
+    assert found["temporary"] == total - found["arguments"] and found["arguments"] == found["shards"] > 0
+    assert found["beside"] == 40
+
+
+def test_missing_bytes_are_named():
+    with pytest.raises(Refusal, match="small does not fit: 7 bytes a chip are missing") as caught:
+        check_fits("small", 1_007, 1_000, "less")
+    assert caught.value.code == 3
+    check_fits("small", 1_000, 1_000, "less")
+
+
+_PROGRAMS = """
+import json, sys, jax
+from mossa_jax.planning import programs as plan
+from mossa_jax.config import Mesh
+from mossa_jax.planning.hardware import Hardware
+from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.published import PUBLISHED
+from mossa_jax.tuning.memory import bytes_on_device
+
+sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+arch = architecture_from_config(PUBLISHED["llama2-7b"] | sizes | dict(vocab_size=256), "small")
+hardware = Hardware("here", 8, 2**34, 1e12, 1e11, 1e10, 0, 8, tuple(jax.devices()))
+about = dict(dtype="float32", rank=4, targets=("q_proj", "v_proj"))
+pairs = ((0, 2), (1, 2), (0, 1))
+models = plan.grid_for(hardware, Mesh(2, 2, 2), arch, "small")
+alone = plan.grid_for(hardware, Mesh(2, 2, 2), arch, "small", adapters=False)
+rows = dict(rows=4, row_length=32)
+programs = {
+    "controls": lambda: plan.tuning_program(arch, models, slots=4, answers=8, remat=True, **rows, **about),
+    "E": lambda: plan.tuning_program(arch, alone, slots=1, answers=8, remat=False, lead=4, reach=28, **rows, **about),
+    "scores": lambda: plan.score_program(arch, alone, models=3, rows=8, width=32, new_tokens=4, **about),
+    "states": lambda: plan.states_program(arch, alone, models=3, prompts=128, lead=32, **rows, **about),
+    "moments": lambda: plan.states_program(
+        arch, alone, models=3, prompts=128, pool="all", pairs=pairs, **rows, **about),
+    "similarity": lambda: plan.similarity_program(
+        arch, alone, dtype="float32", models=3, prompts=128, pairs=pairs, permutations=2),
+}
+base = bytes_on_device(plan.base_shapes(arch, alone, "float32"))
+print(json.dumps({name: plan.compiled(programs[name]()) | {"base": base} for name in sys.argv[1:]}))
+"""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("controls", "states", "similarity"), pytest.param(("E", "scores", "moments"), marks=pytest.mark.slow)],
+    ids=" ".join,
+)
+def test_arguments_are_the_sum_of_their_shards_within_one_percent(root, names):
+    """What shapes and shardings say of a program's arguments on 2 x 2 x 2 devices, against what its compiler says."""
+    done = subprocess.run([sys.executable, "-c", _PROGRAMS, *names], env=cpu(root, 8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # The head is read by no pass of a comparison, the base by no similarity; both are there meanwhile.
+    head, sums = 256 * 64 * 4 // 8, 3 * 4 * 64 * 4
+    beside = {"states": head + sums, "moments": head}
+    for name, found in json.loads(done.stdout).items():
+        assert found["shards"] == pytest.approx(found["arguments"], rel=0.01), name
+        assert found["beside"] == (found["base"] if name == "similarity" else beside.get(name, 0)), name
+        assert found["total"] >= found["arguments"] + found["temporary"] + found["beside"], name
+        if name == "controls":
+            moved = {(part["kind"], part["axes"]) for part in found["collectives"]}
+            assert {("all-gather", "fsdp"), ("all-reduce", "tensor")} <= moved

@@ -1,0 +1,316 @@
+"""A whole run on a tiny model and three tasks: what it leaves, what it says, and that it is done once."""
+
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import shutil
+import sys
+import zlib
+from types import SimpleNamespace
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+
+import mossa_jax as mossa
+from mossa_jax.run import pipeline as experiment, report as reporting
+from mossa_jax.files import lease as holder
+from mossa_jax.processes.stop import Stop
+from mossa_jax.errors import Refusal
+from mossa_jax.similarity import engine
+
+TASKS = ["last_word", "copy_first", "count_words"]
+NAMES = ["embed", "1", "2", "3", "final_norm"]
+
+
+@pytest.fixture(scope="module")
+def table(tiny_run):
+    return pd.read_parquet(tiny_run[1] / "results/cka.parquet")
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_leaves(tiny_run):
+    _, workdir = tiny_run
+    for name in (
+        "config.json environment.json metrics.jsonl report.html results/cka.parquet results/cka.csv "
+        "results/findings.json results/scores.parquet"
+    ).split():
+        assert (workdir / name).stat().st_size > 0, name
+    for model in ("tuned", *TASKS):
+        folder = workdir / "adapters" / model
+        assert (folder / "adapter_config.json").exists() and (folder / "adapter_model.safetensors").exists()
+        about = json.loads((folder / "mossa.json").read_text())
+        assert about["tasks"] == (sorted(TASKS) if model == "tuned" else [model])
+        assert about["rows"] == (72 if model == "tuned" else 24)
+    assert list((workdir / "figures").glob("*.png")) and list((workdir / "figures").glob("*.pdf"))
+    assert not list(workdir.rglob("*.tmp"))
+
+
+def test_the_table_is_tidy_and_complete(table):
+    first = "experimental control task cluster held_out layer estimator cka low high n".split()
+    assert [name for name in table.columns if name in first] == [*first[:4], "held_out", *first[5:]]
+    assert set("participation_ratio_a offset_b null_mean p q undefined".split()) <= set(table.columns)
+    matched = table[table.control == table.task]
+    assert len(matched) == 3 * 2 * len(NAMES) * 2  # tasks, E pre-trained and tuned, layers, estimators
+    apart = table[table.control == "tuned"]  # E beside the base it came from
+    assert len(apart) == 3 * len(NAMES) * 2 and set(apart.experimental) == {"pretrained"}
+    assert len(table) == 2 * len(matched) + len(apart)  # and one mismatched control a task
+    assert list(dict.fromkeys(table.task)) == TASKS
+    assert list(dict.fromkeys(table.layer)) == NAMES
+    assert set(table.n) == {12} and not table.held_out.any()
+    clusters = {"last_word": "words", "copy_first": "words", "count_words": "numbers"}
+    assert (table.cluster == table.task.map(clusters)).all()
+    others = table[table.control != table.task]
+    assert (others.task.map(clusters) != others.control.map(clusters)).all()
+    defined = table[table.undefined == ""]
+    assert len(defined) and defined.p.between(1 / 21 - 1e-9, 1).all()
+    both = defined[(defined.control == defined.task) & (defined.estimator == "biased")]
+    assert both.q[both.layer == "embed"].isna().all()  # the embedding is the base's in all models
+    both = both[both.layer != "embed"]
+    order = both.p.to_numpy().argsort()
+    ranks = np.arange(1, len(both) + 1)
+    wanted = np.minimum.accumulate((both.p.to_numpy()[order] * len(both) / ranks)[::-1])[::-1]
+    np.testing.assert_allclose(both.q.to_numpy()[order], np.minimum(wanted, 1))
+    assert table[table.control != table.task].q.isna().all()
+
+
+@pytest.mark.parametrize("task", ["copy_first", "count_words"])
+def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table, tiny, tasks_folder, task):
+    _, workdir = tiny_run
+    lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["inputs"] for line in lines]
+    for experimental in ("pretrained", "tuned"):
+        adapter = "pretrained" if experimental == "pretrained" else str(workdir / "adapters/tuned")
+        again = mossa.compare(str(tiny.folder), adapter, str(workdir / "adapters" / task), prompts, max_tokens=48)
+        rows = table[(table.task == task) & (table.control == task) & (table.experimental == experimental)]
+        assert rows.layer.tolist() == again.layer.tolist() and rows.estimator.tolist() == again.estimator.tolist()
+        for name in ("cka", "low", "high"):
+            np.testing.assert_allclose(rows[name], again[name], atol=1e-5)
+
+
+def test_scores_are_shares_of_the_prompts_asked_for(tiny_run):
+    scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
+    assert sorted(set(scores.model)) == ["base", "control", "tuned"] and len(scores) == 9
+    assert set(scores.n) == {8}
+    assert (scores.exact_match * 8 % 1 == 0).all() and scores.exact_match.between(0, 1).all()
+
+
+def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
+    _, workdir = tiny_run
+    parity = pd.read_parquet(workdir / "results/parity.parquet")
+    assert parity.columns.tolist() == ["layer", "max_abs_difference", "largest"]
+    assert parity.layer.tolist() == [*NAMES, "logits"]
+    lines = (workdir / "results/parity.csv").read_text().splitlines()
+    assert lines[0] == "layer,max_abs_difference,largest" and len(lines) == 1 + 3 + 3
+    worst = (parity.max_abs_difference / parity.largest).max()
+    assert 0 < worst < 1e-4 and not (workdir / "results/parity.json").exists()
+    section = (workdir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    assert f"{worst:.1e} of the largest value" in section and "in float32 against" in section
+    assert all(f'<th scope="row">{name}</th>' in section for name in parity.layer)
+
+
+@pytest.fixture
+def copied(tiny_run, tmp_path):
+    """(config, run folder) of a copy of the finished run, claimed."""
+    config, workdir = tiny_run
+    rundir = experiment.open_run(config, str(shutil.copytree(workdir, tmp_path / "copy")))
+    yield config, rundir
+    rundir.close()
+
+
+def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run, monkeypatch, caplog):
+    config, rundir = copied
+    results = pathlib.Path(rundir.path) / "results"
+
+    def again():
+        caplog.clear()
+        found = reporting.base_parity(experiment.Bench(config, rundir, Stop()))
+        return found, [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level("INFO", "mossa_jax"):
+        before = stamps(results)
+        with monkeypatch.context() as absent:
+            absent.setitem(sys.modules, "torch", None)
+            assert len(again()[0]) == 6 and stamps(results) == before
+            os.unlink(results / "parity.csv")
+            why = "torch is not installed"
+            assert again() == (why, [f"parity with transformers: not checked: {why}"])
+            assert json.loads((results / "parity.json").read_text()) == {"not_checked": why}
+        table, (line,) = again()  # torch is there again
+    worst = (table.max_abs_difference / table.largest).max()
+    assert line == f"parity with transformers: largest relative difference {worst:.1e}"
+    assert stamps(results).keys() == before.keys()
+    assert (results / "parity.csv").read_bytes() == (tiny_run[1] / "results/parity.csv").read_bytes()
+
+
+def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch, tmp_path):
+    config, rundir = copied
+    monkeypatch.setattr(reporting, "write_figures", lambda *arguments: None)  # they are there
+    os.unlink(rundir / "results/parity.parquet")
+    moved = dataclasses.replace(config, base=str(tmp_path / "moved"))
+    experiment.report(experiment.Bench(moved, rundir, Stop()))
+    why = json.loads((rundir / "results/parity.json").read_text())["not_checked"]
+    assert why.startswith("model folder") and "does not exist" in why
+    section = (rundir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    assert "<p>not checked: model folder &#39;" in section and "<table>" not in section
+
+
+def test_the_same_run_again_does_nothing_twice(tiny_run):
+    config, workdir = tiny_run
+    before = stamps(workdir)
+    rundir = experiment.open_run(config, str(workdir))
+    known = len(rundir.metrics())
+    experiment.tune(experiment.Bench(config, rundir, Stop()))
+    # A part that got lost is made again, alone.
+    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    wanted = pd.read_parquet(workdir / "results/cka.parquet")
+    found = experiment.compare(experiment.Bench(config, rundir, Stop()))
+    rundir.close()
+    after = stamps(workdir)
+    changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
+    assert changed - {".holder", ".lock", "environment.json"} == {
+        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv", "metrics.jsonl",
+    }  # fmt: skip
+    new = rundir.metrics()[known:]  # nothing but where the time of doing it again went
+    assert {record["stage"] for record in new} == {"data", "compare"}
+    assert all(record["useful"] == 0 and set(record["lost"]) <= {"restart"} for record in new)
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted)
+
+
+def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_path, monkeypatch):
+    config, finished = tiny_run
+    workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
+    rundir = experiment.open_run(config, str(workdir))
+    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    asked = []
+    monkeypatch.setattr(experiment, "_engine", lambda bench, tasks: asked.extend(tasks) or engine.KEPT)
+    try:
+        experiment.compare(experiment.Bench(config, rundir, Stop()))
+    finally:
+        rundir.close()
+    assert [task.name for task in asked] == TASKS
+
+
+def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
+    names = [f"task{number}" for number in range(60)]
+    tasks = [SimpleNamespace(name=name, cluster=f"cluster {number // 6}") for number, name in enumerate(names)]
+    suite = SimpleNamespace(tasks=tasks, held_out=set(names[54:]))
+
+    def bench(held_out=suite.held_out):
+        return SimpleNamespace(
+            suite=SimpleNamespace(tasks=tasks, held_out=held_out),
+            seed=lambda name: (0, zlib.crc32(name.encode())),
+            config=SimpleNamespace(compare=SimpleNamespace(mismatched=2)),
+        )
+
+    drawn = {task.name: experiment._mismatched(bench(), task) for task in tasks}
+    assert drawn == {task.name: experiment._mismatched(bench(), task) for task in reversed(tasks)}
+    cluster = {task.name: task.cluster for task in tasks}
+    for name, others in drawn.items():
+        assert len(set(others)) == 2 and not set(others) & suite.held_out
+        assert cluster[name] not in {cluster[other] for other in others}
+    assert len({other for others in drawn.values() for other in others}) > 35  # of 54, 120 draws
+    assert experiment._mismatched(bench(set(names)), tasks[0])  # where there are no others, any
+
+
+def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
+    config, _ = tiny_run
+    rundir = experiment.open_run(config, str(tmp_path / "new"))
+    for stage, word in ((experiment.compare, "adapter"), (experiment.report, "cka.parquet")):
+        with pytest.raises(Refusal, match=word) as caught:
+            stage(experiment.Bench(config, rundir, Stop()))
+        assert caught.value.code == 3
+    rundir.close()
+
+
+def test_the_command_is_recorded_as_one_types_it():
+    wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
+    assert experiment._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+
+
+@pytest.mark.parametrize("how", [{"pool": "all"}, pytest.param({"engine": "moments"}, marks=pytest.mark.slow)])
+def test_streamed_sums(tiny_run, tmp_path, how, table):
+    """Over the tuned models of the finished run: every token a row, and the kept rows' values without keeping them."""
+    config, finished = tiny_run
+    config = dataclasses.replace(config, compare=dataclasses.replace(config.compare, **how))
+    (tmp_path / "run").mkdir()
+    shutil.copytree(finished / "adapters", tmp_path / "run" / "adapters")
+    rundir = experiment.open_run(config, str(tmp_path / "run"))
+    try:
+        bench = experiment.Bench(config, rundir, Stop())
+        found = experiment.compare(bench)
+        tokens = {task.name: sum(map(len, bench.test_prompts(task))) for task in bench.suite.tasks}
+    finally:
+        rundir.close()
+    assert len(found) == len(table)
+    assert found.low.isna().all() and found.p.isna().all()
+    if how.get("pool"):
+        assert (found.n == found.task.map(tokens)).all()
+        return
+    keys = ["experimental", "control", "task", "layer", "estimator"]
+    both = table.merge(found, on=keys)
+    assert len(both) == len(table)
+    defined = both.undefined_y == ""
+    # 12 rows of 32 columns: the debiased value is what is left of large terms, and often not claimed.
+    assert defined[both.estimator == "biased"].mean() > 0.9
+    assert np.abs(both.cka_x - both.cka_y)[defined].max() < 2e-5
+
+
+class StopsLater(Stop):
+    """Is asked to stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int):
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def asked(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    @asked.setter
+    def asked(self, value: bool) -> None:
+        pass
+
+
+def test_the_same_run_in_memory_stopped_twice_and_gone_on_with(tiny_run, tmp_path, monkeypatch):
+    """An object store that fsspec knows and Orbax does not; the disk of this machine is wiped after every stop."""
+    config, finished = tiny_run
+    monkeypatch.setattr(holder, "SETTLE", 0)
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MOSSA_CACHE", str(cache))
+
+    def run(stop: Stop) -> None:
+        rundir = experiment.open_run(config, "memory://bucket/run")
+        try:
+            experiment.run(experiment.Bench(config, rundir, stop))
+        finally:
+            rundir.close()
+            shutil.rmtree(cache)
+
+    def names() -> set[str]:
+        return {name.removeprefix("/bucket/run/") for name in filesystem.find("/bucket/run")}
+
+    # It looks at 3 tasks' data, after each of E's 10 and the controls' 6 steps, 3 tasks' scores, data, 3 comparisons.
+    for looks, done in ((14, (1, 0, 0)), (13, (4, 3, 1))):  # in the controls' training, in the comparisons
+        with pytest.raises(Refusal) as caught:
+            run(StopsLater(looks))
+        kinds = ("adapters/*/mossa.json", "results/parts/scores/*", "results/parts/cka/*")
+        assert caught.value.code == 75
+        assert tuple(len(fnmatch.filter(names(), kind)) for kind in kinds) == done
+    run(Stop())
+    here = {str(path.relative_to(finished)): path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert {name for name in here.keys() ^ names() if "checkpoints/" not in name} == {".holder", ".lock"}
+    same = [name for name in here if name.endswith((".csv", ".parquet", ".safetensors")) and "curves" not in name]
+    assert len(same) > 12
+    for name in same:
+        assert filesystem.cat(f"/bucket/run/{name}") == here[name], name
+    assert len(filesystem.cat("/bucket/run/report.html")) > 10**6

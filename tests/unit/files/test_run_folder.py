@@ -1,0 +1,183 @@
+"""The run folder: files whole or not at all, safe names, the lock, and whose folder it is."""
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mossa_jax.files import run_folder as rundir
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunDir
+from mossa_jax.files.write import new_folder, write_bytes, write_json, write_table
+from mossa_jax.files.names import slug
+
+HOSTILE = (
+    "", ".", "..", "../..", "/etc/passwd", "a/b", "a\\b", "a b", "A:b", "-rf", ".hidden", "nul\0", "line\nfeed",
+    "Aufgabe ü", "任务", "任務", "x" * 300, "x" * 301, "~", "$HOME", "\ud800", "name?", "name*", "CON/",
+)  # fmt: skip
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_slugs_stay_inside_and_apart(tmp_path):
+    found = [slug(name) for name in HOSTILE]
+    assert len(set(found)) == len(HOSTILE)
+    for name in found:
+        path = tmp_path / name
+        assert path.resolve().parent == tmp_path.resolve() and path.name == name
+        assert not name.startswith((".", "-")) and len(name.encode()) < 120
+        path.mkdir()
+    assert len(files(tmp_path)) == len(HOSTILE)
+    for plain in ("boolq", "anli_r1", "wmt14_en-fr", "v1.1"):
+        assert slug(plain) == plain
+    assert slug("a/b") == slug("a/b")
+
+
+@pytest.fixture
+def no_large_files():
+    """The system refuses to let a file grow beyond 4 KiB, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, no_large_files):
+    path = tmp_path / "results/table.bin"
+    write_bytes(path, b"old")
+    with pytest.raises(OSError, match="arge"):
+        write_bytes(path, bytes(100_000))
+    assert path.read_bytes() == b"old"
+    assert files(tmp_path) == ["results", "results/table.bin"]
+
+
+def test_a_full_disk_has_its_own_exit_code(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_bytes(tmp_path / "a", b"old")
+    monkeypatch.setattr(type(rundir.epath.Path(tmp_path)), "replace", full)
+    with pytest.raises(Refusal, match="no space") as caught:
+        write_bytes(tmp_path / "a", b"new")
+    assert caught.value.code == 6 and files(tmp_path) == ["a"]
+
+
+def test_json_has_no_nan_and_tables_come_as_a_pair(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert files(tmp_path) == []
+    table = pd.DataFrame({"layer": ["embed", "1"], "cka": [0.25, np.nan]})
+    write_table(tmp_path / "t.parquet", table)
+    assert pd.read_parquet(tmp_path / "t.parquet").equals(table)
+    assert pd.read_csv(tmp_path / "t.csv").equals(table)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "adapters/x"
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as new:
+        (new / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert files(tmp_path) == ["adapters"]
+    for text in ("first", "second"):
+        with new_folder(target) as new:
+            assert not target.exists() or (target / "a").read_text() == "first"
+            (new / "a").write_text(text)
+    assert files(tmp_path) == ["adapters", "adapters/x", "adapters/x/a"] and (target / "a").read_text() == "second"
+
+
+@dataclasses.dataclass
+class Inner:
+    rank: int = 8
+    targets: tuple = ("q_proj",)
+
+
+@dataclasses.dataclass
+class Outer:
+    seed: int = 0
+    tuning: Inner = dataclasses.field(default_factory=Inner)
+    mesh: dict = dataclasses.field(default_factory=lambda: {"fsdp": 1})
+
+
+def test_a_folder_belongs_to_one_config(tmp_path):
+    first = RunDir(tmp_path / "run")
+    first.open(Outer(), {"python": "3"})
+    first.close()
+    assert {"config.json", "environment.json"} <= set(files(tmp_path / "run"))
+    again = RunDir(tmp_path / "run")
+    again.open(Outer(mesh={"fsdp": 8}), {})  # where it runs is not what it computes
+    again.close()
+    with pytest.raises(Refusal, match=r"tuning\.rank was 8, now 16") as caught:
+        RunDir(tmp_path / "run").open(Outer(tuning=Inner(rank=16)), {})
+    assert caught.value.code == 2
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(record | {"results_format": 1}))  # by older code
+    with pytest.raises(Refusal, match="results_format was 1, now"):
+        RunDir(tmp_path / "run").open(Outer(), {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="is a file"):
+        RunDir(tmp_path / "file").open(Outer(), {})
+
+
+HOLD = """
+import sys
+from mossa_jax.rundir import RunDir
+import dataclasses
+Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
+held = RunDir(sys.argv[1])
+held.open(Config(), {})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, root):
+    config = dataclasses.make_dataclass("Config", [("seed", int, 0)])()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Refusal, match=f"in use by process {holder.pid}") as caught:
+            RunDir(tmp_path).open(config, {})
+        assert caught.value.code == 2
+        RunDir(tmp_path, writer=False).open(config, {})  # a process that only reads does not ask
+    finally:
+        holder.kill()
+        holder.communicate()
+    (tmp_path / ".torn.1.tmp").write_text("left by a kill")
+    rundir = RunDir(tmp_path)
+    rundir.open(config, {})
+    assert not (tmp_path / ".torn.1.tmp").exists()
+    rundir.close()
+    RunDir(tmp_path).open(config, {})
+
+
+def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
+    writer, reader = RunDir(tmp_path), RunDir(tmp_path, writer=False)
+    assert writer.metrics() == []
+    for step in range(3):
+        writer.append_metrics({"model": "ü", "step": step})
+    reader.append_metrics({"step": 99})
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert [record["step"] for record in writer.metrics()] == [0, 1]
+    # The run that is started again goes on after the cut, and only the cut line is lost.
+    writer = RunDir(tmp_path)
+    for step in (2, 3):
+        writer.append_metrics({"model": "ü", "step": step})
+    assert [record["step"] for record in writer.metrics()] == [0, 1, 2, 3]
+
+
+def test_a_refusal_is_one_line():
+    error = Refusal(3, "two\nlines   here")
+    assert str(error) == "two lines here" and error.code == 3

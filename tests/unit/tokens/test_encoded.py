@@ -1,0 +1,130 @@
+"""Encoded splits: what is in them, what they are kept under, and what makes them anew."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_llama import copy_tokenizer
+
+from mossa_jax.files.cache import build_once
+from mossa_jax.config import Tokens
+from mossa_jax.errors import Refusal
+from mossa_jax.tasks.suite import Example, Task
+from mossa_jax.tokens.encoded import encode_split
+from mossa_jax.tokens.tokenizer import cut_pair, cut_prompt, load_tokenizer
+
+TOKENS = Tokens(max_tokens=16, row_length=16)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOSSA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    copy_tokenizer(tmp_path)
+    return load_tokenizer(tmp_path, "none", 1, (2,))
+
+
+class Source:
+    """A task whose readings are counted."""
+
+    def __init__(self, rows):
+        self.rows, self.readings = rows, 0
+
+    def task(self):
+        return Task("words", "one", self.read, digest=lambda split: json.dumps([vars(row) for row in self.rows]))
+
+    def read(self, split):
+        self.readings += 1
+        yield from self.rows
+
+
+def rows(count):
+    return [Example(" ".join(["red mill"] * (1 + n % 9)), f"boat {n}", n % 3) for n in range(count)]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("count", [5, 2500])
+def test_a_split_holds_every_row_cut_as_it_should_be(cache, tokenizer, split, count):
+    source = Source(rows(count))
+    found = encode_split(source.task(), split, tokenizer, TOKENS, 10_000)
+    prompts = tokenizer.prompts([row.inputs for row in source.rows])
+    answers = tokenizer.answers([row.targets for row in source.rows])
+    examples = found.examples
+    assert len(found) == len(examples) == count
+    for item in [*range(min(count, 40)), count - 1]:
+        if split == "test":
+            wanted = cut_prompt(tokenizer, prompts[item], 16, "keep_end"), answers[item]
+            long = len(prompts[item]) > 16
+        else:
+            wanted = cut_pair(tokenizer, prompts[item], answers[item], 16, "keep_end")
+            long = len(prompts[item]) + len(answers[item]) > 16
+        assert examples.prompt(item).tolist() == wanted[0]
+        assert examples.gather([item]).tolist() == [*wanted[0], *wanted[1]]
+        assert found.cut[item] == long
+    assert found.cut.any() and not found.cut.all()
+    assert found.templates.tolist() == [n % 3 for n in range(count)]
+
+
+def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
+    source = Source(rows(30))
+    first = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
+    again = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
+    assert source.readings == 1 and np.array_equal(again.examples.stores[0], first.examples.stores[0])
+    assert isinstance(again.examples.stores[0].base, np.memmap)
+    others = [
+        encode_split(source.task(), "test", tokenizer, TOKENS, 100),
+        encode_split(source.task(), "train", tokenizer, TOKENS, 20),
+        encode_split(source.task(), "train", tokenizer, replace(TOKENS, max_tokens=12), 100),
+        encode_split(source.task(), "train", tokenizer, replace(TOKENS, truncation="paper"), 100),
+        encode_split(
+            source.task(), "train", replace(tokenizer, template="llama2"), replace(TOKENS, max_tokens=99), 100
+        ),
+        encode_split(source.task(), "train", replace(tokenizer, bos=None), TOKENS, 100),
+    ]
+    source.rows = rows(31)
+    others.append(encode_split(source.task(), "train", tokenizer, TOKENS, 100))
+    assert source.readings == 8
+    assert len(others[1]) == 20 and len(others[-1]) == 31
+
+
+def test_a_failure_half_way_leaves_nothing(cache, tokenizer):
+    class Breaking(Source):
+        def read(self, split):
+            yield from super().read(split)
+            raise Refusal(3, "row 31 is bad")
+
+    with pytest.raises(Refusal, match="row 31"):
+        encode_split(Breaking(rows(30)).task(), "train", tokenizer, TOKENS, 100)
+    assert not list((cache / "tokens").glob("[!.]*")) and not list((cache / "tokens").glob("*.tmp"))
+    with pytest.raises(Refusal, match="no test rows") as caught:
+        encode_split(Source([]).task(), "test", tokenizer, TOKENS, 100)
+    assert caught.value.code == 3
+
+
+def test_bad_rows_are_remembered_with_the_split(cache, tokenizer):
+    def read(split):
+        task.bad_rows[split] = 2
+        yield from rows(4)
+
+    task = Task("words", "one", read)
+    assert encode_split(task, "train", tokenizer, TOKENS, 9).bad_rows == 2
+    fresh = Task("words", "one", lambda split: rows(4))
+    assert encode_split(fresh, "train", tokenizer, TOKENS, 9).bad_rows == 2  # the same rows: found in the cache
+
+
+def test_a_folder_is_built_once_and_what_a_killed_builder_left_is_swept(cache):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "file").write_text("whole")
+
+    left = cache / "kind/.name.123.tmp"
+    left.mkdir(parents=True)
+    assert build_once("kind/name", build) == build_once("kind/name", build) == cache / "kind/name"
+    assert len(calls) == 1 and (cache / "kind/name/file").read_text() == "whole" and not left.exists()

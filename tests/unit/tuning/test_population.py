@@ -1,0 +1,282 @@
+"""Many adapters in one program: the same as each alone, through stops and crashes; and what is refused."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny_llama import VOCAB, distance
+
+from mossa_jax.config import Schedule, Tuning
+from mossa_jax.llama.files.load import load_model
+from mossa_jax.processes.stop import Stop
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunDir
+from mossa_jax.tokens.encoded import Encoded, in_memory
+from mossa_jax.tokens.packing import batches_of, pack_examples
+from mossa_jax.tuning.loop import Member, steps_for, tune_population
+
+SCHEDULE = Schedule(batch_rows=2, learning_rate=1e-2)
+STEPS = (30, 17, 8)
+
+
+def make_member(number: int, steps: int, token: int | None = None) -> Member:
+    rng = np.random.default_rng(number)
+    draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
+    examples = [Encoded([1, *draw(rng.integers(2, 8))], [*draw(2), 2]) for _ in range(9 + number)]
+    if token is not None:
+        examples = [Encoded([1, token, *e.prompt[1:]], e.answer) for e in examples]
+    # As wide for every member, so that one compiled program serves each of them alone.
+    (packed,) = pack_examples(in_memory(examples), 24)
+    return Member(f"task {number}", (replace(packed, width=15),), steps, (5, number))
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return load_model(str(tiny.folder))
+
+
+def open_folder(path, kind=RunDir, **options):
+    path.mkdir(parents=True, exist_ok=True)
+    return kind(path, **options)
+
+
+def tune(model, members, rundir, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
+    """The members' adapters, in their order."""
+    tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
+    done = {} if done is None else done
+    tune_population(
+        "group", members, model.state if state is None else state, model.architecture, tuning, schedule, model.mesh,
+        rundir, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
+    )  # fmt: skip
+    return [done[member.name] for member in members]
+
+
+@pytest.fixture(scope="module")
+def together(model, tmp_path_factory):
+    rundir = open_folder(tmp_path_factory.mktemp("together"))
+    members = [make_member(number, steps) for number, steps in enumerate(STEPS)]
+    return rundir, members, tune(model, members, rundir)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_stacked_control_equals_itself_alone(model, together, tmp_path, number):
+    _, members, adapters = together
+    alone = tune(model, [members[number]], open_folder(tmp_path))[0]
+    for target, part in alone.items():
+        for name in ("a", "b"):
+            assert distance(adapters[number][target][name], part[name]) <= 1e-5, (target, name)
+
+
+def test_what_was_learned(together):
+    rundir, members, adapters = together
+    for member, adapter in zip(members, adapters, strict=True):
+        for part in adapter.values():
+            assert part["scale"].tolist() == [0, 8, 8]  # alpha 16 over rank 2, none below first_layer
+            assert not part["a"][0].any() and not part["b"][0].any()
+            assert part["b"][1].any() and part["b"][2].any()
+        records = [record for record in rundir.metrics() if record["model"] == member.name]
+        assert sorted({record["step"] for record in records}) == list(range(1, member.steps + 1))
+        first = next(r["loss"] for r in records if r["step"] == 1)
+        last = next(r["loss"] for r in records if r["step"] == member.steps)
+        assert last < first
+    starts = [adapter["q_proj"]["a"] for adapter in adapters]
+    assert distance(starts[0], starts[1]) > 0.1
+
+
+class _AskingRunDir(RunDir):
+    """Asks to stop, or breaks down, when a step is logged."""
+
+    def __init__(self, path, at, action):
+        super().__init__(path)
+        self.at, self.action = at, action
+
+    def append_metrics(self, record):
+        super().append_metrics(record)
+        if record["step"] >= self.at:
+            self.action()
+
+
+def assert_bit_equal(found, wanted):
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+
+def test_stopped_on_request_and_resumed_is_bit_equal(model, together, tmp_path):
+    _, members, wanted = together
+    stop, done = Stop(), {}
+
+    def ask():
+        stop.asked = True
+
+    with pytest.raises(Refusal) as caught:
+        tune(model, members, open_folder(tmp_path, _AskingRunDir, at=12, action=ask), stop, done=done)
+    assert caught.value.code == 75 and list(done) == ["task 2"]  # of eight steps, handed over when they were done
+    saved = {path.name for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit()}
+    assert len(saved) == 1 and 12 <= int(saved.pop()) < 16
+    rundir = open_folder(tmp_path)
+    before = len(rundir.metrics())
+    assert_bit_equal(tune(model, members, rundir, done=done), wanted)
+    assert min(record["step"] for record in rundir.metrics()[before:]) >= 12  # nothing is done twice
+    # Once more: all is done, nothing is trained.
+    before = len(rundir.metrics())
+    tune(model, members, rundir, done=done)
+    assert len(rundir.metrics()) == before
+
+
+def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
+    _, members, wanted = together
+    done = {}
+
+    def break_down():
+        raise RuntimeError("power cut")
+
+    rundir = open_folder(tmp_path, _AskingRunDir, at=11, action=break_down)
+    with pytest.raises(RuntimeError, match="power cut"):
+        tune(model, members, rundir, checkpoint_every=4, done=done)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit())
+    assert steps == [4, 8]
+    # The newest checkpoint is torn as well: the one before it is used.
+    for file in (tmp_path / "checkpoints/group/8").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert list(done) == ["task 2"]  # of eight steps
+    # A kill may come between a member's export and the line of the step before its last.
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    (lost,) = [line for line in lines if json.loads(line)["model"] == "task 2" and json.loads(line)["step"] == 7]
+    path.write_text("".join(f"{line}\n" for line in lines if line != lost))
+    rundir = open_folder(tmp_path)
+    before = len(rundir.metrics())
+    assert_bit_equal(tune(model, members, rundir, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
+    again = rundir.metrics()[before:]
+    assert min(record["step"] for record in again) in (4, 5)
+    # What is exported keeps its curve.
+    assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
+
+
+@pytest.mark.slow
+def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path):
+    """Of very different sizes: every slot is filled again, at different steps, next to others in full swing."""
+    steps = [23, 3, 17, 1, 9, 30, 2, 12, 5, 8, 19, 4]
+    members = [make_member(number, count) for number, count in enumerate(steps)]
+    rundir = open_folder(tmp_path / "together")
+    adapters = tune(model, members, rundir, slots=4)
+    for member, adapter in zip(members, adapters, strict=True):
+        alone = tune(model, [member], open_folder(tmp_path / member.name.replace(" ", "_")))[0]
+        for target, part in alone.items():
+            assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
+        losses = {record["step"] for record in rundir.metrics() if record["model"] == member.name}
+        assert losses == set(range(1, member.steps + 1))
+    # Stopped while slots are being filled again, and gone on: the same bits.
+    for at in (4, 13, 24):
+        done, stop = {}, Stop()
+        folder = tmp_path / f"stopped{at}"
+        asking = open_folder(folder, _AskingRunDir, at=at, action=lambda stop=stop: setattr(stop, "asked", True))
+        with pytest.raises(Refusal) as caught:
+            tune(model, members, asking, stop, slots=4, done=done)
+        assert caught.value.code == 75
+        assert_bit_equal(tune(model, members, open_folder(folder), slots=4, done=done), adapters)
+
+
+def poisoned(model, token):
+    state = jax.tree.map(lambda leaf: leaf, model.state)
+    state["embedding"] = state["embedding"].replace(state["embedding"][...].at[token].set(np.nan))
+    return state
+
+
+def test_a_loss_that_is_never_finite_names_the_model_and_its_rows(model, tmp_path):
+    members = [make_member(0, 6), make_member(1, 6, token=3)]
+    with pytest.raises(Refusal) as caught:
+        tune(model, members, open_folder(tmp_path), state=poisoned(model, 3))
+    assert caught.value.code == 5
+    assert "task 1" in str(caught.value) and "task 0" not in str(caught.value)
+    assert "3 steps in a row, now at step 3 (examples " in str(caught.value)
+
+
+def test_a_poisoned_batch_is_skipped_by_its_model_alone(model, tmp_path):
+    """One of 19 examples of one of four models is poisoned: its batches are skipped, the others see nothing of it."""
+    poison = 3
+    members = [make_member(number, 12) for number in range(3)]
+    rng = np.random.default_rng(9)
+    draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
+    examples = [Encoded([1, *draw(18)], [*draw(2), 2]) for _ in range(18)]  # one in a row
+    sick = Encoded([1, poison, *draw(17)], [*draw(2), 2])
+
+    def fourth(*more):
+        return Member("fourth", (replace(pack_examples(in_memory([*examples, *more]), 24)[0], width=15),), 12, (5, 3))
+
+    state = poisoned(model, poison)
+    rundir = open_folder(tmp_path / "sick")
+    found = tune(model, [*members, fourth(sick)], rundir, state=state)
+    healthy = tune(model, [*members, fourth(examples[0])], open_folder(tmp_path / "well"), state=state)
+    assert_bit_equal(found[:3], healthy[:3])
+    records = [record for record in rundir.metrics() if record["model"] == "fourth"]
+    skipped = [record["step"] for record in records if record["loss"] is None]
+    assert 1 <= len(skipped) <= 2  # two rows a step and nineteen rows: once an epoch of nine or ten steps
+    assert max(record.get("skipped", 0) for record in records) == len(skipped)
+    assert not any(record.get("skipped") for record in rundir.metrics() if record["model"] != "fourth")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[3]))
+    assert found[3]["q_proj"]["b"].any()
+
+
+def test_a_loss_far_above_the_usual_is_counted(model, tmp_path):
+    """Step 25 shows an example whose answer the model has been taught never to give."""
+    rng = np.random.default_rng(3)
+    prompts = [[1, *rng.integers(4, VOCAB, 12).tolist()] for _ in range(40)]
+    usual = [Encoded(prompt, [7] * 8 + [2]) for prompt in prompts]
+    odd = Encoded(prompts[0], [11] * 8 + [2])
+    (packed,) = pack_examples(in_memory([*usual, odd]), 24)
+    member = Member("odd", (packed,), 60, (5, 1))
+    rundir = open_folder(tmp_path)
+    tune(model, [member], rundir, schedule=Schedule(batch_rows=1, learning_rate=3e-2))
+    records = sorted(rundir.metrics(), key=lambda record: record["step"])
+    losses = [record["loss"] for record in records]
+    counts = [record.get("spikes", 0) for record in records]
+    jumps = [step for step in range(20, 60) if losses[step] > 3 * np.mean(losses[:step])]
+    assert jumps and counts[-1] >= 1
+    assert any(counts[step] > counts[step - 1] for step in jumps)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_sum_to_the_whole(model, tmp_path):
+    """The loss of a step is that of all its answer tokens, not a mean of the parts' means."""
+    found = {}
+    for parts in (1, 2, 4):
+        members = [make_member(number, 10) for number in range(2)]
+        schedule = Schedule(batch_rows=4, learning_rate=1e-2, parts=parts)
+        rundir = open_folder(tmp_path / str(parts))
+        found[parts] = tune(model, members, rundir, schedule=schedule), [r["loss"] for r in rundir.metrics()]
+    for parts in (2, 4):
+        assert np.allclose(found[parts][1], found[1][1], atol=1e-5)
+        for ours, theirs in zip(found[parts][0], found[1][0], strict=True):
+            assert all(distance(ours[t][n], theirs[t][n]) < 1e-4 for t in ours for n in ("a", "b"))
+
+
+@pytest.mark.slow
+def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path):
+    rng = np.random.default_rng(7)
+    draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
+    long = [Encoded([1, *draw(30)], [*draw(2), 2]) for _ in range(3)]
+    short = [Encoded([1, *draw(6)], [*draw(2), 2]) for _ in range(12)]
+    mixed = tuple(replace(rows, width=15) for rows in pack_examples(in_memory([*long, *short]), 24, 48))
+    assert [len(rows) > 0 for rows in mixed] == [True, True]
+    members = [Member("mixed", mixed, 12, (5, 0)), make_member(1, 12), Member("long", mixed, 5, (5, 2))]
+    together = tune(model, members, open_folder(tmp_path / "together"))
+    for member, adapter in zip(members, together, strict=True):
+        alone = tune(model, [member], open_folder(tmp_path / member.name.replace(" ", "_")))[0]
+        for target, part in alone.items():
+            assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
+    # Only what stands in the long rows was changed: an adapter that never saw them is another one.
+    without = tune(model, [replace(members[0], rows=mixed[:1])], open_folder(tmp_path / "without"))[0]
+    assert distance(together[0]["q_proj"]["b"], without["q_proj"]["b"]) > 1e-2
+    records = [r for r in RunDir(tmp_path / "together").metrics() if r["model"] == "mixed"]
+    assert sorted({record["step"] for record in records}) == list(range(1, 13))
+
+
+def test_steps_follow_from_rows_epochs_and_the_bound():
+    assert steps_for(Schedule(epochs=3), batches_of([33], 16, 24)) == 7
+    assert steps_for(Schedule(epochs=0.1), batches_of([3], 16, 24)) == 1
+    assert steps_for(Schedule(epochs=3, max_steps=5), batches_of([33], 16, 24)) == 5
+    assert steps_for(Schedule(epochs=2), batches_of([32, 6], 16, 24, 96)) == 7  # 2 + 6/4 batches an epoch
