@@ -10,7 +10,9 @@ from typing import Any
 from absl import flags
 
 from launch.main import run
-from mossa_jax.benchmarks import machine, end_to_end as models, overhead, prefix, ready_states as ready, traps
+from mossa_jax.benchmarks import end_to_end as models
+from mossa_jax.benchmarks import machine, overhead, prefix, traps
+from mossa_jax.benchmarks import ready_states as ready
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
 

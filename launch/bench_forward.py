@@ -10,9 +10,9 @@ from absl import flags
 
 from launch.main import run
 from mossa_jax.benchmarks.forward import compare_forward
-from mossa_jax.llama.published import write_random
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
+from mossa_jax.llama.published import write_random
 
 BASE = flags.DEFINE_string("base", None, "Hugging Face folder; default: 110 million random parameters.")
 ROWS = flags.DEFINE_integer("rows", 8, "Rows of the batch.", lower_bound=1)

@@ -16,11 +16,12 @@ import jax
 from absl import flags
 
 from launch.main import run
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Mesh
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.files.tensors import Checkpoint
 from mossa_jax.llama.files.weights import load_weights
+from mossa_jax.processes import agreement
 
 BASE = flags.DEFINE_string("base", None, "Hugging Face folder.", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type in memory.")
@@ -76,7 +77,7 @@ def main() -> None:
         "peak_over_model": round(peak / size, 3),
         "peak_before_loading": before,
     }
-    mesh_lib.wait_for_all("loaded")
+    agreement.wait_for_all("loaded")
     if SEQUENTIAL.value:
         _forget(paths)
         sequential = _sequential(paths)

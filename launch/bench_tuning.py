@@ -12,9 +12,9 @@ import pathlib
 from absl import flags
 
 from launch.main import run
+from mossa_jax.benchmarks import tuning as benchmark
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
-from mossa_jax.benchmarks import tuning as benchmark
 
 TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as of suite 'folder'; default: the embedded suite.")
 BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 19 million random parameters.")

@@ -20,19 +20,19 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mossa_jax.files.cache import keep_compiled
 from mossa_jax.config import Config
-from mossa_jax.run.context import Bench
-from mossa_jax.run.pipeline import open_run
+from mossa_jax.errors import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
+from mossa_jax.files.cache import keep_compiled
+from mossa_jax.files.growing import LogFile
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.log import log
+from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.processes.peers import Peers
 from mossa_jax.processes.rendezvous import check_platform, choose_platform, describe, find_place, join
-from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.processes.stop import Stop
-from mossa_jax.log import log
-from mossa_jax.errors import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
-from mossa_jax.files.growing import LogFile
-from mossa_jax.files.run_folder import RunDir
 from mossa_jax.processes.watchdog import Watchdog
+from mossa_jax.run.context import Run
+from mossa_jax.run.pipeline import open_run
 
 flags.DEFINE_integer("processes", 1, "Processes of this run; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, where the environment does not say it.")
@@ -53,7 +53,7 @@ _LAST_WORDS = 5.0  # seconds that a process takes at most to say why it leaves
 
 _stop = Stop()
 _peers: list[Peers] = []  # one, where there are several processes
-_rundirs: list[RunDir] = []  # the one that is open
+_run_folders: list[RunFolder] = []  # the one that is open
 
 
 def run(main: Callable[[], None]) -> None:
@@ -90,23 +90,23 @@ def checked(config: object) -> Config:
     return config
 
 
-def in_run_folder(config: Config, workdir: str, stage: Callable[[Bench], object], profile: str = "") -> object:
+def in_run_folder(config: Config, workdir: str, stage: Callable[[Run], object], profile: str = "") -> object:
     """Claims the folder, sends the log there as well, runs one stage, and gives the folder free."""
     traced = Profile.parse(profile)
-    rundir = open_run(checked(config), workdir)
-    _rundirs.append(rundir)
+    run_folder = open_run(checked(config), workdir)
+    _run_folders.append(run_folder)
     handler = None
-    if rundir.writer:
-        handler = LogFile(rundir / "log.txt")
+    if run_folder.writer:
+        handler = LogFile(run_folder / "log.txt")
         logging.getLogger("mossa_jax").addHandler(handler)
     try:
-        return stage(Bench(config, rundir, _stop, traced))
+        return stage(Run(config, run_folder, _stop, traced))
     finally:
         if handler is not None:
             logging.getLogger("mossa_jax").removeHandler(handler)
             handler.close()
-        _rundirs.remove(rundir)
-        rundir.close()
+        _run_folders.remove(run_folder)
+        run_folder.close()
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -220,9 +220,9 @@ def _leave(code: int, why: str = "") -> None:
     _end_soon(code)
     if why:
         log.error(why)
-    for rundir in _rundirs:  # in an object store its texts are written now and then only
+    for run_folder in _run_folders:  # in an object store its texts are written now and then only
         with contextlib.suppress(Exception):
-            rundir.flush()
+            run_folder.flush()
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)

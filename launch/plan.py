@@ -19,6 +19,8 @@ from ml_collections import config_flags
 from launch.main import checked, run
 from mossa_jax import config as config_lib
 from mossa_jax.config import MINIATURE, Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.files.write import write_json
 from mossa_jax.llama.architecture import Architecture, architecture_from_config, read_architecture
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.published import PUBLISHED, published_shape
@@ -28,8 +30,6 @@ from mossa_jax.planning.programs import check_fits
 from mossa_jax.planning.suggest import suggest
 from mossa_jax.planning.text import shown
 from mossa_jax.planning.work import work_of
-from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.files.write import write_json
 from mossa_jax.tasks.flan_names import CLUSTERS
 
 jax.config.update("jax_platforms", "cpu")  # what is compiled for is named by --topology; nothing runs

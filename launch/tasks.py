@@ -9,10 +9,10 @@ from ml_collections import config_flags
 
 from launch.main import checked, run
 from mossa_jax.config import check
+from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.log import log
 from mossa_jax.preview.dataset import look, write_look
 from mossa_jax.preview.text import table_text
-from mossa_jax.log import log
-from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 MINIATURE = "miniature"
+PRETRAINED, TUNED = "pretrained", "tuned"
+"""Names of the experimental models: the base model itself, and E trained on the mixture."""
+
 SUITES = (MINIATURE, "flan2021", "folder", "natural_instructions", "hub")
 SELECTIONS = ("paper", "flan62", "all69")
 MIXTURES = ("capped", "proportional", "equal")

@@ -7,13 +7,11 @@ import tempfile
 
 import jax
 import pytest
-from tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
 
-from mossa_jax.run import pipeline as experiment
 from mossa_jax.processes.stop import Stop
-
-ROOT = pathlib.Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
+from mossa_jax.run import pipeline
+from tests.support.paths import ROOT, SHARED
+from tests.support.tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
 
 
 def pytest_configure(config):
@@ -85,9 +83,9 @@ def tiny_run(tiny_config, tmp_path_factory) -> tuple[object, pathlib.Path]:
     """The finished run of that config in this process: (config, run folder)."""
     config = runpy.run_path(str(tiny_config))["get_config"]()
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    rundir = experiment.open_run(config, str(workdir))
+    run_folder = pipeline.open_run(config, str(workdir))
     try:
-        experiment.run(experiment.Bench(config, rundir, Stop()))
+        pipeline.run_all(pipeline.Run(config, run_folder, Stop()))
     finally:
-        rundir.close()
+        run_folder.close()
     return config, workdir

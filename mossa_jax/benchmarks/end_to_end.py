@@ -18,11 +18,11 @@ import numpy as np
 
 from mossa_jax.benchmarks import machine, plain
 from mossa_jax.benchmarks.end_to_end_baselines import Values, flows, padded
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.published import PUBLISHED, write_config
 from mossa_jax.log import log
-from mossa_jax.errors import Refusal
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.estimators import MIN_ROWS
 from mossa_jax.states import KeptStates, keep_states

@@ -21,16 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.benchmarks import machine
 from mossa_jax.benchmarks.end_to_end import Workload, draw_prompts, row_length, write_folders
 from mossa_jax.config import Mesh
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import initial_adapter, stack
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.model import merge
 from mossa_jax.log import log
-from mossa_jax.errors import Refusal
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models

@@ -14,8 +14,8 @@ import numpy as np
 
 from mossa_jax.benchmarks import machine, plain
 from mossa_jax.benchmarks.baselines import DIAGONAL, MATRIX, Tool
-from mossa_jax.log import log
 from mossa_jax.errors import Refusal
+from mossa_jax.log import log
 from mossa_jax.similarity.estimators import MIN_ROWS
 
 CHILD = "import sys; from mossa_jax.benchmarks import ready; ready.write_extra_peak(*sys.argv[1:])"

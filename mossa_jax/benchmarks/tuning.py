@@ -27,15 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Mesh as MeshSizes
 from mossa_jax.config import Schedule, Tasks, Tuning
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.model import shareable
 from mossa_jax.llama.files.peft import save_adapter
+from mossa_jax.llama.model import shareable
 from mossa_jax.log import log
-from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.tasks import load_suite
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import PackedExamples, TrainingRows, batch_index, pack_examples, shared_prefix

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mossa_jax.devices.chips import memory_of
 from mossa_jax.config import recompute
-from mossa_jax.log import log
+from mossa_jax.devices.chips import memory_of
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.log import log
 from mossa_jax.processes.watchdog import unlimited
 
 SHARE = 0.9

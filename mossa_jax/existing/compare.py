@@ -5,7 +5,6 @@ What `import mossa_jax` offers beside `load_model` and `cka`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,23 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from etils import epath
 
-from mossa_jax.llama.adapters import is_finite, stack, zero_adapter
-from mossa_jax.llama.architecture import read_architecture, read_config
-from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
-from mossa_jax.llama.files.weights import save_weights
+from mossa_jax.config import PRETRAINED
 from mossa_jax.devices.mesh import replicated
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.llama.files.load import Model, load_model
+from mossa_jax.llama.files.locate import locate
+from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
 from mossa_jax.log import log
-from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, NOT_FINITE, Refusal
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import cells
 from mossa_jax.states import POOLS, KeptStates, keep_states
 from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
 
-PRETRAINED = "pretrained"
 COLUMNS = ("layer", "estimator", "cka", "low", "high", "n", "undefined")
 _BATCH_ROWS = 32
 _CACHED = 2048  # positions a forward pass on a CPU, whose states then stay in its cache: a fifth faster
@@ -134,51 +130,6 @@ def compare(
     pairs = [(0, 1)]
     rows = cells(compare_states(states, valid, pairs), pairs, names)[0]
     return pd.DataFrame(rows)[list(COLUMNS)]
-
-
-def export_merged(
-    base: str | Model, adapter: str | None, folder: str, *, dtype: str = "float32", revision: str = ""
-) -> None:
-    """Writes a model with a LoRA adapter merged into its weights as a Hugging Face folder.
-
-    Matrices W [D_out, D_in] become W + scale (a b)^T, added in float32 and rounded once to the model's number type;
-    all other tensors stay as they are. Names, config.json and tokenizer files are the base model's; large models
-    come in several files with an index.
-
-    Args:
-      base: the base model: folder, hub id, or a loaded `Model`.
-      adapter: a PEFT adapter folder for it; None writes the base alone.
-      folder: to write; new or empty, and never left half written.
-      dtype, revision: as in `load_model`, where `base` is not loaded yet.
-
-    Raises:
-      Refusal: 2 when something stands at `folder` already, or as `load_model`; 3 when the model is missing or the
-        adapter does not fit it; 4 when access is denied; 5 when the adapter is not finite; 6 when the disk is full.
-    """
-    path = epath.Path(folder).expanduser().resolve()
-    _check_free(path)
-    loaded = isinstance(base, Model)
-    # Whatever can be refused is refused before any weights are read.
-    architecture = base.architecture if loaded else read_architecture(locate(base, revision, config_only=True))
-    update = None if adapter is None else load_adapter(adapter, architecture)
-    if update is not None and not is_finite(update):
-        raise Refusal(NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge one of finite numbers")
-    model = base if loaded else load_model(base, dtype, revision=revision)
-    save_weights(
-        path, architecture, model.state, read_config(model.folder), model.folder, update,
-        writer=jax.process_index() == 0,
-    )  # fmt: skip
-
-
-def _check_free(folder: epath.Path) -> None:
-    """Refuses a place where no new folder can be made without loss."""
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be made: {nearest} is a file; name another folder")
-    if nearest == folder and any(folder.iterdir()):
-        raise Refusal(BAD_CONFIG, f"output folder {folder} is not empty; name a new folder, or empty this one first")
-    if os.path.ismount(folder):
-        raise Refusal(BAD_CONFIG, f"output folder {folder} is a mount point; name a new folder in it")
 
 
 def _side(model: Model, name: str, dtype: str) -> _Side:

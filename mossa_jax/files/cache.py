@@ -11,8 +11,8 @@ import filelock
 import jax
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.files.write import new_folder
 from mossa_jax.files.paths import as_path, cache_root
+from mossa_jax.files.write import new_folder
 from mossa_jax.processes.watchdog import unlimited
 
 

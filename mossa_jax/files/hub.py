@@ -16,11 +16,11 @@ from typing import TypeVar
 
 import filelock
 
-from mossa_jax.files.cache import cache_root
-from mossa_jax.log import log
 from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
+from mossa_jax.files.cache import cache_root
 from mossa_jax.files.names import digest
 from mossa_jax.files.write import write_text
+from mossa_jax.log import log
 from mossa_jax.processes.watchdog import unlimited
 
 Result = TypeVar("Result")

@@ -23,7 +23,7 @@ PATIENCE = 3 * BEAT  # seconds without a word after which a run counts as dead
 SETTLE = 1.0  # seconds after which a write of another run would be seen
 
 
-class Holder:
+class Lease:
     """One run's claim on a folder, renewed by a thread of its own until `release`."""
 
     def __init__(self, path: epath.PathLike):

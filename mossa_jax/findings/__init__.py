@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from mossa_jax.errors import Refusal
 from mossa_jax.findings import verdicts
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.curves import ESTIMATORS, HEADLINE, block_layers, curve_rows
@@ -12,7 +13,6 @@ from mossa_jax.findings.sections import find_sections, shared_change, upper_laye
 from mossa_jax.findings.specificity import find_ability, find_specificity
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.unseen import find_unseen, paired_change
-from mossa_jax.errors import Refusal
 
 COLUMNS = (
     "experimental control task cluster held_out layer estimator cka low high n participation_ratio_a "

@@ -11,9 +11,9 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
+from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
-from mossa_jax.processes.watchdog import sign
 
 _WIDTH_STEP = 32
 _ROWS_STEP = 16

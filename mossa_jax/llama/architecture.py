@@ -8,8 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from mossa_jax.llama.rope import Rope, read_rope
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.llama.rope import Rope, read_rope
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _QKVO = (*_QKV, "o_proj")

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.blockwise import Spans, blockwise, exact
 from mossa_jax.llama.splash import splash
-from mossa_jax.errors import BAD_CONFIG, Refusal
 
 _BLOCK, _BLOCKS = 128, 8
 _CPU_SIZE = 64  # queries in a block that meets near keys only; `_BLOCK` elsewhere

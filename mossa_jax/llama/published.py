@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from mossa_jax.files.write import new_folder, write_json
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.files.tensors import Writer
 from mossa_jax.llama.files.weights import stored_shapes
 from mossa_jax.monitoring.progress import Progress
-from mossa_jax.files.write import new_folder, write_json
 
 _LLAMA2 = {
     "architectures": ["LlamaForCausalLM"],

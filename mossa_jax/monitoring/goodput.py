@@ -24,8 +24,8 @@ from typing import Any
 import jax
 import pandas as pd
 
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.monitoring.profiles import Profile
-from mossa_jax.files.run_folder import RunDir
 
 log = logging.getLogger("mossa_jax")
 
@@ -83,14 +83,14 @@ def record() -> None:
 class Ledger:
     """The time of one attempt at a run, stage by stage."""
 
-    def __init__(self, rundir: RunDir, profile: Profile | None = None):
+    def __init__(self, run_folder: RunFolder, profile: Profile | None = None):
         """Begins an attempt.
 
         Args:
-          rundir: whose metrics.jsonl gets the records.
+          run_folder: whose metrics.jsonl gets the records.
           profile: which steps to trace, if any.
         """
-        self.rundir, self.profile = rundir, profile
+        self.run_folder, self.profile = run_folder, profile
         self.attempt = round(time.time(), 3)
         self._stages: dict[str, Stage] = {}
 
@@ -117,9 +117,11 @@ class Ledger:
 
     def earlier(self, stage: str) -> list[dict[str, Any]]:
         """Records that earlier attempts left of a stage; asked by the one process that writes."""
-        if not self.rundir.writer:
+        if not self.run_folder.writer:
             return []
-        return [one for one in self.rundir.metrics() if one.get("stage") == stage and one["attempt"] != self.attempt]
+        return [
+            one for one in self.run_folder.metrics() if one.get("stage") == stage and one["attempt"] != self.attempt
+        ]
 
 
 class Stage:
@@ -130,7 +132,7 @@ class Stage:
         self._ledger, self._cause, self._since = ledger, _OTHER, time.monotonic()
         self._compiled, self._compilations = 0.0, []  # since `_since`: seconds, and (beginning, seconds) of each
         self._devices = _Devices()
-        self._trace = ledger.profile and ledger.profile.of(name, ledger.rundir.path)
+        self._trace = ledger.profile and ledger.profile.of(name, ledger.run_folder.path)
         self._label, self._units, self._worked, self._said = "", 0, False, None
         # How far earlier attempts came, by label: until this one is there, it makes up for an interruption.
         self._reached: dict[str, int] = {}
@@ -219,7 +221,7 @@ class Stage:
         """Leaves the time so far in metrics.jsonl; a later record of the same attempt takes this one's place."""
         self.settle()
         seconds = {cause: round(spent, 3) for cause, spent in self.lost.items() if spent >= 0.0005}
-        self._ledger.rundir.append_metrics(
+        self._ledger.run_folder.append_metrics(
             {
                 "stage": self.name,
                 "attempt": self._ledger.attempt,

@@ -19,11 +19,11 @@ from typing import Any
 
 from etils import epath
 
-from mossa_jax.log import log
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.growing import RHYTHM
-from mossa_jax.files.write import write_text
 from mossa_jax.files.paths import copy_folder, is_remote
+from mossa_jax.files.write import write_text
+from mossa_jax.log import log
 
 Record = dict[str, Any]
 """A line of metrics.jsonl: `model` (or `stage`), `step` and named figures."""

@@ -14,22 +14,22 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Config, Schedule, recompute
-from mossa_jax.run.similarity import pairs_of
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.devices.memory import SHARE, bytes_on_device
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.run.models import SCORE_ROWS
 from mossa_jax.planning import formulas, programs
 from mossa_jax.planning.formulas import Spread
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import Program
 from mossa_jax.planning.work import Work
-from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.run.models import SCORE_ROWS
 from mossa_jax.similarity import engine
+from mossa_jax.similarity.cells import pairs_of
 from mossa_jax.states.forward import LEAD_STEP, kept_rows, reach_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
-from mossa_jax.devices.memory import SHARE, bytes_on_device
 from mossa_jax.tuning.slots import plan_slots
 
 STAGES = ("E", "controls", "scores", "states", "similarity")

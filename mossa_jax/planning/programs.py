@@ -19,25 +19,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.files.cache import build_once
 from mossa_jax.config import Mesh, Schedule, Tuning
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_bytes
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.cache import build_once
+from mossa_jax.files.write import write_json
 from mossa_jax.llama.adapters import AXES, target_sizes
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.weights import check_mesh, leaf_name, shardings
 from mossa_jax.llama.generate import greedy
 from mossa_jax.llama.model import abstract_state
-from mossa_jax.llama.files.weights import check_mesh, leaf_name, shardings
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
-from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.write import write_json
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.forward import stream_batch
 from mossa_jax.states.forward import KEPT, Pass, forward, kept_rows
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
-from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_bytes
 
 Grid = jax.sharding.Mesh | AbstractMesh
 

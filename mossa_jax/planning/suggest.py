@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Config, Mesh
-from mossa_jax.planning.forecast import Planner, table
-from mossa_jax.log import log
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.log import log
+from mossa_jax.planning.forecast import Planner, table
 from mossa_jax.tuning.slots import plan_slots
 
 _COMPILED = 3  # of the best by formula, until one fits

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from math import ceil
 
 from mossa_jax.config import Config, Schedule
-from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.model import shareable
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.load import base_tokenizer
+from mossa_jax.llama.model import shareable
 from mossa_jax.tasks import chosen_tasks, training_rows
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
-from mossa_jax.run.context import base_tokenizer
 
 _LLAMA2_IDS = 133  # that the template `llama2` puts in front of the content, BOS among them, with Llama-2's tokenizer
 

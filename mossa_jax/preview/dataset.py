@@ -16,15 +16,15 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.config import Config, Schedule, check
-from mossa_jax.monitoring.progress import Progress
 from mossa_jax.files.write import write_text
+from mossa_jax.llama.files.load import base_tokenizer, may_share
+from mossa_jax.monitoring.progress import Progress
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, encode_split, join
-from mossa_jax.tokens.packing import batches_of
+from mossa_jax.tokens.packing import batches_of, packed
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
-from mossa_jax.run.context import base_tokenizer, may_share, packed
 
 FEW_PROMPTS = 50  # n is then far below the width of any real model, where biased CKA is near 1 whatever is compared
 FEW_DISTINCT = 4  # the unbiased sums are divided by n (n - 3)

@@ -28,8 +28,8 @@ from typing import Any
 
 import jax
 
-from mossa_jax.processes.stop import Stop
 from mossa_jax.errors import DONE, LOST_PEER, STOPPED
+from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import unlimited
 
 BEAT = 1.0

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import jax
 
+from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
+from mossa_jax.log import log
 from mossa_jax.processes.peers import BEAT, BEHIND, Link, Peers
 from mossa_jax.processes.stop import Stop
-from mossa_jax.log import log
-from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.processes.watchdog import unlimited
 
 _TELL = 10.0  # seconds between lines that say who is missing

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mossa_jax.report.palette import MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, spoken
 from mossa_jax.files.write import write_bytes
+from mossa_jax.report.palette import MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, spoken
 
 STYLE = {
     "font.family": "DejaVu Sans",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mossa_jax.report import drawing
-from mossa_jax.report.palette import PRETRAINED, TUNED, UNDEFINED, shortened
+from mossa_jax.report.palette import PRETRAINED_COLOUR, TUNED_COLOUR, UNDEFINED, shortened
 
 _BINS = 72
 _HEIGHT = 0.85  # of a peak, in distances between two lines
@@ -37,7 +37,7 @@ def draw_lengths(tasks: pd.DataFrame, lengths: Mapping[str, np.ndarray], max_tok
                   fontsize=8, fontweight="bold")  # fmt: skip
         line += 1
         for row in rows.itertuples():
-            _histogram(axes, line, lengths[row.task], edges, UNDEFINED if row.held_out else TUNED)
+            _histogram(axes, line, lengths[row.task], edges, UNDEFINED if row.held_out else TUNED_COLOUR)
             for place, side, text in (
                 (-0.01, "right", shortened(row.task, 44)),
                 (1.01, "left", f"{row.train:,}"),
@@ -45,9 +45,9 @@ def draw_lengths(tasks: pd.DataFrame, lengths: Mapping[str, np.ndarray], max_tok
             ):
                 axes.text(place, line, text, transform=axes.get_yaxis_transform(), ha=side, va="center", fontsize=7)
             line += 1
-    axes.axvline(max_tokens, color=PRETRAINED, lw=1, ls="--", zorder=count + 2)
+    axes.axvline(max_tokens, color=PRETRAINED_COLOUR, lw=1, ls="--", zorder=count + 2)
     axes.text(max_tokens, 1.0, f"max_tokens {max_tokens}", transform=axes.get_xaxis_transform(), ha="right",
-              va="bottom", fontsize=8, color=PRETRAINED)  # fmt: skip
+              va="bottom", fontsize=8, color=PRETRAINED_COLOUR)  # fmt: skip
     axes.text(1.01, 1.0, "rows", transform=axes.transAxes, ha="left", va="bottom", fontsize=7)
     axes.set_ylim(count - 0.3, -1.2)
     axes.set_yticks([])
@@ -63,7 +63,7 @@ def draw_lengths(tasks: pd.DataFrame, lengths: Mapping[str, np.ndarray], max_tok
         "tokens of prompt and answer, after cutting (heights: square roots, each task scaled to its own peak)"
     )
     axes.set_title("Length of the training examples", pad=16)
-    handles = [Patch(color=TUNED, label="in the mixture for E")]
+    handles = [Patch(color=TUNED_COLOUR, label="in the mixture for E")]
     if tasks["held_out"].any():
         handles.append(Patch(color=UNDEFINED, label="held out"))
     figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)

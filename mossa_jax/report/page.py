@@ -11,12 +11,12 @@ from etils import epath
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from mossa_jax.errors import Refusal
+from mossa_jax.files.write import write_text
 from mossa_jax.findings import plain, verdicts
 from mossa_jax.findings.curves import ESTIMATORS, EXPERIMENTALS, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.report import palette
 from mossa_jax.report.time_spent import time_rows
-from mossa_jax.errors import Refusal
-from mossa_jax.files.write import write_text
 
 FIGURES = {
     "layers": "Box plots of CKA per layer over tasks, pre-trained beside tuned",

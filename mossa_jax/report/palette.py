@@ -1,10 +1,10 @@
 """Colours and words shared by the static figures and the page. Okabe and Ito's colour-blind safe set."""
 
-PRETRAINED, TUNED, CONTROL = "#0072B2", "#D55E00", "#009E73"
-MODEL_COLOURS = {"pretrained": PRETRAINED, "tuned": TUNED}
+PRETRAINED_COLOUR, TUNED_COLOUR, CONTROL_COLOUR = "#0072B2", "#D55E00", "#009E73"
+MODEL_COLOURS = {"pretrained": PRETRAINED_COLOUR, "tuned": TUNED_COLOUR}
 MODEL_NAMES = {"pretrained": "pre-trained", "tuned": "tuned"}
 SCORE_NAMES = {"base": "pre-trained", "tuned": "multi-task (E)", "control": "specialist (C_t)"}
-SCORE_COLOURS = {"base": PRETRAINED, "tuned": TUNED, "control": CONTROL}
+SCORE_COLOURS = {"base": PRETRAINED_COLOUR, "tuned": TUNED_COLOUR, "control": CONTROL_COLOUR}
 SECTION_COLOURS = {"shared": "#56B4E9", "transition": "#F0E442", "refinement": "#CC79A7"}
 UNDEFINED = "#b8b8b8"
 TIME_COLOURS = {

@@ -13,62 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
+from mossa_jax.config import MINIATURE, TUNED, Config, Schedule
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.config import MINIATURE, Config, Schedule, Tokens
-from mossa_jax.monitoring.goodput import Ledger
-from mossa_jax.llama.architecture import Architecture, read_architecture
-from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.model import abstract_state, shareable
-from mossa_jax.llama.files.weights import shardings
-from mossa_jax.monitoring.profiles import Profile
-from mossa_jax.processes.stop import Stop
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.write import is_whole, read_parquet
 from mossa_jax.files.names import slug
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import is_whole, read_parquet, write_parquet
+from mossa_jax.llama.architecture import Architecture, read_architecture
+from mossa_jax.llama.files.load import Model, base_tokenizer, load_model
+from mossa_jax.llama.files.locate import locate
+from mossa_jax.llama.files.weights import shardings
+from mossa_jax.llama.model import abstract_state
+from mossa_jax.monitoring.goodput import Ledger
+from mossa_jax.monitoring.profiles import Profile
+from mossa_jax.processes import agreement
+from mossa_jax.processes.stop import Stop
 from mossa_jax.tasks import Suite, Task, load_suite
-from mossa_jax.tokens.encoded import EncodedSplit, Examples, encode_split
-from mossa_jax.tokens.packing import PackedExamples, pack_examples, shared_prefix
-from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
+from mossa_jax.tokens.encoded import EncodedSplit, encode_split
+from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.pretrain import miniature_base
-
-TUNED = "tuned"
-
-
-def base_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer of a configuration's base model, with its template; fetches no weights.
-
-    Raises:
-      Refusal: 3 for a model folder without config or tokenizer, 4 when access is denied.
-    """
-    if config.base == MINIATURE:
-        from mossa_jax.tasks.miniature import TOKENIZER
-
-        return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
-    folder = locate(config.base, config.revision, text_only=True)
-    architecture = read_architecture(folder)
-    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
-
-
-def may_share(config: Config) -> bool:
-    """Whether the base model can work through leading ids once for several examples."""
-    if config.base == MINIATURE:
-        return True
-    return shareable(read_architecture(locate(config.base, config.revision, config_only=True)))
-
-
-def packed(examples: Examples, tokens: Tokens, may_share: bool) -> tuple[PackedExamples, ...]:
-    """Examples in the rows that a configuration asks for; ids that all prompts begin with once a row, if they may."""
-    shared = shared_prefix(examples) if tokens.share_prefix and may_share else 0
-    return pack_examples(examples, tokens.row_length, tokens.long_row_length, shared)
 
 
 @dataclass
-class Bench:
+class Run:
     """What all stages work with: suite, model, tokenizer; each loaded on first use."""
 
     config: Config
-    rundir: RunDir
+    folder: RunFolder
     stop: Stop
     profile: Profile | None = None
     _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
@@ -76,7 +46,7 @@ class Bench:
     @cached_property
     def ledger(self) -> Ledger:
         """Of the time of this attempt at the run."""
-        return Ledger(self.rundir, self.profile)
+        return Ledger(self.folder, self.profile)
 
     @cached_property
     def suite(self) -> Suite:
@@ -94,7 +64,7 @@ class Bench:
         if self.config.base != MINIATURE:
             return self.config.base
         with self.ledger.stage("pretraining"):
-            return str(miniature_base(self.config.pretraining, self.config.seed, self.rundir, self.stop))
+            return str(miniature_base(self.config.pretraining, self.config.seed, self.folder, self.stop))
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -118,7 +88,7 @@ class Bench:
 
     def _load(self, mesh: jax.sharding.Mesh) -> Model:
         model = load_model(self.base, self.config.dtype, mesh, self.config.revision)
-        mesh_lib.wait_for_all("model")  # hosts that fetch more slowly are waited for here, without a limit
+        agreement.wait_for_all("model")  # hosts that fetch more slowly are waited for here, without a limit
         return model
 
     @property
@@ -168,7 +138,7 @@ class Bench:
 
     def adapter_folder(self, name: str):
         """Where a tuned model's PEFT adapter lies."""
-        return self.rundir / f"adapters/{slug(name)}"
+        return self.folder / f"adapters/{slug(name)}"
 
     @property
     def experimental_names(self) -> list[str]:
@@ -186,7 +156,7 @@ class Bench:
 
     def tuned_folder(self, name: str):
         """Where a tuned model lies: a PEFT adapter, or a whole model as a Hugging Face folder."""
-        return self.rundir / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
+        return self.folder / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
 
     def is_tuned(self, name: str) -> bool:
         """Whether a model is tuned and exported, as this process sees it."""
@@ -195,20 +165,25 @@ class Bench:
     def untuned(self, names: Iterable[str]) -> list[str]:
         """Those of these models that are not exported yet, as process 0 sees it; all processes ask together."""
         names = list(names)
-        tuned = mesh_lib.agreed([self.rundir.writer and self.is_tuned(name) for name in names])
+        tuned = agreement.agreed([self.folder.writer and self.is_tuned(name) for name in names])
         return [name for name, done in zip(names, tuned, strict=True) if not done]
 
     def unfinished(self, stage: str) -> list[Task]:
         """Tasks whose part of a stage's result is not there yet, as `untuned`."""
         tasks = self.suite.tasks
-        there = mesh_lib.agreed([self.rundir.writer and self.part(stage, task).exists() for task in tasks])
+        there = agreement.agreed([self.folder.writer and self.part(stage, task).exists() for task in tasks])
         return [task for task, done in zip(tasks, there, strict=True) if not done]
 
     def part(self, stage: str, task: Task):
         """Where a task's part of a stage's result lies."""
-        return self.rundir / f"results/parts/{stage}/{slug(task.name)}.parquet"
+        return self.folder / f"results/parts/{stage}/{slug(task.name)}.parquet"
 
     def read_part(self, stage: str, task: Task) -> pd.DataFrame:
         """That part, with columns that say of which task it is."""
         held_out = task.name in self.suite.held_out
         return read_parquet(self.part(stage, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)
+
+    def write_part(self, stage: str, task: Task, rows: list[dict]) -> None:
+        """Writes a task's part of a stage's result (writer only)."""
+        if self.folder.writer:
+            write_parquet(self.part(stage, task), pd.DataFrame(rows))

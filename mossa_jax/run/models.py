@@ -14,42 +14,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.monitoring import goodput
-from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.files.paths import on_disk
+from mossa_jax.function.exact_match import exact_match
 from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
+from mossa_jax.monitoring import goodput
+from mossa_jax.processes import agreement
+from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
-from mossa_jax.files.paths import on_disk
 from mossa_jax.tasks.suite import Example
-from mossa_jax.function.exact_match import exact_match
-from mossa_jax.run.context import Bench
 
 SCORE_ROWS = 64
 
 Found = TypeVar("Found")
 
 
-def chosen_engine(bench: Bench, models: int, prompts: int, pairs: Sequence[tuple[int, int]]) -> str:
+def chosen_engine(run: Run, models: int, prompts: int, pairs: Sequence[tuple[int, int]]) -> str:
     """How similarities of so many models over so many prompts are found; the reasons go to the log.
 
     Raises:
       Refusal: 2 where nothing fits the devices.
     """
-    config, arch = bench.config.compare, bench.architecture
+    config, arch = run.config.compare, run.architecture
     if config.pool == "all":
         return engine.MOMENTS
-    costs = engine.estimate(models, arch.layers + 2, prompts, arch.hidden, pairs, bench.mesh.size, config.pool)
-    tuning = bench.config.tuning
+    costs = engine.estimate(models, arch.layers + 2, prompts, arch.hidden, pairs, run.mesh.size, config.pool)
+    tuning = run.config.tuning
     whole = "full" in (tuning.control.method, tuning.experimental.method)
-    memory = min(mesh_lib.everywhere(engine.device_bytes()))
+    memory = min(agreement.everywhere(engine.device_bytes()))
     return engine.choose(costs, memory, engine.KEPT if whole else config.engine)
 
 
 def similarities(
-    bench: Bench,
+    run: Run,
     how: str,
     names: Sequence[str | None],
     prompts: Sequence[Sequence[int]],
@@ -58,7 +58,7 @@ def similarities(
     """Same-layer CKA of pairs of these models over the same prompts (token ids, BOS included).
 
     Args:
-      bench: of the run.
+      run: of the run.
       how: as `chosen_engine` says.
       names: of the models; None is the base.
       prompts: of one task.
@@ -68,20 +68,20 @@ def similarities(
       Refusal: 3 when a model was tuned with another prompt template.
     """
     if how == engine.KEPT:
-        kept, config = model_states(bench, names, prompts), bench.config
+        kept, config = model_states(run, names, prompts), run.config
         return compare_states(
             kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
         )
 
     def streamed(model: Model, adapters: Adapters) -> Similarities:
         arch, base = model.architecture, model.state
-        return stream_similarities(arch, base, adapters, prompts, bench.mesh, pairs, **_packing(bench))
+        return stream_similarities(arch, base, adapters, prompts, run.mesh, pairs, **_packing(run))
 
-    ((_, found),) = _by_program(bench, names, streamed)
+    ((_, found),) = _by_program(run, names, streamed)
     return found
 
 
-def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
+def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
     """Pooled states of these models, in this order, over the same prompts (token ids, BOS included).
 
     Raises:
@@ -89,11 +89,11 @@ def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Se
     """
 
     def states(model: Model, adapters: Adapters) -> KeptStates:
-        kept = keep_states(model.architecture, model.state, adapters, prompts, bench.mesh, **_packing(bench))
+        kept = keep_states(model.architecture, model.state, adapters, prompts, run.mesh, **_packing(run))
         jax.block_until_ready(kept.states)  # until then the model's weights are in use
         return kept
 
-    groups = _by_program(bench, names, states)
+    groups = _by_program(run, names, states)
     first = groups[0][1]
     if len(groups) == 1:
         return first
@@ -102,8 +102,8 @@ def model_states(bench: Bench, names: Sequence[str | None], prompts: Sequence[Se
     return replace(first, states=_in_order(order, first.states.sharding, *(kept.states for _, kept in groups)))
 
 
-def _packing(bench: Bench) -> dict[str, Any]:
-    config, tokens = bench.config.compare, bench.config.tokens
+def _packing(run: Run) -> dict[str, Any]:
+    config, tokens = run.config.compare, run.config.tokens
     return {
         "pool": config.pool,
         "row_length": tokens.row_length,
@@ -119,52 +119,52 @@ def _in_order(order: tuple[tuple[int, int], ...], where: jax.sharding.Sharding, 
     return jax.lax.with_sharding_constraint(jnp.stack([groups[group][row] for group, row in order]), where)
 
 
-def exact_matches(bench: Bench, names: Sequence[str | None], examples: Sequence[Example]) -> np.ndarray:
+def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Example]) -> np.ndarray:
     """Share of prompts that each of these models answers exactly: [M] float64, in this order.
 
     Raises:
       Refusal: 3 when a model was tuned with another prompt template.
     """
-    tokens = bench.config.tokens
+    tokens = run.config.tokens
 
     def shares(model: Model, adapters: Adapters) -> np.ndarray:
         return exact_match(
-            model.architecture, model.state, adapters, bench.tokenizer, examples, bench.mesh,
+            model.architecture, model.state, adapters, run.tokenizer, examples, run.mesh,
             max_tokens=tokens.max_tokens, truncation=tokens.truncation,
-            new_tokens=bench.config.tuning.score_tokens, batch_rows=SCORE_ROWS,
+            new_tokens=run.config.tuning.score_tokens, batch_rows=SCORE_ROWS,
         )  # fmt: skip
 
     found = np.zeros(len(names))
-    for positions, group in _by_program(bench, names, shares):
+    for positions, group in _by_program(run, names, shares):
         found[positions] = group
     return found
 
 
 def _by_program(
-    bench: Bench, names: Sequence[str | None], work: Callable[[Model, Adapters], Found]
+    run: Run, names: Sequence[str | None], work: Callable[[Model, Adapters], Found]
 ) -> list[tuple[list[int], Found]]:
     """What `work` makes of the models that run together, with their positions in `names`.
 
     The base and all adapters over it are one program; a whole model is one by itself, with an adapter that changes
     nothing, and is let go of when `work` returns.
     """
-    arch, config = bench.architecture, bench.config
+    arch, config = run.architecture, run.config
     for name in filter(None, names):
-        what = "model" if bench.is_whole(name) else "adapter"
-        bench.tokenizer.check_record(read_about(bench.tuned_folder(name)).get("template"), f"{what} {name!r}")
-    whole = [at for at, name in enumerate(names) if name is not None and bench.is_whole(name)]
+        what = "model" if run.is_whole(name) else "adapter"
+        run.tokenizer.check_record(read_about(run.tuned_folder(name)).get("template"), f"{what} {name!r}")
+    whole = [at for at, name in enumerate(names) if name is not None and run.is_whole(name)]
     over_base = [at for at in range(len(names)) if at not in whole]
     found = []
     if over_base:
-        folders = [names[at] and bench.tuned_folder(names[at]) for at in over_base]
+        folders = [names[at] and run.tuned_folder(names[at]) for at in over_base]
         with goodput.lost("load"):
             adapters = [load_adapter(folder, arch) if folder else {} for folder in folders]
         if not any(adapters):
             adapters = [zero_adapter(arch) for _ in adapters]
-        found.append((over_base, work(bench.model, stack(arch, adapters))))
+        found.append((over_base, work(run.model, stack(arch, adapters))))
     for at in whole:
-        with on_disk(bench.tuned_folder(names[at])) as folder:
-            model = load_model(str(folder), config.dtype, bench.mesh)
+        with on_disk(run.tuned_folder(names[at])) as folder:
+            model = load_model(str(folder), config.dtype, run.mesh)
         found.append(([at], work(model, stack(arch, [zero_adapter(arch)]))))
         del model  # the next one takes its place
     return found

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mossa_jax.monitoring import goodput
-from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.monitoring.progress import Progress
-from mossa_jax.log import log
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.run_folder import RunDir
 from mossa_jax.files.names import digest
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import write_json
-from mossa_jax.run.context import Bench
+from mossa_jax.log import log
+from mossa_jax.monitoring import goodput
+from mossa_jax.monitoring.progress import Progress
+from mossa_jax.processes import agreement
+from mossa_jax.run.context import Run
 
 _FILE = "data.json"
 
 
-def prepare(bench: Bench) -> dict[str, Any]:
+def prepare(run: Run) -> dict[str, Any]:
     """Encodes all training rows and test prompts, and records in data.json what they were; returns the record.
 
     A bad row is refused here, before anything is computed; so is a folder whose data or prompt template changed since
@@ -32,18 +32,18 @@ def prepare(bench: Bench) -> dict[str, Any]:
     Raises:
       Refusal: 3 for bad or changed data, and what the sources raise.
     """
-    with bench.ledger.stage("data"):
-        return _prepare(bench)
+    with run.ledger.stage("data"):
+        return _prepare(run)
 
 
-def _prepare(bench: Bench) -> dict[str, Any]:
-    suite, tasks = bench.suite, {}
+def _prepare(run: Run) -> dict[str, Any]:
+    suite, tasks = run.suite, {}
     if suite.missing:
         log.warning("no source has %s: the run goes on without them", ", ".join(suite.missing))
     progress = Progress("data", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):
         with goodput.useful("data", number - 1):
-            splits = {split: bench.encoded(task, split) for split in ("train", "test")}
+            splits = {split: run.encoded(task, split) for split in ("train", "test")}
         tasks[task.name] = {"source": task.source} | {
             split: {
                 "rows": len(found),
@@ -53,20 +53,20 @@ def _prepare(bench: Bench) -> dict[str, Any]:
             }
             for split, found in splits.items()
         }
-        distinct = tasks[task.name]["test"]["distinct"] = len(bench.test_prompts(task))
+        distinct = tasks[task.name]["test"]["distinct"] = len(run.test_prompts(task))
         repeats = f", {distinct} of them different" if distinct < len(splits["test"]) else ""
         counts = f"{len(splits['train'])} training rows, {len(splits['test'])} test prompts{repeats}"
         progress.line(number, f"{task.name}: {counts}")
-        bench.stop.leave_if_asked()
-    record = {"template": bench.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
+        run.stop.leave_if_asked()
+    record = {"template": run.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
     _check_alike(record)
-    before = read_record(bench.rundir)
+    before = read_record(run.folder)
     if before is not None:
-        bench.tokenizer.check_record(before["template"], f"--workdir={bench.rundir.path}")
+        run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
         _check_rows(before, record)
-    elif bench.rundir.writer:
-        write_json(bench.rundir / _FILE, record)
-    mesh_lib.wait_for_all("data")
+    elif run.folder.writer:
+        write_json(run.folder / _FILE, record)
+    agreement.wait_for_all("data")
     return record
 
 
@@ -75,7 +75,7 @@ def _check_alike(record: dict[str, Any]) -> None:
     prints = [[name, task["train"]["fingerprint"], task["test"]["fingerprint"]]
               for name, task in record["tasks"].items()]  # fmt: skip
     ours = int(digest([record["template"], prints])[:15], 16)
-    found = mesh_lib.everywhere(ours)
+    found = agreement.everywhere(ours)
     unlike = [process for process, theirs in enumerate(found) if theirs != found[0]]
     if unlike:
         raise Refusal(
@@ -85,9 +85,9 @@ def _check_alike(record: dict[str, Any]) -> None:
         )
 
 
-def read_record(rundir: RunDir) -> dict[str, Any] | None:
+def read_record(run_folder: RunFolder) -> dict[str, Any] | None:
     """The record that `prepare` left in a run folder, if it did."""
-    path = rundir / _FILE
+    path = run_folder / _FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 

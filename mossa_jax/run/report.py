@@ -7,82 +7,82 @@ import time
 
 import pandas as pd
 
-from mossa_jax.monitoring import goodput
-from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.run.prepare import read_record
+from mossa_jax.errors import BAD_INPUT, NO_ACCESS, Refusal
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import read_parquet, write_json, write_table
 from mossa_jax.findings import find
 from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.load import Model
+from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import read_about
-from mossa_jax.preview.dataset import FEW_PROMPTS, FEW_STEPS
 from mossa_jax.log import log
+from mossa_jax.monitoring import goodput
+from mossa_jax.preview.dataset import FEW_PROMPTS, FEW_STEPS
+from mossa_jax.processes import agreement
 from mossa_jax.report import write_figures, write_page
-from mossa_jax.errors import BAD_INPUT, NO_ACCESS, Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.write import read_parquet, write_json, write_table
+from mossa_jax.run.context import Run
+from mossa_jax.run.prepare import read_record
 from mossa_jax.states.parity import parity_or_reason, relative
 from mossa_jax.tokens.tokenizer import encode_prompts
-from mossa_jax.run.context import Bench
 
 _PARITY_TASKS = 4
 _PARITY_TOKENS = 128
 
 
-def report(bench: Bench) -> dict:
+def report(run: Run) -> dict:
     """Findings, figures and the page from the tables of the run folder; returns the findings; {} where another writes.
 
     Raises:
       Refusal: 3 when there is no table of similarities yet.
     """
-    with bench.ledger.stage("report"), goodput.useful():
-        return _report(bench)
+    with run.ledger.stage("report"), goodput.useful():
+        return _report(run)
 
 
-def _report(bench: Bench) -> dict:
-    config, rundir = bench.config, bench.rundir
-    path = rundir / "results/cka.parquet"
-    if not all(mesh_lib.agreed([rundir.writer and path.exists()])):
+def _report(run: Run) -> dict:
+    config, run_folder = run.config, run.folder
+    path = run_folder / "results/cka.parquet"
+    if not all(agreement.agreed([run_folder.writer and path.exists()])):
         raise Refusal(
-            BAD_INPUT, f"{rundir.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
+            BAD_INPUT, f"{run_folder.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
         )
-    bench.stop.leave_if_asked()
-    parity = base_parity(bench)
-    bench.stop.leave_if_asked()
-    if not rundir.writer:
+    run.stop.leave_if_asked()
+    parity = base_parity(run)
+    run.stop.leave_if_asked()
+    if not run_folder.writer:
         return {}
-    table, data = read_parquet(path), read_record(rundir)
-    scores = _scores(bench)
+    table, data = read_parquet(path), read_record(run_folder)
+    scores = _scores(run)
     prompts = None
     if config.compare.pool == "all":  # n counts tokens there
         prompts = {name: task["test"].get("distinct", task["test"]["rows"]) for name, task in data["tasks"].items()}
     found = find(table, scores, config.seed, config.compare.draws, prompts) | {"template": data["template"]}
-    curves = training_curves(rundir)
-    write_table(rundir / "results/scores.parquet", scores)
-    write_table(rundir / "results/curves.parquet", curves)
-    write_json(rundir / "results/findings.json", found)
-    figures = rundir / "figures"
+    curves = training_curves(run_folder)
+    write_table(run_folder / "results/scores.parquet", scores)
+    write_table(run_folder / "results/curves.parquet", curves)
+    write_json(run_folder / "results/findings.json", found)
+    figures = run_folder / "figures"
     write_figures(table, found, scores, curves, figures)
     goodput.record()  # what there is of this stage so far goes into its page
     write_page(
-        rundir / "report.html", table, found, scores, curves, _task_table(bench, data), parity,
-        _about(bench, found["trust"]["prompts"], table, data),
-        figures, goodput.times(rundir.metrics()),
+        run_folder / "report.html", table, found, scores, curves, _task_table(run, data), parity,
+        _about(run, found["trust"]["prompts"], table, data),
+        figures, goodput.times(run_folder.metrics()),
     )  # fmt: skip
-    log.info("report: %s", rundir / "report.html")
+    log.info("report: %s", run_folder / "report.html")
     return found
 
 
-def base_parity(bench: Bench) -> pd.DataFrame | str:
+def base_parity(run: Run) -> pd.DataFrame | str:
     """The base model beside transformers (`states.parity`), or why it was not checked; a table is made once and kept.
 
     All processes call this together; only the writer's return value means something.
     """
-    kept, kept_reason = bench.rundir / "results/parity.parquet", bench.rundir / "results/parity.json"
-    if all(mesh_lib.agreed([bench.rundir.writer and kept.exists() and kept.with_suffix(".csv").exists()])):
-        return read_parquet(kept) if bench.rundir.writer else ""
-    found = _check_base(bench)
-    if bench.rundir.writer:
+    kept, kept_reason = run.folder / "results/parity.parquet", run.folder / "results/parity.json"
+    if all(agreement.agreed([run.folder.writer and kept.exists() and kept.with_suffix(".csv").exists()])):
+        return read_parquet(kept) if run.folder.writer else ""
+    found = _check_base(run)
+    if run.folder.writer:
         if isinstance(found, str):
             log.info("parity with transformers: not checked: %s", found)
             write_json(kept_reason, {"not_checked": found})
@@ -90,19 +90,19 @@ def base_parity(bench: Bench) -> pd.DataFrame | str:
             log.info("parity with transformers: largest relative difference %.1e", relative(found).max())
             write_table(kept, found)
             kept_reason.unlink(missing_ok=True)
-    mesh_lib.wait_for_all("parity")
+    agreement.wait_for_all("parity")
     return found
 
 
-def _check_base(bench: Bench) -> pd.DataFrame | str:
+def _check_base(run: Run) -> pd.DataFrame | str:
     def inputs() -> tuple[Model, list[list[int]]]:
-        tokens = bench.config.tokens
-        texts = [task.examples("test", 1)[0].inputs for task in bench.suite.tasks[:_PARITY_TASKS]]
-        prompts, _ = encode_prompts(bench.tokenizer, texts, tokens.max_tokens, tokens.truncation)
-        return bench.model, [ids[:_PARITY_TOKENS] for ids in prompts]
+        tokens = run.config.tokens
+        texts = [task.examples("test", 1)[0].inputs for task in run.suite.tasks[:_PARITY_TASKS]]
+        prompts, _ = encode_prompts(run.tokenizer, texts, tokens.max_tokens, tokens.truncation)
+        return run.model, [ids[:_PARITY_TOKENS] for ids in prompts]
 
     try:
-        arch = read_architecture(locate(bench.base, bench.config.revision, config_only=True))
+        arch = read_architecture(locate(run.base, run.config.revision, config_only=True))
         return parity_or_reason(arch, inputs)
     except Refusal as refusal:  # a page can be made anew where the model is not at hand
         if refusal.code not in (BAD_INPUT, NO_ACCESS):
@@ -110,21 +110,21 @@ def _check_base(bench: Bench) -> pd.DataFrame | str:
         return str(refusal)
 
 
-def _scores(bench: Bench) -> pd.DataFrame:
-    tables = [bench.read_part("scores", task) for task in bench.suite.tasks if bench.part("scores", task).exists()]
+def _scores(run: Run) -> pd.DataFrame:
+    tables = [run.read_part("scores", task) for task in run.suite.tasks if run.part("scores", task).exists()]
     columns = ["task", "cluster", "held_out", "model", "exact_match", "n"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def training_curves(rundir: RunDir) -> pd.DataFrame:
+def training_curves(run_folder: RunFolder) -> pd.DataFrame:
     """Training loss by model and step; steps that a restart repeated count once."""
-    curves = pd.DataFrame(rundir.metrics(), columns=["model", "step", "loss"]).dropna()
+    curves = pd.DataFrame(run_folder.metrics(), columns=["model", "step", "loss"]).dropna()
     curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
     return curves.astype({"step": int}).reset_index(drop=True)
 
 
-def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
-    rows, suite = [], bench.suite
+def _task_table(run: Run, record: dict) -> pd.DataFrame:
+    rows, suite = [], run.suite
     for task in suite.tasks:
         train, test = record["tasks"][task.name]["train"], record["tasks"][task.name]["test"]
         rows.append(
@@ -136,16 +136,16 @@ def _task_table(bench: Bench, record: dict) -> pd.DataFrame:
                 "test_rows": test["rows"],
                 "truncated_rows": train["cut"],
                 "truncated_prompts": test["cut"],
-                "steps": read_about(bench.tuned_folder(task.name))["steps"],
+                "steps": read_about(run.tuned_folder(task.name))["steps"],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _odd_steps(rundir: RunDir) -> list[str]:
+def _odd_steps(run_folder: RunFolder) -> list[str]:
     """What went wrong in training and was got over, by model."""
     counts: dict[tuple[str, str], int] = {}
-    for record in filter(lambda record: "model" in record, rundir.metrics()):
+    for record in filter(lambda record: "model" in record, run_folder.metrics()):
         for kind in ("skipped", "spikes"):
             counts[record["model"], kind] = max(counts.get((record["model"], kind), 0), record.get(kind, 0))
     words = {"skipped": "updates were skipped, loss or gradient not being finite", "spikes": "loss spikes"}
@@ -166,15 +166,15 @@ def _repeats(tasks: dict[str, dict]) -> list[str]:
     ]
 
 
-def _about(bench: Bench, prompts: dict, table: pd.DataFrame, data: dict) -> dict:
-    config, suite = bench.config, bench.suite
-    record = json.loads((bench.rundir / "environment.json").read_text())
+def _about(run: Run, prompts: dict, table: pd.DataFrame, data: dict) -> dict:
+    config, suite = run.config, run.suite
+    record = json.loads((run.folder / "environment.json").read_text())
     warnings = []
     if prompts["smallest"] < FEW_PROMPTS:
         warnings.append(
             f"the smallest task has {prompts['smallest']} test prompts; below {FEW_PROMPTS} every interval is wide"
         )
-    steps = {task.name: read_about(bench.tuned_folder(task.name))["steps"] for task in suite.tasks}
+    steps = {task.name: read_about(run.tuned_folder(task.name))["steps"] for task in suite.tasks}
     few = [name for name, count in steps.items() if count < FEW_STEPS]
     if few:
         shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
@@ -199,7 +199,7 @@ def _about(bench: Bench, prompts: dict, table: pd.DataFrame, data: dict) -> dict
         bad = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad:
             warnings.append(f"task {name}: {bad} unusable rows were left out")
-    warnings += _odd_steps(bench.rundir)
+    warnings += _odd_steps(run.folder)
     return {
         "name": config.name,
         "base": config.base,

@@ -58,3 +58,8 @@ def with_q(table: pd.DataFrame, same: Sequence[str] = ()) -> pd.DataFrame:
         if rows.any():
             q[rows] = false_discovery_control(table.p[rows])
     return table.assign(q=q)
+
+
+def pairs_of(controls: int) -> list[tuple[int, int]]:
+    """What is compared among the base (0), E (1) and so many controls (2, ...)."""
+    return [(one, control) for control in range(2, 2 + controls) for one in (0, 1)] + [(0, 1)]

@@ -10,7 +10,16 @@ from jax.sharding import NamedSharding
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram, intervals, null
-from mossa_jax.similarity.estimators import ESTIMATORS, MIN_ROWS, Products, null_mean, products, ratio, reasons, variance_missing
+from mossa_jax.similarity.estimators import (
+    ESTIMATORS,
+    MIN_ROWS,
+    Products,
+    null_mean,
+    products,
+    ratio,
+    reasons,
+    variance_missing,
+)
 
 
 @dataclasses.dataclass(frozen=True)

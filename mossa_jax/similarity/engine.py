@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import jax
 
-from mossa_jax.log import log
+from mossa_jax.devices.memory import device_room, host_memory
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.log import log
 from mossa_jax.similarity.gram import tile_size
 from mossa_jax.similarity.streamed.moments import blocks, crossed, strips
-from mossa_jax.devices.memory import device_room, host_memory
 
 KEPT, MOMENTS = "kept", "moments"
 # Weights and the forward pass need the rest of a device.

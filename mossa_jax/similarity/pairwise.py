@@ -11,7 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.estimators import ESTIMATORS, MIN_ROWS, UndefinedSimilarity, ratio, variance_missing, whole_products
+from mossa_jax.similarity.estimators import (
+    ESTIMATORS,
+    MIN_ROWS,
+    UndefinedSimilarity,
+    ratio,
+    variance_missing,
+    whole_products,
+)
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
 # strips of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.

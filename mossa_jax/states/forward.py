@@ -24,8 +24,8 @@ from mossa_jax.llama.adapters import Adapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
-from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 from mossa_jax.processes.watchdog import sign
+from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
 KEPT = ("adapter", None, "rows", "kept")  # logical axes of kept states [M, L + 2, n, D]

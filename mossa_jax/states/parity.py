@@ -15,11 +15,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import logits, merge, parameter_count, run_blocks
-from mossa_jax.errors import BAD_INPUT, Refusal
 
 COLUMNS = ("layer", "max_abs_difference", "largest")
 _MEMORY = epath.Path("/proc/meminfo")

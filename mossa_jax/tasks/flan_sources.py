@@ -15,12 +15,12 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mossa_jax.files.cache import build_once
 from mossa_jax.config import Columns, Tasks
-from mossa_jax.files.hub import disk_full, download, is_offline, list_files
-from mossa_jax.log import log
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
+from mossa_jax.files.cache import build_once
+from mossa_jax.files.hub import disk_full, download, is_offline, list_files
 from mossa_jax.files.names import digest
+from mossa_jax.log import log
 from mossa_jax.tasks.flan_names import FlanTask
 from mossa_jax.tasks.rows import file_digest, file_task, split_of
 from mossa_jax.tasks.suite import Task

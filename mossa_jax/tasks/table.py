@@ -10,11 +10,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from etils import epath
 
-from mossa_jax.files import hub
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
+from mossa_jax.files import hub
 from mossa_jax.tasks.folder import NO_CLUSTER
-from mossa_jax.tasks.rows import BATCH, BadRow, RawRow, check_text, check_text_column, decoded, example_columns, raw_rows, split_of, texts_of, usable_rows
+from mossa_jax.tasks.rows import (
+    BATCH,
+    BadRow,
+    RawRow,
+    check_text,
+    check_text_column,
+    decoded,
+    example_columns,
+    raw_rows,
+    split_of,
+    texts_of,
+    usable_rows,
+)
 from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 
 if TYPE_CHECKING:

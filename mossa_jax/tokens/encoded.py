@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mossa_jax.files.cache import build_once
 from mossa_jax.config import Tokens
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.cache import build_once
 from mossa_jax.files.names import digest
+from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
-from mossa_jax.processes.watchdog import sign
 
 _FORMAT = 1  # of the files below; another number makes them anew
 _CHUNK = 1_000

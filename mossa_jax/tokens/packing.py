@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from mossa_jax.config import Tokens
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory
 
 WORTH = 0.15  # share of all ids that leading ones must make up before they are shared
@@ -415,3 +416,9 @@ def batches_of(rows: Sequence[int], batch_rows: int, length: int, long: int = 0,
     """The batches that `batch_rows` short rows a step make of so many short (and long) rows."""
     short, more = (*rows, 0)[:2]
     return Batches((short, more), (batch_rows, max(batch_rows * length // long, 1) if long else 1), tuple(seed))
+
+
+def packed(examples: Examples, tokens: Tokens, may_share: bool) -> tuple[PackedExamples, ...]:
+    """Examples in the rows that a configuration asks for; ids that all prompts begin with once a row, if they may."""
+    shared = shared_prefix(examples) if tokens.share_prefix and may_share else 0
+    return pack_examples(examples, tokens.row_length, tokens.long_row_length, shared)

@@ -28,8 +28,8 @@ from jax.experimental import multihost_utils
 
 from mossa_jax.errors import BAD_CONFIG, DISK, Refusal
 from mossa_jax.files.names import digest
-from mossa_jax.files.write import storing, write_json
 from mossa_jax.files.paths import as_path, cache_root, copy_folder, file_names, is_remote
+from mossa_jax.files.write import storing, write_json
 from mossa_jax.processes.watchdog import sign, unlimited
 
 log = logging.getLogger("mossa_jax")

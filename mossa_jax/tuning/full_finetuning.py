@@ -20,21 +20,21 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mossa_jax.monitoring import goodput
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.devices.memory import compile_step
+from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
+from mossa_jax.files.names import digest, slug
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import ABOUT, new_folder, write_json
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.model import merge
 from mossa_jax.llama.files.weights import leaf_name, save_weights, shardings
+from mossa_jax.llama.model import merge
+from mossa_jax.monitoring import goodput
 from mossa_jax.processes.stop import Stop
-from mossa_jax.files.write import ABOUT, new_folder, write_json
-from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.names import digest, slug
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.loop import Member, batches_for, train
-from mossa_jax.devices.memory import compile_step
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import FullOptimizer, Optimizer
 from mossa_jax.tuning.population import GUARDS, guarded, optimizer_for
@@ -44,9 +44,9 @@ State = dict
 parameters and moments lie by the table in `mossa_jax.mesh`."""
 
 
-def checkpoints_of(rundir: RunDir, label: str) -> epath.Path:
+def checkpoints_of(run_folder: RunFolder, label: str) -> epath.Path:
     """Where the checkpoints of the model with this label lie."""
-    return rundir / f"checkpoints/{slug(label)}"
+    return run_folder / f"checkpoints/{slug(label)}"
 
 
 def tune_full(
@@ -56,7 +56,7 @@ def tune_full(
     weights: Callable[[], nnx.State],
     tuning: Tuning,
     schedule: Schedule,
-    rundir: RunDir,
+    run_folder: RunFolder,
     stop: Stop,
 ) -> nnx.State:
     """Trains all parameters of a base model on a member's rows; returns them, float32, on the model's mesh.
@@ -74,7 +74,7 @@ def tune_full(
       weights: gives the base's weights; called once, and only where there is no checkpoint to go on from.
       tuning: the optimizer's fields, `remat`, `skips`, `checkpoint_every` and `log_every` count.
       schedule: how.
-      rundir: for checkpoints and metrics.jsonl.
+      run_folder: for checkpoints and metrics.jsonl.
       stop: asked after every step.
 
     Raises:
@@ -114,7 +114,7 @@ def tune_full(
     def report(done, metrics):
         loss, counts = float(metrics["loss"]), {name: int(metrics[name]) for name in ("skipped", "spikes")}
         record = {"model": member.name, "step": done, "loss": round(loss, 6) if math.isfinite(loss) else None}
-        rundir.append_metrics(record | {name: count for name, count in counts.items() if count})
+        run_folder.append_metrics(record | {name: count for name, count in counts.items() if count})
         if metrics["bad"] >= tuning.skips:
             kind, index = batches.at(done - 1)
             items = member.rows[kind].plan.take(index).items.tolist()
@@ -140,7 +140,7 @@ def tune_full(
         shapes,
         step,
         report,
-        checkpoints=Checkpoints(checkpoints_of(rundir, label), config=config, before_sealing=rundir.flush),
+        checkpoints=Checkpoints(checkpoints_of(run_folder, label), config=config, before_sealing=run_folder.flush),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
         stop=stop,

@@ -13,25 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.monitoring import goodput
+from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.chips import chip_of
-from mossa_jax.config import Schedule, Tuning
+from mossa_jax.devices.memory import compile_step
+from mossa_jax.errors import NOT_FINITE, Refusal
+from mossa_jax.files.names import digest, slug
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.log import log
+from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes.stop import Stop
-from mossa_jax.log import log
-from mossa_jax.errors import NOT_FINITE, Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.names import digest, slug
+from mossa_jax.processes.watchdog import sign
 from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import step_flops
-from mossa_jax.devices.memory import compile_step
 from mossa_jax.tuning.slots import plan_slots
-from mossa_jax.processes.watchdog import sign
 
 _AGREE = 5.0  # seconds: about how often processes ask each other whether to stop
 
@@ -134,7 +134,7 @@ def tune_population(
     tuning: Tuning,
     schedule: Schedule,
     mesh: jax.sharding.Mesh,
-    rundir: RunDir,
+    run_folder: RunFolder,
     stop: Stop,
     export: Callable[[Member, Adapter], None],
     exported: Collection[str] = (),
@@ -151,7 +151,7 @@ def tune_population(
       base, arch: the frozen model, on `mesh`.
       tuning, schedule: how.
       mesh: with axes ('adapter', 'fsdp', 'tensor').
-      rundir: for metrics and checkpoints.
+      run_folder: for metrics and checkpoints.
       stop: a polite request to stop.
       export: called on every process with a finished member and its adapter on the host; after a restart perhaps
         once more, with the same values.
@@ -161,7 +161,7 @@ def tune_population(
       Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
         is not finite; 75 on a request to stop.
     """
-    run = _Run(label, members, arch, tuning, schedule, mesh, rundir, export, exported)
+    run = _Run(label, members, arch, tuning, schedule, mesh, run_folder, export, exported)
     log.info(
         "%s: models %d, slots %d, steps %d; slots %.1f %% full",
         label, len(members), run.timeline.slots, run.timeline.steps, 100 * run.timeline.utilisation,
@@ -178,7 +178,10 @@ def tune_population(
         partial(run.step, base),
         run.report,
         checkpoints=Checkpoints(
-            rundir / f"checkpoints/{slug(label)}", config=run.digest(), stacked=True, before_sealing=rundir.flush
+            run_folder / f"checkpoints/{slug(label)}",
+            config=run.digest(),
+            stacked=True,
+            before_sealing=run_folder.flush,
         ),
         checkpoint_every=tuning.checkpoint_every,
         log_every=tuning.log_every,
@@ -189,10 +192,10 @@ def tune_population(
 class _Run:
     """One population's training: what happens before, in and after a step."""
 
-    def __init__(self, label, members, arch, tuning, schedule, mesh, rundir, export, exported):
+    def __init__(self, label, members, arch, tuning, schedule, mesh, run_folder, export, exported):
         self.label, self.members, self.arch, self.tuning, self.schedule = label, members, arch, tuning, schedule
-        self.mesh, self.rundir, self.export = mesh, rundir, export
-        before = rundir.metrics() if exported and rundir.writer else []
+        self.mesh, self.run_folder, self.export = mesh, run_folder, export
+        before = run_folder.metrics() if exported and run_folder.writer else []
         self.recorded = {(line["model"], line["step"]) for line in before if line.get("model") in exported}
         self.timeline = plan_slots([member.steps for member in members], min(tuning.slots, len(members)))
         # Slots are the same on every mesh; arrays hold as many places as divide over its adapter axis.
@@ -338,7 +341,7 @@ class _Run:
         record = {"model": name, "step": step}
         record["loss"] = round(loss, 6) if math.isfinite(loss) else None
         record |= {name: int(metrics[name][slot]) for name in ("skipped", "spikes") if metrics[name][slot]}
-        self.rundir.append_metrics(record)
+        self.run_folder.append_metrics(record)
 
     def report(self, done: int, metrics: dict[str, jax.Array]) -> str:
         """Metrics of the step that was the `done`-th, into metrics.jsonl and into words."""

@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.adapters import Adapters, join, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import choose
 from mossa_jax.llama.model import merge
-from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer

@@ -17,19 +17,19 @@ import optax
 import optax.contrib
 from etils import epath
 
-from mossa_jax.monitoring import goodput
-from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.files.cache import cache_root
 from mossa_jax.config import Pretraining
+from mossa_jax.errors import DISK, NOT_FINITE, STOPPED, Refusal
+from mossa_jax.files.cache import cache_root
+from mossa_jax.files.names import digest
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import Architecture, to_config
+from mossa_jax.llama.files.weights import save_weights
 from mossa_jax.llama.model import initial_state, merge
 from mossa_jax.llama.rope import Rope
-from mossa_jax.llama.files.weights import save_weights
-from mossa_jax.processes.stop import Stop
 from mossa_jax.log import log
-from mossa_jax.errors import DISK, NOT_FINITE, STOPPED, Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.names import digest
+from mossa_jax.monitoring import goodput
+from mossa_jax.processes import agreement
+from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.packing import batch_index, pack_text
 from mossa_jax.tokens.tokenizer import load_tokenizer
 from mossa_jax.tuning.checkpoints import Checkpoints
@@ -39,7 +39,7 @@ from mossa_jax.tuning.loss import answer_loss
 _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
 
 
-def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -> epath.Path:
+def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop) -> epath.Path:
     """The folder of the miniature base model for this configuration; trains it when it is not in the cache."""
     from mossa_jax.tasks.miniature import TOKENIZER, pretraining_text
 
@@ -48,20 +48,20 @@ def miniature_base(config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -
     vocabulary = hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()
     key = digest([dataclasses.asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
     folder = epath.Path(cache_root() / f"miniature-{key}")
-    if not folder.exists() and rundir.writer:
+    if not folder.exists() and run_folder.writer:
         try:
-            _pretrain(folder, documents, config, seed, rundir, stop)
+            _pretrain(folder, documents, config, seed, run_folder, stop)
         except Refusal as refusal:
             if refusal.code != STOPPED:  # else all processes leave together, below
                 raise
-    mesh_lib.wait_for_all("pre-training")
+    agreement.wait_for_all("pre-training")
     stop.leave_if_asked()
     if not folder.exists():
         raise Refusal(DISK, f"{folder} is not there on this host; set MOSSA_CACHE to a folder that all hosts share")
     return folder
 
 
-def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir, stop: Stop) -> None:
+def _pretrain(folder, documents, config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop) -> None:
     from mossa_jax.tasks.miniature import TOKENIZER
 
     log.info("pre-training the miniature base model (kept in %s)", folder)
@@ -107,7 +107,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         loss = float(loss)
         if not np.isfinite(loss):
             raise Refusal(NOT_FINITE, f"pre-training loss is {loss} at step {done}; lower pretraining.learning_rate")
-        rundir.append_metrics({"model": "pretraining", "step": done, "loss": round(loss, 6)})
+        run_folder.append_metrics({"model": "pretraining", "step": done, "loss": round(loss, 6)})
         return f"loss {loss:.3f}"
 
     state = train(
@@ -117,7 +117,7 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, rundir: RunDir,
         step,
         report,
         checkpoints=Checkpoints(
-            rundir / "checkpoints/pretraining", alone=True, config=folder.name, before_sealing=rundir.flush
+            run_folder / "checkpoints/pretraining", alone=True, config=folder.name, before_sealing=run_folder.flush
         ),
         checkpoint_every=max(config.steps // 5, 1),
         log_every=max(config.steps // 10, 1),

@@ -18,11 +18,11 @@ if processes:
     jax.distributed.initialize(processes[1], int(processes[0]), int(processes[2]))
 
 from mossa_jax.config import Mesh, Schedule, Tuning  # noqa: E402
+from mossa_jax.devices.mesh import make_mesh, place  # noqa: E402
+from mossa_jax.files.run_folder import RunFolder  # noqa: E402
 from mossa_jax.llama import adapters  # noqa: E402
 from mossa_jax.llama.files.load import load_model  # noqa: E402
-from mossa_jax.devices.mesh import make_mesh, place  # noqa: E402
 from mossa_jax.processes.stop import Stop  # noqa: E402
-from mossa_jax.files.run_folder import RunDir  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
 from mossa_jax.tokens.packing import pack_examples  # noqa: E402
 from mossa_jax.tuning import loop, population  # noqa: E402
@@ -64,14 +64,14 @@ for sizes in meshes.split():
     model = load_model(folder, mesh=mesh)
     place_ = pathlib.Path(workdir) / sizes
     place_.mkdir(parents=True, exist_ok=True)
-    rundir = RunDir(place_, writer=jax.process_index() == 0)
+    run_folder = RunFolder(place_, writer=jax.process_index() == 0)
     loop.tune_population(
-        "group", [member(n) for n in range(MODELS)], model.state, model.architecture, tuning, schedule, mesh, rundir,
-        Stop(), lambda member, adapter: None,
+        "group", [member(n) for n in range(MODELS)], model.state, model.architecture, tuning, schedule, mesh,
+        run_folder, Stop(), lambda member, adapter: None,
     )  # fmt: skip
     if jax.process_index() == 0:
         curves = [[0.0] * STEPS for _ in range(MODELS)]
-        for record in rundir.metrics():
+        for record in run_folder.metrics():
             curves[int(record["model"].split()[1])][record["step"] - 1] = record["loss"]
         gathers = [] if processes else gathers_over_adapter(mesh, model)
         found[sizes] = {"curves": curves, "gathers": gathers}

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from traps import PAIRS
 
 from mossa_jax.similarity import compare_states, matrix
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.values import finish
+from tests.support.traps import PAIRS
 
 BATCH = 16
 

@@ -9,14 +9,14 @@ import pathlib
 import sys
 
 import jax
-from test_full import make_member, tune
 
 from mossa_jax.config import Mesh
+from mossa_jax.devices.mesh import make_mesh
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.weights import leaf_name
-from mossa_jax.devices.mesh import make_mesh
-from mossa_jax.files.run_folder import RunDir
 from mossa_jax.tuning import full_finetuning as full
+from tests.integration.tuning.test_full import make_member, tune
 
 folder, optimizer, workdir = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 states, train = [], full.train
@@ -30,7 +30,7 @@ def kept(*arguments, **options):
 full.train = kept
 workdir.mkdir()
 model = load_model(folder, mesh=make_mesh(Mesh(1, 4, 2)))
-full.save_full(workdir / "saved", model, tune(model, make_member(), RunDir(workdir), optimizer=optimizer), {})
+full.save_full(workdir / "saved", model, tune(model, make_member(), RunFolder(workdir), optimizer=optimizer), {})
 leaves = jax.tree.leaves_with_path(states[0])
 print(
     json.dumps(

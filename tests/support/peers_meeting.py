@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from mossa_jax.errors import Refusal
 from mossa_jax.processes import peers as peers_lib
 from mossa_jax.processes import rendezvous as processes
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
 
 peers_lib._GRACE = 1.0
 folder = Path(sys.argv[2])

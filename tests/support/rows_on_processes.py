@@ -19,11 +19,11 @@ if processes:
     jax.distributed.initialize(processes[1], int(processes[0]), int(processes[2]))
 
 from mossa_jax.config import Mesh, Schedule, Tasks, Tokens, Tuning  # noqa: E402
-from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.devices.mesh import make_mesh  # noqa: E402
-from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.errors import STOPPED, Refusal  # noqa: E402
-from mossa_jax.files.run_folder import RunDir  # noqa: E402
+from mossa_jax.files.run_folder import RunFolder  # noqa: E402
+from mossa_jax.llama.files.load import load_model  # noqa: E402
+from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
 from mossa_jax.tokens.packing import pack_examples  # noqa: E402
@@ -51,12 +51,12 @@ for number, task in enumerate(load_suite(Tasks(suite="folder", folder=tasks)).ta
     examples = encode_split(task, "train", model.tokenizer(), tokens, 100).examples
     members.append(Member(task.name, pack_examples(examples, 24, 48), 12, (0, number)))
 pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-rundir = RunDir(workdir, writer=jax.process_index() == 0)
+run_folder = RunFolder(workdir, writer=jax.process_index() == 0)
 for attempt in range(2):
     try:
         tune_population(
             "group", members, model.state, model.architecture, Tuning(rank=2, log_every=1), Schedule(batch_rows=8),
-            model.mesh, rundir, stop, lambda member, adapter: None,
+            model.mesh, run_folder, stop, lambda member, adapter: None,
         )  # fmt: skip
     except Refusal as refusal:
         assert refusal.code == STOPPED and attempt == 0

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from mossa_jax.config import Mesh, Schedule, Tuning
-from mossa_jax.llama.files.load import load_model
 from mossa_jax.devices.mesh import make_mesh
-from mossa_jax.processes.stop import Stop
 from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.llama.files.load import load_model
+from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import pack_examples
 from mossa_jax.tuning import loop
@@ -39,7 +39,7 @@ def export(member, adapter):
     np.savez(workdir / member.name, **{f"{t}.{n}": leaf for t, part in adapter.items() for n, leaf in part.items()})
 
 
-class Asking(RunDir):
+class Asking(RunFolder):
     """Asks to stop when so many steps of the first model are done."""
 
     def append_metrics(self, record):
@@ -56,13 +56,13 @@ assert len(jax.devices()) == mesh.size
 stop, model = Stop(), load_model(folder, mesh=mesh)
 members = [member(number, steps) for number, steps in enumerate((30, 5, 21, 12, 26, 17, 4))]
 tuning = Tuning(rank=2, targets=("q_proj", "v_proj", "down_proj"), slots=3, log_every=1, checkpoint_every=1000)
-rundir = Asking(workdir)
+run_folder = Asking(workdir)
 try:
     loop.tune_population(
         "group", members, model.state, model.architecture, tuning, Schedule(batch_rows=4, learning_rate=5e-3),
-        mesh, rundir, stop, export,
+        mesh, run_folder, stop, export,
     )  # fmt: skip
     assert not stop_at
 except Refusal as refusal:
     assert refusal.code == 75 and stop_at
-print(json.dumps([warnings, [(record["model"], record["step"]) for record in rundir.metrics()]]))
+print(json.dumps([warnings, [(record["model"], record["step"]) for record in run_folder.metrics()]]))

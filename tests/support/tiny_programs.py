@@ -1,11 +1,10 @@
 """Programs in a process of their own, with eight virtual devices."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
-HERE = pathlib.Path(__file__).parent
+from tests.support.paths import ROOT
 
 
 def on_eight_devices(program: str) -> str:
@@ -13,8 +12,8 @@ def on_eight_devices(program: str) -> str:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=HERE,
-        env={**os.environ, **flags, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
+        cwd=ROOT,
+        env={**os.environ, **flags, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=900,

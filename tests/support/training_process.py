@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from mossa_jax.config import Schedule, Tuning
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import write_bytes
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.write import write_bytes
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import pack_examples
 from mossa_jax.tuning import loop
@@ -68,7 +68,7 @@ with Stop().listening() as stop:
     try:
         loop.tune_population(
             "group", members, model.state, model.architecture, tuning, Schedule(batch_rows=2, learning_rate=5e-3),
-            model.mesh, RunDir(workdir), stop, export,
+            model.mesh, RunFolder(workdir), stop, export,
         )  # fmt: skip
     except Refusal as refusal:
         sys.exit(refusal.code)

@@ -11,8 +11,8 @@ import numpy as np
 if sys.argv[1:]:
     jax.distributed.initialize(sys.argv[2], int(sys.argv[1]), int(sys.argv[3]))
 
-from engines import ENGINES, spread
-from traps import PAIRS, benign, expected, table, undefined_table
+from tests.support.engines import ENGINES, spread
+from tests.support.traps import PAIRS, benign, expected, table, undefined_table
 
 for engine, run in ENGINES.items():
     for name, (states, tolerance) in table().items():

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from mossa_jax.monitoring import goodput
+from mossa_jax.config import MINIATURE, Config
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.weights import load_weights
-from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.llama.model import shareable
+from mossa_jax.monitoring import goodput
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -64,3 +66,25 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
     with goodput.lost("load"):
         weights = load_weights(folder, architecture, mesh, jnp.dtype(dtype))
     return Model(name, folder, architecture, weights, mesh)
+
+
+def base_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of a configuration's base model, with its template; fetches no weights.
+
+    Raises:
+      Refusal: 3 for a model folder without config or tokenizer, 4 when access is denied.
+    """
+    if config.base == MINIATURE:
+        from mossa_jax.tasks.miniature import TOKENIZER
+
+        return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
+    folder = locate(config.base, config.revision, text_only=True)
+    architecture = read_architecture(folder)
+    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
+
+
+def may_share(config: Config) -> bool:
+    """Whether the base model can work through leading ids once for several examples."""
+    if config.base == MINIATURE:
+        return True
+    return shareable(read_architecture(locate(config.base, config.revision, config_only=True)))

@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 
 from etils import epath
 
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.hub import at, check_id, is_offline, refusal, why
 from mossa_jax.log import log
-from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.processes.watchdog import unlimited
 
 # How much of a model is wanted.

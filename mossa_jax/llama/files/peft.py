@@ -12,12 +12,12 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.paths import on_disk
+from mossa_jax.files.write import ABOUT, new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.peft_config import Block, Size, adapted_blocks, module_name, plain_config, read_config
-from mossa_jax.files.write import ABOUT, new_folder, write_bytes, write_json
-from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.paths import on_disk
 
 Parts = dict[str, dict[str, np.ndarray]]
 

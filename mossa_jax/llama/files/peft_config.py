@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.errors import BAD_INPUT, Refusal
 
 # Fields that decide what the adapter computes and that are followed here.
 _READ = (

@@ -17,11 +17,11 @@ from etils import epath
 from flax import nnx
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.tensors import Checkpoint, Writer
 from mossa_jax.llama.model import abstract_state, logical_axes
-from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.processes.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mossa_jax.errors import Refusal
-from mossa_jax.similarity.measures import distances, subspaces
 from mossa_jax.similarity import gram, layerwise
 from mossa_jax.similarity.estimators import FLOAT32_EPS, MIN_ROWS, ratio, variance_missing
+from mossa_jax.similarity.measures import distances, subspaces
 
 # Distances are counted and ranked in int32.
 MAX_RANKED_ROWS = 46_340

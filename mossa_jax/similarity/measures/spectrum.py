@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram, layerwise
-from mossa_jax.similarity.measures import subspaces
 from mossa_jax.similarity.estimators import MIN_ROWS, variance_missing
+from mossa_jax.similarity.measures import subspaces
 
 
 @dataclasses.dataclass(frozen=True)

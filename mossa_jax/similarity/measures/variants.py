@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram, layerwise
-from mossa_jax.similarity.measures import subspaces
 from mossa_jax.similarity.estimators import variance_missing
+from mossa_jax.similarity.measures import subspaces
 
 
 def standardised(states: jax.Array, valid: np.ndarray | jax.Array) -> jax.Array:

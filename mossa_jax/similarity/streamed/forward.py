@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.model import merge
-from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.moments import Moments
 from mossa_jax.similarity.streamed.values import finish
 from mossa_jax.states.forward import Pass, Prompts, rows_of, run_models

@@ -17,7 +17,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mossa_jax.log import log
 from mossa_jax.similarity.compare import Similarities
-from mossa_jax.similarity.estimators import ESTIMATORS, FLOAT32_EPS, MIN_ROWS, null_mean, ratio, reasons, variance_missing
+from mossa_jax.similarity.estimators import (
+    ESTIMATORS,
+    FLOAT32_EPS,
+    MIN_ROWS,
+    null_mean,
+    ratio,
+    reasons,
+    variance_missing,
+)
 from mossa_jax.similarity.streamed.moments import COUNT_BITS, Moments, Sums, blocks, crossed, side
 
 TOLERANCE = 1e-5

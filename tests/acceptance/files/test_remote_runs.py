@@ -8,20 +8,20 @@ import subprocess
 import sys
 import time
 
-import object_server
 import pandas as pd
 import pytest
-from processes import free_address, together
-from test_resume import ROOT, SMALL
 
-from mossa_jax.files.write import read_parquet
 from mossa_jax.files.paths import as_path
+from mossa_jax.files.write import read_parquet
+from tests.acceptance.run.test_resume import ROOT, SMALL
+from tests.support import object_server
+from tests.support.processes import free_address, together
 
 # A run that is killed leaves its claim; waiting for it is shortened here.
 START = """
 import runpy, sys
-import object_server
-from mossa_jax import holder
+from tests.support import object_server
+from mossa_jax.files import lease
 holder.BEAT, holder.PATIENCE, holder.SETTLE = 0.5, 3.0, 0.2
 runpy.run_module("launch.run", run_name="__main__", alter_sys=True)
 """

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from processes import cpu
+
+from tests.support.processes import cpu
 
 SCRIPTS = ("common.sh", "local_pod.sh", "on_worker.sh", "install.sh", "tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch")
 RUN = ["python", "-m", "launch.run", "--config=configs/demo.py", "--config.name=two words"]

@@ -4,9 +4,9 @@ import json
 import sys
 
 import pytest
-from processes import free_address, together
 
 from mossa_jax.llama.published import write_random
+from tests.support.processes import free_address, together
 
 
 @pytest.fixture(scope="module")

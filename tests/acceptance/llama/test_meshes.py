@@ -7,16 +7,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from processes import free_address, together
-from tiny_llama import import_torch, random_texts, write_family
 
 import mossa_jax as mossa
-from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.files.weights import check_mesh
 from mossa_jax.devices.mesh import AXES
 from mossa_jax.errors import Refusal
+from mossa_jax.llama.files.load import load_model
+from mossa_jax.llama.files.weights import check_mesh
+from tests.support.paths import ROOT
+from tests.support.processes import free_address, together
+from tests.support.tiny_llama import import_torch, random_texts, write_family
 
-PROGRAM = Path(__file__).with_name("states_on_meshes.py")
+PROGRAM = ROOT / "tests/support/states_on_meshes.py"
 TEXTS = random_texts(21)  # neither rows nor prompts divide by the devices
 SHAPE = {"hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 96}
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from processes import cpu, free_address
 
-SCRIPT = Path(__file__).with_name("run_process.py")
+from tests.support.paths import ROOT
+from tests.support.processes import cpu, free_address
+
+SCRIPT = ROOT / "tests/support/run_process.py"
 TIMEOUT = 8  # seconds
 PHASES = {"start": "processes: 4 of 4", "tune": "E 2/10", "compare": "compare 1/3", "report": "compare 3/3"}
 

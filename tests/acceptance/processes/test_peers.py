@@ -6,16 +6,16 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from mossa_jax.errors import Refusal
 from mossa_jax.processes import rendezvous as processes
 from mossa_jax.processes.rendezvous import Place, find_place, has_tpu
-from mossa_jax.errors import Refusal
 from mossa_jax.processes.watchdog import Watchdog, sign, unlimited
+from tests.support.paths import ROOT
 
-SCRIPT = Path(__file__).with_name("peers_meeting.py")
+SCRIPT = ROOT / "tests/support/peers_meeting.py"
 WORK = {"0": "work", "1": "work", "2": "work"}
 SCENARIOS = {
     "missing": {"processes": 4, "do": {"0": "0", "1": "0", "3": "0"}, "start_timeout": 1.5},

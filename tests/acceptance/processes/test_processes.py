@@ -7,10 +7,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from processes import cpu, free_address, together
 
-from mossa_jax.processes.rendezvous import find_place
 from mossa_jax.errors import Refusal
+from mossa_jax.processes.rendezvous import find_place
+from tests.support.processes import cpu, free_address, together
 
 # Devices that take their time.
 SLOW_START = """

@@ -4,21 +4,17 @@ import json
 import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from PIL import Image
 
+from mossa_jax.errors import Refusal
 from mossa_jax.findings import find
 from mossa_jax.monitoring.goodput import times
 from mossa_jax.report import write_page
 from mossa_jax.report.page import FIGURES
-from mossa_jax.errors import Refusal
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
-from planted import planted_scores, planted_table, training_records
+from tests.support.planted import planted_scores, planted_table, training_records
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 HOSTILE = [

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 SMALL = (
     "--config.tasks.only=('facts_country','sentiment_review','reading_who','struct_owner')",
     "--config.tasks.max_train=64",

@@ -1,13 +1,12 @@
 """Measures, spectra and variants of rows sharded over eight devices are those of one device."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.support.paths import ROOT
 
 PROGRAM = """
 import jax, numpy as np

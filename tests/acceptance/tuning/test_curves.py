@@ -2,13 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import free_address, together
 
-SCRIPT = Path(__file__).with_name("curves_on_meshes.py")
+from tests.support.paths import ROOT
+from tests.support.processes import free_address, together
+
+SCRIPT = ROOT / "tests/support/curves_on_meshes.py"
 
 
 @pytest.fixture(scope="module")

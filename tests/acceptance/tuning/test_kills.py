@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from processes import cpu
 
-SCRIPT = Path(__file__).with_name("training_process.py")
+from tests.support.paths import ROOT
+from tests.support.processes import cpu
+
+SCRIPT = ROOT / "tests/support/training_process.py"
 INTERVAL = 10  # steps between checkpoints
 
 

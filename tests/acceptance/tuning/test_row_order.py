@@ -2,15 +2,16 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-from processes import free_address, together
+
+from tests.support.paths import ROOT
+from tests.support.processes import free_address, together
 
 
 @pytest.mark.slow
 def test_every_step_has_the_same_rows_on_any_number_of_processes(root, tiny, tasks_folder, tmp_path):
-    script = Path(__file__).with_name("rows_on_processes.py")
+    script = ROOT / "tests/support/rows_on_processes.py"
     found = {}
     for count in (1, 2, 8):
         here = tmp_path / str(count)

@@ -3,13 +3,14 @@
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import together
 
-SCRIPT = Path(__file__).with_name("slots_on_meshes.py")
+from tests.support.paths import ROOT
+from tests.support.processes import together
+
+SCRIPT = ROOT / "tests/support/slots_on_meshes.py"
 NAMES = [f"model{number}" for number in range(7)]
 
 

@@ -9,7 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from mossa_jax.benchmarks import machine, end_to_end_baselines as model_peers, end_to_end as models, overhead, plain, prefix, ready_states as ready, traps
+from mossa_jax.benchmarks import end_to_end as models
+from mossa_jax.benchmarks import end_to_end_baselines as model_peers
+from mossa_jax.benchmarks import machine, overhead, plain, prefix, traps
+from mossa_jax.benchmarks import ready_states as ready
 from mossa_jax.benchmarks.baselines import Tool
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import reference

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
+from mossa_jax.benchmarks import tuning as benchmark
 from mossa_jax.config import Schedule
 from mossa_jax.errors import Refusal
-from mossa_jax.benchmarks import tuning as benchmark
 
 SHAPE = benchmark.Shape(hidden=16, feed_forward=24, layers=2, heads=2, kv_heads=1, vocab=64, tied=False)
 WORK = benchmark.Workload(

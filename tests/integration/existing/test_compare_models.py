@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_llama import distance, random_texts, torch_states
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
+from tests.support.tiny_llama import distance, random_texts, torch_states
 
 # Far more than fit in a row, of very different lengths, so that packing moves them about.
 TEXTS = [" ".join(random_texts(1 + number % 5, seed=number)) for number in range(40)]

@@ -10,21 +10,23 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
-import object_server
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from mossa_jax.files import lease as holder, run_folder as rundir, paths as storage
-from mossa_jax.files.cache import keep_compiled
-from mossa_jax.files.lease import Holder
-from mossa_jax.files.growing import GrowingText, LogFile
 from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.write import is_whole, new_folder, write_bytes
+from mossa_jax.files import lease as holder
+from mossa_jax.files import paths as storage
+from mossa_jax.files import run_folder as run_folder
+from mossa_jax.files.cache import keep_compiled
+from mossa_jax.files.growing import GrowingText, LogFile
+from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, copy_folder, file_names, on_disk
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import is_whole, new_folder, write_bytes
 from mossa_jax.monitoring.trackers import Trackers
 from mossa_jax.tuning import checkpoints as checkpoints_lib
 from mossa_jax.tuning.checkpoints import Checkpoints
+from tests.support import object_server
 
 Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
 
@@ -110,7 +112,7 @@ def test_a_folder_is_whole_when_its_last_file_is_there(folder, server):
 
 
 def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
-    monkeypatch.setattr(rundir, "RHYTHM", 0.2)
+    monkeypatch.setattr(run_folder, "RHYTHM", 0.2)
     text = GrowingText(folder / "metrics.jsonl")
     text.append("1")
     text.append("2")
@@ -119,7 +121,7 @@ def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
     while not text.path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert text.path.read_text() == "1\n2\n"  # without another line
-    monkeypatch.setattr(rundir, "RHYTHM", 3600)
+    monkeypatch.setattr(run_folder, "RHYTHM", 3600)
     text.append("3")
     text.flush()
     text.append("lost with its process")
@@ -135,7 +137,7 @@ def test_a_log_that_cannot_be_written_is_silent_and_one_that_can_is_whole(folder
     record = logging.LogRecord("mossa_jax", logging.INFO, "", 0, "a line %d", (1,), None)
     handler.emit(record)
     with monkeypatch.context() as full:
-        full.setattr(rundir, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
+        full.setattr(run_folder, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
         handler.close()
     assert not (folder / "log.txt").exists()
     handler.close()
@@ -143,7 +145,7 @@ def test_a_log_that_cannot_be_written_is_silent_and_one_that_can_is_whole(folder
 
 
 def test_metrics_wait_for_nobody_and_are_there_when_a_step_is_sealed(folder, hasty, monkeypatch, tmp_path):
-    run = RunDir(str(folder))
+    run = RunFolder(str(folder))
     run.open(Config(), {})
     seen = []
     monkeypatch.setattr(
@@ -159,11 +161,11 @@ def test_metrics_wait_for_nobody_and_are_there_when_a_step_is_sealed(folder, has
     assert run.metrics() == [{"step": 1}, {"step": 2}]
     run.append_metrics({"step": 3})
     run.close()
-    assert RunDir(str(folder)).metrics() == [{"step": number} for number in (1, 2, 3)]
+    assert RunFolder(str(folder)).metrics() == [{"step": number} for number in (1, 2, 3)]
 
 
 def test_a_folder_is_held_while_its_run_lives(folder, hasty):
-    first, second = RunDir(str(folder)), RunDir(str(folder))
+    first, second = RunFolder(str(folder)), RunFolder(str(folder))
     first.open(Config(), {})
     with pytest.raises(Refusal, match=r"in use by process \d+ on ") as caught:
         second.open(Config(), {})
@@ -174,14 +176,14 @@ def test_a_folder_is_held_while_its_run_lives(folder, hasty):
     second.open(Config(), {})
     second.close()
     with pytest.raises(Refusal, match="seed was 0, now 1"):
-        RunDir(str(folder)).open(Config(seed=1), {})
+        RunFolder(str(folder)).open(Config(seed=1), {})
 
 
 def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(folder, hasty, monkeypatch):
-    still = Holder(folder / ".holder")
+    still = Lease(folder / ".holder")
     monkeypatch.setattr(still, "_renew", lambda: still._ended.wait())  # its process stands still
     assert still.claim() is None
-    run = RunDir(str(folder))
+    run = RunFolder(str(folder))
     start = time.monotonic()
     run.open(Config(), {})
     assert time.monotonic() - start >= holder.PATIENCE
@@ -266,7 +268,7 @@ def test_a_store_that_is_full_is_one_line_and_the_last_step_loads(server, monkey
 def test_tensorboard_files_get_there(folder, hasty, tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run = RunDir(str(folder))
+    run = RunFolder(str(folder))
     run.open(Config(), {})
     run.trackers = Trackers(["tensorboard"], run.path, "title", {})
     run.append_metrics({"model": "tuned", "step": 1, "loss": 0.5})
@@ -312,15 +314,15 @@ def test_a_store_that_is_away_for_a_while_is_not_taken_for_an_empty_one(server, 
 
 def test_what_cannot_be_a_workdir_is_refused():
     with pytest.raises(Refusal, match=r"--workdir=nowhere://x: .*nowhere") as caught:
-        RunDir("nowhere://x")
+        RunFolder("nowhere://x")
     assert caught.value.code == 2
-    assert str(RunDir("file:///tmp/x").path) == "/tmp/x"
+    assert str(RunFolder("file:///tmp/x").path) == "/tmp/x"
 
 
 def test_a_store_that_cannot_be_reached_is_refused(server, monkeypatch):
     monkeypatch.setenv(object_server.ADDRESS, "http://127.0.0.1:9")
     with pytest.raises(Refusal, match=r"--workdir=objects://bucket/run cannot be reached .*refused") as caught:
-        RunDir("objects://bucket/run").open(Config(), {})
+        RunFolder("objects://bucket/run").open(Config(), {})
     assert caught.value.code == 4
 
 

@@ -10,7 +10,8 @@ import sys
 import filelock
 import pandas as pd
 import pytest
-from tiny_llama import random_texts, write_config, write_tasks
+
+from tests.support.tiny_llama import random_texts, write_config, write_tasks
 
 # Imports once, then runs every command in a forked child with its own streams: (code, stdout, stderr) per command.
 HARNESS = """

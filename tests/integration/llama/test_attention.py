@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_families import rows_of
-from test_parity import every_state
-from tiny_llama import distance, random_prompts, torch_states, write_family
 
+from mossa_jax.devices.mesh import single_device
+from mossa_jax.errors import Refusal
 from mossa_jax.llama import attention as door
 from mossa_jax.llama.attention import Cached, Segments, attention, choose
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.splash import splash
-from mossa_jax.devices.mesh import single_device
-from mossa_jax.errors import Refusal
+from tests.integration.llama.test_families import rows_of
+from tests.integration.llama.test_parity import every_state
+from tests.support.tiny_llama import distance, random_prompts, torch_states, write_family
 
 
 def inputs(length, heads=4, kv_heads=2, width=16, rows=2, seed=0):

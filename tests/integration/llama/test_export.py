@@ -9,14 +9,22 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_commands import HARNESS, environment
-from tiny_llama import FAMILIES, distance, random_prompts, torch_model, torch_states, write_adapter, write_family
 
 import mossa_jax as mossa
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.files.weights import save_weights
-from mossa_jax.errors import Refusal
+from tests.integration.launch.test_commands import HARNESS, environment
+from tests.support.tiny_llama import (
+    FAMILIES,
+    distance,
+    random_prompts,
+    torch_model,
+    torch_states,
+    write_adapter,
+    write_family,
+)
 
 PROMPTS = random_prompts(3)
 # Blocks without an update, two ranks, scaling by the root of the rank, some targets.

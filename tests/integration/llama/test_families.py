@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from test_parity import assert_equal_states, every_state
-from tiny_llama import FAMILIES, VOCAB, torch_states, write_family
 
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.architecture import SUPPORTED, architecture_from_config, read_architecture
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import parameter_count
 from mossa_jax.llama.published import PUBLISHED
-from mossa_jax.errors import Refusal
 from mossa_jax.tokens.packing import pack_prompts
+from tests.integration.llama.test_parity import assert_equal_states, every_state
+from tests.support.tiny_llama import FAMILIES, VOCAB, torch_states, write_family
 
 LENGTHS = (3, 60, 11, 24, 30, 40)  # windows are 7 keys, the first context 16 or 24 positions
 ROWS, WIDTH = 6, 96

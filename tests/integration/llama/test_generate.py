@@ -8,12 +8,19 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_llama import import_torch, random_prompts, random_texts, torch_model, write_adapter, write_family
 
 from mossa_jax.llama.adapters import stack, zero_adapter
-from mossa_jax.llama.generate import greedy
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.llama.generate import greedy
+from tests.support.tiny_llama import (
+    import_torch,
+    random_prompts,
+    random_texts,
+    torch_model,
+    write_adapter,
+    write_family,
+)
 
 NEVER = (-1,)  # ends no answer
 PROMPTS = random_prompts(5, seed=4, shortest=1, longest=11)

@@ -8,10 +8,10 @@ import os
 import types
 
 import pytest
-from hub_server import BAD_TOKEN, GOOD_TOKEN, NARROW_TOKEN, HubServer, Process, commit_of
 
-from mossa_jax.llama.files.locate import locate
 from mossa_jax.errors import BAD_INPUT, NO_ACCESS, Refusal
+from mossa_jax.llama.files.locate import locate
+from tests.support.hub_server import BAD_TOKEN, GOOD_TOKEN, NARROW_TOKEN, HubServer, Process, commit_of
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = {"metadata": {}, "weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}
@@ -62,7 +62,7 @@ GATED = [name for name in REPOSITORIES if not name.startswith("open/")]
 ASKED = """
 import json, logging, os, sys
 from mossa_jax.llama.hub import locate
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 
 warnings = []
 handler = logging.Handler()

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_llama import NAMES, distance, random_prompts, torch_model, torch_states
 
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import logits, merge, run_blocks
 from mossa_jax.tokens.packing import pack_prompts
+from tests.support.tiny_llama import NAMES, distance, random_prompts, torch_model, torch_states
 
 PROMPTS = random_prompts(7)
 

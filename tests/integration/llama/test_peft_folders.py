@@ -8,8 +8,16 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_parity import padded
-from tiny_llama import (
+
+from mossa_jax.errors import Refusal
+from mossa_jax.llama.adapters import initial_adapter, stack
+from mossa_jax.llama.attention import Segments
+from mossa_jax.llama.files import peft_config
+from mossa_jax.llama.files.load import load_model
+from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_adapter, save_adapter
+from mossa_jax.llama.model import logits, merge, run_blocks
+from tests.integration.llama.test_parity import padded
+from tests.support.tiny_llama import (
     LAYERS,
     TARGETS,
     distance,
@@ -19,14 +27,6 @@ from tiny_llama import (
     torch_states,
     write_adapter,
 )
-
-from mossa_jax.llama.files import peft_config
-from mossa_jax.llama.adapters import initial_adapter, stack
-from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.model import logits, merge, run_blocks
-from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_adapter, save_adapter
-from mossa_jax.errors import Refusal
 
 PROMPTS = random_prompts(5, seed=8)
 

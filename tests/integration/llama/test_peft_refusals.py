@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_peft_folders import change_config, refused
 
 from mossa_jax.llama.files import peft_config
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
+from tests.integration.llama.test_peft_folders import change_config, refused
 
 
 @pytest.fixture(scope="module")

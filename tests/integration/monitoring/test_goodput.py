@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mossa_jax.run import pipeline as experiment
-from mossa_jax.monitoring import goodput, profiles as profiling
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.monitoring import goodput
+from mossa_jax.monitoring import profiles as profiling
 from mossa_jax.monitoring.goodput import CAUSES, Ledger
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
+from mossa_jax.run import pipeline
 from mossa_jax.tuning import loop
 from mossa_jax.tuning.checkpoints import Checkpoints
 
@@ -53,14 +54,14 @@ def clock(monkeypatch):
     return clock
 
 
-def run_folder(path):
+def opened(path):
     path.mkdir(exist_ok=True)
-    return RunDir(path)
+    return RunFolder(path)
 
 
-def last(rundir, stage):
+def last(run_folder, stage):
     """The last record of a stage, whose parts must be its whole."""
-    found = [one for one in rundir.metrics() if one.get("stage") == stage]
+    found = [one for one in run_folder.metrics() if one.get("stage") == stage]
     assert found, f"no record of {stage}"
     for one in found:
         assert set(one["lost"]) <= set(CAUSES) and min([one["useful"], *one["lost"].values()]) >= 0
@@ -69,8 +70,8 @@ def last(rundir, stage):
 
 
 def test_every_second_is_booked_once(tmp_path, clock):
-    rundir = run_folder(tmp_path)
-    with Ledger(rundir).stage("E"):
+    run_folder = opened(tmp_path)
+    with Ledger(run_folder).stage("E"):
         clock.work(1)  # other
         with goodput.lost("load"):
             clock.work(2)
@@ -84,15 +85,15 @@ def test_every_second_is_booked_once(tmp_path, clock):
             with goodput.useful():
                 clock.work(64)
             clock.compile(128)
-    record = last(rundir, "E")
+    record = last(run_folder, "E")
     assert record["wall"] == 255 and record["useful"] == 80
     assert record["lost"] == {"compile": 128, "load": 14, "input": 32, "other": 1}
     assert (record["label"], record["step"], record["devices"]) == ("E", 1, jax.device_count())
 
 
 def test_compilations_inside_of_compilations_count_once(tmp_path, clock):
-    rundir, trace = run_folder(tmp_path), "/jax/core/compile/jaxpr_trace_duration"
-    with Ledger(rundir).stage("E"), goodput.useful("E", 0):
+    run_folder, trace = opened(tmp_path), "/jax/core/compile/jaxpr_trace_duration"
+    with Ledger(run_folder).stage("E"), goodput.useful("E", 0):
         clock.work(1)
         begin = clock.now  # tracing a function that calls two others, one of which calls a third
         clock.work(2)
@@ -104,12 +105,12 @@ def test_compilations_inside_of_compilations_count_once(tmp_path, clock):
         clock.compile(32)
         jax.monitoring.record_event_duration_secs("/jax/some/other_duration", 7)
         clock.work(1)
-    record = last(rundir, "E")
+    record = last(run_folder, "E")
     assert record["lost"] == {"compile": 2 + 4 + 8 + 16 + 32} and record["useful"] == 2
 
 
 def test_other_threads_and_time_outside_of_stages_count_nothing(tmp_path, clock):
-    rundir = run_folder(tmp_path)
+    run_folder = opened(tmp_path)
 
     def elsewhere():
         with goodput.lost("checkpoint"):
@@ -118,12 +119,12 @@ def test_other_threads_and_time_outside_of_stages_count_nothing(tmp_path, clock)
     elsewhere()
     goodput.running(jnp.zeros(3))
     goodput.record()
-    with Ledger(rundir).stage("E"), goodput.useful("E", 0):
+    with Ledger(run_folder).stage("E"), goodput.useful("E", 0):
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-    assert last(rundir, "E")["lost"] == {} and last(rundir, "E")["useful"] == 3
-    assert len(rundir.metrics()) == 1
+    assert last(run_folder, "E")["lost"] == {} and last(run_folder, "E")["useful"] == 3
+    assert len(run_folder.metrics()) == 1
 
 
 class Work:
@@ -145,8 +146,8 @@ def until_idle(ledger):
 
 
 def test_what_happens_behind_a_running_step_costs_nothing(tmp_path, clock):
-    rundir = run_folder(tmp_path)
-    ledger, first, second = Ledger(rundir), Work(), Work()
+    run_folder = opened(tmp_path)
+    ledger, first, second = Ledger(run_folder), Work(), Work()
     with ledger.stage("E"):
         with goodput.useful("E", 0):
             clock.work(1)
@@ -164,7 +165,7 @@ def test_what_happens_behind_a_running_step_costs_nothing(tmp_path, clock):
             clock.work(16)  # the devices wait
         with goodput.lost("input"):
             clock.work(32)
-    record = last(rundir, "E")
+    record = last(run_folder, "E")
     assert record["lost"] == {"input": 32, "checkpoint": 16}
     assert record["useful"] == 1 + 2 + 4 + 8
 
@@ -174,21 +175,21 @@ def test_work_that_breaks_down_is_no_longer_waited_for(tmp_path, clock):
         def block_until_ready(self):
             raise RuntimeError("a peer is gone")
 
-    ledger = Ledger(run_folder(tmp_path))
+    ledger = Ledger(opened(tmp_path))
     with ledger.stage("E"):
         goodput.running(Broken())
         until_idle(ledger)
 
 
 def test_a_stage_inside_of_another_stops_its_clock(tmp_path, clock):
-    rundir, ledger = run_folder(tmp_path), Ledger(run_folder(tmp_path))
+    run_folder, ledger = opened(tmp_path), Ledger(opened(tmp_path))
     with ledger.stage("compare"), goodput.useful("compare", 0):
         clock.work(1)
         with ledger.stage("pretraining"), goodput.useful("pre-training", 0):
             clock.work(2)
         clock.work(4)
-    assert last(rundir, "pretraining")["wall"] == 2
-    assert last(rundir, "compare")["wall"] == last(rundir, "compare")["useful"] == 5
+    assert last(run_folder, "pretraining")["wall"] == 2
+    assert last(run_folder, "compare")["wall"] == last(run_folder, "compare")["useful"] == 5
 
 
 def units(clock, label, numbers, total=9):
@@ -202,21 +203,21 @@ def units(clock, label, numbers, total=9):
 
 
 def test_what_an_interruption_costs_is_lost_to_restart(tmp_path, clock):
-    rundir = run_folder(tmp_path)
-    with Ledger(rundir).stage("E"):
+    run_folder = opened(tmp_path)
+    with Ledger(run_folder).stage("E"):
         units(clock, "E", range(5))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines[:5]) + "\n")  # killed: only progress lines left records
     clock.work(100)
-    with Ledger(rundir).stage("E"):  # from a checkpoint of step 3
+    with Ledger(run_folder).stage("E"):  # from a checkpoint of step 3
         units(clock, "E", range(3, 7))
-    record = last(rundir, "E")
+    record = last(run_folder, "E")
     assert record["wall"] == 11 and record["lost"] == {"restart": 3 + 2 * 2} and record["useful"] == 2 * 2
     clock.work(50)
-    with Ledger(rundir).stage("E"):  # another sequence of the same stage has been nowhere yet
+    with Ledger(run_folder).stage("E"):  # another sequence of the same stage has been nowhere yet
         units(clock, "E again", range(2))
-    assert last(rundir, "E")["lost"] == {"restart": 3}
-    table = goodput.times([{"model": "tuned", "step": 1, "loss": 1.0}, *rundir.metrics()])
+    assert last(run_folder, "E")["lost"] == {"restart": 3}
+    table = goodput.times([{"model": "tuned", "step": 1, "loss": 1.0}, *run_folder.metrics()])
     (row,) = table.to_dict("records")
     assert (row["stage"], row["attempts"], row["wall"], row["useful"]) == ("E", 3, 13 + 11 + 7, 10 + 4 + 4)
     assert row["restart"] == 10 and row["other"] == 3
@@ -226,33 +227,33 @@ def test_what_an_interruption_costs_is_lost_to_restart(tmp_path, clock):
 
 
 def test_a_stage_goes_on_counting_in_one_attempt_and_nothing_to_do_leaves_nothing(tmp_path, clock):
-    rundir = run_folder(tmp_path)
-    ledger = Ledger(rundir)
+    run_folder = opened(tmp_path)
+    ledger = Ledger(run_folder)
     for _ in range(2):
         with ledger.stage("data"):
             units(clock, "data", range(2))
         with ledger.stage("score"):
             clock.work(1)
-    record = last(rundir, "data")
+    record = last(run_folder, "data")
     assert record["wall"] == 14 and record["useful"] == 8 and "restart" not in record["lost"]
-    assert {one["stage"] for one in rundir.metrics()} == {"data"}
+    assert {one["stage"] for one in run_folder.metrics()} == {"data"}
 
 
 def test_a_breakdown_is_recorded_to_its_moment(tmp_path, clock):
-    rundir = run_folder(tmp_path)
-    with pytest.raises(RuntimeError), Ledger(rundir).stage("E"):
+    run_folder = opened(tmp_path)
+    with pytest.raises(RuntimeError), Ledger(run_folder).stage("E"):
         with goodput.useful("E", 0):
             clock.work(1)
         with goodput.useful("E", 1), goodput.lost("input"):
             clock.work(2)
             raise RuntimeError
-    record = last(rundir, "E")
+    record = last(run_folder, "E")
     assert record["wall"] == 3 and record["lost"] == {"input": 2} and record["step"] == 1
 
 
 def test_processes_that_do_not_write_leave_nothing(tmp_path, clock):
-    rundir = RunDir(tmp_path, writer=False)
-    with Ledger(rundir).stage("E"):
+    run_folder = RunFolder(tmp_path, writer=False)
+    with Ledger(run_folder).stage("E"):
         units(clock, "E", range(2))
     assert not list(tmp_path.iterdir())
 
@@ -282,14 +283,14 @@ def train(folder, total, slow_input=0.0, kind=Checkpoints, until=None, profile=N
             time.sleep(slow_input)
         return update(state)
 
-    rundir = run_folder(folder)
-    with Ledger(rundir, profile).stage("E"):
+    run_folder = opened(folder)
+    with Ledger(run_folder, profile).stage("E"):
         state = loop.train(
             "E", total, {"x": jnp.float32(0)}, step, lambda done, metrics: f"{float(metrics['loss'])}",
             checkpoints=kind(folder / "checkpoints"), checkpoint_every=4, log_every=1, stop=Stop(),
         )  # fmt: skip
         assert float(state["x"]) == total
-    return last(rundir, "E")
+    return last(run_folder, "E")
 
 
 def test_slow_input_and_slow_checkpoints_show_by_name(tmp_path):
@@ -306,13 +307,13 @@ def test_slow_input_and_slow_checkpoints_show_by_name(tmp_path):
 def test_training_that_broke_down_goes_on_with_a_restart(tmp_path):
     with pytest.raises(RuntimeError, match="power cut"):
         train(tmp_path, 12, until=7)
-    broken = last(RunDir(tmp_path), "E")
+    broken = last(RunFolder(tmp_path), "E")
     assert broken["step"] == 7 and "restart" not in broken["lost"]
     resumed = train(tmp_path, 12)
     assert resumed["step"] == 12 and resumed["attempt"] > broken["attempt"]
     assert resumed["lost"]["restart"] > 3 * 0.02  # steps 4 to 6 once more
     assert resumed["useful"] > 4 * 0.02
-    table = goodput.times(RunDir(tmp_path).metrics())
+    table = goodput.times(RunFolder(tmp_path).metrics())
     assert table.attempts.tolist() == [2] and table.restart.tolist() == [resumed["lost"]["restart"]]
 
 
@@ -321,11 +322,11 @@ STAGES = ["data", "E", "controls", "score", "compare", "report"]
 
 def test_each_stage_of_a_run_has_its_time_in_the_file_and_on_the_page(tiny_run):
     _, workdir = tiny_run
-    rundir = RunDir(workdir)
-    table = goodput.times(rundir.metrics())
+    run_folder = RunFolder(workdir)
+    table = goodput.times(run_folder.metrics())
     assert table.stage.tolist() == STAGES and set(table.attempts) == {1}
     for stage in STAGES:
-        assert last(rundir, stage)["useful"] > 0
+        assert last(run_folder, stage)["useful"] > 0
     found = table.set_index("stage")
     assert (found.loc[["E", "controls", "score", "compare"], "compile"] > 0).all()
     assert found.loc["E", "load"] > 0 and (found.loc[["E", "controls"], ["export", "checkpoint"]] > 0).all().all()
@@ -348,16 +349,16 @@ def test_a_control_that_is_trained_once_more_waits_for_its_rows(tiny_run, tmp_pa
         return batch(*arguments)
 
     monkeypatch.setattr(loop._Kind, "batch", slow)
-    rundir = experiment.open_run(config, str(folder))
-    before = len(rundir.metrics())
+    run_folder = pipeline.open_run(config, str(folder))
+    before = len(run_folder.metrics())
     try:
-        experiment.tune(experiment.Bench(config, rundir, Stop()))
+        pipeline.tune(pipeline.Run(config, run_folder, Stop()))
     finally:
-        rundir.close()
-    record = last(rundir, "controls")
+        run_folder.close()
+    record = last(run_folder, "controls")
     assert record["label"] == "controls again" and record["step"] == len(steps) > 0
     assert record["lost"]["restart"] > 0 and record["lost"]["input"] > 0.05 * len(steps)
-    new = rundir.metrics()[before:]
+    new = run_folder.metrics()[before:]
     data = [one for one in new if one.get("stage") == "data"][-1]
     assert data["lost"].keys() == {"restart"}  # read once more
     assert not [one for one in new if one.get("stage") in ("E", "score")]  # done already
@@ -397,7 +398,7 @@ def jax_platforms(value):
 STEPS = """
 import pathlib, sys
 from mossa_jax.profiling import Profile
-from test_goodput import train
+from tests.integration.monitoring.test_goodput import train
 print(train(pathlib.Path(sys.argv[1]), 9, profile=Profile.parse("3:2"))["lost"]["profile"] > 0)
 """
 
@@ -448,24 +449,24 @@ def test_a_run_that_is_killed_says_what_that_cost(root, tiny_config, tmp_path):
     ]  # fmt: skip
     process = subprocess.Popen(command, cwd=root, env=traced(root), stderr=subprocess.DEVNULL)
     try:
-        rundir, deadline = RunDir(workdir), time.monotonic() + 300
-        while not [one for one in rundir.metrics() if one.get("stage") == "controls" and one["step"] >= 50]:
+        run_folder, deadline = RunFolder(workdir), time.monotonic() + 300
+        while not [one for one in run_folder.metrics() if one.get("stage") == "controls" and one["step"] >= 50]:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
-    killed = last(rundir, "controls")
+    killed = last(run_folder, "controls")
     done = subprocess.run(command, cwd=root, env=traced(root), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    resumed = last(rundir, "controls")
+    resumed = last(run_folder, "controls")
     assert resumed["attempt"] > killed["attempt"] and resumed["step"] > killed["step"] >= 50
     # Loading, compiling and restoring once more are of the restart, too.
     assert resumed["lost"]["restart"] > 0 and not {"load", "compile", "input"} & {
         cause for cause, seconds in resumed["lost"].items() if seconds > resumed["lost"]["restart"]
     }
-    table = goodput.times(rundir.metrics()).set_index("stage")
+    table = goodput.times(run_folder.metrics()).set_index("stage")
     assert table.attempts.to_dict() == {"data": 2, "E": 1, "controls": 2, "score": 1, "compare": 1, "report": 1}
     assert table.loc["controls", "restart"] == resumed["lost"]["restart"]
     section = (workdir / "report.html").read_text().split('<section id="time">')[1].split("</section>")[0]

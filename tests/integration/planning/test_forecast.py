@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED, published_shape
 from mossa_jax.planning import programs as plan
@@ -21,7 +22,6 @@ from mossa_jax.planning.hardware import Hardware, find_hardware
 from mossa_jax.planning.suggest import suggest
 from mossa_jax.planning.text import shown
 from mossa_jax.planning.work import Work, work_of
-from mossa_jax.errors import Refusal
 from mossa_jax.tasks.flan_names import CLUSTERS
 from mossa_jax.tuning.flops import step_flops
 

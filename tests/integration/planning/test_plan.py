@@ -9,21 +9,21 @@ import sys
 import jax
 import numpy as np
 import pytest
-from processes import cpu
 
 from mossa_jax.config import Mesh, Schedule, Tuning
+from mossa_jax.devices.mesh import make_mesh, place
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
-from mossa_jax.devices.mesh import make_mesh, place
 from mossa_jax.planning import programs as plan_lib
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program, tuning_shapes
-from mossa_jax.errors import Refusal
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
+from tests.support.processes import cpu
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from test_commands import HARNESS, environment
-from tiny_llama import copy_tokenizer
 from tokenizers import Tokenizer as Library
 
-from mossa_jax.preview import dataset as look_lib
 from mossa_jax.config import Config, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.preview import dataset as look_lib
 from mossa_jax.preview.dataset import look, write_look
 from mossa_jax.preview.text import table_text
 from mossa_jax.report.lengths import draw_lengths
 from mossa_jax.tasks import load_suite
+from tests.integration.launch.test_commands import HARNESS, environment
+from tests.support.tiny_llama import copy_tokenizer
 
 CLUSTERS = {"fruit": "food", "bread": "food", "boat": "travel", "train": "travel"}
 LONG = "and then the old boats go under the big red mill when rain comes from the hills near a river "

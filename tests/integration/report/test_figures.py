@@ -1,8 +1,5 @@
 """Static figures: all are written, equal input gives equal files, absent data is said and not a crash."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +7,7 @@ from PIL import Image
 
 from mossa_jax.findings import find
 from mossa_jax.report import figures, write_figures
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "findings"))
-from planted import planted_scores, planted_table, training_records
+from tests.support.planted import planted_scores, planted_table, training_records
 
 NO_SCORES = pd.DataFrame(columns=["task", "cluster", "held_out", "model", "exact_match", "n"])
 NO_CURVES = pd.DataFrame(columns=["model", "step", "loss"])

@@ -12,18 +12,18 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from processes import together
-from tiny_llama import distance, torch_model, torch_states
 
 import mossa_jax as mossa
-from mossa_jax.run import pipeline as experiment
 from mossa_jax.config import check
-from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.run.models import exact_matches, model_states
-from mossa_jax.processes.stop import Stop
 from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.llama.architecture import read_architecture
+from mossa_jax.processes.stop import Stop
+from mossa_jax.run import pipeline
+from mossa_jax.run.models import exact_matches, model_states
 from mossa_jax.tuning import full_finetuning as full
+from tests.support.processes import together
+from tests.support.tiny_llama import distance, torch_model, torch_states
 
 TASKS = ["copy_first", "count_words", "last_word"]
 NAMES = ["embed", "1", "2", "3", "final_norm"]
@@ -37,20 +37,20 @@ def configured(tiny_config, experimental="lora", control="lora"):
     return config
 
 
-def bench_in(config, workdir, stop=None, kind=RunDir):
-    """A bench of a run folder that is claimed; the caller closes it."""
-    rundir = kind(str(workdir))
-    rundir.open(config, experiment.environment())
-    return experiment.Bench(config, rundir, stop or Stop())
+def bench_in(config, workdir, stop=None, kind=RunFolder):
+    """A run of a run folder that is claimed; the caller closes it."""
+    run_folder = kind(str(workdir))
+    run_folder.open(config, pipeline.environment())
+    return pipeline.Run(config, run_folder, stop or Stop())
 
 
 def finished(config, workdir):
-    bench = bench_in(config, workdir)
+    run = bench_in(config, workdir)
     try:
-        experiment.tune(bench)
-        experiment.compare(bench)
+        pipeline.tune(run)
+        pipeline.compare(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     return config, workdir
 
 
@@ -100,9 +100,9 @@ def torch_model_of(workdir, tiny, name):
     return peft.PeftModel.from_pretrained(torch_model(tiny.folder), workdir / "adapters" / name).eval()
 
 
-def prompts_of(bench, name):
-    (task,) = (task for task in bench.suite.tasks if task.name == name)
-    return [list(map(int, prompt)) for prompt in bench.test_prompts(task)]
+def prompts_of(run, name):
+    (task,) = (task for task in run.suite.tasks if task.name == name)
+    return [list(map(int, prompt)) for prompt in run.test_prompts(task)]
 
 
 def last_states(model, prompts):
@@ -119,10 +119,10 @@ def test_the_table_is_complete_and_its_cells_are_those_of_torch(which, looked_at
     # Base and E beside a matched and a mismatched control, and beside each other; of 3 tasks, by 2 estimators.
     assert len(table) == 3 * (2 * 2 + 1) * len(NAMES) * 2
     assert set(table.task) == set(TASKS) and set(table.n) == {12}
-    bench = experiment.Bench(config, RunDir(str(workdir)), Stop())
+    run = pipeline.Run(config, RunFolder(str(workdir)), Stop())
     checked = 0
     for task, rows in table[table.task.isin(looked_at)].groupby("task"):
-        prompts = prompts_of(bench, task)
+        prompts = prompts_of(run, task)
         names = [None, "tuned", *rows.control.unique()]
         states = {name: last_states(torch_model_of(workdir, tiny, name), prompts) for name in names}
         for row in rows[rows.undefined.isna()].itertuples():
@@ -165,15 +165,15 @@ def test_scores_are_those_of_torch(full_controls, tiny):
     """Greedy answers to prompts whose targets are what the one or the other model says, so that shares differ."""
     torch = pytest.importorskip("torch")
     config, workdir = full_controls
-    bench = experiment.Bench(config, RunDir(str(workdir)), Stop())
-    (task,) = (task for task in bench.suite.tasks if task.name == "count_words")
+    run = pipeline.Run(config, RunFolder(str(workdir)), Stop())
+    (task,) = (task for task in run.suite.tasks if task.name == "count_words")
     names, answers = ["copy_first", None, "tuned", "count_words"], {}
     for name in names:
         model, answers[name] = torch_model_of(workdir, tiny, name), []
-        for ids in prompts_of(bench, task.name):
+        for ids in prompts_of(run, task.name):
             with torch.no_grad():
                 out = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=3, do_sample=False)
-            answers[name].append(bench.tokenizer.text(out[0, len(ids) :].tolist()))
+            answers[name].append(run.tokenizer.text(out[0, len(ids) :].tolist()))
     say = [names[number] for number in (0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3)]
     targets = [answers[name][number] for number, name in enumerate(say)]
     examples = [
@@ -182,16 +182,16 @@ def test_scores_are_those_of_torch(full_controls, tiny):
     ]
     wanted = [np.mean([mine == target for mine, target in zip(answers[name], targets, strict=True)]) for name in names]
     assert len(set(wanted)) > 2
-    np.testing.assert_allclose(exact_matches(bench, names, examples), wanted)
+    np.testing.assert_allclose(exact_matches(run, names, examples), wanted)
 
 
 def test_every_model_keeps_its_place_and_every_row_its_prompt(full_controls, tiny):
     """In an order in which adapters and whole models take turns, with prompts of many lengths."""
     config, workdir = full_controls
-    bench = experiment.Bench(config, RunDir(str(workdir)), Stop())
-    prompts = prompts_of(bench, "copy_first")
+    run = pipeline.Run(config, RunFolder(str(workdir)), Stop())
+    prompts = prompts_of(run, "copy_first")
     names = ["count_words", None, "last_word", "tuned", "copy_first"]
-    kept = model_states(bench, names, prompts)
+    kept = model_states(run, names, prompts)
     assert kept.states.shape[:2] == (5, len(NAMES)) and kept.valid.sum() == len(prompts)
     for model, name in enumerate(names):
         wanted = last_states(torch_model_of(workdir, tiny, name), prompts)
@@ -228,19 +228,19 @@ def test_a_model_of_another_template_is_not_compared(full_controls, tiny, tmp_pa
     about["template"].update(name="llama2", digest="other")
     path.write_text(json.dumps(about))
     (copy / "results/parts/cka/copy_first.parquet").unlink()
-    bench = bench_in(config, copy)
+    run = bench_in(config, copy)
     try:
         with pytest.raises(Refusal, match=r"model 'copy_first' was tuned with template 'llama2'") as caught:
-            experiment.compare(bench)
+            pipeline.compare(run)
         assert caught.value.code == 3
     finally:
-        bench.rundir.close()
+        run.folder.close()
     with pytest.raises(Refusal, match=r"model .*copy_first was tuned with template 'llama2'") as caught:
         mossa.compare(str(tiny.folder), "pretrained", str(path.parent), ["a", "b", "c", "d"])
     assert caught.value.code == 3
 
 
-class AskingRunDir(RunDir):
+class AskingRunDir(RunFolder):
     """Asks to stop when the second full control has logged its second step."""
 
     def append_metrics(self, record):
@@ -252,13 +252,13 @@ class AskingRunDir(RunDir):
 def test_stopped_in_the_middle_of_a_control_it_ends_like_a_run_that_was_not(full_controls, tmp_path, monkeypatch):
     config, straight = full_controls
     stop = Stop()
-    bench = bench_in(config, tmp_path / "run", stop, AskingRunDir)
-    bench.rundir.stop = stop
+    run = bench_in(config, tmp_path / "run", stop, AskingRunDir)
+    run.folder.stop = stop
     try:
         with pytest.raises(Refusal) as caught:
-            experiment.tune(bench)
+            pipeline.tune(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     assert caught.value.code == 75
     models = tmp_path / "run/models"
     (done,) = models.iterdir()
@@ -266,8 +266,8 @@ def test_stopped_in_the_middle_of_a_control_it_ends_like_a_run_that_was_not(full
     (under_way,) = [p for p in (tmp_path / "run/checkpoints").iterdir() if p.name.startswith("controls")]
     assert any(path.name.isdigit() for path in under_way.iterdir())
     read = []
-    weights = experiment.Bench.weights
-    monkeypatch.setattr(experiment.Bench, "weights", lambda bench: read.append(1) or weights(bench))
+    weights = pipeline.Run.weights
+    monkeypatch.setattr(pipeline.Run, "weights", lambda run: read.append(1) or weights(run))
     finished(config, tmp_path / "run")
     assert (done / "model.safetensors").stat().st_mtime_ns == stamp  # it was not done twice
     assert len(read) == 1  # by the control that had not begun
@@ -283,11 +283,11 @@ def test_a_finished_model_is_not_tuned_again_and_one_that_is_gone_is(full_e, tmp
     wanted = (copy / "models/tuned/model.safetensors").read_bytes()
     shutil.rmtree(copy / "models/tuned")
     before = {path: path.stat().st_mtime_ns for path in (copy / "adapters").rglob("*")}
-    bench = bench_in(config, copy)
+    run = bench_in(config, copy)
     try:
-        experiment.tune(bench)
+        pipeline.tune(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     assert (copy / "models/tuned/model.safetensors").read_bytes() == wanted
     assert {path: path.stat().st_mtime_ns for path in (copy / "adapters").rglob("*")} == before
 
@@ -313,14 +313,14 @@ def test_a_poisoned_batch_skips_its_update_and_is_counted(tiny_config, tmp_path,
         return step
 
     monkeypatch.setattr(full, "compile_step", poisoning)
-    bench = bench_in(config, tmp_path / "run")
+    run = bench_in(config, tmp_path / "run")
     try:
-        experiment.tune(bench)
+        pipeline.tune(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     assert moved == [True, False, True, True] * 2
     for name in config.tasks.only:
-        records = [record for record in bench.rundir.metrics() if record.get("model") == name]
+        records = [record for record in run.folder.metrics() if record.get("model") == name]
         assert [record["loss"] is None for record in records] == [False, True, False, False]
         assert [record.get("skipped", 0) for record in records] == [0, 1, 1, 1]
         assert (tmp_path / "run/models" / name / "model.safetensors").exists()
@@ -348,11 +348,11 @@ def test_the_base_is_not_kept_while_a_model_is_tuned_in_full(tiny_config, tmp_pa
         return step
 
     monkeypatch.setattr(full, "compile_step", watching)
-    bench = bench_in(config, tmp_path / "run")
+    run = bench_in(config, tmp_path / "run")
     try:
-        experiment.tune(bench)
+        pipeline.tune(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     # Embedding and head, each as parameter and two moments; neither base nor another control.
     assert len(sizes) > 8 and set(sizes) == {6}
 
@@ -382,31 +382,31 @@ def test_combinations_without_meaning_are_refused(tiny_config, change, words):
 def test_the_page_is_made_of_whole_models_as_of_adapters(full_e, tmp_path):
     config, workdir = full_e
     copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "copy"))
-    bench = bench_in(config, copy)
+    run = bench_in(config, copy)
     try:
-        found = experiment.report(bench)
+        found = pipeline.report(run)
     finally:
-        bench.rundir.close()
+        run.folder.close()
     assert found["findings"] and (copy / "report.html").stat().st_size > 0
 
 
 MESH = """
 import sys
 import jax
-from mossa_jax import experiment
+from mossa_jax.run import pipeline
 from mossa_jax.config import Mesh
 from mossa_jax.progress import Stop
 
 sys.path.insert(0, "tests")
-from test_full_run import configured
+from tests.integration.run.test_full_run import configured
 
 config = configured(sys.argv[1], control="full")
 config.mesh = Mesh(adapter=2, fsdp=2, tensor=2)
-rundir = experiment.open_run(config, sys.argv[2])
-bench = experiment.Bench(config, rundir, Stop())
-assert jax.tree.leaves(bench.outline.state)[0].sharding.mesh.size == 8
-experiment.tune(bench)
-experiment.compare(bench)
+run_folder = pipeline.open_run(config, sys.argv[2])
+run = pipeline.Run(config, run_folder, Stop())
+assert jax.tree.leaves(run.outline.state)[0].sharding.mesh.size == 8
+pipeline.tune(run)
+pipeline.compare(run)
 """
 
 

@@ -9,31 +9,31 @@ import pytest
 from transformers import AutoTokenizer
 
 import mossa_jax as mossa
-from mossa_jax.run import prepare as data, pipeline as experiment, report as reporting
 from mossa_jax.config import Tasks
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
+from mossa_jax.run import pipeline, prepare, report
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 
 
 def bench_of(config, workdir):
-    return experiment.Bench(config, experiment.open_run(config, str(workdir)), Stop())
+    return pipeline.Run(config, pipeline.open_run(config, str(workdir)), Stop())
 
 
 @pytest.fixture
 def again(tiny_config, tiny_run, tasks_folder, tmp_path):
-    """A bench on copies of a finished run and of its tasks, claimed."""
+    """A run on copies of a finished run and of its tasks, claimed."""
     config = runpy.run_path(str(tiny_config))["get_config"]()
     workdir = shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     config.tasks.folder = str(shutil.copytree(tasks_folder, tmp_path / "tasks"))
     record = json.loads((workdir / "config.json").read_text())
     record["tasks"]["folder"] = config.tasks.folder
     (workdir / "config.json").write_text(json.dumps(record))
-    bench = bench_of(config, workdir)
-    yield bench
-    bench.rundir.close()
+    run = bench_of(config, workdir)
+    yield run
+    run.folder.close()
 
 
 def edit(path, change):
@@ -74,47 +74,47 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     path = tmp_path / "twice/test/copy_first.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, *lines[:5]]))
-    bench = bench_of(config, tmp_path / "new")
+    run = bench_of(config, tmp_path / "new")
     try:
-        record = data.prepare(bench)
-        prompts = {task.name: bench.test_prompts(task) for task in bench.suite.tasks}
+        record = prepare.prepare(run)
+        prompts = {task.name: run.test_prompts(task) for task in run.suite.tasks}
     finally:
-        bench.rundir.close()
+        run.folder.close()
     assert [record["tasks"][name]["test"][key] for name in prompts for key in ("rows", "distinct")] == [
         12, 12, 17, 12, 12, 12,
     ]  # fmt: skip
     wanted = again.encoded(next(task for task in again.suite.tasks if task.name == "copy_first"), "test").examples
     assert len(prompts["copy_first"]) == len(wanted) == 12
     assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"]))
-    (said,) = reporting._repeats(record["tasks"])
+    (said,) = report._repeats(record["tasks"])
     assert said.startswith("5 test prompts in 1 tasks repeat others") and "copy_first: 5 of 17" in said
-    assert reporting._repeats({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
+    assert report._repeats({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
-    monkeypatch.setattr(data.mesh_lib, "everywhere", lambda ours: [ours, ours, ours + 1])
+    monkeypatch.setattr(prepare.agreement, "everywhere", lambda ours: [ours, ours, ours + 1])
     with pytest.raises(Refusal, match="process 2 of 3 reads other rows") as caught:
-        data.prepare(again)
+        prepare.prepare(again)
     assert caught.value.code == 3
 
 
 def test_rows_that_changed_since_the_run_began_are_refused(again):
-    data.prepare(again)  # as they were: nothing to say
+    prepare.prepare(again)  # as they were: nothing to say
     with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
         lines.write('{"inputs": "one more", "targets": "one"}\n')
-    changed = experiment.Bench(again.config, again.rundir, Stop())
-    for stage in (experiment.tune, experiment.compare):
+    changed = pipeline.Run(again.config, again.folder, Stop())
+    for stage in (pipeline.tune, pipeline.compare):
         with pytest.raises(Refusal, match=r"copy_first.*test rows.*changed") as caught:
             stage(changed)
         assert caught.value.code == 3
 
 
 def test_adapters_of_another_template_are_not_compared(again, tiny):
-    folder = again.rundir.path / "adapters/copy_first"
+    folder = again.folder.path / "adapters/copy_first"
     edit(folder / "mossa.json", lambda about: about["template"].update(name="llama2", digest="other"))
-    (again.rundir.path / "results/parts/cka/copy_first.parquet").unlink()
+    (again.folder.path / "results/parts/cka/copy_first.parquet").unlink()
     with pytest.raises(Refusal, match=r"copy_first.*tuned with template 'llama2'") as caught:
-        experiment.compare(again)
+        pipeline.compare(again)
     assert caught.value.code == 3
     for call in (
         lambda: mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"]),
@@ -128,9 +128,9 @@ def test_adapters_of_another_template_are_not_compared(again, tiny):
 
 
 def test_a_run_folder_of_another_template_is_refused(again):
-    edit(again.rundir.path / "data.json", lambda record: record["template"].update(digest="other"))
+    edit(again.folder.path / "data.json", lambda record: record["template"].update(digest="other"))
     with pytest.raises(Refusal, match="another version of template 'none'") as caught:
-        data.prepare(again)
+        prepare.prepare(again)
     assert caught.value.code == 3
 
 
@@ -144,12 +144,12 @@ def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path)
         config.tasks = tasks
         config.tasks.only, config.tasks.max_train, config.tasks.max_test = chosen, 24, 12
         config.tuning.control.max_steps = config.tuning.experimental.max_steps = 3
-        bench = bench_of(config, tmp_path / f"run{number}")
+        run = bench_of(config, tmp_path / f"run{number}")
         try:
-            experiment.run(bench)
+            pipeline.run_all(run)
         finally:
-            bench.rundir.close()
-        tables.append((bench.rundir.path / "results/cka.csv").read_bytes())
+            run.folder.close()
+        tables.append((run.folder.path / "results/cka.csv").read_bytes())
         assert len({line.split(b",")[2] for line in tables[-1].splitlines()[1:]}) == 3
     assert tables[0] == tables[1]
 
@@ -161,31 +161,31 @@ def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
     config.tuning.seeds, config.tuning.control_seeds, config.tuning.seeded = 2, 3, ("numbers",)
     config.tuning.control.max_steps = config.tuning.experimental.max_steps = 2
     config.tuning.score_prompts = 0
-    bench = bench_of(config, tmp_path / "run")
+    run = bench_of(config, tmp_path / "run")
     try:
-        experiment.tune(bench)
+        pipeline.tune(run)
         names = ["copy_first", "count_words", "count_words.seed1", "count_words.seed2", "tuned", "tuned.seed1"]
         assert sorted(path.name for path in (tmp_path / "run/adapters").iterdir()) == names
-        about = {name: json.loads((bench.adapter_folder(name) / "mossa.json").read_text()) for name in names}
+        about = {name: json.loads((run.adapter_folder(name) / "mossa.json").read_text()) for name in names}
         assert len({tuple(each["seed"]) for each in about.values()}) == 6
         assert about["count_words.seed2"]["tasks"] == ["count_words"] and about["tuned.seed1"]["rows"] == 48
-        weights = {(bench.adapter_folder(name) / "adapter_model.safetensors").read_bytes() for name in names}
+        weights = {(run.adapter_folder(name) / "adapter_model.safetensors").read_bytes() for name in names}
         assert len(weights) == 6
         # One that is gone is made again, with the same weights.
-        lost = bench.adapter_folder("count_words.seed1")
+        lost = run.adapter_folder("count_words.seed1")
         before = (lost / "adapter_model.safetensors").read_bytes()
         shutil.rmtree(lost)
-        experiment.tune(experiment.Bench(config, bench.rundir, Stop()))
-        again = load_adapter(lost, bench.architecture)
+        pipeline.tune(pipeline.Run(config, run.folder, Stop()))
+        again = load_adapter(lost, run.architecture)
         shutil.rmtree(lost)
         lost.mkdir()
         (lost / "adapter_model.safetensors").write_bytes(before)
-        (lost / "adapter_config.json").write_bytes((bench.adapter_folder("tuned") / "adapter_config.json").read_bytes())
-        wanted = load_adapter(lost, bench.architecture)
+        (lost / "adapter_config.json").write_bytes((run.adapter_folder("tuned") / "adapter_config.json").read_bytes())
+        wanted = load_adapter(lost, run.architecture)
         assert all(np.allclose(again[t][n], wanted[t][n], atol=1e-6) for t in wanted for n in ("a", "b"))
         config.tuning.seeded = ("nope",)
         with pytest.raises(Refusal, match=r"config\.tuning\.seeded") as caught:
-            experiment.tune(bench)
+            pipeline.tune(run)
         assert caught.value.code == 2
     finally:
-        bench.rundir.close()
+        run.folder.close()

@@ -16,10 +16,11 @@ import pandas as pd
 import pytest
 
 import mossa_jax as mossa
-from mossa_jax.run import pipeline as experiment, report as reporting
+from mossa_jax.errors import Refusal
 from mossa_jax.files import lease as holder
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
+from mossa_jax.run import compare, pipeline
+from mossa_jax.run import report as reporting
 from mossa_jax.similarity import engine
 
 TASKS = ["last_word", "copy_first", "count_words"]
@@ -119,18 +120,18 @@ def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
 def copied(tiny_run, tmp_path):
     """(config, run folder) of a copy of the finished run, claimed."""
     config, workdir = tiny_run
-    rundir = experiment.open_run(config, str(shutil.copytree(workdir, tmp_path / "copy")))
-    yield config, rundir
-    rundir.close()
+    run_folder = pipeline.open_run(config, str(shutil.copytree(workdir, tmp_path / "copy")))
+    yield config, run_folder
+    run_folder.close()
 
 
 def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run, monkeypatch, caplog):
-    config, rundir = copied
-    results = pathlib.Path(rundir.path) / "results"
+    config, run_folder = copied
+    results = pathlib.Path(run_folder.path) / "results"
 
     def again():
         caplog.clear()
-        found = reporting.base_parity(experiment.Bench(config, rundir, Stop()))
+        found = reporting.base_parity(pipeline.Run(config, run_folder, Stop()))
         return found, [record.getMessage() for record in caplog.records]
 
     with caplog.at_level("INFO", "mossa_jax"):
@@ -150,34 +151,34 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
 
 
 def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch, tmp_path):
-    config, rundir = copied
+    config, run_folder = copied
     monkeypatch.setattr(reporting, "write_figures", lambda *arguments: None)  # they are there
-    os.unlink(rundir / "results/parity.parquet")
+    os.unlink(run_folder / "results/parity.parquet")
     moved = dataclasses.replace(config, base=str(tmp_path / "moved"))
-    experiment.report(experiment.Bench(moved, rundir, Stop()))
-    why = json.loads((rundir / "results/parity.json").read_text())["not_checked"]
+    pipeline.report(pipeline.Run(moved, run_folder, Stop()))
+    why = json.loads((run_folder / "results/parity.json").read_text())["not_checked"]
     assert why.startswith("model folder") and "does not exist" in why
-    section = (rundir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    section = (run_folder / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
     assert "<p>not checked: model folder &#39;" in section and "<table>" not in section
 
 
 def test_the_same_run_again_does_nothing_twice(tiny_run):
     config, workdir = tiny_run
     before = stamps(workdir)
-    rundir = experiment.open_run(config, str(workdir))
-    known = len(rundir.metrics())
-    experiment.tune(experiment.Bench(config, rundir, Stop()))
+    run_folder = pipeline.open_run(config, str(workdir))
+    known = len(run_folder.metrics())
+    pipeline.tune(pipeline.Run(config, run_folder, Stop()))
     # A part that got lost is made again, alone.
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
     wanted = pd.read_parquet(workdir / "results/cka.parquet")
-    found = experiment.compare(experiment.Bench(config, rundir, Stop()))
-    rundir.close()
+    found = compare.compare(pipeline.Run(config, run_folder, Stop()))
+    run_folder.close()
     after = stamps(workdir)
     changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
     assert changed - {".holder", ".lock", "environment.json"} == {
         "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv", "metrics.jsonl",
     }  # fmt: skip
-    new = rundir.metrics()[known:]  # nothing but where the time of doing it again went
+    new = run_folder.metrics()[known:]  # nothing but where the time of doing it again went
     assert {record["stage"] for record in new} == {"data", "compare"}
     assert all(record["useful"] == 0 and set(record["lost"]) <= {"restart"} for record in new)
     pd.testing.assert_frame_equal(found.reset_index(drop=True), wanted)
@@ -186,14 +187,14 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
 def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_path, monkeypatch):
     config, finished = tiny_run
     workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
-    rundir = experiment.open_run(config, str(workdir))
+    run_folder = pipeline.open_run(config, str(workdir))
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
     asked = []
-    monkeypatch.setattr(experiment, "_engine", lambda bench, tasks: asked.extend(tasks) or engine.KEPT)
+    monkeypatch.setattr(compare, "_engine", lambda run, tasks: asked.extend(tasks) or engine.KEPT)
     try:
-        experiment.compare(experiment.Bench(config, rundir, Stop()))
+        compare.compare(pipeline.Run(config, run_folder, Stop()))
     finally:
-        rundir.close()
+        run_folder.close()
     assert [task.name for task in asked] == TASKS
 
 
@@ -202,36 +203,36 @@ def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
     tasks = [SimpleNamespace(name=name, cluster=f"cluster {number // 6}") for number, name in enumerate(names)]
     suite = SimpleNamespace(tasks=tasks, held_out=set(names[54:]))
 
-    def bench(held_out=suite.held_out):
+    def run(held_out=suite.held_out):
         return SimpleNamespace(
             suite=SimpleNamespace(tasks=tasks, held_out=held_out),
             seed=lambda name: (0, zlib.crc32(name.encode())),
             config=SimpleNamespace(compare=SimpleNamespace(mismatched=2)),
         )
 
-    drawn = {task.name: experiment._mismatched(bench(), task) for task in tasks}
-    assert drawn == {task.name: experiment._mismatched(bench(), task) for task in reversed(tasks)}
+    drawn = {task.name: compare._mismatched(run(), task) for task in tasks}
+    assert drawn == {task.name: compare._mismatched(run(), task) for task in reversed(tasks)}
     cluster = {task.name: task.cluster for task in tasks}
     for name, others in drawn.items():
         assert len(set(others)) == 2 and not set(others) & suite.held_out
         assert cluster[name] not in {cluster[other] for other in others}
     assert len({other for others in drawn.values() for other in others}) > 35  # of 54, 120 draws
-    assert experiment._mismatched(bench(set(names)), tasks[0])  # where there are no others, any
+    assert compare._mismatched(run(set(names)), tasks[0])  # where there are no others, any
 
 
 def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
     config, _ = tiny_run
-    rundir = experiment.open_run(config, str(tmp_path / "new"))
-    for stage, word in ((experiment.compare, "adapter"), (experiment.report, "cka.parquet")):
+    run_folder = pipeline.open_run(config, str(tmp_path / "new"))
+    for stage, word in ((pipeline.compare, "adapter"), (pipeline.report, "cka.parquet")):
         with pytest.raises(Refusal, match=word) as caught:
-            stage(experiment.Bench(config, rundir, Stop()))
+            stage(pipeline.Run(config, run_folder, Stop()))
         assert caught.value.code == 3
-    rundir.close()
+    run_folder.close()
 
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert experiment._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, pytest.param({"engine": "moments"}, marks=pytest.mark.slow)])
@@ -241,13 +242,13 @@ def test_streamed_sums(tiny_run, tmp_path, how, table):
     config = dataclasses.replace(config, compare=dataclasses.replace(config.compare, **how))
     (tmp_path / "run").mkdir()
     shutil.copytree(finished / "adapters", tmp_path / "run" / "adapters")
-    rundir = experiment.open_run(config, str(tmp_path / "run"))
+    run_folder = pipeline.open_run(config, str(tmp_path / "run"))
     try:
-        bench = experiment.Bench(config, rundir, Stop())
-        found = experiment.compare(bench)
-        tokens = {task.name: sum(map(len, bench.test_prompts(task))) for task in bench.suite.tasks}
+        run = pipeline.Run(config, run_folder, Stop())
+        found = compare.compare(run)
+        tokens = {task.name: sum(map(len, run.test_prompts(task))) for task in run.suite.tasks}
     finally:
-        rundir.close()
+        run_folder.close()
     assert len(found) == len(table)
     assert found.low.isna().all() and found.p.isna().all()
     if how.get("pool"):
@@ -289,11 +290,11 @@ def test_the_same_run_in_memory_stopped_twice_and_gone_on_with(tiny_run, tmp_pat
     monkeypatch.setenv("MOSSA_CACHE", str(cache))
 
     def run(stop: Stop) -> None:
-        rundir = experiment.open_run(config, "memory://bucket/run")
+        run_folder = pipeline.open_run(config, "memory://bucket/run")
         try:
-            experiment.run(experiment.Bench(config, rundir, stop))
+            pipeline.run_all(pipeline.Run(config, run_folder, stop))
         finally:
-            rundir.close()
+            run_folder.close()
             shutil.rmtree(cache)
 
     def names() -> set[str]:

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from tiny_llama import random_prompts
 
+from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.states import keep_states
+from tests.support.tiny_llama import random_prompts
 
 
 @pytest.mark.parametrize("pool", ["last", pytest.param("mean", marks=pytest.mark.slow)])

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from tiny_llama import random_texts
+from tests.support.tiny_llama import random_texts
 
 PROGRAM = """
 import json, sys

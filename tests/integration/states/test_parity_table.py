@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_llama import NAMES, import_torch, random_prompts, torch_states, write_family
 
-from mossa_jax.llama.files.load import load_model
 from mossa_jax.errors import Refusal
+from mossa_jax.llama.files.load import load_model
 from mossa_jax.states import parity as parity_lib
 from mossa_jax.states.parity import parity, parity_or_reason, relative
+from tests.support.tiny_llama import NAMES, import_torch, random_prompts, torch_states, write_family
 
 torch = import_torch()
 PROMPTS = random_prompts(4, seed=5)

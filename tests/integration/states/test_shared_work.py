@@ -3,13 +3,22 @@
 import jax
 import numpy as np
 import pytest
-from tiny_llama import LAYERS, NAMES, VOCAB, distance, random_prompts, torch_states, write_adapter, write_family
 
+from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.states import forward, keep_states
+from tests.support.tiny_llama import (
+    LAYERS,
+    NAMES,
+    VOCAB,
+    distance,
+    random_prompts,
+    torch_states,
+    write_adapter,
+    write_family,
+)
 
 LEAD = [1, *np.random.default_rng(8).integers(3, VOCAB, 36).tolist()]  # more than one step of the shared columns
 ZERO = "zero"

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from float64_cka import ESTIMATORS
-from tiny_llama import NAMES, random_prompts, torch_states
 
+from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.similarity.streamed.forward import stream_similarities
+from tests.support.float64_cka import ESTIMATORS
+from tests.support.tiny_llama import NAMES, random_prompts, torch_states
 
 LEAD = random_prompts(1, seed=9, shortest=30, longest=30)[0]
 POOLING = {"last": lambda layer: layer[-1:], "mean": lambda layer: layer.mean(0)[None], "all": lambda layer: layer}

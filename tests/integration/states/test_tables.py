@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from float64_cka import ESTIMATORS
-from tiny_llama import LAYERS, NAMES, random_texts, torch_model, torch_states, write_adapter, write_model
 
 import mossa_jax as mossa
+from tests.support.float64_cka import ESTIMATORS
+from tests.support.tiny_llama import LAYERS, NAMES, random_texts, torch_model, torch_states, write_adapter, write_model
 
 TEXTS = random_texts(24, seed=5)
 

@@ -3,17 +3,16 @@
 import json
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from tiny_llama import copy_tokenizer
 from transformers import AutoTokenizer
 
 from mossa_jax.errors import Refusal
 from mossa_jax.tasks.miniature import miniature
 from mossa_jax.tokens.tokenizer import cut_pair, cut_prompt, encode_prompts, load_tokenizer
+from tests.support.paths import SHARED
+from tests.support.tiny_llama import copy_tokenizer
 
-SHARED = Path(__file__).parents[3] / "shared"
 TEXTS = ["the big red mill", "a boat", "rain comes from the hills and the river goes under it"]
 
 

@@ -19,12 +19,12 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from processes import cpu, free_address, together
 
 from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.errors import Refusal
 from mossa_jax.tuning.checkpoints import Checkpoints
+from tests.support.processes import cpu, free_address, together
 
 # What Orbax leaves behind when a save or a restore fails: reads and writes that nobody waits for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

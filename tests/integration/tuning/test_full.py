@@ -10,27 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import together
-from tiny_llama import VOCAB, distance, import_torch, random_prompts, torch_model, write_family
 
 from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.llama.files.weights import shardings
+from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import batches_of, pack_examples
 from mossa_jax.tuning import full_finetuning as full
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.loop import Member
 from mossa_jax.tuning.optimizer import FullOptimizer
+from tests.support.processes import together
+from tests.support.tiny_llama import VOCAB, distance, import_torch, random_prompts, torch_model, write_family
 
 SCHEDULE = Schedule(batch_rows=4, learning_rate=2e-3)
 TUNING = Tuning(warmup=0.2, beta1=0.8, beta2=0.95, weight_decay=0.1, clip=1.0, log_every=1)
-PROGRAM = pathlib.Path(__file__).with_name("full_on_devices.py")
+PROGRAM = pathlib.ROOT / "tests/support/full_on_devices.py"
 
 
 def make_examples(token: int | None = None) -> list[Encoded]:
@@ -44,18 +44,18 @@ def make_member(steps: int = 10, token: int | None = None) -> Member:
     return Member("E", pack_examples(in_memory(make_examples(token)), 24), steps, (7, 1))
 
 
-def tune(model, member, rundir, stop=None, tuning=TUNING, **schedule):
+def tune(model, member, run_folder, stop=None, tuning=TUNING, **schedule):
     chosen = replace(SCHEDULE, **schedule)
-    return tune_full("E", member, model, lambda: model.state, tuning, chosen, rundir, stop or Stop())
+    return tune_full("E", member, model, lambda: model.state, tuning, chosen, run_folder, stop or Stop())
 
 
-def open_folder(path, kind=RunDir, **options):
+def open_folder(path, kind=RunFolder, **options):
     path.mkdir(parents=True, exist_ok=True)
     return kind(path, **options)
 
 
-def losses_of(rundir) -> list[float | None]:
-    records = rundir.metrics()
+def losses_of(run_folder) -> list[float | None]:
+    records = run_folder.metrics()
     assert {record["model"] for record in records} == {"E"}
     steps = [record["step"] for record in records]
     assert sorted(set(steps)) == list(range(1, max(steps) + 1))
@@ -108,19 +108,19 @@ def adafactor(parameters):
 
 def assert_equal_to_torch(folder, tmp_path, name, theirs, skipped=()):
     """Ten steps on both sides, compared through the folder that `save_full` writes; returns the run folder."""
-    model, member, rundir = load_model(str(folder)), make_member(), open_folder(tmp_path / "run")
-    state = tune(model, member, rundir, optimizer=name)
+    model, member, run_folder = load_model(str(folder)), make_member(), open_folder(tmp_path / "run")
+    state = tune(model, member, run_folder, optimizer=name)
     save_full(tmp_path / "saved", model, state, {})
     start, found = (torch_model(path).state_dict() for path in (folder, tmp_path / "saved"))
     losses, wanted = train_in_torch(folder, member, theirs, skipped)
-    np.testing.assert_allclose(*(np.asarray(part, float) for part in (losses_of(rundir), losses)), rtol=1e-5)
+    np.testing.assert_allclose(*(np.asarray(part, float) for part in (losses_of(run_folder), losses)), rtol=1e-5)
     assert losses[-1] < losses[0]
     wanted = wanted.state_dict()
     assert found.keys() == wanted.keys()
     for tensor, value in wanted.items():
         assert distance(found[tensor], value) <= 1e-4, tensor
         assert distance(found[tensor] - start[tensor], value - start[tensor]) <= 1e-2, tensor
-    return rundir
+    return run_folder
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("tiny_tied", marks=pytest.mark.slow)])
@@ -146,8 +146,8 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def tuned_run(model, tmp_path_factory):
-    rundir = open_folder(tmp_path_factory.mktemp("tuned"))
-    return rundir, tune(model, make_member(), rundir)
+    run_folder = open_folder(tmp_path_factory.mktemp("tuned"))
+    return run_folder, tune(model, make_member(), run_folder)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def tuned(tuned_run):
     return tuned_run[1]
 
 
-class _AskingRunDir(RunDir):
+class _AskingRunDir(RunFolder):
     """Asks to stop when the sixth step is logged."""
 
     def __init__(self, path, stop):
@@ -174,14 +174,14 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
     assert caught.value.code == 75
     (step,) = [path.name for path in (tmp_path / "checkpoints/E").iterdir() if path.name.isdigit()]
     assert 6 <= int(step) < 9
-    rundir = open_folder(tmp_path)
-    before = len(rundir.metrics())
+    run_folder = open_folder(tmp_path)
+    before = len(run_folder.metrics())
     # The base is not looked at again: what goes on is the checkpoint.
     blank = jax.tree.map(jnp.zeros_like, model.state)
-    resumed = tune(replace(model, state=blank), make_member(), rundir)
+    resumed = tune(replace(model, state=blank), make_member(), run_folder)
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, tuned))
-    assert min(record["step"] for record in rundir.metrics()[before:]) > 6
-    losses_of(rundir)
+    assert min(record["step"] for record in run_folder.metrics()[before:]) > 6
+    losses_of(run_folder)
 
 
 def poisoned(model, token):
@@ -192,15 +192,15 @@ def poisoned(model, token):
 
 
 def test_what_is_never_finite_stops_and_names_member_step_and_examples(model, tmp_path):
-    member, rundir = make_member(token=3), open_folder(tmp_path)
+    member, run_folder = make_member(token=3), open_folder(tmp_path)
     with pytest.raises(Refusal) as caught:
-        tune(poisoned(model, 3), member, rundir)
+        tune(poisoned(model, 3), member, run_folder)
     said = str(caught.value)
     assert caught.value.code == 5 and "'E' is not finite for 3 steps in a row" in said and "at step 3 " in said
     rows = member.rows[0]
     batches = batches_of([len(rows)], SCHEDULE.batch_rows, rows.length, seed=(*member.seed, 2))
     assert f"(examples {', '.join(map(str, rows.plan.take(batches.at(2)[1]).items[:8]))}" in said
-    assert losses_of(rundir) == [None] * 3 and [record["skipped"] for record in rundir.metrics()] == [1, 2, 3]
+    assert losses_of(run_folder) == [None] * 3 and [record["skipped"] for record in run_folder.metrics()] == [1, 2, 3]
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints/E").iterdir())
 
 
@@ -232,8 +232,8 @@ def poison_batches(monkeypatch, numbers):
 def test_updates_of_poisoned_batches_are_skipped_as_if_torch_had_left_them_out(tiny, tmp_path, monkeypatch):
     skipped = (2, 5, 6)
     poison_batches(monkeypatch, skipped)
-    rundir = assert_equal_to_torch(tiny.folder, tmp_path, "adamw", adamw, skipped=skipped)
-    records = rundir.metrics()
+    run_folder = assert_equal_to_torch(tiny.folder, tmp_path, "adamw", adamw, skipped=skipped)
+    records = run_folder.metrics()
     assert [records[step]["loss"] for step in skipped] == [None] * 3
     assert [record.get("skipped", 0) for record in records] == [0, 0, 1, 1, 1, 2, 3, 3, 3, 3]
 
@@ -241,12 +241,12 @@ def test_updates_of_poisoned_batches_are_skipped_as_if_torch_had_left_them_out(t
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
 def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_run, tmp_path):
     # Parts of one row each, with different numbers of answer tokens: a mean of means would be another model.
-    rundir, one = tuned_run
+    run_folder, one = tuned_run
     if optimizer != "adamw":
-        rundir = open_folder(tmp_path / "one")
-        one = tune(model, make_member(), rundir, optimizer=optimizer)
+        run_folder = open_folder(tmp_path / "one")
+        one = tune(model, make_member(), run_folder, optimizer=optimizer)
     parts = tune(model, make_member(), open_folder(tmp_path / "parts"), optimizer=optimizer, parts=4)
-    np.testing.assert_allclose(losses_of(RunDir(tmp_path / "parts")), losses_of(rundir), rtol=1e-5)
+    np.testing.assert_allclose(losses_of(RunFolder(tmp_path / "parts")), losses_of(run_folder), rtol=1e-5)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, parts, one)))
 
 
@@ -269,9 +269,9 @@ def test_parts_take_less_memory_for_the_pass(model):
 
 
 def test_checkpoints_of_another_schedule_are_refused(model, tuned_run):
-    rundir, _ = tuned_run
+    run_folder, _ = tuned_run
     with pytest.raises(Refusal, match="checkpoints of another config") as caught:
-        tune(model, make_member(), rundir, learning_rate=1e-3)
+        tune(model, make_member(), run_folder, learning_rate=1e-3)
     assert caught.value.code == 2
 
 
@@ -317,8 +317,8 @@ def test_the_state_is_donated_and_the_base_is_left_as_it_is(model, tmp_path, mon
 def test_a_bfloat16_base_keeps_float32_masters(tiny, tuned_run, tmp_path):
     model = load_model(str(tiny.folder), dtype="bfloat16")
     start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.state)
-    rundir = open_folder(tmp_path / "run")
-    state = tune(model, make_member(), rundir, tuning=replace(TUNING, weight_decay=0.0), learning_rate=1e-6)
+    run_folder = open_folder(tmp_path / "run")
+    state = tune(model, make_member(), run_folder, tuning=replace(TUNING, weight_decay=0.0), learning_rate=1e-6)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
     # Steps far below a bfloat16's resolution add up.
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state, start)
@@ -328,8 +328,8 @@ def test_a_bfloat16_base_keeps_float32_masters(tiny, tuned_run, tmp_path):
     again = load_model(str(tmp_path / "saved"), dtype="bfloat16").state
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b.astype(jnp.bfloat16)), again, state))
     # Computed as narrowly as the base computes: near the float32 loss, but not it.
-    assert losses_of(rundir)[0] == pytest.approx(losses_of(tuned_run[0])[0], rel=0.02)
-    assert losses_of(rundir)[0] != pytest.approx(losses_of(tuned_run[0])[0], rel=1e-5)
+    assert losses_of(run_folder)[0] == pytest.approx(losses_of(tuned_run[0])[0], rel=0.02)
+    assert losses_of(run_folder)[0] != pytest.approx(losses_of(tuned_run[0])[0], rel=1e-5)
 
 
 def test_the_saved_folder_loads_in_transformers_with_equal_logits(model, tuned, tmp_path):
@@ -371,9 +371,9 @@ def test_a_folder_is_replaced_whole_or_not_at_all(model, tuned, tmp_path, monkey
 
 
 def test_adafactor_lowers_the_loss_with_a_smaller_state(model, tmp_path):
-    rundir, sizes = open_folder(tmp_path), {}
-    tune(model, make_member(steps=20), rundir, optimizer="adafactor")
-    losses = losses_of(rundir)
+    run_folder, sizes = open_folder(tmp_path), {}
+    tune(model, make_member(steps=20), run_folder, optimizer="adafactor")
+    losses = losses_of(run_folder)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     for kind in OPTIMIZERS:
         optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0, kind=kind)
@@ -423,7 +423,7 @@ def test_eight_devices_equal_one_and_every_parameter_and_moment_is_spread(optimi
     (said,) = together([command], root, 8, tmp_path)
 
     assert len(losses_of(one)) == 10
-    np.testing.assert_allclose(losses_of(RunDir(tmp_path / "many")), losses_of(one), rtol=1e-5)
+    np.testing.assert_allclose(losses_of(RunFolder(tmp_path / "many")), losses_of(one), rtol=1e-5)
     alone, many = (torch_model(folder).state_dict() for folder in (tmp_path / "saved", tmp_path / "many/saved"))
     assert all(distance(many[name], alone[name]) <= 1e-5 for name in alone)
 

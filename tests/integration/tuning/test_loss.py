@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import together
-from tiny_llama import VOCAB, distance, write_adapter
 
 from mossa_jax.config import Mesh
+from mossa_jax.devices.mesh import make_mesh, place
 from mossa_jax.llama.adapters import AXES, initial_adapter, join, scales, stack, trainable
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.model import abstract_state, initial_state, merge
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.llama.rope import Rope
 from mossa_jax.llama.files.weights import shardings
-from mossa_jax.devices.mesh import make_mesh, place
+from mossa_jax.llama.model import abstract_state, initial_state, merge
+from mossa_jax.llama.rope import Rope
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import pack_examples
 from mossa_jax.tuning import loss as objective
 from mossa_jax.tuning.loss import answer_loss
+from tests.support.processes import together
+from tests.support.tiny_llama import VOCAB, distance, write_adapter
 
 ARCH = Architecture(
     vocab=VOCAB, hidden=32, feed_forward=48, layers=2, heads=4, kv_heads=4, head_dim=8, norm_eps=1e-5, rope=Rope(1e4),
@@ -254,7 +254,7 @@ def test_on_eight_devices_as_on_one(root, head, meshes, tmp_path):
     program = f"""
 import sys
 sys.path += [{str(root / "tests")!r}, {str(root / "tests/tuning")!r}]
-from test_objective import spread
+from tests.integration.tuning.test_loss import spread
 print("largest", spread({head!r}, {meshes!r}))
 """
     (out,) = together([[sys.executable, "-c", program]], root, 8, tmp_path)

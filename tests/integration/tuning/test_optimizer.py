@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_llama import distance
 
 from mossa_jax.tuning.optimizer import Optimizer
+from tests.support.tiny_llama import distance
 
 STEPS = 20
 

@@ -2,12 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
-from processes import free_address, together
 
-SCRIPT = Path(__file__).with_name("bits_on_meshes.py")
+from tests.support.paths import ROOT
+from tests.support.processes import free_address, together
+
+SCRIPT = ROOT / "tests/support/bits_on_meshes.py"
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_objective import torch_loss_and_gradients
-from tiny_llama import FAMILIES, VOCAB, distance, torch_states, write_family
 
 from mossa_jax.llama.adapters import join, scales, trainable
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.model import merge, run_blocks, shareable
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.llama.model import merge, run_blocks, shareable
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import pack_examples, shared_prefix
 from mossa_jax.tuning.loss import answer_loss
+from tests.integration.tuning.test_loss import torch_loss_and_gradients
+from tests.support.tiny_llama import FAMILIES, VOCAB, distance, torch_states, write_family
 
 LENGTHS = (40, 27, 1, 2, 9, 3, 17, 1, 5, 21, 2)  # of what follows the shared ids
 LEAD = [1, *np.random.default_rng(8).integers(3, VOCAB, 13).tolist()]

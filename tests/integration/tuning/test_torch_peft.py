@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
-from tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.config import Schedule, Tuning
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import save_adapter
@@ -18,9 +17,10 @@ from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import TrainingRows, batch_index, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
+from tests.support.tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model
 
 RATE, ROWS = 1e-3, 2
-DATA = pathlib.Path(__file__).parents[3] / "shared/data/instructions"
+DATA = pathlib.ROOT.parent / "shared/data/instructions"
 
 
 @dataclass

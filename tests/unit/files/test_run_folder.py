@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mossa_jax.files import run_folder as rundir
 from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
-from mossa_jax.files.write import new_folder, write_bytes, write_json, write_table
+from mossa_jax.files import run_folder as run_folder
 from mossa_jax.files.names import slug
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import new_folder, write_bytes, write_json, write_table
 
 HOSTILE = (
     "", ".", "..", "../..", "/etc/passwd", "a/b", "a\\b", "a b", "A:b", "-rf", ".hidden", "nul\0", "line\nfeed",
@@ -65,7 +65,7 @@ def test_a_full_disk_has_its_own_exit_code(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write_bytes(tmp_path / "a", b"old")
-    monkeypatch.setattr(type(rundir.epath.Path(tmp_path)), "replace", full)
+    monkeypatch.setattr(type(run_folder.epath.Path(tmp_path)), "replace", full)
     with pytest.raises(Refusal, match="no space") as caught:
         write_bytes(tmp_path / "a", b"new")
     assert caught.value.code == 6 and files(tmp_path) == ["a"]
@@ -108,31 +108,31 @@ class Outer:
 
 
 def test_a_folder_belongs_to_one_config(tmp_path):
-    first = RunDir(tmp_path / "run")
+    first = RunFolder(tmp_path / "run")
     first.open(Outer(), {"python": "3"})
     first.close()
     assert {"config.json", "environment.json"} <= set(files(tmp_path / "run"))
-    again = RunDir(tmp_path / "run")
+    again = RunFolder(tmp_path / "run")
     again.open(Outer(mesh={"fsdp": 8}), {})  # where it runs is not what it computes
     again.close()
     with pytest.raises(Refusal, match=r"tuning\.rank was 8, now 16") as caught:
-        RunDir(tmp_path / "run").open(Outer(tuning=Inner(rank=16)), {})
+        RunFolder(tmp_path / "run").open(Outer(tuning=Inner(rank=16)), {})
     assert caught.value.code == 2
     record = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(json.dumps(record | {"results_format": 1}))  # by older code
     with pytest.raises(Refusal, match="results_format was 1, now"):
-        RunDir(tmp_path / "run").open(Outer(), {})
+        RunFolder(tmp_path / "run").open(Outer(), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match="is a file"):
-        RunDir(tmp_path / "file").open(Outer(), {})
+        RunFolder(tmp_path / "file").open(Outer(), {})
 
 
 HOLD = """
 import sys
-from mossa_jax.rundir import RunDir
+from mossa_jax.run_folder import RunFolder
 import dataclasses
 Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
-held = RunDir(sys.argv[1])
+held = RunFolder(sys.argv[1])
 held.open(Config(), {})
 print("held", flush=True)
 sys.stdin.read()
@@ -148,22 +148,22 @@ def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, root
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Refusal, match=f"in use by process {holder.pid}") as caught:
-            RunDir(tmp_path).open(config, {})
+            RunFolder(tmp_path).open(config, {})
         assert caught.value.code == 2
-        RunDir(tmp_path, writer=False).open(config, {})  # a process that only reads does not ask
+        RunFolder(tmp_path, writer=False).open(config, {})  # a process that only reads does not ask
     finally:
         holder.kill()
         holder.communicate()
     (tmp_path / ".torn.1.tmp").write_text("left by a kill")
-    rundir = RunDir(tmp_path)
-    rundir.open(config, {})
+    run_folder = RunFolder(tmp_path)
+    run_folder.open(config, {})
     assert not (tmp_path / ".torn.1.tmp").exists()
-    rundir.close()
-    RunDir(tmp_path).open(config, {})
+    run_folder.close()
+    RunFolder(tmp_path).open(config, {})
 
 
 def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
-    writer, reader = RunDir(tmp_path), RunDir(tmp_path, writer=False)
+    writer, reader = RunFolder(tmp_path), RunFolder(tmp_path, writer=False)
     assert writer.metrics() == []
     for step in range(3):
         writer.append_metrics({"model": "ü", "step": step})
@@ -172,7 +172,7 @@ def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
     path.write_bytes(path.read_bytes()[:-7])
     assert [record["step"] for record in writer.metrics()] == [0, 1]
     # The run that is started again goes on after the cut, and only the cut line is lost.
-    writer = RunDir(tmp_path)
+    writer = RunFolder(tmp_path)
     for step in (2, 3):
         writer.append_metrics({"model": "ü", "step": step})
     assert [record["step"] for record in writer.metrics()] == [0, 1, 2, 3]

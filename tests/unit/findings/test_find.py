@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from planted import CLUSTERS, planted_scores, planted_table
 
+from mossa_jax.errors import Refusal
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.curves import differences, task_layer_matrix
 from mossa_jax.findings.verdicts import statements
-from mossa_jax.errors import Refusal
+from tests.support.planted import CLUSTERS, planted_scores, planted_table
 
 NO_SCORES = pd.DataFrame(columns=["task", "cluster", "held_out", "model", "exact_match", "n"])
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from planted import planted_differences
 
 from mossa_jax.findings.sections import fit_ramp, sections_of
+from tests.support.planted import planted_differences
 
 RUNS = 40
 

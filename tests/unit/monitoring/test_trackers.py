@@ -8,11 +8,11 @@ import jax
 import pytest
 
 from mossa_jax import config as config_lib
-from mossa_jax.run import pipeline as experiment
-from mossa_jax.monitoring import trackers as tracking
 from mossa_jax.config import Config
 from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.monitoring import trackers as tracking
+from mossa_jax.run import pipeline
 
 RECORDS = [
     {"model": "tuned", "step": 1, "loss": 4.25},
@@ -59,11 +59,11 @@ def fake_wandb(tmp_path, monkeypatch):
 
 def run(folder, *names, records=RECORDS, **changes):
     """A run that logs these records and ends."""
-    rundir = experiment.open_run(Config(name="title", track=names, **changes), str(folder))
+    run_folder = pipeline.open_run(Config(name="title", track=names, **changes), str(folder))
     for record in records:
-        rundir.append_metrics(record)
-    rundir.close()
-    return rundir
+        run_folder.append_metrics(record)
+    run_folder.close()
+    return run_folder
 
 
 def warnings(caplog):
@@ -73,8 +73,8 @@ def warnings(caplog):
 def test_tensorboard_reads_back_every_figure(tmp_path, caplog):
     pytest.importorskip("tensorboardX")
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    rundir = run(tmp_path / "run", "tensorboard", records=RECORDS[:3])
-    assert rundir.metrics() == RECORDS[:3] and not warnings(caplog)
+    run_folder = run(tmp_path / "run", "tensorboard", records=RECORDS[:3])
+    assert run_folder.metrics() == RECORDS[:3] and not warnings(caplog)
     # Gone on with: one more file in the same place.
     run(tmp_path / "run", "tensorboard", records=[*RECORDS[3:], TIMES])
     found = reader.EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
@@ -133,8 +133,8 @@ def test_a_tracker_that_fails_or_hangs_costs_one_warning(tmp_path, fake_wandb, c
     monkeypatch.setattr(tracking, "_WAITING", 3 if "keep up" in words else 100)
     fake_wandb(**slip)
     many = [{"model": "tuned", "step": step, "loss": 1.0} for step in range(1, 31)]
-    rundir = run(tmp_path / "run", "wandb", records=many)
-    assert rundir.metrics() == many
+    run_folder = run(tmp_path / "run", "wandb", records=many)
+    assert run_folder.metrics() == many
     (warning,) = warnings(caplog)
     assert "tracker wandb" in warning and words in warning and "\n" not in warning
 
@@ -157,7 +157,7 @@ def test_only_process_zero_tracks(tmp_path, fake_wandb, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     run(tmp_path / "run", "wandb")
     assert not (tmp_path / "said.jsonl").exists()
-    silent, heard = RunDir(tmp_path / "run", writer=False), []
+    silent, heard = RunFolder(tmp_path / "run", writer=False), []
     silent.trackers = heard.append
     silent.append_metrics(RECORDS[0])
     assert not heard

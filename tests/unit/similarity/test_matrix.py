@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_programs import on_eight_devices
-from traps import benign, expected
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import compare_states, matrix
+from tests.support.tiny_programs import on_eight_devices
+from tests.support.traps import benign, expected
 
 
 def layered(n=50, d=12):
@@ -108,7 +108,7 @@ EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.similarity import matrix
-from traps import benign, expected
+from tests.support.traps import benign, expected
 
 mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 for n, spec in ((320, P(None, "fsdp")), (320, P(None, ("fsdp", "tensor"))), (300, P(None, "fsdp")), (12, P())):

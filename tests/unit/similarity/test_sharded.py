@@ -1,6 +1,6 @@
 """Rows sharded over eight devices give what one device gives, and sums are spread."""
 
-from tiny_programs import on_eight_devices
+from tests.support.tiny_programs import on_eight_devices
 
 PROGRAM = """
 import jax, numpy as np
@@ -38,7 +38,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.similarity import moments
 from mossa_jax.similarity.moments_values import finish
-from traps import PAIRS, benign, expected
+from tests.support.traps import PAIRS, benign, expected
 
 mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 layers = np.stack([benign(n=256, d=256, seed=k) + 20 for k in range(2)])

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from traps import PAIRS, benign, expected, shifted
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import ESTIMATORS, reference
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.values import finish
+from tests.support.paths import ROOT
+from tests.support.traps import PAIRS, benign, expected, shifted
 
-ROOT = pathlib.Path(__file__).parents[2]
 BATCH = 32
 
 

@@ -1,14 +1,15 @@
 """The trap table: every engine gives float64's value or says that there is none; on one device and on eight."""
 
 import sys
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engines import ENGINES
-from processes import free_address, together
-from traps import PAIRS, N, benign, expected, shifted, table, undefined_table
+
+from tests.support.engines import ENGINES
+from tests.support.paths import ROOT
+from tests.support.processes import free_address, together
+from tests.support.traps import PAIRS, N, benign, expected, shifted, table, undefined_table
 
 TRAPS = table()
 UNDEFINED = undefined_table()
@@ -102,7 +103,7 @@ def test_real_states(engine, stories):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_eight_devices(root, tmp_path, processes):
     """The same table, by one process and by two; what the quick tests show there is in test_sharded and test_matrix."""
-    command = [sys.executable, Path(__file__).with_name("traps_on_devices.py")]
+    command = [sys.executable, ROOT / "tests/support/traps_on_devices.py"]
     address = free_address()
     more = [[processes, address, index] for index in range(processes)] if processes > 1 else [[]]
     said = together([[*command, *each] for each in more], root, 8 // processes, tmp_path, timeout=900)

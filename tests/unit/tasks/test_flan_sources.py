@@ -12,14 +12,14 @@ import types
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import GOOD_TOKEN, Faults, HubServer, Process, commit_of
 
-from mossa_jax.files import hub as files_of_the_hub
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
+from mossa_jax.files import hub as files_of_the_hub
 from mossa_jax.tasks.flan import flan_suite
 from mossa_jax.tasks.flan_names import FLAN_TASKS
 from mossa_jax.tasks.rows import split_of
+from tests.support.hub_server import GOOD_TOKEN, Faults, HubServer, Process, commit_of
 
 SPLITS = ("train", "validation", "test")
 MIRROR, SUBMIX = "Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"
@@ -95,7 +95,7 @@ time.sleep = lambda seconds: nap(min(seconds, 0.001))
 from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 16
 from mossa_jax.config import Tasks
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 from mossa_jax.tasks.flan import flan_suite
 from mossa_jax.tasks.suite import SPLITS
 

@@ -7,13 +7,13 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import Answers, HubServer, Process, commit_of
 
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.rows import split_of
 from mossa_jax.tasks.suite import Example
+from tests.support.hub_server import Answers, HubServer, Process, commit_of
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +199,7 @@ def test_a_folder_that_is_no_data_set_is_refused_in_a_line(folder, tmp_path):
 HUB_SCRIPT = """
 import json, sys
 from mossa_jax.config import Tasks
-from mossa_jax.rundir import Refusal
+from mossa_jax.errors import Refusal
 from mossa_jax.tasks import load_suite
 
 for line in sys.stdin:

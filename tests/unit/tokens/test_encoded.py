@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_llama import copy_tokenizer
 
-from mossa_jax.files.cache import build_once
 from mossa_jax.config import Tokens
 from mossa_jax.errors import Refusal
+from mossa_jax.files.cache import build_once
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.encoded import encode_split
 from mossa_jax.tokens.tokenizer import cut_pair, cut_prompt, load_tokenizer
+from tests.support.tiny_llama import copy_tokenizer
 
 TOKENS = Tokens(max_tokens=16, row_length=16)
 

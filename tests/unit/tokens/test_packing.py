@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
-from mossa_jax.tokens.packing import batch_index, batches_of, pack_examples, pack_prompts, pack_text, plan_rows, shared_prefix
+from mossa_jax.tokens.packing import (
+    batch_index,
+    batches_of,
+    pack_examples,
+    pack_prompts,
+    pack_text,
+    plan_rows,
+    shared_prefix,
+)
 
 
 def random_examples(count, seed, longest=20):

@@ -6,16 +6,16 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from tiny_llama import VOCAB, distance
 
 from mossa_jax.config import Schedule, Tuning
+from mossa_jax.errors import Refusal
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
-from mossa_jax.errors import Refusal
-from mossa_jax.files.run_folder import RunDir
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import batches_of, pack_examples
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
+from tests.support.tiny_llama import VOCAB, distance
 
 SCHEDULE = Schedule(batch_rows=2, learning_rate=1e-2)
 STEPS = (30, 17, 8)
@@ -37,27 +37,27 @@ def model(tiny):
     return load_model(str(tiny.folder))
 
 
-def open_folder(path, kind=RunDir, **options):
+def open_folder(path, kind=RunFolder, **options):
     path.mkdir(parents=True, exist_ok=True)
     return kind(path, **options)
 
 
-def tune(model, members, rundir, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
+def tune(model, members, run_folder, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
     """The members' adapters, in their order."""
     tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
     done = {} if done is None else done
     tune_population(
         "group", members, model.state if state is None else state, model.architecture, tuning, schedule, model.mesh,
-        rundir, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
+        run_folder, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
     )  # fmt: skip
     return [done[member.name] for member in members]
 
 
 @pytest.fixture(scope="module")
 def together(model, tmp_path_factory):
-    rundir = open_folder(tmp_path_factory.mktemp("together"))
+    run_folder = open_folder(tmp_path_factory.mktemp("together"))
     members = [make_member(number, steps) for number, steps in enumerate(STEPS)]
-    return rundir, members, tune(model, members, rundir)
+    return run_folder, members, tune(model, members, run_folder)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -70,13 +70,13 @@ def test_a_stacked_control_equals_itself_alone(model, together, tmp_path, number
 
 
 def test_what_was_learned(together):
-    rundir, members, adapters = together
+    run_folder, members, adapters = together
     for member, adapter in zip(members, adapters, strict=True):
         for part in adapter.values():
             assert part["scale"].tolist() == [0, 8, 8]  # alpha 16 over rank 2, none below first_layer
             assert not part["a"][0].any() and not part["b"][0].any()
             assert part["b"][1].any() and part["b"][2].any()
-        records = [record for record in rundir.metrics() if record["model"] == member.name]
+        records = [record for record in run_folder.metrics() if record["model"] == member.name]
         assert sorted({record["step"] for record in records}) == list(range(1, member.steps + 1))
         first = next(r["loss"] for r in records if r["step"] == 1)
         last = next(r["loss"] for r in records if r["step"] == member.steps)
@@ -85,7 +85,7 @@ def test_what_was_learned(together):
     assert distance(starts[0], starts[1]) > 0.1
 
 
-class _AskingRunDir(RunDir):
+class _AskingRunDir(RunFolder):
     """Asks to stop, or breaks down, when a step is logged."""
 
     def __init__(self, path, at, action):
@@ -115,14 +115,14 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, together, tmp_path):
     assert caught.value.code == 75 and list(done) == ["task 2"]  # of eight steps, handed over when they were done
     saved = {path.name for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit()}
     assert len(saved) == 1 and 12 <= int(saved.pop()) < 16
-    rundir = open_folder(tmp_path)
-    before = len(rundir.metrics())
-    assert_bit_equal(tune(model, members, rundir, done=done), wanted)
-    assert min(record["step"] for record in rundir.metrics()[before:]) >= 12  # nothing is done twice
+    run_folder = open_folder(tmp_path)
+    before = len(run_folder.metrics())
+    assert_bit_equal(tune(model, members, run_folder, done=done), wanted)
+    assert min(record["step"] for record in run_folder.metrics()[before:]) >= 12  # nothing is done twice
     # Once more: all is done, nothing is trained.
-    before = len(rundir.metrics())
-    tune(model, members, rundir, done=done)
-    assert len(rundir.metrics()) == before
+    before = len(run_folder.metrics())
+    tune(model, members, run_folder, done=done)
+    assert len(run_folder.metrics()) == before
 
 
 def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
@@ -132,9 +132,9 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     def break_down():
         raise RuntimeError("power cut")
 
-    rundir = open_folder(tmp_path, _AskingRunDir, at=11, action=break_down)
+    run_folder = open_folder(tmp_path, _AskingRunDir, at=11, action=break_down)
     with pytest.raises(RuntimeError, match="power cut"):
-        tune(model, members, rundir, checkpoint_every=4, done=done)
+        tune(model, members, run_folder, checkpoint_every=4, done=done)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit())
     assert steps == [4, 8]
     # The newest checkpoint is torn as well: the one before it is used.
@@ -147,10 +147,10 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     lines = path.read_text().splitlines()
     (lost,) = [line for line in lines if json.loads(line)["model"] == "task 2" and json.loads(line)["step"] == 7]
     path.write_text("".join(f"{line}\n" for line in lines if line != lost))
-    rundir = open_folder(tmp_path)
-    before = len(rundir.metrics())
-    assert_bit_equal(tune(model, members, rundir, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
-    again = rundir.metrics()[before:]
+    run_folder = open_folder(tmp_path)
+    before = len(run_folder.metrics())
+    assert_bit_equal(tune(model, members, run_folder, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
+    again = run_folder.metrics()[before:]
     assert min(record["step"] for record in again) in (4, 5)
     # What is exported keeps its curve.
     assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
@@ -161,13 +161,13 @@ def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path
     """Of very different sizes: every slot is filled again, at different steps, next to others in full swing."""
     steps = [23, 3, 17, 1, 9, 30, 2, 12, 5, 8, 19, 4]
     members = [make_member(number, count) for number, count in enumerate(steps)]
-    rundir = open_folder(tmp_path / "together")
-    adapters = tune(model, members, rundir, slots=4)
+    run_folder = open_folder(tmp_path / "together")
+    adapters = tune(model, members, run_folder, slots=4)
     for member, adapter in zip(members, adapters, strict=True):
         alone = tune(model, [member], open_folder(tmp_path / member.name.replace(" ", "_")))[0]
         for target, part in alone.items():
             assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
-        losses = {record["step"] for record in rundir.metrics() if record["model"] == member.name}
+        losses = {record["step"] for record in run_folder.metrics() if record["model"] == member.name}
         assert losses == set(range(1, member.steps + 1))
     # Stopped while slots are being filled again, and gone on: the same bits.
     for at in (4, 13, 24):
@@ -208,15 +208,15 @@ def test_a_poisoned_batch_is_skipped_by_its_model_alone(model, tmp_path):
         return Member("fourth", (replace(pack_examples(in_memory([*examples, *more]), 24)[0], width=15),), 12, (5, 3))
 
     state = poisoned(model, poison)
-    rundir = open_folder(tmp_path / "sick")
-    found = tune(model, [*members, fourth(sick)], rundir, state=state)
+    run_folder = open_folder(tmp_path / "sick")
+    found = tune(model, [*members, fourth(sick)], run_folder, state=state)
     healthy = tune(model, [*members, fourth(examples[0])], open_folder(tmp_path / "well"), state=state)
     assert_bit_equal(found[:3], healthy[:3])
-    records = [record for record in rundir.metrics() if record["model"] == "fourth"]
+    records = [record for record in run_folder.metrics() if record["model"] == "fourth"]
     skipped = [record["step"] for record in records if record["loss"] is None]
     assert 1 <= len(skipped) <= 2  # two rows a step and nineteen rows: once an epoch of nine or ten steps
     assert max(record.get("skipped", 0) for record in records) == len(skipped)
-    assert not any(record.get("skipped") for record in rundir.metrics() if record["model"] != "fourth")
+    assert not any(record.get("skipped") for record in run_folder.metrics() if record["model"] != "fourth")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[3]))
     assert found[3]["q_proj"]["b"].any()
 
@@ -229,9 +229,9 @@ def test_a_loss_far_above_the_usual_is_counted(model, tmp_path):
     odd = Encoded(prompts[0], [11] * 8 + [2])
     (packed,) = pack_examples(in_memory([*usual, odd]), 24)
     member = Member("odd", (packed,), 60, (5, 1))
-    rundir = open_folder(tmp_path)
-    tune(model, [member], rundir, schedule=Schedule(batch_rows=1, learning_rate=3e-2))
-    records = sorted(rundir.metrics(), key=lambda record: record["step"])
+    run_folder = open_folder(tmp_path)
+    tune(model, [member], run_folder, schedule=Schedule(batch_rows=1, learning_rate=3e-2))
+    records = sorted(run_folder.metrics(), key=lambda record: record["step"])
     losses = [record["loss"] for record in records]
     counts = [record.get("spikes", 0) for record in records]
     jumps = [step for step in range(20, 60) if losses[step] > 3 * np.mean(losses[:step])]
@@ -246,8 +246,8 @@ def test_parts_of_a_batch_sum_to_the_whole(model, tmp_path):
     for parts in (1, 2, 4):
         members = [make_member(number, 10) for number in range(2)]
         schedule = Schedule(batch_rows=4, learning_rate=1e-2, parts=parts)
-        rundir = open_folder(tmp_path / str(parts))
-        found[parts] = tune(model, members, rundir, schedule=schedule), [r["loss"] for r in rundir.metrics()]
+        run_folder = open_folder(tmp_path / str(parts))
+        found[parts] = tune(model, members, run_folder, schedule=schedule), [r["loss"] for r in run_folder.metrics()]
     for parts in (2, 4):
         assert np.allclose(found[parts][1], found[1][1], atol=1e-5)
         for ours, theirs in zip(found[parts][0], found[1][0], strict=True):
@@ -271,7 +271,7 @@ def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path)
     # Only what stands in the long rows was changed: an adapter that never saw them is another one.
     without = tune(model, [replace(members[0], rows=mixed[:1])], open_folder(tmp_path / "without"))[0]
     assert distance(together[0]["q_proj"]["b"], without["q_proj"]["b"]) > 1e-2
-    records = [r for r in RunDir(tmp_path / "together").metrics() if r["model"] == "mixed"]
+    records = [r for r in RunFolder(tmp_path / "together").metrics() if r["model"] == "mixed"]
     assert sorted({record["step"] for record in records}) == list(range(1, 13))
 
 

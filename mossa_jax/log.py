@@ -1,0 +1,5 @@
+"""The one logger of the package."""
+
+import logging
+
+log = logging.getLogger("mossa_jax")

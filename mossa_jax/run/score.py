@@ -1,0 +1,27 @@
+"""The scoring stage: exact match of base, E and C_t on each task's test prompts."""
+
+from __future__ import annotations
+
+from mossa_jax.config import TUNED
+from mossa_jax.monitoring import goodput
+from mossa_jax.monitoring.progress import Progress
+from mossa_jax.run.context import Run
+from mossa_jax.run.models import exact_matches
+
+
+def score(run: Run) -> None:
+    """Exact match of base, E and C_t on each task's test prompts."""
+    tuning = run.config.tuning
+    todo = run.unfinished("scores")
+    progress = Progress("scores", len(run.suite.tasks), len(run.suite.tasks) - len(todo))
+    for number, task in enumerate(todo, len(run.suite.tasks) - len(todo) + 1):
+        examples = task.examples("test", min(tuning.score_prompts, run.config.tasks.max_test))
+        with goodput.useful("score", number - 1):
+            shares = exact_matches(run, [None, TUNED, task.name], examples)
+        rows = [
+            {"model": model, "exact_match": float(share), "n": len(examples)}
+            for model, share in zip(("base", TUNED, "control"), shares, strict=True)
+        ]
+        run.write_part("scores", task, rows)
+        progress.line(number, f"{task.name}: base {shares[0]:.2f}, E {shares[1]:.2f}, control {shares[2]:.2f}")
+        run.stop.leave_if_asked()
