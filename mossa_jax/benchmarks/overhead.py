@@ -42,17 +42,17 @@ CHILD = "import sys; from mossa_jax.benchmarks import overhead; overhead.write_o
 
 
 @partial(jax.jit, static_argnames=("made",))
-def _bare(made: Pass, base, adapters, rows, lead) -> jax.Array:
+def _bare(made: Pass, base, adapters, rows, prefix) -> jax.Array:
     """The passes of `states.forward`; of what they give, one number of the last layer leaves the device."""
     keep = lambda state, layer, x, whole: x.ravel()[0]  # noqa: E731
-    return run_models(made, merge(made.arch, base), adapters, rows, lead, keep, None)
+    return run_models(made, merge(made.arch, base), adapters, rows, prefix, keep, None)
 
 
 def forward_only(inputs: tuple, packing: dict[str, Any]) -> None:
     """The forward passes of `together`, over the same packed rows, that pool and keep nothing."""
     packed = Prompts(*inputs, **packing)
     for rows in packed.batches():
-        done = _bare(packed.made, *packed.arguments, rows, packed.lead)
+        done = _bare(packed.made, *packed.arguments, rows, packed.prefix)
     jax.block_until_ready(done)
 
 

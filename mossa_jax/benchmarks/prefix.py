@@ -22,8 +22,8 @@ LEAD, OWN = 133, 60  # ids of Llama-2's template with its system prompt; of a pr
 def draw(work: Workload) -> list[list[int]]:
     """Prompts of `OWN` random ids behind the same `LEAD`, of which the first is BOS."""
     rng = np.random.default_rng(work.seed)
-    lead = [1, *rng.integers(3, work.vocab, LEAD - 1).tolist()]
-    return [lead + rng.integers(3, work.vocab, OWN).tolist() for _ in range(work.prompts)]
+    prefix = [1, *rng.integers(3, work.vocab, LEAD - 1).tolist()]
+    return [prefix + rng.integers(3, work.vocab, OWN).tolist() for _ in range(work.prompts)]
 
 
 def states(model: Model, prompts: list[list[int]], batch_rows: int, share: bool) -> jax.Array:

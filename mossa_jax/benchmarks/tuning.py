@@ -186,7 +186,8 @@ class _Part:
     @classmethod
     def of(cls, examples, shared: Sequence[int], length: int, steps: int, rows: int, batch: int) -> _Part:
         packed = [
-            pack_examples(in_memory(mine), length, shared=lead)[0] for mine, lead in zip(examples, shared, strict=True)
+            pack_examples(in_memory(mine), length, shared=prefix)[0]
+            for mine, prefix in zip(examples, shared, strict=True)
         ]
         batches = []
         for model, mine in enumerate(packed):
@@ -218,9 +219,9 @@ class _Ours:
         arch, self._model, self._part = model.architecture, model, part
         stacked = adapters_lib.stack(arch, starts)
         optimizer = population.optimizer_for(work.tuning, work.schedule)
-        lead, reach = (max(getattr(packed, name) for packed in part.packed) for name in ("shared", "reach"))
+        prefix, max_own = (max(getattr(packed, name) for packed in part.packed) for name in ("shared", "max_own"))
         remat = work.tuning.remat == "on"
-        self._step = population.make_step(arch, optimizer, model.mesh, remat, lead=lead, reach=reach)
+        self._step = population.make_step(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
         self._start = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
         place = lambda leaf, *names: mesh_lib.place(model.mesh, leaf, names)  # noqa: E731
         self._scale = {name: place(leaf, "adapter", "layers") for name, leaf in adapters_lib.scales(stacked).items()}
@@ -368,15 +369,15 @@ def _dense(work: Workload, models: int) -> _Part:
 def _compare_on_tasks(work: Workload, folder: str, tasks: str | None, scratch: str, first: int) -> list[dict[str, Any]]:
     """The rows of the record on real tasks: packed; with the ids shared that a task's prompts begin with, as a run
     does where it pays; the same behind a longer prompt that all tasks have in common."""
-    examples, lead = _task_examples(work, folder, tasks)
-    behind = [[Encoded([*lead, *one.prompt], one.answer) for one in mine] for mine in examples]
+    examples, prefix = _task_examples(work, folder, tasks)
+    behind = [[Encoded([*prefix, *one.prompt], one.answer) for one in mine] for mine in examples]
     sharing = shareable(load_model(folder).architecture)
     shared_ids = lambda each: [shared_prefix(in_memory(mine)) if sharing else 0 for mine in each]  # noqa: E731
     own, count = shared_ids(examples), f"{len(examples)} tasks"
     cases = [(f"{count}, nothing shared", examples, [0] * len(examples))]
     if any(own):
         cases.append((f"{count}, leading ids once a row", examples, own))
-    cases.append((f"{count} behind {len(lead)} ids, once a row", behind, shared_ids(behind)))
+    cases.append((f"{count} behind {len(prefix)} ids, once a row", behind, shared_ids(behind)))
     found = []
     for number, (name, mine, shared) in enumerate(cases, first):
         part = _Part.of(mine, shared, work.length, work.steps, work.rows, work.examples)
@@ -396,8 +397,8 @@ def _task_examples(work: Workload, folder: str, tasks: str | None) -> tuple[list
         answers = tokenizer.answers([row.targets for row in rows])
         pairs = [cut_pair(tokenizer, *pair, work.longest, "keep_end") for pair in zip(prompts, answers, strict=True)]
         found.append([Encoded(*pair) for pair in pairs])
-    lead = np.random.default_rng(0).integers(3, model.architecture.vocab, work.prompt).tolist()
-    return found, lead if bos is None else [bos, *lead[1:]]
+    prefix = np.random.default_rng(0).integers(3, model.architecture.vocab, work.prompt).tolist()
+    return found, prefix if bos is None else [bos, *prefix[1:]]
 
 
 def _write_random(folder: str, shape: Shape) -> str:

@@ -8,11 +8,13 @@ mesh axis each meaning lives. Auto axes: XLA's partitioner fills in the rest ("p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from mossa_jax.config import Mesh as MeshConfig
 from mossa_jax.errors import BAD_CONFIG, Refusal
@@ -101,3 +103,17 @@ def place(mesh: jax.sharding.Mesh, array: np.ndarray, names: Sequence[str | None
 def round_up(size: int, multiple: int) -> int:
     """The smallest multiple that is not below `size`."""
     return -(-size // multiple) * multiple
+
+
+def abstract(
+    mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str | None], dtype: DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """An array of `shape` with logical axes `names` as shape, dtype and sharding: what `place` would make."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, shape, names))
+
+
+def abstract_tree(tree: Any, shardings: Any) -> Any:
+    """The arrays (or shapes) of `tree` as shapes and dtypes, with the shardings of a tree of the same structure."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
+    )

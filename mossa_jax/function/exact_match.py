@@ -15,6 +15,9 @@ from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
 
+SCORE_ROWS = 64
+"""Prompts that a run answers at once."""
+
 _WIDTH_STEP = 32
 _ROWS_STEP = 16
 

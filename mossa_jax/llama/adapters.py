@@ -119,3 +119,23 @@ def zero_adapter(arch: Architecture) -> dict[str, dict[str, np.ndarray]]:
     d_in, d_out = target_sizes(arch)["q_proj"]
     shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}
     return {"q_proj": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
+
+
+def abstract_adapters(
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    models: int,
+    rank: int,
+    targets: Sequence[str],
+    parts: Sequence[str] = tuple(AXES),
+) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """What `place_adapters` makes of `models` adapters, or the named parts of it, as shapes, dtypes and shardings."""
+    stacked = {}
+    for target in targets:
+        d_in, d_out = target_sizes(arch)[target]
+        shapes = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
+        stacked[target] = {
+            part: mesh_lib.abstract(mesh, (models, arch.layers, *shapes[part]), AXES[part], jnp.float32)
+            for part in parts
+        }
+    return stacked

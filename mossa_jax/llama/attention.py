@@ -49,17 +49,17 @@ def attention(
     tensor = visible.mesh.shape["tensor"] if visible.mesh is not None else 1
     if k.shape[2] % tensor:  # fewer key/value heads than devices: every device gets a copy of the one it needs
         k, v = (jnp.repeat(part, tensor // k.shape[2], axis=2) for part in (k, v))
-    body = "xla" if visible.lead else choose(visible.mesh, q.dtype)
+    body = "xla" if visible.prefix else choose(visible.mesh, q.dtype)
     # Nothing is seen further back than this, were it only since no sequence is longer.
-    near = min(filter(None, (window, visible.reach)), default=0)
+    near = min(filter(None, (window, visible.max_own)), default=0)
     if body == "splash":
         return splash(q, k, v, visible.segments, visible.mesh, near)
     if body == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, mask=visible.mask(window=window)[:, None], implementation="cudnn")
     on_cpu = visible.mesh is None or visible.mesh.devices.flat[0].platform == "cpu"
     size = _CPU_SIZE if on_cpu else _BLOCK
-    if visible.lead or 0 < near < q.shape[1] - size:
-        spans = Spans(size, near or k.shape[1], visible.lead)
+    if visible.prefix or 0 < near < q.shape[1] - size:
+        spans = Spans(size, near or k.shape[1], visible.prefix)
         arrays = (q, k, v, visible.segments)
         if on_cpu and (visible.mesh is None or visible.mesh.shape["fsdp"] == 1):
             # Row by row, so that the scores of a block stay in the cache.
@@ -116,20 +116,20 @@ class Segments:
 
     Attributes:
       segments: [B, T] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
-        sequence stand side by side. Within `lead`, -1 on keys that every sequence behind them sees.
+        sequence stand side by side. Within `prefix`, -1 on keys that every sequence behind them sees.
       mesh: the devices that the rows are spread over; None for one device.
-      lead: columns, at the head of a row, that may be -1. Then columns are no positions: only for a
+      prefix: columns, at the head of a row, that may be -1. Then columns are no positions: only for a
         `model.shareable` architecture. The queries may be fewer than the keys: they are the last ones.
-      reach: no sequence has more tokens of its own; 0: not known.
+      max_own: no sequence has more tokens of its own; 0: not known.
     """
 
     segments: jax.Array
     mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
-    lead: int = field(default=0, metadata={"static": True})
-    reach: int = field(default=0, metadata={"static": True})
+    prefix: int = field(default=0, metadata={"static": True})
+    max_own: int = field(default=0, metadata={"static": True})
 
     def mask(self, start: int = 0, stop: int | None = None, window: int = 0) -> jax.Array:
-        """What queries start..stop of rows without a lead see of the keys up to stop: [B, stop - start, stop] bool."""
+        """What queries start..stop see of the keys up to stop, without a prefix: [B, stop - start, stop] bool."""
         stop = self.segments.shape[1] if stop is None else stop
         behind = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
         near = (behind >= 0) & (behind < window) if window else behind >= 0

@@ -1,10 +1,10 @@
 """Attention over packed rows in plain XLA: a block of queries at a time, against the few keys that it can see.
 
-A sequence is no longer than `reach`, so a block needs no key further back, and of the ids that all sequences share the
-leading columns alone. What is skipped is what the mask would hide: the result is that of the whole row. The backward
-pass recomputes a block's weights from each query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so
-nothing of the size of the scores outlives its block. Blocks are a loop on purpose: written out one by one, XLA's CPU
-runtime works on all of them at once and waits for memory, at twice the time (BUILD_NOTES.md).
+A sequence is no longer than `max_own`, so a block needs no key further back, and of the ids that all sequences share
+the leading columns alone. What is skipped is what the mask would hide: the result is that of the whole row. The
+backward pass recomputes a block's weights from each query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm
+4), so nothing of the size of the scores outlives its block. Blocks are a loop on purpose: written out one by one,
+XLA's CPU runtime works on all of them at once and waits for memory, at twice the time (BUILD_NOTES.md).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Spans:
 
     Attributes:
       size: queries in a block.
-      reach: a query sees no own key so many columns back or more.
-      lead: leading columns that may hold shared keys (segment -1).
+      max_own: a query sees no own key so many columns back or more.
+      prefix: leading columns that may hold shared keys (segment -1).
     """
 
     size: int
-    reach: int
-    lead: int = 0
+    max_own: int
+    prefix: int = 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -48,7 +48,7 @@ def blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spa
       q: [B, S, H, d].
       k, v: [B, T, K, d], K divides H; the queries are the last S of T columns.
       segments: [B, T] as in `attention.Segments`.
-      spans: `reach` hides what is further back in the own sequence, if there is anything.
+      spans: `max_own` hides what is further back in the own sequence, if there is anything.
 
     Returns:
       [B, S, H, d] in the dtype of `v`.
@@ -85,7 +85,7 @@ blockwise.defvjp(_forward, _backward)
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows laid out so that every block looks the same: heads in front, nothing on `reach - 1` columns before all.
+    """Rows laid out so that every block looks the same: heads in front, nothing on `max_own - 1` columns before all.
 
     Attributes:
       q: [B, K, G, blocks * size, d], scaled; G of them share a key's head.
@@ -109,17 +109,17 @@ class _Rows:
         offset, behind = k.shape[1] - q.shape[1], -q.shape[1] % spans.size
 
         def laid_out(x):
-            padded = jnp.pad(x, ((0, 0), (spans.reach - 1, behind), (0, 0), (0, 0)))
-            return jnp.concatenate([x[:, : spans.lead], padded], axis=1).swapaxes(1, 2)
+            padded = jnp.pad(x, ((0, 0), (spans.max_own - 1, behind), (0, 0), (0, 0)))
+            return jnp.concatenate([x[:, : spans.prefix], padded], axis=1).swapaxes(1, 2)
 
         segments = jnp.pad(segments, ((0, 0), (0, behind)), constant_values=_NOTHING)
         column = jnp.arange(segments.shape[1])
         begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         first = jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
         # Shared keys are met in front only: their own queries too meet nothing else.
-        first = jnp.where(segments == -1, column + spans.reach, first) - offset + spans.reach - 1
-        lead = jnp.sum(segments == -1, axis=1, keepdims=True)
-        front = jnp.where(segments > 0, lead, jnp.where(segments == -1, column + 1, 0))
+        first = jnp.where(segments == -1, column + spans.max_own, first) - offset + spans.max_own - 1
+        prefix = jnp.sum(segments == -1, axis=1, keepdims=True)
+        front = jnp.where(segments > 0, prefix, jnp.where(segments == -1, column + 1, 0))
         scaled = _grouped(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.shape[2], spans.size)
         own = (first[:, offset:], front[:, offset:])
         return cls(scaled, laid_out(k), laid_out(v), *own, spans, q.shape[1], k.shape[1])
@@ -140,13 +140,13 @@ class _Rows:
 
     def keys(self, x: jax.Array) -> jax.Array:
         """[B, K, d, C] -> [B, T, K, d]; what the leading columns got in front is theirs as well."""
-        lead = self.spans.lead
-        own = x[..., lead + self.spans.reach - 1 :][..., : self.columns]
-        return own.at[..., :lead].add(x[..., :lead]).transpose(0, 3, 1, 2)
+        prefix = self.spans.prefix
+        own = x[..., prefix + self.spans.max_own - 1 :][..., : self.columns]
+        return own.at[..., :prefix].add(x[..., :prefix]).transpose(0, 3, 1, 2)
 
     def _start(self, block):
         """The first of the columns near a block."""
-        return self.spans.lead + self.columns - self.queries + block * self.spans.size
+        return self.spans.prefix + self.columns - self.queries + block * self.spans.size
 
     def _own(self, x: jax.Array, block) -> jax.Array:
         """A block's queries of [B, K, G, blocks * size, *]: [B, K, G * size, *]."""
@@ -155,18 +155,18 @@ class _Rows:
 
     def _seen(self, x: jax.Array, block, axis: int) -> jax.Array:
         """A block's columns of `x`: the leading ones, and those near it."""
-        near = jax.lax.dynamic_slice_in_dim(x, self._start(block), self.spans.reach - 1 + self.spans.size, axis)
-        return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.lead, axis=axis), near], axis)
+        near = jax.lax.dynamic_slice_in_dim(x, self._start(block), self.spans.max_own - 1 + self.spans.size, axis)
+        return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.prefix, axis=axis), near], axis)
 
     def _hidden(self, block, dtype) -> jax.Array:
         """[B, 1, 1, size, columns]: 0 where a query sees a key, else minus infinity."""
         spans, at = self.spans, block * self.spans.size
-        query, column = jnp.arange(spans.size), jnp.arange(spans.reach - 1 + spans.size)
+        query, column = jnp.arange(spans.size), jnp.arange(spans.max_own - 1 + spans.size)
         first, front = (jax.lax.dynamic_slice_in_dim(x, at, spans.size, 1)[..., None] for x in (self.first, self.front))
         # Two comparisons with a number that each query has: the whole condition would quadruple the loop over scores.
         first = jnp.maximum(first - at, query[:, None])
-        seen = (column >= first) & (column <= query[:, None] + spans.reach - 1)
-        seen = jnp.concatenate([jnp.arange(spans.lead) < front, seen], axis=-1) if spans.lead else seen
+        seen = (column >= first) & (column <= query[:, None] + spans.max_own - 1)
+        seen = jnp.concatenate([jnp.arange(spans.prefix) < front, seen], axis=-1) if spans.prefix else seen
         return jnp.where(seen, 0.0, -jnp.inf).astype(dtype)[:, None, None]
 
     def _scores(self, block) -> jax.Array:
@@ -208,10 +208,10 @@ class _Rows:
 
     def add(self, total: jax.Array, block, part: jax.Array) -> jax.Array:
         """Adds what a block's columns got to the sum over all blocks."""
-        lead, start = self.spans.lead, self._start(block)
-        old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[-1] - lead, axis=3)
-        total = jax.lax.dynamic_update_slice_in_dim(total, old + part[..., lead:], start, axis=3)
-        return total.at[..., :lead].add(part[..., :lead]) if lead else total
+        prefix, start = self.spans.prefix, self._start(block)
+        old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[-1] - prefix, axis=3)
+        total = jax.lax.dynamic_update_slice_in_dim(total, old + part[..., prefix:], start, axis=3)
+        return total.at[..., :prefix].add(part[..., :prefix]) if prefix else total
 
 
 def _grouped(x: jax.Array, heads: int, size: int) -> jax.Array:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.llama.adapters import abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Cached, Segments
 from mossa_jax.llama.model import logits, merge, run_blocks, run_blocks_cached
+from mossa_jax.llama.placement import abstract_base
 
 
 @partial(jax.jit, static_argnames=("arch", "eos", "new_tokens", "mesh"))
@@ -82,3 +87,28 @@ def _write(arch, state, adapter, token, visible, cache, slot):
 
 def _likeliest(model, arch, x):
     return jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)
+
+
+def abstract_arguments(
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    *,
+    dtype: DTypeLike,
+    models: int,
+    rank: int,
+    targets: Sequence[str],
+    rows: int,
+    width: int,
+) -> tuple:
+    """The arguments (state, adapters, tokens, lengths) of `greedy` behind `arch`, as shapes, dtypes and shardings.
+
+    Args:
+      arch, mesh: as in `greedy`.
+      dtype: of the base.
+      models, rank, targets: adapters that answer at once.
+      rows, width: B and S, prompts in a batch (a multiple of the fsdp axis), and positions of the longest.
+    """
+    tokens = mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
+    lengths = mesh_lib.abstract(mesh, (rows,), ("rows",), jnp.int32)
+    base, adapters = abstract_base(arch, mesh, dtype), abstract_adapters(arch, mesh, models, rank, targets)
+    return base, adapters, tokens, lengths

@@ -18,16 +18,17 @@ from mossa_jax.config import Config, Schedule, recompute
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import SHARE, bytes_on_device
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.function.exact_match import SCORE_ROWS
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.planning import formulas, programs
 from mossa_jax.planning.formulas import Spread
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import Program
 from mossa_jax.planning.work import Work
-from mossa_jax.run.models import SCORE_ROWS
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.cells import pairs_of
-from mossa_jax.states.forward import LEAD_STEP, kept_rows, reach_of
+from mossa_jax.states.forward import LEAD_STEP, abstract_kept, kept_rows, max_own_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
@@ -253,7 +254,7 @@ class Planner:
         def program(remat: bool) -> Program:
             return programs.tuning_program(
                 self.arch, grid, dtype=self.config.dtype, slots=places, remat=remat, parts=schedule.parts,
-                lead=shared, reach=max(self.config.tokens.max_tokens - shared, 0), **sizes,
+                prefix=shared, max_own=max(self.config.tokens.max_tokens - shared, 0), **sizes,
             )  # fmt: skip
 
         return Stage(
@@ -288,7 +289,7 @@ class Planner:
         sizes = {"dtype": self.config.dtype, "models": models, "rank": tuning.rank, "targets": tuning.targets}
         size = {"rows": rows, "width": width, "new_tokens": tuning.score_tokens}
         cache = formulas.cache_bytes(self.arch, spread, tuning.score_tokens) * usual / width
-        weights = bytes_on_device(programs.base_shapes(self.arch, grid, self.config.dtype))
+        weights = bytes_on_device(abstract_base(self.arch, grid, self.config.dtype))
         return Stage(
             "scores",
             spread,
@@ -308,8 +309,8 @@ class Planner:
     def _states(self) -> Stage:
         config, grid, shared = self.config, self._grid(False), self._shared
         length, pool = config.tokens.row_length, config.compare.pool
-        lead = 0 if pool == "all" else shared
-        own = self.work.prompts * (self.work.ids + self.work.head - lead)
+        prefix = 0 if pool == "all" else shared
+        own = self.work.prompts * (self.work.ids + self.work.head - prefix)
         rows = mesh_lib.round_up(min(config.compare.batch_rows, ceil(own / length)), grid.shape["fsdp"])
         spread = self._spread(grid, self._compared, rows, length)
         runs = self.work.tasks * ceil(own / (rows * length))
@@ -319,7 +320,7 @@ class Planner:
             each = own if pool == "all" else self.work.prompts
             flops += self.work.tasks * formulas.moments_flops(self.arch, self._compared, each, pairs, pool)
         tuning = config.tuning
-        kept = bytes_on_device(programs.kept_shape(self.arch, grid, self._compared, self.work.prompts))
+        kept = bytes_on_device(abstract_kept(self.arch, grid, self._compared, self.work.prompts))
         return Stage(
             "states",
             spread,
@@ -332,7 +333,8 @@ class Planner:
             lambda _: programs.states_program(
                 self.arch, grid, dtype=config.dtype, models=self._compared, rank=tuning.rank, targets=tuning.targets,
                 rows=rows, row_length=length, prompts=self.work.prompts, pool=pool,
-                lead=mesh_lib.round_up(lead, LEAD_STEP), reach=reach_of(config.tokens.max_tokens - lead), pairs=pairs,
+                prefix=mesh_lib.round_up(prefix, LEAD_STEP), pairs=pairs,
+                max_own=max_own_of(config.tokens.max_tokens - prefix),
             ),
             lambda _: formulas.states_bytes(self.arch, spread, kept),
             lambda _: formulas.states_transfers(self.arch, spread),

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,18 @@ from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_by
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.cache import build_once
 from mossa_jax.files.write import write_json
-from mossa_jax.llama.adapters import AXES, target_sizes
+from mossa_jax.llama import generate
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.weights import check_mesh, leaf_name, shardings
-from mossa_jax.llama.generate import greedy
-from mossa_jax.llama.model import abstract_state
+from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.streamed import moments
-from mossa_jax.similarity.streamed.forward import stream_batch
-from mossa_jax.states.forward import KEPT, Pass, forward, kept_rows
-from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
+from mossa_jax.states import forward as states
+from mossa_jax.states.forward import Pass, forward
 from mossa_jax.tuning import population
 
 Grid = jax.sharding.Mesh | AbstractMesh
-
-_PROMPTS_A_ROW = 16  # only the width of small index arrays
 
 
 @dataclass(frozen=True)
@@ -96,39 +91,11 @@ def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adap
     return grid
 
 
-def attention_body(grid: Grid, dtype: str, lead: int) -> str:
+def attention_body(grid: Grid, dtype: str, prefix: int) -> str:
     """The body of attention that a pass takes; of an abstract mesh, which stands for GPUs, theirs."""
     if isinstance(grid, AbstractMesh):
-        return "xla" if lead or dtype == "float32" else "cudnn"
-    return population.attention_body(grid, dtype, lead)
-
-
-def shaped(grid: Grid, shape: Sequence[int], names: Sequence[str | None], dtype) -> jax.ShapeDtypeStruct:
-    """An array of that shape with the named axes where a run has them."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.sharding(grid, shape, names))
-
-
-def base_shapes(arch: Architecture, grid: Grid, dtype: str) -> Any:
-    """The base model's state."""
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract_state(arch, jnp.dtype(dtype)),
-        shardings(arch, grid),
-    )
-
-
-def adapter_shapes(
-    arch: Architecture, grid: Grid, models: int, rank: int, targets: Sequence[str], names: Sequence[str] = tuple(AXES)
-) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Stacked adapters, or the named parts of them."""
-    found = {}
-    for target in targets:
-        d_in, d_out = target_sizes(arch)[target]
-        sizes = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
-        found[target] = {
-            name: shaped(grid, (models, arch.layers, *sizes[name]), AXES[name], jnp.float32) for name in names
-        }
-    return found
+        return "xla" if prefix or dtype == "float32" else "cudnn"
+    return population.attention_body(grid, dtype, prefix)
 
 
 def tuning_program(
@@ -144,8 +111,8 @@ def tuning_program(
     answers: int,
     remat: bool,
     parts: int = 1,
-    lead: int = 0,
-    reach: int = 0,
+    prefix: int = 0,
+    max_own: int = 0,
 ) -> Program:
     """The population's training step.
 
@@ -157,53 +124,15 @@ def tuning_program(
       rows, row_length: packed rows a model and step, and their positions.
       rank, targets: of the adapters.
       answers: the most answer tokens in a row.
-      remat, parts, lead, reach: as in `tuning.population.make_step`.
+      remat, parts, prefix, max_own: as in `tuning.population.make_step`.
     """
-    sizes = {"rows": rows, "row_length": row_length, "rank": rank, "targets": targets, "answers": answers}
-    shapes = tuning_shapes(arch, grid, dtype=dtype, slots=slots, **sizes)
     optimizer = population.optimizer_for(Tuning(), Schedule())
-    lower = lambda: population.make_step(arch, optimizer, grid, remat, parts, lead, reach).lower(*shapes)  # noqa: E731
-    return Program(grid, shapes, lower, attention_body(grid, dtype, lead))
-
-
-def tuning_shapes(
-    arch: Architecture,
-    grid: Grid,
-    *,
-    dtype: str,
-    slots: int,
-    rows: int,
-    row_length: int,
-    rank: int,
-    targets: Sequence[str],
-    answers: int,
-) -> tuple:
-    """What `tuning.population.make_step`'s step takes, as shapes with the shardings that a run would give them.
-
-    Args: as of `tuning_program`.
-
-    Returns:
-      (base, scale, total, state, batch, active).
-    """
-    by_slot = lambda dtype: shaped(grid, (slots,), ("adapter",), dtype)  # noqa: E731
-    adapters = adapter_shapes(arch, grid, slots, rank, targets, ("a", "b"))
-    scale = {t: part["scale"] for t, part in adapter_shapes(arch, grid, slots, rank, targets, ("scale",)).items()}
-    transformation = population.optimizer_for(Tuning(), Schedule()).transformation()
-    first = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), adapters)
-    second = jax.tree.map(
-        lambda leaf: shaped(grid, leaf.shape, ("adapter",) + (None,) * (leaf.ndim - 1), leaf.dtype),
-        jax.eval_shape(jax.vmap(transformation.init), first),
-    )
-    guards = {name: by_slot(kind) for name, kind in population.GUARDS.items()}
-    state = {"adapters": adapters, "moments": second, "guards": guards, "step": by_slot(jnp.int32)}
-    widths = dict.fromkeys(("tokens", "segments", "positions"), row_length) | dict.fromkeys(
-        ("predict", "labels"), answers
-    )
-    batch = {
-        field.name: shaped(grid, (slots, rows, widths[field.name]), ("adapter", "rows", None), jnp.int32)
-        for field in fields(TrainingRows)
-    }
-    return base_shapes(arch, grid, dtype), scale, by_slot(jnp.int32), state, batch, by_slot(jnp.bool_)
+    shapes = population.abstract_arguments(
+        arch, optimizer, grid, dtype=dtype, slots=slots, rows=rows, row_length=row_length, rank=rank, targets=targets,
+        answers=answers,
+    )  # fmt: skip
+    lower = lambda: population.make_step(arch, optimizer, grid, remat, parts, prefix, max_own).lower(*shapes)  # noqa: E731
+    return Program(grid, shapes, lower, attention_body(grid, dtype, prefix))
 
 
 def states_program(
@@ -218,8 +147,8 @@ def states_program(
     row_length: int,
     prompts: int,
     pool: str = "last",
-    lead: int = 0,
-    reach: int = 0,
+    prefix: int = 0,
+    max_own: int = 0,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> Program:
     """The pass of a comparison: the layerwise forward pass with its kept states, or with `pairs` with their moments.
@@ -232,54 +161,24 @@ def states_program(
       rows, row_length: packed rows in a batch (rounded up to the fsdp axis), and their positions.
       prompts: of a task, whose pooled states are kept.
       pool: as in `states`.
-      lead: columns for the ids that all prompts share.
-      reach: as in `states.forward.Pass`.
+      prefix: columns for the ids that all prompts share.
+      max_own: as in `states.forward.Pass`.
       pairs: of models whose moments are summed instead of keeping rows; only where `grid` has devices.
     """
     rows = mesh_lib.round_up(rows, grid.shape["fsdp"])
-    base = base_shapes(arch, grid, dtype)
-    adapters = adapter_shapes(arch, grid, models, rank, targets)
-    widths = dict.fromkeys(("tokens", "positions", "segments"), row_length)
-    widths |= dict.fromkeys(("ends", "ids"), _PROMPTS_A_ROW)
-    batch = {field: shaped(grid, (rows, width), ("rows", None), jnp.int32) for field, width in widths.items()}
-    made = Pass(arch, pool, lead, reach, 0, grid)
-    shared = _lead_shapes(arch, grid, dtype, models, lead) if lead else None
-    run, state = forward, kept_shape(arch, grid, models, prompts)
+    made = Pass(arch, pool, prefix, max_own, 0, grid)
+    base, adapters, batch, shared = states.abstract_arguments(
+        made, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, row_length=row_length
+    )
+    run, state = forward, states.abstract_kept(arch, grid, models, prompts)
     if pairs:
-        run, state = stream_batch, _moments_shapes(arch, grid, models, pairs)
+        run, state = stream_batch, abstract_moments(arch, grid, models, pairs)
     arguments = (base, adapters, batch, shared, state)
     unread = [leaf for path, leaf in jax.tree.leaves_with_path(base) if leaf_name(path) == "head"]
-    if lead and pool == "last":
+    if prefix and pool == "last":
         unread.append(shared["sums"])
-    body = attention_body(grid, dtype, lead)
+    body = attention_body(grid, dtype, prefix)
     return Program(grid, arguments, lambda: run.lower(made, *arguments), body, tuple(unread))
-
-
-def kept_shape(arch: Architecture, grid: Grid, models: int, prompts: int) -> jax.ShapeDtypeStruct:
-    """The states that `states.keep_states` keeps of so many prompts."""
-    shape = (models, arch.layers + 2, kept_rows(prompts, grid.shape["fsdp"]), arch.hidden)
-    return shaped(grid, shape, KEPT, jnp.float32)
-
-
-def _moments_shapes(arch: Architecture, grid: Grid, models: int, pairs: Sequence[tuple[int, int]]) -> Any:
-    begin = jax.jit(jax.vmap(lambda shift: moments.start(shift, tuple(pairs), mesh=grid)))
-    shifts = shaped(grid, (arch.layers + 2, models, arch.hidden), (None, None, None), jnp.float32)
-    where = begin.lower(shifts).compile().output_shardings
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        jax.eval_shape(begin, shifts),
-        where,
-    )
-
-
-def _lead_shapes(arch: Architecture, grid: Grid, dtype: str, models: int, lead: int) -> dict[str, Any]:
-    """What `states.forward.lead_of` gives, as shapes."""
-    keys = shaped(
-        grid, (models, arch.layers, lead, arch.kv_heads, arch.head_dim), (None, None, None, "kv_heads", None),
-        jnp.dtype(dtype),
-    )  # fmt: skip
-    sums = shaped(grid, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
-    return {"keys_values": (keys, keys), "sums": sums, "count": shaped(grid, (), (), jnp.int32)}
 
 
 def similarity_program(
@@ -299,15 +198,15 @@ def similarity_program(
       pairs: of models that are compared.
       permutations: of the null.
     """
-    states = kept_shape(arch, grid, models, prompts)
-    n = states.shape[2]
-    valid = shaped(grid, (n,), (None,), jnp.bool_)
-    ranks = shaped(grid, (permutations, n), (None, None), jnp.int32)
+    kept = states.abstract_kept(arch, grid, models, prompts)
+    n = kept.shape[2]
+    valid = mesh_lib.abstract(grid, (n,), (None,), jnp.bool_)
+    ranks = mesh_lib.abstract(grid, (permutations, n), (None, None), jnp.int32)
     lower = lambda: gram.sums.lower(  # noqa: E731
-        states, valid, ranks, combinations=gram.combinations(models, pairs), pairs=tuple(pairs),
+        kept, valid, ranks, combinations=gram.combinations(models, pairs), pairs=tuple(pairs),
         tile=gram.tile_size(n), mesh=grid if grid.size > 1 else None,
     )  # fmt: skip
-    return Program(grid, (states, valid, ranks), lower, beside=(base_shapes(arch, grid, dtype),))
+    return Program(grid, (kept, valid, ranks), lower, beside=(abstract_base(arch, grid, dtype),))
 
 
 def score_program(
@@ -330,11 +229,10 @@ def score_program(
       new_tokens: longest answer.
     """
     rows = mesh_lib.round_up(rows, grid.shape["fsdp"])
-    base, adapters = base_shapes(arch, grid, dtype), adapter_shapes(arch, grid, models, rank, targets)
-    tokens = shaped(grid, (rows, width), ("rows", None), jnp.int32)
-    lengths = shaped(grid, (rows,), ("rows",), jnp.int32)
-    arguments = (base, adapters, tokens, lengths)
-    lower = lambda: greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=grid)  # noqa: E731
+    arguments = generate.abstract_arguments(
+        arch, grid, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, width=width
+    )
+    lower = lambda: generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=grid)  # noqa: E731
     return Program(grid, arguments, lower, attention_body(grid, dtype, 0))
 
 

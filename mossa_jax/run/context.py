@@ -21,8 +21,7 @@ from mossa_jax.files.write import is_whole, read_parquet, write_parquet
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.load import Model, base_tokenizer, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.weights import shardings
-from mossa_jax.llama.model import abstract_state
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.monitoring.goodput import Ledger
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.processes import agreement
@@ -95,11 +94,7 @@ class Run:
     def outline(self) -> Model:
         """The base model on `mesh` without its weights: its state holds shapes, number types and places."""
         arch, dtype = self.architecture, jnp.dtype(self.config.dtype)
-        state = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            abstract_state(arch, dtype),
-            shardings(arch, self.mesh),
-        )
+        state = abstract_base(arch, self.mesh, dtype)
         return Model(self.base, locate(self.base, self.config.revision), arch, state, self.mesh)
 
     def weights(self) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax.files.paths import on_disk
-from mossa_jax.function.exact_match import exact_match
+from mossa_jax.function.exact_match import SCORE_ROWS, exact_match
 from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
@@ -26,8 +26,6 @@ from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
 from mossa_jax.tasks.suite import Example
-
-SCORE_ROWS = 64
 
 Found = TypeVar("Found")
 

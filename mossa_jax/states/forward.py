@@ -18,17 +18,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.llama.adapters import Adapters, place_adapters
+from mossa_jax.llama.adapters import Adapters, abstract_adapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
 KEPT = ("adapter", None, "rows", "kept")  # logical axes of kept states [M, L + 2, n, D]
+_PROMPTS_PER_ROW = 16  # of abstract rows: only the width of small index arrays
 LEAD_STEP = 32  # shared ids are rounded up to this, so that tasks share their compiled programs
 _REACHES = (64, 128, 256, 384, 512, 768)  # and their longest own prompts to one of these
 
@@ -56,35 +59,35 @@ class Pass:
     Attributes:
       arch: of the base.
       pool: one of `POOLS`, or `all`.
-      lead: columns for the ids that all prompts share, 0 for none.
-      reach: no prompt has more ids of its own; 0: not known.
+      prefix: columns for the ids that all prompts share, 0 for none.
+      max_own: no prompt has more ids of its own; 0: not known.
       first: the first block that any adapter changes, at most the last one.
       mesh: of rows and weights.
     """
 
     arch: Architecture
     pool: str
-    lead: int
-    reach: int
+    prefix: int
+    max_own: int
     first: int
     mesh: jax.sharding.Mesh
 
 
-def pooled(x: jax.Array, rows: dict[str, jax.Array], pool: str, lead: tuple | None = None) -> jax.Array:
+def pooled(x: jax.Array, rows: dict[str, jax.Array], pool: str, prefix: tuple | None = None) -> jax.Array:
     """Pools states per prompt: [B, S, D] -> [B, P, D] float32.
 
     Args:
       x: of the prompts' own ids.
       rows: fields of `PromptRows`.
       pool: `last` or `mean`.
-      lead: for `mean`, the sum [D] of the states of the ids that all prompts share, and their number.
+      prefix: for `mean`, the sum [D] of the states of the ids that all prompts share, and their number.
     """
     if pool == "last":
         return jnp.take_along_axis(x, rows["ends"][..., None], axis=1).astype(jnp.float32)
     prompts = jnp.arange(1, rows["ends"].shape[1] + 1)
     inside = (rows["segments"][:, None, :] == prompts[:, None]).astype(jnp.float32)
     sums = jnp.einsum("bps,bsd->bpd", inside, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    sums, count = (sums, 0) if lead is None else (sums + lead[0], lead[1])
+    sums, count = (sums, 0) if prefix is None else (sums + prefix[0], prefix[1])
     return sums / jnp.maximum(inside.sum(-1, keepdims=True) + count, 1)
 
 
@@ -93,7 +96,7 @@ def run_models(
     model: Llama,
     adapters: Adapters,
     rows: dict[str, jax.Array],
-    lead: dict | None,
+    prefix: dict | None,
     put: Callable,
     state: Any,
 ) -> Any:
@@ -104,16 +107,16 @@ def run_models(
       model: the merged base.
       adapters: stacked [M, L, ...] on the devices.
       rows: fields of `PromptRows`, without the shared ids.
-      lead: of the shared ids, what `lead_of` gives.
+      prefix: of the shared ids, what `lead_of` gives.
       put: (state, layer, x, whole) -> state: `layer` numbers the layer names, `x` is [M, B, S, D], or [1, B, S, D]
         where it is the same for all models; without `whole` [M, B, P, D], the prompts' last tokens alone.
       state: the first argument of the first `put`.
     """
     arch, first, segments = made.arch, made.first, rows["segments"]
-    if made.lead:
-        shared = jnp.where(jnp.arange(made.lead) < lead["count"], -1, 0).astype(segments.dtype)
-        segments = jnp.concatenate([jnp.broadcast_to(shared, (len(segments), made.lead)), segments], axis=1)
-    visible = Segments(segments, made.mesh, made.lead, made.reach)
+    if made.prefix:
+        shared = jnp.where(jnp.arange(made.prefix) < prefix["count"], -1, 0).astype(segments.dtype)
+        segments = jnp.concatenate([jnp.broadcast_to(shared, (len(segments), made.prefix)), segments], axis=1)
+    visible = Segments(segments, made.mesh, made.prefix, made.max_own)
     x, table = embed(model, arch, rows["tokens"], rows["positions"], visible)
     state = put(state, 0, x[None], True)
     near = windowed_blocks(arch)
@@ -121,7 +124,7 @@ def run_models(
     take = lambda tree, layer, axis=0: jax.tree.map(  # noqa: E731
         lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, axis, keepdims=False), tree
     )
-    cache = None if not made.lead else lead["keys_values"]
+    cache = None if not made.prefix else prefix["keys_values"]
 
     def block(x, lora, cache, layer, ends=None):
         windowed = None if near is None else near[layer]
@@ -160,16 +163,16 @@ def lead_of(made: Pass, base, adapters: Adapters, tokens: jax.Array, count: jax.
       made: what for.
       base: the base's state.
       adapters: stacked [M, L, ...] on the devices.
-      tokens: [1, lead] int32, filled up on the right.
+      tokens: [1, prefix] int32, filled up on the right.
       count: [] int32, how many of them count.
 
     Returns:
-      keys_values: two arrays [M, L, lead, K, d]; sums: [M, L + 2, D] float32, of their states at each layer; count.
+      keys_values: two arrays [M, L, prefix, K, d]; sums: [M, L + 2, D] float32, of their states at each layer; count.
     """
     arch, model = made.arch, merge(made.arch, base)
-    inside = jnp.arange(made.lead) < count
+    inside = jnp.arange(made.prefix) < count
     visible = Segments(inside[None].astype(jnp.int32), made.mesh)
-    x, table = embed(model, arch, tokens, jnp.arange(made.lead)[None], visible)
+    x, table = embed(model, arch, tokens, jnp.arange(made.prefix)[None], visible)
     total = lambda x: jnp.sum(jnp.where(inside[:, None], x[0].astype(jnp.float32), 0), axis=0)  # noqa: E731
 
     def one(adapter):
@@ -186,7 +189,7 @@ def lead_of(made: Pass, base, adapters: Adapters, tokens: jax.Array, count: jax.
 
 
 def rows_of(
-    made: Pass, rows: dict[str, jax.Array], lead: dict | None, layer, x: jax.Array, whole: bool
+    made: Pass, rows: dict[str, jax.Array], prefix: dict | None, layer, x: jax.Array, whole: bool
 ) -> tuple[jax.Array, jax.Array]:
     """What similarity takes as rows of a layer: [M or 1, R, D] float32, and which of them count, [R] bool.
 
@@ -194,28 +197,28 @@ def rows_of(
     """
     if made.pool == "all":
         return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (rows["segments"] > 0).reshape(-1)
-    if whole and made.pool == "mean" and made.lead:
-        sums = jax.lax.dynamic_index_in_dim(lead["sums"], layer, 1, keepdims=False)[: len(x)]
-        x = jax.vmap(lambda x, total: pooled(x, rows, made.pool, (total, lead["count"])))(x, sums)
+    if whole and made.pool == "mean" and made.prefix:
+        sums = jax.lax.dynamic_index_in_dim(prefix["sums"], layer, 1, keepdims=False)[: len(x)]
+        x = jax.vmap(lambda x, total: pooled(x, rows, made.pool, (total, prefix["count"])))(x, sums)
     elif whole:
         x = jax.vmap(lambda x: pooled(x, rows, made.pool))(x)
     return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (rows["ids"] >= 0).reshape(-1)
 
 
 @partial(jax.jit, static_argnames=("made",), donate_argnames=("kept",))
-def forward(made: Pass, base, adapters: Adapters, rows: dict[str, jax.Array], lead, kept: jax.Array) -> jax.Array:
+def forward(made: Pass, base, adapters: Adapters, rows: dict[str, jax.Array], prefix, kept: jax.Array) -> jax.Array:
     """Runs all models over one batch of rows and puts their pooled states at the prompts' own rows of `kept`."""
     layout = _layout(made.mesh, kept.shape)
     ids = rows["ids"].reshape(-1)
     ids = jnp.where(ids < 0, kept.shape[2], ids)  # beyond the end: dropped
 
     def put(kept, layer, x, whole):
-        x, _ = rows_of(made, rows, lead, layer, x, whole)
+        x, _ = rows_of(made, rows, prefix, layer, x, whole)
         x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))
         # Layer by layer: one scatter over all of them takes the TPU compiler many minutes.
         return jax.lax.with_sharding_constraint(kept.at[:, layer, ids].set(x, mode="drop"), layout)
 
-    return run_models(made, merge(made.arch, base), adapters, rows, lead, put, kept)
+    return run_models(made, merge(made.arch, base), adapters, rows, prefix, put, kept)
 
 
 def _layout(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
@@ -228,7 +231,7 @@ class Prompts:
     Attributes:
       made: what the pass over them is made for.
       arguments: (base, adapters) on the devices.
-      lead: of the ids that all prompts share; None where there are none.
+      prefix: of the ids that all prompts share; None where there are none.
       count: of prompts.
       models: M.
     """
@@ -254,16 +257,16 @@ class Prompts:
         shared = common_prefix(prompts) if share_prefix and pool != "all" and shareable(arch) else 0
         self._rows = pack_prompts(prompts, row_length, long_row_length, shared)
         longest = max(len(ids) for ids in prompts) - shared
-        reach = reach_of(longest)
-        lead = mesh_lib.round_up(shared, LEAD_STEP)
-        self.made = Pass(arch, pool, lead, reach, _first_changed(arch, adapters), mesh)
+        max_own = max_own_of(longest)
+        prefix = mesh_lib.round_up(shared, LEAD_STEP)
+        self.made = Pass(arch, pool, prefix, max_own, _first_changed(arch, adapters), mesh)
         self.arguments = base, place_adapters(mesh, adapters)
-        self.lead = None
+        self.prefix = None
         if shared:
-            tokens = np.zeros((1, lead), np.int32)
+            tokens = np.zeros((1, prefix), np.int32)
             tokens[0, :shared] = prompts[0][:shared]
             tokens, count = mesh_lib.place(mesh, tokens, (None, None)), mesh_lib.place(mesh, np.int32(shared), ())
-            self.lead = lead_of(self.made, *self.arguments, tokens, count)
+            self.prefix = lead_of(self.made, *self.arguments, tokens, count)
 
     def batches(self):
         """Batches of packed rows on the mesh: fields of `PromptRows`."""
@@ -315,7 +318,7 @@ def keep_states(
     shape = (packed.models, arch.layers + 2, slots, arch.hidden)
     kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
     for rows in packed.batches():
-        kept = forward(packed.made, *packed.arguments, rows, packed.lead, kept)
+        kept = forward(packed.made, *packed.arguments, rows, packed.prefix, kept)
     return KeptStates(kept, np.arange(slots) < packed.count, arch.state_names())
 
 
@@ -341,8 +344,8 @@ def _even(rows: int, most: int) -> int:
     return min(mesh_lib.round_up(-(-rows // -(-rows // size)), max(size // 8, 1)), most)
 
 
-def reach_of(longest: int) -> int:
-    """`Pass.reach` for prompts of at most so many own ids."""
+def max_own_of(longest: int) -> int:
+    """`Pass.max_own` for prompts of at most so many own ids."""
     return next((size for size in _REACHES if size >= longest), 0)
 
 
@@ -358,3 +361,37 @@ def _widened(batch: PromptRows, name: str, width: int) -> np.ndarray:
     if name not in ("ends", "ids"):
         return part
     return np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=-1 if name == "ids" else 0)
+
+
+def abstract_arguments(
+    made: Pass, *, dtype: DTypeLike, models: int, rank: int, targets: Sequence[str], rows: int, row_length: int
+) -> tuple:
+    """The arguments (base, adapters, rows, prefix) of `forward` behind `made`, as shapes, dtypes and shardings.
+
+    Args:
+      made: what the pass is made for.
+      dtype: of the base.
+      models, rank, targets: adapters that run at once.
+      rows, row_length: B and S, packed rows in a batch (a multiple of the fsdp axis), and their positions.
+    """
+    arch, mesh = made.arch, made.mesh
+    widths = dict.fromkeys(("tokens", "positions", "segments"), row_length)
+    widths |= dict.fromkeys(("ends", "ids"), _PROMPTS_PER_ROW)
+    batch = {name: mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32) for name, width in widths.items()}
+    base, adapters = abstract_base(arch, mesh, dtype), abstract_adapters(arch, mesh, models, rank, targets)
+    return base, adapters, batch, abstract_prefix(made, dtype, models) if made.prefix else None
+
+
+def abstract_prefix(made: Pass, dtype: DTypeLike, models: int) -> dict[str, Any]:
+    """What `lead_of` returns, as shapes, dtypes and shardings."""
+    arch, mesh = made.arch, made.mesh
+    shape = (models, arch.layers, made.prefix, arch.kv_heads, arch.head_dim)
+    keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
+    sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
+    return {"keys_values": (keys, keys), "sums": sums, "count": mesh_lib.abstract(mesh, (), (), jnp.int32)}
+
+
+def abstract_kept(arch: Architecture, mesh: jax.sharding.Mesh, models: int, prompts: int) -> jax.ShapeDtypeStruct:
+    """The states that `keep_states` keeps of so many prompts, as shape, dtype and sharding."""
+    shape = (models, arch.layers + 2, kept_rows(prompts, mesh.shape["fsdp"]), arch.hidden)
+    return mesh_lib.abstract(mesh, shape, KEPT, jnp.float32)

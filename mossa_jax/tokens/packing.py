@@ -236,14 +236,14 @@ class PackedExamples:
       plan: which of them go to which row.
       length: S, positions of a row.
       width: the most answer tokens in a row.
-      lead: [P] int32, the ids that they share.
+      prefix: [P] int32, the ids that they share.
     """
 
     examples: Examples
     plan: Plan
     length: int
     width: int
-    lead: np.ndarray
+    prefix: np.ndarray
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -251,10 +251,10 @@ class PackedExamples:
     @property
     def shared(self) -> int:
         """P, how many ids stand once at the head of every row."""
-        return len(self.lead)
+        return len(self.prefix)
 
     @property
-    def reach(self) -> int:
+    def max_own(self) -> int:
         """The most ids that an example has of its own."""
         return int(self.examples.lengths[self.plan.items].max(initial=0))
 
@@ -262,7 +262,7 @@ class PackedExamples:
         """The rows at `index` as a batch with M = `width` (default: `self.width`)."""
         plan, examples = self.plan.take(index), self.examples
         prompts, answers = examples.prompt_lengths[plan.items], examples.answer_lengths[plan.items]
-        rows = _Rows.of(plan, prompts + answers, self.length, self.lead)
+        rows = _Rows.of(plan, prompts + answers, self.length, self.prefix)
         tokens = rows.tokens(examples.gather(plan.items))
         # The answers' tokens, one behind the other: where they are predicted, and what they are.
         at = np.repeat(rows.places + prompts, answers) + _counting(answers)
@@ -323,13 +323,13 @@ def pack_examples(examples: Examples, length: int, long: int = 0, shared: int = 
     Returns:
       The rows of `length` positions and, where there are any, those of `long`.
     """
-    lead = np.asarray(examples.prompt(0)[:shared]) if shared else np.zeros(0, np.int32)
+    prefix = np.asarray(examples.prompt(0)[:shared]) if shared else np.zeros(0, np.int32)
     own = replace(examples, starts=examples.starts + shared, prompt_lengths=examples.prompt_lengths - shared)
     found = []
     for plan, size in zip(plan_rows(own.lengths, length - shared, max(long - shared, 0)), (length, long), strict=True):
         if size == length or len(plan):
             width = int(plan.sums(own.answer_lengths).max(initial=0))
-            found.append(PackedExamples(own, plan, size, width, lead))
+            found.append(PackedExamples(own, plan, size, width, prefix))
     return tuple(found)
 
 

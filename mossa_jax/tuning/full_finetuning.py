@@ -29,8 +29,9 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import ABOUT, new_folder, write_json
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.files.weights import leaf_name, save_weights, shardings
+from mossa_jax.llama.files.weights import save_weights
 from mossa_jax.llama.model import merge
+from mossa_jax.llama.placement import leaf_name, shardings
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tuning.checkpoints import Checkpoints
@@ -94,7 +95,7 @@ def tune_full(
         return compile_step(
             f"{label}, rows of {part.length}",
             tuning.remat,
-            lambda remat: make_step(model, optimizer, where, remat, parts, part.shared, part.reach),
+            lambda remat: make_step(model, optimizer, where, remat, parts, part.shared, part.max_own),
             arguments,
             model.mesh.local_devices[0],
         )
@@ -128,11 +129,7 @@ def tune_full(
         return f"loss {loss:.3f}" + (f", {counts['skipped']} updates skipped" if counts["skipped"] else "")
 
     # Only shapes go in: with a checkpoint to go on from, no first state takes room beside the one that is read.
-    shapes = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(begin, model.state),
-        where,
-    )
+    shapes = mesh_lib.abstract_tree(jax.eval_shape(begin, model.state), where)
     config = digest([asdict(tuning), asdict(schedule), member.name, member.steps, member.seed])
     state = train(
         label,
@@ -185,7 +182,13 @@ def _start(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.State], St
 
 
 def make_step(
-    model: Model, optimizer: Optimizer, where: State, remat: bool = True, parts: int = 1, lead: int = 0, reach: int = 0
+    model: Model,
+    optimizer: Optimizer,
+    where: State,
+    remat: bool = True,
+    parts: int = 1,
+    prefix: int = 0,
+    max_own: int = 0,
 ) -> Callable:
     """The jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
@@ -200,8 +203,8 @@ def make_step(
       remat: recompute the inside of blocks in the backward pass.
       parts: the rows of a batch are worked through in so many parts, for memory; must divide their number. The
         gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
-      lead: columns at the head of rows that may hold ids which all their examples share.
-      reach: no example has more ids of its own than this; 0: not known.
+      prefix: columns at the head of rows that may hold ids which all their examples share.
+      max_own: no example has more ids of its own than this; 0: not known.
     """
     arch, mesh = model.architecture, model.mesh
     dtype = jax.tree.leaves(model.state)[0].dtype
@@ -209,7 +212,7 @@ def make_step(
     def gradients_of(parameters, rows, count):
         def loss(parameters):
             narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters)
-            base, spans = merge(arch, narrow), {"lead": lead, "reach": reach}
+            base, spans = merge(arch, narrow), {"prefix": prefix, "max_own": max_own}
             nats, _ = answer_loss(base, arch, {}, rows, remat, mesh, **spans, frozen=False)
             return nats / count  # divided here, not behind: a gradient that is changed lives twice
 

@@ -291,13 +291,13 @@ class _Run:
         """The step for batches of one kind, with recomputation where the configuration or the memory asks for it."""
         parts, label = math.gcd(self.schedule.parts, kind.size), f"{self.label}, rows of {kind.length}"
         if not self.tuning.reproducible:  # there rows go one by one
-            body = population.attention_body(self.mesh, jax.tree.leaves(arguments[0])[0].dtype, kind.lead)
+            body = population.attention_body(self.mesh, jax.tree.leaves(arguments[0])[0].dtype, kind.prefix)
             population.check_rows(label, kind.size, parts, self.mesh, body)
         return compile_step(
             label,
             self.tuning.remat,
             lambda remat: population.make_step(
-                self.arch, self.optimizer, self.mesh, remat, parts, kind.lead, kind.reach, self.tuning.reproducible
+                self.arch, self.optimizer, self.mesh, remat, parts, kind.prefix, kind.max_own, self.tuning.reproducible
             ),
             arguments,
             self.mesh.local_devices[0],
@@ -392,15 +392,15 @@ class _Kind:
       length: S, positions of a row; 0 where nobody has such rows.
       size: rows in a batch.
       width: the most answer tokens in a row of any member.
-      lead: the most ids that examples of a member share at the head of their rows.
-      reach: the most ids of an example's own.
+      prefix: the most ids that examples of a member share at the head of their rows.
+      max_own: the most ids of an example's own.
     """
 
     length: int
     size: int
     width: int
-    lead: int
-    reach: int
+    prefix: int
+    max_own: int
 
     @classmethod
     def of(cls, members: Sequence[Member], batches: Sequence[Batches], kind: int) -> _Kind:
@@ -408,7 +408,7 @@ class _Kind:
         if not having:
             return cls(0, 0, 0, 0, 0)
         rows, sizes = zip(*having, strict=True)
-        most = [max(getattr(part, name) for part in rows) for name in ("width", "shared", "reach")]
+        most = [max(getattr(part, name) for part in rows) for name in ("width", "shared", "max_own")]
         return cls(rows[0].length, max(sizes), *most)
 
     def batch(self, rows: Sequence[PackedExamples | None], chosen: Sequence[np.ndarray | None]) -> TrainingRows:

@@ -27,8 +27,8 @@ def answer_loss(
     remat: bool,
     mesh=None,
     *,
-    lead: int = 0,
-    reach: int = 0,
+    prefix: int = 0,
+    max_own: int = 0,
     frozen: bool = True,
 ) -> tuple:
     """Sum of the negative log likelihoods of all answer tokens, in nats, and how many they are.
@@ -42,8 +42,8 @@ def answer_loss(
       rows: fields of `tokens.packing.TrainingRows`, each [B, ...].
       remat: recompute the inside of every block in the backward pass, for memory.
       mesh: the devices that rows are spread over; None for one.
-      lead: columns at the head of rows that may hold ids which all their examples share.
-      reach: no example has more ids of its own than this; 0: not known.
+      prefix: columns at the head of rows that may hold ids which all their examples share.
+      max_own: no example has more ids of its own than this; 0: not known.
       frozen: head and final norm are not differentiated; False where they are trained.
 
     Returns:
@@ -52,7 +52,7 @@ def answer_loss(
     Raises:
       ValueError: head or final norm is differentiated, but said to be frozen.
     """
-    visible = Segments(rows["segments"], mesh, lead, reach)
+    visible = Segments(rows["segments"], mesh, prefix, max_own)
     _, last, _ = run_blocks(
         model, arch, adapter, rows["tokens"], rows["positions"], visible, tap=lambda *_: None, remat=remat
     )

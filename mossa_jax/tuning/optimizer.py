@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mossa_jax.llama.files.weights import leaf_name
+from mossa_jax.llama.placement import leaf_name
 
 
 @dataclass(frozen=True)

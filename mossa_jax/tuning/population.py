@@ -7,7 +7,7 @@ and stays one GEMM. On CPUs a loop over each device's own models stands in the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 import jax
@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.adapters import Adapters, join, place_adapters
+from mossa_jax.llama.adapters import Adapters, abstract_adapters, join, place_adapters, scales
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import choose
 from mossa_jax.llama.model import merge
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
@@ -74,9 +76,9 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
     return {field.name: mesh_lib.place(mesh, getattr(rows, field.name), names) for field in fields(rows)}
 
 
-def attention_body(mesh: jax.sharding.Mesh, dtype, lead: int) -> str:
+def attention_body(mesh: jax.sharding.Mesh, dtype, prefix: int) -> str:
     """The body of attention that a step takes (one of `llama.attention.BODIES`), as `make_step` is called."""
-    return "xla" if lead else choose(mesh, jnp.dtype(dtype))
+    return "xla" if prefix else choose(mesh, jnp.dtype(dtype))
 
 
 def check_rows(label: str, rows: int, parts: int, mesh: jax.sharding.Mesh, body: str) -> None:
@@ -123,8 +125,8 @@ def make_step(
     mesh: jax.sharding.Mesh,
     remat: bool = True,
     parts: int = 1,
-    lead: int = 0,
-    reach: int = 0,
+    prefix: int = 0,
+    max_own: int = 0,
     reproducible: bool = False,
 ) -> Callable:
     """The jitted step `(base, scale, total, state, batch, active) -> (state, metrics)`.
@@ -142,8 +144,8 @@ def make_step(
       remat: recompute the inside of blocks in the backward pass.
       parts: the rows of a batch are worked through in so many parts, for memory; must divide their number. The
         gradient is the sum of the parts' sums over the sum of their answer tokens, as without parts.
-      lead: columns at the head of rows that may hold ids which all their examples share.
-      reach: no example has more ids of its own than this; 0: not known.
+      prefix: columns at the head of rows that may hold ids which all their examples share.
+      max_own: no example has more ids of its own than this; 0: not known.
       reproducible: models and rows go one by one, each on one device, and a model's rows are added up in their order:
         the same bits on any number of devices. The base is whole on every device, attention is `xla`, `parts` are not
         used, and devices on the `tensor` axis repeat each other.
@@ -156,7 +158,7 @@ def make_step(
         around = None if alone else mesh
 
         def loss(adapter):
-            return answer_loss(model, arch, join(adapter, scale), rows, remat, around, lead=lead, reach=reach)
+            return answer_loss(model, arch, join(adapter, scale), rows, remat, around, prefix=prefix, max_own=max_own)
 
         return jax.value_and_grad(loss, has_aux=True)(adapter)
 
@@ -241,3 +243,51 @@ def guarded(guards: dict[str, jax.Array], step: jax.Array, loss: jax.Array, good
         "spikes": guards["spikes"] + spike,
         "usual": jnp.where(good, usual + share * (loss - usual), usual),
     }
+
+
+def abstract_arguments(
+    arch: Architecture,
+    optimizer: Optimizer,
+    mesh: jax.sharding.Mesh,
+    *,
+    dtype: DTypeLike,
+    slots: int,
+    rows: int,
+    row_length: int,
+    rank: int,
+    targets: Sequence[str],
+    answers: int,
+) -> tuple:
+    """The arguments of `make_step`'s step as shapes, dtypes and shardings, for compiling without weights or data.
+
+    Args:
+      arch, optimizer, mesh: as in `make_step`.
+      dtype: of the base.
+      slots: A, the models that are trained at once, empty ones included: a multiple of the adapter axis.
+      rows, row_length: B and S, packed rows per model and step, and their positions.
+      rank, targets: of the adapters.
+      answers: the most answer tokens in a row.
+
+    Returns:
+      (base, scale, total, state, batch, active).
+    """
+
+    def per_slot(dtype: DTypeLike) -> jax.ShapeDtypeStruct:
+        return mesh_lib.abstract(mesh, (slots,), ("adapter",), dtype)
+
+    adapters = abstract_adapters(arch, mesh, slots, rank, targets, ("a", "b"))
+    scale = scales(abstract_adapters(arch, mesh, slots, rank, targets, ("scale",)))
+    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), adapters)
+    moments = jax.tree.map(
+        lambda leaf: mesh_lib.abstract(mesh, leaf.shape, ("adapter",) + (None,) * (leaf.ndim - 1), leaf.dtype),
+        jax.eval_shape(jax.vmap(optimizer.transformation().init), bare),
+    )
+    guards = {name: per_slot(kind) for name, kind in GUARDS.items()}
+    state = {"adapters": adapters, "moments": moments, "guards": guards, "step": per_slot(jnp.int32)}
+    widths = dict.fromkeys(("tokens", "segments", "positions"), row_length)
+    widths |= dict.fromkeys(("predict", "labels"), answers)
+    batch = {
+        field.name: mesh_lib.abstract(mesh, (slots, rows, widths[field.name]), ("adapter", "rows", None), jnp.int32)
+        for field in fields(TrainingRows)
+    }
+    return abstract_base(arch, mesh, dtype), scale, per_slot(jnp.int32), state, batch, per_slot(jnp.bool_)

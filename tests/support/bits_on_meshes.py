@@ -47,7 +47,7 @@ def learn(mesh, reproducible: bool):
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))
     packed = [rows_of(number) for number in range(MODELS)]
     width = max(part.width for part in packed)
-    step = population.make_step(arch, optimizer, mesh, False, reach=16, reproducible=reproducible)
+    step = population.make_step(arch, optimizer, mesh, False, max_own=16, reproducible=reproducible)
     losses = []
     for number in range(STEPS):
         chosen = np.random.default_rng(number).permutation(min(map(len, packed)))[:ROWS]

@@ -14,7 +14,7 @@ from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.files.weights import leaf_name
+from mossa_jax.llama.placement import leaf_name
 from mossa_jax.tuning import full_finetuning as full
 from tests.integration.tuning.test_full import make_member, tune
 

@@ -17,11 +17,12 @@ from etils import epath
 from flax import nnx
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.tensors import Checkpoint, Writer
-from mossa_jax.llama.model import abstract_state, logical_axes
+from mossa_jax.llama.model import abstract_state
+from mossa_jax.llama.placement import check_mesh, leaf_name, shardings
 from mossa_jax.processes.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."
@@ -56,12 +57,6 @@ _ALIGNMENT = 64
 _READERS = 8
 
 
-def leaf_name(path: tuple) -> str:
-    """Dotted name of a leaf of the model's state, e.g. "blocks.attention.q_proj.weight"."""
-    parts = (getattr(key, "key", getattr(key, "name", key)) for key in path)
-    return ".".join(str(part) for part in parts if part != "value")
-
-
 def _tensors(arch: Architecture, name: str) -> list[str]:
     """Names of the stored tensors behind one of our leaves, in layer order."""
     stored = _TABLE[name]
@@ -85,50 +80,13 @@ def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def check_mesh(arch: Architecture, mesh: jax.sharding.Mesh, name: str) -> None:
-    """Refuses a mesh on which the model's heads or feed-forward columns cannot be spread evenly.
-
-    Fewer key/value heads than devices on the tensor axis are fine where they divide it (70B's 8 on 16): each is then
-    kept on several devices.
-
-    Raises:
-      Refusal: 2, naming the axis, the count and what divides it.
-    """
-    tensor = mesh.shape["tensor"]
-    counts = {"num_attention_heads": arch.heads, "intermediate_size": arch.feed_forward}
-    if tensor % arch.kv_heads:
-        counts["num_key_value_heads"] = arch.kv_heads
-    for field, count in counts.items():
-        if count % tensor:
-            fitting = [n for n in range(1, arch.heads + 1) if not (arch.heads % n or arch.feed_forward % n)]
-            fitting = [n for n in fitting if not (arch.kv_heads % n and n % arch.kv_heads)]
-            raise Refusal(
-                BAD_CONFIG,
-                f"config.mesh.tensor={tensor} does not divide {field}={count} of {name}; "
-                f"use one of {', '.join(map(str, fitting))}",
-            )
-
-
-def shardings(arch: Architecture, mesh: jax.sharding.Mesh) -> nnx.State:
-    """Where every leaf of the model's state lives, by the table in `mossa_jax.mesh`."""
-    logical = logical_axes(arch)
-
-    def one(path, leaf):
-        names = logical[leaf_name(path)]
-        if arch.kv_heads % mesh.shape["tensor"]:  # half a head on a device is of no use: whole copies
-            names = tuple(None if name == "kv_heads" else name for name in names)
-        return mesh_lib.sharding(mesh, leaf.shape, names)
-
-    return jax.tree.map_with_path(one, abstract_state(arch, np.float32))
-
-
 def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.Mesh, dtype) -> nnx.State:
     """Reads a checkpoint folder into the model's state on `mesh`.
 
     Args:
       folder: Hugging Face layout, one safetensors file or several with an index.
       arch: from the folder's `config.json`.
-      mesh: where the arrays go, by the table in `mossa_jax.mesh`.
+      mesh: where the arrays go, by the table in `devices.mesh`.
       dtype: float32, bfloat16 or (with 64-bit jax) float64.
 
     Raises:

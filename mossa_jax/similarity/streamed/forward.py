@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.model import merge
 from mossa_jax.similarity.compare import Similarities
@@ -46,7 +47,7 @@ def stream_similarities(
     packed = Prompts(arch, base, adapters, prompts, mesh, **packing)
     state = start(arch, packed.models, tuple(pairs), mesh, fast)
     for rows in packed.batches():
-        state = stream_batch(packed.made, *packed.arguments, rows, packed.lead, state)
+        state = stream_batch(packed.made, *packed.arguments, rows, packed.prefix, state)
     return finish(state)
 
 
@@ -60,15 +61,25 @@ def start(
 
 
 @partial(jax.jit, static_argnames=("made",), donate_argnames=("state",))
-def stream_batch(made: Pass, base, adapters, rows, lead, state: Moments) -> Moments:
+def stream_batch(made: Pass, base, adapters, rows, prefix, state: Moments) -> Moments:
     """One batch into the moments [K, ...] of all layers."""
     models = state.shift.shape[1]
 
     def put(state, layer, x, whole):
-        x, valid = rows_of(made, rows, lead, layer, x, whole)
+        x, valid = rows_of(made, rows, prefix, layer, x, whole)
         one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), state)
         x = jnp.broadcast_to(x, (models, *x.shape[1:]))
         one = moments.update(moments.with_shift(one, x, valid), x, valid)
         return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, layer, 0), state, one)
 
-    return moments.placed(run_models(made, merge(made.arch, base), adapters, rows, lead, put, state))
+    return moments.placed(run_models(made, merge(made.arch, base), adapters, rows, prefix, put, state))
+
+
+def abstract_moments(
+    arch: Architecture, mesh: jax.sharding.Mesh, models: int, pairs: Sequence[tuple[int, int]]
+) -> Moments:
+    """What `start` returns, as shapes, dtypes and shardings."""
+    begin = start.lower(arch, models, tuple(pairs), mesh).compile()
+    return mesh_lib.abstract_tree(
+        jax.eval_shape(lambda: start(arch, models, tuple(pairs), mesh)), begin.output_shardings
+    )

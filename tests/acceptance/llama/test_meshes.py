@@ -12,7 +12,7 @@ import mossa_jax as mossa
 from mossa_jax.devices.mesh import AXES
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.files.weights import check_mesh
+from mossa_jax.llama.placement import check_mesh
 from tests.support.paths import ROOT
 from tests.support.processes import free_address, together
 from tests.support.tiny_llama import import_torch, random_texts, write_family

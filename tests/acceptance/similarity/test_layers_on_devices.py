@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.similarity import compare_states, layerwise
 from mossa_jax.similarity.measures import MEASURES, measure_states
-from mossa_jax.similarity.spectrum import spectrum
-from mossa_jax.similarity.variants import standardised, unit_rows, without_top_components
+from mossa_jax.similarity.measures.spectrum import spectrum
+from mossa_jax.similarity.measures.variants import standardised, unit_rows, without_top_components
 
 assert len(jax.devices()) == 8
 mesh = jax.make_mesh((2, 2, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)

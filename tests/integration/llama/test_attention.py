@@ -53,15 +53,15 @@ def test_xla(length, window):
 
 @pytest.mark.parametrize("length", [40, 600])
 def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
-    lead = 11
+    prefix = 11
     q, k, v, segments = inputs(length)
-    segments[:, :lead] = -1
+    segments[:, :prefix] = -1
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), lead=lead)))
+    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix=prefix)))
     for row in range(len(q)):
         for number in np.unique(segments[row]):
             own = np.flatnonzero(segments[row] == number)
-            columns = own if number < 1 else [*range(lead), *own]  # each sequence alone, the shared keys before it
+            columns = own if number < 1 else [*range(prefix), *own]  # each sequence alone, the shared keys before it
             alone = [x[row : row + 1, columns] for x in (q, k, v)]
             wanted = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
             assert distance(found[row, own], wanted) < 1e-6
@@ -72,11 +72,11 @@ def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
     q, k, v, segments = inputs(40)
     segments[:, :5] = -1
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    wanted = attention(*arrays, Segments(jnp.asarray(segments), lead=5))
+    wanted = attention(*arrays, Segments(jnp.asarray(segments), prefix=5))
     monkeypatch.setenv("MOSSA_ATTENTION", asked)
     monkeypatch.setattr(door, "splash", None)
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), lead=5))
+    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix=5))
     assert np.array_equal(found, wanted)
 
 
@@ -182,24 +182,24 @@ def test_float64_needs_64_bits(tiny):
         load_model(str(tiny.folder), dtype="float16")
 
 
-@pytest.mark.parametrize("rest", [{}, {"window": 9}, {"lead": 37}, {"lead": 37, "reach": 0}, {"before": 37}])
+@pytest.mark.parametrize("rest", [{}, {"window": 9}, {"prefix": 37}, {"prefix": 37, "max_own": 0}, {"before": 37}])
 def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
     """Sequences of at most 50 in rows of 300, against torch in float64 with the whole mask."""
     torch = pytest.importorskip("torch")
-    lead, window, before = (rest.get(name, 0) for name in ("lead", "window", "before"))
-    rng, length, reach = np.random.default_rng(3), 300, 50
+    prefix, window, before = (rest.get(name, 0) for name in ("prefix", "window", "before"))
+    rng, length, max_own = np.random.default_rng(3), 300, 50
     segments = np.zeros((2, length), np.int32)
     for row in segments:
-        at, number = lead, 0
-        while (size := int(rng.integers(1, reach + 1))) + at < length - 20:
+        at, number = prefix, 0
+        while (size := int(rng.integers(1, max_own + 1))) + at < length - 20:
             number += 1
             row[at : at + size], at = number, at + size
-        row[:lead] = -1
+        row[:prefix] = -1
     keys = np.concatenate([np.full((2, before), -1, np.int32), segments], axis=1)
     q = rng.normal(size=(2, length, 4, 8))
     k, v = rng.normal(size=(2, 2, keys.shape[1], 2, 8))
     weights = rng.normal(size=q.shape) * (segments > 0)[..., None, None]
-    visible = Segments(jnp.asarray(keys), lead=lead or before, reach=rest.get("reach", reach))
+    visible = Segments(jnp.asarray(keys), prefix=prefix or before, max_own=rest.get("max_own", max_own))
 
     @partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
     def ours(*arrays):

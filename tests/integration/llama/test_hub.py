@@ -61,7 +61,7 @@ GATED = [name for name in REPOSITORIES if not name.startswith("open/")]
 # Calls `locate` on each case of a line of JSON, and prints what came of them as a line.
 ASKED = """
 import json, logging, os, sys
-from mossa_jax.llama.hub import locate
+from mossa_jax.llama.files.locate import locate
 from mossa_jax.errors import Refusal
 
 warnings = []

@@ -12,7 +12,8 @@ from mossa_jax.errors import Refusal
 from mossa_jax.llama.architecture import to_config
 from mossa_jax.llama.files import tensors as checkpoint
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.files.weights import leaf_name, save_weights
+from mossa_jax.llama.files.weights import save_weights
+from mossa_jax.llama.placement import leaf_name
 from tests.support.tiny_llama import VOCAB, distance, random_prompts, torch_model, torch_states, write_model
 
 

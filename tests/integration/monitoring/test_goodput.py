@@ -397,7 +397,7 @@ def jax_platforms(value):
 
 STEPS = """
 import pathlib, sys
-from mossa_jax.profiling import Profile
+from mossa_jax.monitoring.profiles import Profile
 from tests.integration.monitoring.test_goodput import train
 print(train(pathlib.Path(sys.argv[1]), 9, profile=Profile.parse("3:2"))["lost"]["profile"] > 0)
 """

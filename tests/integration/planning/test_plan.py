@@ -19,7 +19,7 @@ from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.planning import programs as plan_lib
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
-from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program, tuning_shapes
+from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program
 from mossa_jax.tokens.packing import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
@@ -68,8 +68,11 @@ def test_flops_agree_with_xlas_own_count_within_two_percent(remat, targets):
     arch = architecture(**changes, vocab_size=512)
     sizes = {"rows": 2, "row_length": 128, "rank": 4, "targets": targets, "answers": 32}
     mesh = make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1])
-    step = population.make_step(arch, population.optimizer_for(Tuning(), Schedule()), mesh, remat)
-    compiled = step.lower(*tuning_shapes(arch, mesh, dtype="float32", slots=3, **sizes)).compile()
+    optimizer = population.optimizer_for(Tuning(), Schedule())
+    step = population.make_step(arch, optimizer, mesh, remat)
+    compiled = step.lower(
+        *population.abstract_arguments(arch, optimizer, mesh, dtype="float32", slots=3, **sizes)
+    ).compile()
     # XLA counts the body of a loop once: one of three models, one of two blocks, and the only chunk of the head.
     ours = step_flops(dataclasses.replace(arch, layers=1), **sizes, remat=remat)
     # The CPU's attention computes the whole square of 128, not the half that a causal row needs.
@@ -88,8 +91,17 @@ def test_what_is_compiled_is_what_a_run_places(tiny):
     batch = TrainingRows(**{name: np.zeros((3, 4, width), np.int32) for name, width in widths.items()})
     scale = {target: place(mesh, leaf, ("adapter", "layers")) for target, leaf in scales(stacked).items()}
     placed = scale, place(mesh, np.zeros(3, np.int32), ("adapter",)), state, population.place_batch(mesh, batch)
-    _, *planned, active = tuning_shapes(
-        arch, mesh, dtype="float32", slots=3, rows=4, row_length=24, rank=2, targets=("q_proj", "down_proj"), answers=5
+    _, *planned, active = population.abstract_arguments(
+        arch,
+        optimizer,
+        mesh,
+        dtype="float32",
+        slots=3,
+        rows=4,
+        row_length=24,
+        rank=2,
+        targets=("q_proj", "down_proj"),
+        answers=5,
     )
     described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding.spec), tree)  # noqa: E731
     assert described(tuple(planned)) == described(placed)
@@ -157,7 +169,7 @@ from functools import partial
 import jax, jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from mossa_jax.config import Mesh
-from mossa_jax.mesh import make_mesh
+from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.planning.collectives import collectives
 
 mesh = make_mesh(Mesh(2, 4, 1))
@@ -198,11 +210,11 @@ def small(devices=1, memory=2**40, **changes):
     return tuning_program(arch, grid_for(hardware, Mesh(1, 1, 1), arch, "small"), **arguments)
 
 
-@pytest.mark.parametrize(("body", "lead", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
-def test_only_splash_needs_rows_that_divide_over_devices(body, lead, refused):
+@pytest.mark.parametrize(("body", "prefix", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
+def test_only_splash_needs_rows_that_divide_over_devices(body, prefix, refused):
     """A model of its own over four devices: rows that do not divide stand on each of them, but not for a kernel."""
     grid = jax.sharding.AbstractMesh((1, 4, 1), ("adapter", "fsdp", "tensor"))
-    found = "xla" if lead else body  # rows with shared ids never go to the kernel
+    found = "xla" if prefix else body  # rows with shared ids never go to the kernel
     for rows in (4, 8):
         population.check_rows("small, E", rows, 1, grid, found)
     if not refused:
@@ -218,7 +230,7 @@ def test_the_form_with_shared_ids_is_what_is_compiled(monkeypatch):
     make = population.make_step
     monkeypatch.setattr(population, "make_step", lambda *arguments: asked.append(arguments[3:]) or make(*arguments))
     monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # which could not be compiled here
-    program = small(lead=3, reach=5, parts=2)
+    program = small(prefix=3, max_own=5, parts=2)
     program.lower()
     assert asked == [(True, 2, 3, 5)] and program.attention == "xla"
 
@@ -280,8 +292,9 @@ from mossa_jax.planning import programs as plan
 from mossa_jax.config import Mesh
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.llama.published import PUBLISHED
-from mossa_jax.tuning.memory import bytes_on_device
+from mossa_jax.devices.memory import bytes_on_device
 
 sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 arch = architecture_from_config(PUBLISHED["llama2-7b"] | sizes | dict(vocab_size=256), "small")
@@ -293,15 +306,16 @@ alone = plan.grid_for(hardware, Mesh(2, 2, 2), arch, "small", adapters=False)
 rows = dict(rows=4, row_length=32)
 programs = {
     "controls": lambda: plan.tuning_program(arch, models, slots=4, answers=8, remat=True, **rows, **about),
-    "E": lambda: plan.tuning_program(arch, alone, slots=1, answers=8, remat=False, lead=4, reach=28, **rows, **about),
+    "E": lambda: plan.tuning_program(
+        arch, alone, slots=1, answers=8, remat=False, prefix=4, max_own=28, **rows, **about),
     "scores": lambda: plan.score_program(arch, alone, models=3, rows=8, width=32, new_tokens=4, **about),
-    "states": lambda: plan.states_program(arch, alone, models=3, prompts=128, lead=32, **rows, **about),
+    "states": lambda: plan.states_program(arch, alone, models=3, prompts=128, prefix=32, **rows, **about),
     "moments": lambda: plan.states_program(
         arch, alone, models=3, prompts=128, pool="all", pairs=pairs, **rows, **about),
     "similarity": lambda: plan.similarity_program(
         arch, alone, dtype="float32", models=3, prompts=128, pairs=pairs, permutations=2),
 }
-base = bytes_on_device(plan.base_shapes(arch, alone, "float32"))
+base = bytes_on_device(abstract_base(arch, alone, "float32"))
 print(json.dumps({name: plan.compiled(programs[name]()) | {"base": base} for name in sys.argv[1:]}))
 """
 

@@ -395,9 +395,8 @@ import sys
 import jax
 from mossa_jax.run import pipeline
 from mossa_jax.config import Mesh
-from mossa_jax.progress import Stop
+from mossa_jax.processes.stop import Stop
 
-sys.path.insert(0, "tests")
 from tests.integration.run.test_full_run import configured
 
 config = configured(sys.argv[1], control="full")

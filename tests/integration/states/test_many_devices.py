@@ -13,9 +13,9 @@ import jax, numpy as np
 import mossa_jax as mossa
 from mossa_jax.config import Mesh
 from mossa_jax.llama.adapters import stack
-from mossa_jax.llama.peft import load_adapter
-from mossa_jax.mesh import make_mesh
-from mossa_jax.similarity.moments_values import finish
+from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.devices.mesh import make_mesh
+from mossa_jax.similarity.streamed.values import finish
 from mossa_jax.similarity.streamed import start, stream_batch
 from mossa_jax.states.forward import Prompts
 
@@ -49,7 +49,7 @@ for model in (one, many):
     state, batches = start(arch, 3, pairs, model.mesh), 0
     for rows in packed.batches():
         places = [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]
-        state = stream_batch(packed.made, *packed.arguments, rows, packed.lead, state)
+        state = stream_batch(packed.made, *packed.arguments, rows, packed.prefix, state)
         # Where it is handed on otherwise than it came, the next batch compiles again.
         after = [leaf.sharding for leaf in jax.tree.leaves(state)]
         assert all(new.is_equivalent_to(*old) for new, old in zip(after, places, strict=True))

@@ -122,7 +122,7 @@ PROGRAM = """
 import json, sys
 import mossa_jax as mossa
 from mossa_jax.config import Mesh
-from mossa_jax.mesh import make_mesh
+from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.states.parity import parity, relative
 
 folder, prompts = json.loads(sys.argv[1])

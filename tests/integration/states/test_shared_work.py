@@ -54,7 +54,7 @@ def test_shared_ids_are_worked_through_once(tiny, tiny_adapters, pool, lengths, 
     paths = [None, tiny_adapters[0][0]]
     shared, names = states(tiny.folder, paths, prompts, pool)
     assert names == tuple(NAMES)
-    assert seen and all(made.lead == 64 and int((rows["segments"] > 0).sum(1).max()) <= 96 for made, rows in seen)
+    assert seen and all(made.prefix == 64 and int((rows["segments"] > 0).sum(1).max()) <= 96 for made, rows in seen)
     apart, _ = states(tiny.folder, paths, prompts, pool, row_length=160, share_prefix=False)
     assert distance(shared, apart) < 1e-5
     for found, reference in zip(shared, (tiny.torch_model, tiny_adapters[0][1]), strict=True):
@@ -76,12 +76,12 @@ def test_blocks_below_the_first_adapter_are_worked_through_once(tiny, tmp_path, 
     prompts, widths = random_prompts(9), []
     run = forward.run_models
 
-    def counted(made, model, adapters, rows, lead, put, state):
+    def counted(made, model, adapters, rows, prefix, put, state):
         def spying(state, layer, x, whole):
             widths.append(len(x))
             return put(state, layer, x, whole)
 
-        return run(made, model, adapters, rows, lead, spying, state)
+        return run(made, model, adapters, rows, prefix, spying, state)
 
     monkeypatch.setattr(forward, "run_models", counted)
     jax.clear_caches()

@@ -19,16 +19,16 @@ _QUICK = [(False, "all")]
 
 
 @pytest.mark.parametrize(
-    ("lead", "pool"),
+    ("prefix", "pool"),
     [
-        pytest.param(lead, pool, marks=[] if (lead, pool) in _QUICK else pytest.mark.slow)
-        for lead in (False, True)
+        pytest.param(prefix, pool, marks=[] if (prefix, pool) in _QUICK else pytest.mark.slow)
+        for prefix in (False, True)
         for pool in POOLING
     ],
 )
-def test_every_layer_equals_torch_and_float64(tiny, tiny_adapters, pool, lead):
+def test_every_layer_equals_torch_and_float64(tiny, tiny_adapters, pool, prefix):
     count = 30 if pool == "all" else 90
-    prompts = [[*LEAD, *own[1:]] if lead else own for own in random_prompts(count, longest=20)]
+    prompts = [[*LEAD, *own[1:]] if prefix else own for own in random_prompts(count, longest=20)]
     model = load_model(str(tiny.folder))
     (path, reference), (other, other_reference) = tiny_adapters
     arch = model.architecture

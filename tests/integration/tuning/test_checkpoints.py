@@ -327,8 +327,7 @@ def test_a_full_disk_is_named_and_leaves_the_older_step(small_disk):
 
 def script(function: str, *arguments) -> list[str]:
     """A command that calls a function of this file in a process of its own."""
-    here = Path(__file__)
-    code = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[1])]}; import {here.stem} as here; "
+    code = "import sys; from tests.integration.tuning import test_checkpoints as here; "
     return [sys.executable, "-c", f"{code}here.{function}(*sys.argv[1:])", *map(str, arguments)]
 
 

@@ -16,8 +16,8 @@ from mossa_jax.errors import Refusal
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import read_config
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.files.weights import shardings
 from mossa_jax.llama.model import abstract_state, parameter_count
+from mossa_jax.llama.placement import shardings
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import batches_of, pack_examples

@@ -15,8 +15,8 @@ from mossa_jax.llama.adapters import AXES, initial_adapter, join, scales, stack,
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.llama.files.weights import shardings
 from mossa_jax.llama.model import abstract_state, initial_state, merge
+from mossa_jax.llama.placement import shardings
 from mossa_jax.llama.rope import Rope
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import pack_examples
@@ -252,8 +252,6 @@ MANY = [("untied", "2,2,2"), pytest.param("tied", "2,2,2 1,2,4 1,8,1", marks=pyt
 @pytest.mark.parametrize(("head", "meshes"), MANY)
 def test_on_eight_devices_as_on_one(root, head, meshes, tmp_path):
     program = f"""
-import sys
-sys.path += [{str(root / "tests")!r}, {str(root / "tests/tuning")!r}]
 from tests.integration.tuning.test_loss import spread
 print("largest", spread({head!r}, {meshes!r}))
 """

@@ -45,7 +45,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
 
     def both(length, shared):
         (packed,) = pack_examples(mine, length, shared=shared)
-        reach = packed.reach
+        max_own = packed.max_own
         rows = packed.take(np.arange(len(packed)))
         rows = {field.name: jnp.asarray(getattr(rows, field.name)) for field in fields(rows)}
 
@@ -53,7 +53,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
         def found(parts, base):
             def loss(parts):
                 whole = join(parts, scales(adapter))
-                return answer_loss(merge(arch, base), arch, whole, rows, remat, lead=shared, reach=reach)
+                return answer_loss(merge(arch, base), arch, whole, rows, remat, prefix=shared, max_own=max_own)
 
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
@@ -81,7 +81,7 @@ def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
 
     @jax.jit
     def states(base, tokens, positions, segments):
-        visible = Segments(segments, lead=len(LEAD))
+        visible = Segments(segments, prefix=len(LEAD))
         return run_blocks(merge(arch, base), arch, {}, tokens, positions, visible, tap=lambda x, _: x)[2]
 
     found = np.asarray(states(model.state, rows.tokens, rows.positions, rows.segments))

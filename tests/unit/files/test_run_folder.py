@@ -129,7 +129,7 @@ def test_a_folder_belongs_to_one_config(tmp_path):
 
 HOLD = """
 import sys
-from mossa_jax.run_folder import RunFolder
+from mossa_jax.files.run_folder import RunFolder
 import dataclasses
 Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
 held = RunFolder(sys.argv[1])

@@ -37,7 +37,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.similarity import moments
-from mossa_jax.similarity.moments_values import finish
+from mossa_jax.similarity.streamed.values import finish
 from tests.support.traps import PAIRS, benign, expected
 
 mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)

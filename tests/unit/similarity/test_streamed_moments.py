@@ -226,7 +226,7 @@ MEMORY = """
 import resource
 import jax, numpy as np
 from mossa_jax.similarity import moments
-from mossa_jax.similarity.moments_values import finish
+from mossa_jax.similarity.streamed.values import finish
 
 state = moments.start(np.zeros((2, 64)), [(0, 1)])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -134,21 +134,21 @@ def test_more_room_for_answers_changes_no_label():
     assert np.array_equal(part.tokens, rows.tokens[[1, 1, 0]])
 
 
-def behind(lead, examples):
-    """The examples with `lead` in front of their prompts."""
-    return [Encoded([*lead, *example.prompt], example.answer) for example in examples]
+def behind(prefix, examples):
+    """The examples with `prefix` in front of their prompts."""
+    return [Encoded([*prefix, *example.prompt], example.answer) for example in examples]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_shared_prefix_is_the_longest_that_all_prompts_begin_with(seed):
     rng = np.random.default_rng(seed)
     own = [Encoded([*rng.integers(3, 6, rng.integers(1, 9)).tolist()], [7, 2]) for _ in range(5 + 3 * seed)]
-    lead = [1, *rng.integers(3, 500, 30).tolist()]
-    examples = behind(lead, own)
+    prefix = [1, *rng.integers(3, 500, 30).tolist()]
+    examples = behind(prefix, own)
     columns = zip(*[e.prompt for e in examples], strict=False)
     common = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
     wanted = min(common, min(len(e.prompt) for e in examples) - 1)
-    assert wanted >= len(lead) or min(len(e.prompt) for e in own) == 1
+    assert wanted >= len(prefix) or min(len(e.prompt) for e in own) == 1
     assert shared_prefix(in_memory(examples)) == wanted
     # The ids of one list lie in several stores, and in any order.
     parts = [in_memory(examples[:3]).select(np.array([2, 0, 1])), in_memory(examples[3:])]
@@ -156,10 +156,10 @@ def test_the_shared_prefix_is_the_longest_that_all_prompts_begin_with(seed):
 
 
 def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):
-    count, lead, size = 60_000, 40, 60
+    count, prefix, size = 60_000, 40, 60
     ids = np.random.default_rng(0).integers(3, 500, (count, size)).astype(np.int32)
-    ids[:, :lead] = ids[0, :lead]
-    ids[:, lead] = np.arange(count) % 2
+    ids[:, :prefix] = ids[0, :prefix]
+    ids[:, prefix] = np.arange(count) % 2
     ids.tofile(tmp_path / "ids")
 
     def examples(flat):
@@ -167,7 +167,7 @@ def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):
         return Examples((flat,), np.zeros(count, np.int64), np.arange(count) * size, lengths + 12, lengths - 12)
 
     mapped = np.memmap(tmp_path / "ids", np.int32, "r+")
-    assert shared_prefix(examples(mapped)) == lead
+    assert shared_prefix(examples(mapped)) == prefix
     mapped[31_337 * size + 25] += 1
     assert shared_prefix(examples(mapped)) == 25
     mapped[59_999 * size + 8] += 1  # eight of sixty ids are not worth it
@@ -175,8 +175,8 @@ def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):
 
 
 def test_a_shared_prefix_must_be_worth_it_and_leave_every_prompt_an_id():
-    def found(lead, rest, answer):
-        return shared_prefix(in_memory([Encoded([9] * lead + [n] * rest, [2] * answer) for n in (3, 4, 5)]))
+    def found(prefix, rest, answer):
+        return shared_prefix(in_memory([Encoded([9] * prefix + [n] * rest, [2] * answer) for n in (3, 4, 5)]))
 
     assert found(15, 60, 25) == 0 and found(16, 60, 24) == 16  # above 15 of 100 ids, answers included
     same = [Encoded([9] * length, [2]) for length in (6, 5, 8)]
@@ -187,17 +187,17 @@ def test_a_shared_prefix_must_be_worth_it_and_leave_every_prompt_an_id():
 
 @pytest.mark.parametrize("long", [0, 90])
 def test_shared_ids_stand_once_at_the_head_of_every_row(long):
-    lead = [1, 501, 502, 503, 504, 505]
-    size = len(lead)
+    prefix = [1, 501, 502, 503, 504, 505]
+    size = len(prefix)
     own = random_examples(40, 4) + ([Encoded(list(range(7, 77)), [5, 2])] if long else [])
-    kinds = pack_examples(in_memory(behind(lead, own)), 40, long, shared=size)
+    kinds = pack_examples(in_memory(behind(prefix, own)), 40, long, shared=size)
     assert [packed.length for packed in kinds] == [40, 90][: len(kinds)] and len(kinds) == 1 + bool(long)
     alone = pack_examples(in_memory(own), 40 - size, long and long - size)
     seen = []
     for packed, apart in zip(kinds, alone, strict=True):
         rows, without = all_rows(packed), all_rows(apart)
         assert packed.shared == size and packed.width == apart.width
-        assert (rows.tokens[:, :size] == lead).all() and (rows.segments[:, :size] == -1).all()
+        assert (rows.tokens[:, :size] == prefix).all() and (rows.segments[:, :size] == -1).all()
         assert (rows.positions[:, :size] == np.arange(size)).all()
         # Behind them stands what stands in rows that are shorter by so many, positions counting on.
         assert np.array_equal(rows.tokens[:, size:], without.tokens)
@@ -214,16 +214,16 @@ def test_shared_ids_stand_once_at_the_head_of_every_row(long):
 
 @pytest.mark.parametrize("long", [0, 90])
 def test_ids_that_prompts_share_stand_in_no_row(long):
-    lead = [1, 501, 502, 503]
-    prompts = [e.prompt for e in behind(lead, random_examples(50, 9))] + ([[*lead, *range(9, 80)]] if long else [])
-    kinds = pack_prompts(prompts, 40, long, shared=len(lead))
+    prefix = [1, 501, 502, 503]
+    prompts = [e.prompt for e in behind(prefix, random_examples(50, 9))] + ([[*prefix, *range(9, 80)]] if long else [])
+    kinds = pack_prompts(prompts, 40, long, shared=len(prefix))
     seen = []
     for rows in kinds:
         assert (rows.segments >= 0).all()
         for row, column in zip(*np.nonzero(rows.ids >= 0), strict=True):
             end, item = rows.ends[row, column], rows.ids[row, column]
             here = np.flatnonzero(rows.segments[row] == rows.segments[row, end])
-            assert here[-1] == end and [*lead, *rows.tokens[row, here]] == prompts[item]
+            assert here[-1] == end and [*prefix, *rows.tokens[row, here]] == prompts[item]
             assert rows.positions[row, here].tolist() == list(range(4, len(prompts[item])))
             seen.append(item)
     assert sorted(seen) == list(range(len(prompts))) and len(kinds) == 1 + bool(long)
