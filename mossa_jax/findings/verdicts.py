@@ -6,9 +6,9 @@ run has no such data.
 """
 
 from mossa_jax.findings.sections import ALPHA
+from mossa_jax.tasks.thresholds import FEW_PROMPTS
 
 LEVEL = 0.05
-FEW_PROMPTS = 50
 
 
 def _signed(value: float) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.llama.adapters import place_adapters
+from mossa_jax.llama.adapters import HostAdapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.generate import greedy
 from mossa_jax.processes.watchdog import sign
@@ -25,7 +25,7 @@ _ROWS_STEP = 16
 def exact_match(
     arch: Architecture,
     base,
-    adapters: dict[str, dict[str, np.ndarray]],
+    adapters: HostAdapters,
     tokenizer: Tokenizer,
     examples: Sequence[Example],
     mesh: jax.sharding.Mesh,

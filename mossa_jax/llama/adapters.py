@@ -15,7 +15,14 @@ import numpy as np
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 
+Adapter = dict[str, dict[str, np.ndarray]]
+"""One model's adapter on the host: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}; {} is the base."""
+
+HostAdapters = dict[str, dict[str, np.ndarray]]
+"""Several adapters on the host, stacked: the same with a leading axis [A, ...]."""
+
 Adapters = dict[str, dict[str, jax.Array]]
+"""Several adapters on the devices, stacked [A, ...]."""
 
 AXES = {
     "a": ("adapter", "layers", None, "rank"),
@@ -40,7 +47,7 @@ def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
 
 def initial_adapter(
     arch: Architecture, targets: Sequence[str], rank: int, alpha: float, first_layer: int, seed: Sequence[int]
-) -> dict[str, dict[str, np.ndarray]]:
+) -> Adapter:
     """One untrained adapter (no leading axis), NumPy float32: `a` Kaiming-uniform as in PEFT, `b` zero.
 
     Made on the host from `seed` alone, so that a model's start does not depend on its neighbours or the mesh.
@@ -59,7 +66,7 @@ def initial_adapter(
     return adapter
 
 
-def stack(arch: Architecture, adapters: Sequence[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, np.ndarray]]:
+def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
     """Stacks adapters (without leading axis) of any targets and ranks; {} is the base model itself.
 
     Ranks are padded with zeros and absent targets are zero, which changes no value.
@@ -81,12 +88,12 @@ def stack(arch: Architecture, adapters: Sequence[dict[str, dict[str, np.ndarray]
     return stacked
 
 
-def unstack(adapters: Adapters, index: int) -> dict[str, dict[str, np.ndarray]]:
+def unstack(adapters: Adapters, index: int) -> Adapter:
     """One model's adapter out of a stack, on the host."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[index]), adapters)
 
 
-def place_adapters(mesh: jax.sharding.Mesh, adapters: Adapters) -> Adapters:
+def place_adapters(mesh: jax.sharding.Mesh, adapters: HostAdapters) -> Adapters:
     """Stacked adapters [A, ...] of the host on a mesh, whole on every device but for the adapter axis."""
     return {
         target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
@@ -109,12 +116,12 @@ def join(parts: Adapters, scale: dict[str, jax.Array]) -> Adapters:
     return {target: {**part, "scale": scale[target]} for target, part in parts.items()}
 
 
-def is_finite(adapter: Adapters) -> bool:
+def is_finite(adapter: Adapter | Adapters) -> bool:
     """Whether every number of the adapter is finite."""
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapter))
 
 
-def zero_adapter(arch: Architecture) -> dict[str, dict[str, np.ndarray]]:
+def zero_adapter(arch: Architecture) -> Adapter:
     """An adapter that changes nothing, of the smallest size: it stands for the base model where all are base."""
     d_in, d_out = target_sizes(arch)["q_proj"]
     shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}

@@ -21,20 +21,21 @@ from mossa_jax.llama.files.load import base_tokenizer, may_share
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tasks.thresholds import (
+    DISTINCT_SHARE,
+    DUPLICATES,
+    FEW_DISTINCT,
+    FEW_GIVEN,
+    FEW_PROMPTS,
+    FEW_STEPS,
+    OVERLAP,
+    TOP_ANSWER,
+    TRUNCATED,
+)
 from mossa_jax.tokens.encoded import Examples, encode_split, join
 from mossa_jax.tokens.packing import batches_of, packed
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
-
-FEW_PROMPTS = 50  # n is then far below the width of any real model, where biased CKA is near 1 whatever is compared
-FEW_DISTINCT = 4  # the unbiased sums are divided by n (n - 3)
-DISTINCT_SHARE = 0.5  # similarities count each different prompt once
-OVERLAP = 0.01  # a hundredth of leaked prompts moves a mean by less than its interval
-DUPLICATES = 0.01
-TOP_ANSWER = 0.8  # what always giving one answer would score
-TRUNCATED = 0.2
-FEW_STEPS = 20  # with warm-up and decay hardly any step is then taken at the full rate
-FEW_GIVEN = 100  # against the tens of thousands of other tasks E does not learn a task from fewer
 
 _NAMED = 6  # tasks that a warning names; the table marks them all
 _SHARES = ("truncated", "truncated_test", "overlap", "overlap_others", "top_answer")

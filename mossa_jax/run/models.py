@@ -16,7 +16,7 @@ import numpy as np
 
 from mossa_jax.files.paths import on_disk
 from mossa_jax.function.exact_match import SCORE_ROWS, exact_match
-from mossa_jax.llama.adapters import Adapters, stack, zero_adapter
+from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
 from mossa_jax.monitoring import goodput
@@ -71,7 +71,7 @@ def similarities(
             kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
         )
 
-    def streamed(model: Model, adapters: Adapters) -> Similarities:
+    def streamed(model: Model, adapters: HostAdapters) -> Similarities:
         arch, base = model.architecture, model.state
         return stream_similarities(arch, base, adapters, prompts, run.mesh, pairs, **_packing(run))
 
@@ -86,7 +86,7 @@ def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequen
       Refusal: 3 when a model was tuned with another prompt template.
     """
 
-    def states(model: Model, adapters: Adapters) -> KeptStates:
+    def states(model: Model, adapters: HostAdapters) -> KeptStates:
         kept = keep_states(model.architecture, model.state, adapters, prompts, run.mesh, **_packing(run))
         jax.block_until_ready(kept.states)  # until then the model's weights are in use
         return kept
@@ -125,7 +125,7 @@ def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Exam
     """
     tokens = run.config.tokens
 
-    def shares(model: Model, adapters: Adapters) -> np.ndarray:
+    def shares(model: Model, adapters: HostAdapters) -> np.ndarray:
         return exact_match(
             model.architecture, model.state, adapters, run.tokenizer, examples, run.mesh,
             max_tokens=tokens.max_tokens, truncation=tokens.truncation,
@@ -139,7 +139,7 @@ def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Exam
 
 
 def _by_program(
-    run: Run, names: Sequence[str | None], work: Callable[[Model, Adapters], Found]
+    run: Run, names: Sequence[str | None], work: Callable[[Model, HostAdapters], Found]
 ) -> list[tuple[list[int], Found]]:
     """What `work` makes of the models that run together, with their positions in `names`.
 

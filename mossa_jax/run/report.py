@@ -17,12 +17,12 @@ from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
-from mossa_jax.preview.dataset import FEW_PROMPTS, FEW_STEPS
 from mossa_jax.processes import agreement
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.run.context import Run
 from mossa_jax.run.prepare import read_record
 from mossa_jax.states.parity import parity_or_reason, relative
+from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS
 from mossa_jax.tokens.tokenizer import encode_prompts
 
 _PARITY_TASKS = 4

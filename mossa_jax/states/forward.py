@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.llama.adapters import Adapters, abstract_adapters, place_adapters
+from mossa_jax.llama.adapters import Adapters, HostAdapters, abstract_adapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
@@ -240,7 +240,7 @@ class Prompts:
         self,
         arch: Architecture,
         base: Any,
-        adapters: dict[str, dict[str, np.ndarray]],
+        adapters: HostAdapters,
         prompts: Sequence[Sequence[int]],
         mesh: jax.sharding.Mesh,
         *,
@@ -286,7 +286,7 @@ class Prompts:
 def keep_states(
     arch: Architecture,
     base: Any,
-    adapters: dict[str, dict[str, np.ndarray]],
+    adapters: HostAdapters,
     prompts: Sequence[Sequence[int]],
     mesh: jax.sharding.Mesh,
     *,
@@ -322,7 +322,7 @@ def keep_states(
     return KeptStates(kept, np.arange(slots) < packed.count, arch.state_names())
 
 
-def _first_changed(arch: Architecture, adapters: dict[str, dict[str, np.ndarray]]) -> int:
+def _first_changed(arch: Architecture, adapters: HostAdapters) -> int:
     """The first block in which some adapter does anything; the last one if there is none."""
     changed = np.zeros(arch.layers, bool)
     for part in adapters.values():

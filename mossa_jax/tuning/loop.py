@@ -21,6 +21,7 @@ from mossa_jax.errors import NOT_FINITE, Refusal
 from mossa_jax.files.names import digest, slug
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama import adapters as adapters_lib
+from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
@@ -34,9 +35,6 @@ from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
 
 _AGREE = 5.0  # seconds: about how often processes ask each other whether to stop
-
-Adapter = dict[str, dict[str, np.ndarray]]
-"""One model's adapter on the host: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}."""
 
 
 @dataclass(frozen=True)
