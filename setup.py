@@ -23,6 +23,7 @@ setup(
         "fsspec>=2024.6",
         "huggingface_hub>=1.1",
         "jax>=0.8.2,<0.13",
+        "jaxtyping>=0.3",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "ml_dtypes>=0.5",
@@ -41,6 +42,8 @@ setup(
     extras_require={
         "test": [
             "gcsfs>=2024.6",
+            "import-linter>=2.1",
+            "mypy>=1.14",
             "peft>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.6",
