@@ -14,9 +14,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mossa_jax.errors import Refusal
+from mossa_jax.files import growing
 from mossa_jax.files import lease as holder
 from mossa_jax.files import paths as storage
-from mossa_jax.files import run_folder as run_folder
 from mossa_jax.files.cache import keep_compiled
 from mossa_jax.files.growing import GrowingText, LogFile
 from mossa_jax.files.lease import Lease
@@ -112,7 +112,7 @@ def test_a_folder_is_whole_when_its_last_file_is_there(folder, server):
 
 
 def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, "RHYTHM", 0.2)
+    monkeypatch.setattr(growing, "RHYTHM", 0.2)
     text = GrowingText(folder / "metrics.jsonl")
     text.append("1")
     text.append("2")
@@ -121,7 +121,7 @@ def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
     while not text.path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert text.path.read_text() == "1\n2\n"  # without another line
-    monkeypatch.setattr(run_folder, "RHYTHM", 3600)
+    monkeypatch.setattr(growing, "RHYTHM", 3600)
     text.append("3")
     text.flush()
     text.append("lost with its process")
@@ -137,7 +137,7 @@ def test_a_log_that_cannot_be_written_is_silent_and_one_that_can_is_whole(folder
     record = logging.LogRecord("mossa_jax", logging.INFO, "", 0, "a line %d", (1,), None)
     handler.emit(record)
     with monkeypatch.context() as full:
-        full.setattr(run_folder, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
+        full.setattr(growing, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
         handler.close()
     assert not (folder / "log.txt").exists()
     handler.close()

@@ -16,7 +16,7 @@ from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.similarity.streamed.values import finish
-from mossa_jax.similarity.streamed import start, stream_batch
+from mossa_jax.similarity.streamed.forward import start, stream_batch
 from mossa_jax.states.forward import Prompts
 
 folder, adapters, texts = json.loads(sys.argv[1])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import sys
 from dataclasses import replace
 
@@ -25,12 +24,13 @@ from mossa_jax.tuning import full_finetuning as full
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.loop import Member
 from mossa_jax.tuning.optimizer import FullOptimizer
+from tests.support.paths import ROOT
 from tests.support.processes import together
 from tests.support.tiny_llama import VOCAB, distance, import_torch, random_prompts, torch_model, write_family
 
 SCHEDULE = Schedule(batch_rows=4, learning_rate=2e-3)
 TUNING = Tuning(warmup=0.2, beta1=0.8, beta2=0.95, weight_decay=0.1, clip=1.0, log_every=1)
-PROGRAM = pathlib.ROOT / "tests/support/full_on_devices.py"
+PROGRAM = ROOT / "tests/support/full_on_devices.py"
 
 
 def make_examples(token: int | None = None) -> list[Encoded]:

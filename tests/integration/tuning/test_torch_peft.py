@@ -1,7 +1,6 @@
 """Tuning against PEFT on torch: the usual loop, one task after the other, every example padded by itself."""
 
 import json
-import pathlib
 import re
 from dataclasses import dataclass, fields
 
@@ -17,10 +16,11 @@ from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import TrainingRows, batch_index, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
+from tests.support.paths import ROOT
 from tests.support.tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model
 
 RATE, ROWS = 1e-3, 2
-DATA = pathlib.ROOT.parent / "shared/data/instructions"
+DATA = ROOT.parent / "shared/data/instructions"
 
 
 @dataclass

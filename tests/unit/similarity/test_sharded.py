@@ -36,7 +36,7 @@ MOMENTS = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mossa_jax.similarity import moments
+from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.values import finish
 from tests.support.traps import PAIRS, benign, expected
 

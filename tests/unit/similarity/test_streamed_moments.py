@@ -225,7 +225,7 @@ def test_pairs_without_a_model_are_refused():
 MEMORY = """
 import resource
 import jax, numpy as np
-from mossa_jax.similarity import moments
+from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.values import finish
 
 state = moments.start(np.zeros((2, 64)), [(0, 1)])
