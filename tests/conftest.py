@@ -1,11 +1,16 @@
-"""What several rooms test with: tiny models, made once a session."""
+"""Fixtures that several rooms share: tiny models and a tiny run, made once per session."""
 
+import hashlib
 import os
 import pathlib
+import platform
 import runpy
+import shutil
 import tempfile
 
+import filelock
 import jax
+import jaxlib
 import pytest
 
 from mossa_jax.processes.stop import Stop
@@ -15,19 +20,31 @@ from tests.support.tiny_llama import Tiny, write_adapter, write_config, write_mo
 
 
 def pytest_configure(config):
-    """Programs that several tests compile alike are compiled once a session; the user's own cache is left alone."""
-    if not hasattr(config, "workerinput"):  # pytest-xdist's workers inherit the environment
-        config.kept = tempfile.TemporaryDirectory(prefix="mossa-tests-")
-        os.environ["MOSSA_TESTS"] = config.kept.name
-    kept = os.environ["MOSSA_TESTS"]
-    os.environ["MOSSA_CACHE"] = f"{kept}/cache-{os.getpid()}"
-    jax.config.update("jax_compilation_cache_dir", f"{kept}/compiled")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    """Shares compiled programs among tests, workers and sessions; the user's own cache is left alone.
+
+    XLA's programs for CPUs depend on the processor, so each kind of processor has a folder of its own.
+    """
+    if not hasattr(config, "workerinput"):  # the workers of pytest-xdist inherit the environment
+        config.session_folder = tempfile.TemporaryDirectory(prefix="mossa-tests-")
+        os.environ["MOSSA_TESTS"] = config.session_folder.name
+    os.environ["MOSSA_CACHE"] = f"{os.environ['MOSSA_TESTS']}/cache-{os.getpid()}"
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache/tests/compiled" / machine()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, "kept"):
-        config.kept.cleanup()
+    if hasattr(config, "session_folder"):
+        config.session_folder.cleanup()
+
+
+def machine() -> str:
+    """Names what a compiled program depends on: the version of jaxlib and the processor."""
+    info = pathlib.Path("/proc/cpuinfo")
+    kinds = ("model name", "flags", "Features", "CPU part")
+    lines = sorted({line for line in info.read_text().splitlines() if line.startswith(kinds)}) if info.exists() else []
+    processor = hashlib.sha256("\n".join([platform.machine(), *lines]).encode()).hexdigest()[:12]
+    return f"jaxlib-{jaxlib.__version__}-{processor}"
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +96,23 @@ def tiny_config(tiny, tasks_folder, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_config, tmp_path_factory) -> tuple[object, pathlib.Path]:
-    """The finished run of that config in this process: (config, run folder)."""
-    config = runpy.run_path(str(tiny_config))["get_config"]()
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    run_folder = pipeline.open_run(config, str(workdir))
-    try:
-        pipeline.run_all(pipeline.Run(config, run_folder, Stop()))
-    finally:
-        run_folder.close()
-    return config, workdir
+def tiny_run(tiny_config) -> tuple[object, pathlib.Path]:
+    """The finished run of that config, made by one worker for all: (config, run folder)."""
+    folder = pathlib.Path(os.environ["MOSSA_TESTS"]) / "tiny_run"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            (folder / "making").mkdir(parents=True)
+            shutil.copy(tiny_config, folder / "tiny.py")
+            config = load_config(folder / "tiny.py")
+            run_folder = pipeline.open_run(config, str(folder / "making/tiny"))
+            try:
+                pipeline.run_all(pipeline.Run(config, run_folder, Stop()))
+            finally:
+                run_folder.close()
+            (folder / "making/tiny").rename(folder / "tiny")
+    return load_config(folder / "tiny.py"), folder / "tiny"
+
+
+def load_config(path: pathlib.Path) -> object:
+    """The configuration that a config file gives."""
+    return runpy.run_path(str(path))["get_config"]()
