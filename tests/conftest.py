@@ -100,8 +100,8 @@ def tiny_run(tiny_config) -> tuple[object, pathlib.Path]:
     """The finished run of that config, made by one worker for all: (config, run folder)."""
     folder = pathlib.Path(os.environ["MOSSA_TESTS"]) / "tiny_run"
     with filelock.FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            (folder / "making").mkdir(parents=True)
+        if not (folder / "tiny").exists():
+            (folder / "making").mkdir(parents=True, exist_ok=True)
             shutil.copy(tiny_config, folder / "tiny.py")
             config = load_config(folder / "tiny.py")
             run_folder = pipeline.open_run(config, str(folder / "making/tiny"))

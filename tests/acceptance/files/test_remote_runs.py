@@ -13,8 +13,9 @@ import pytest
 
 from mossa_jax.files.paths import as_path
 from mossa_jax.files.write import read_parquet
-from tests.acceptance.run.test_resume import ROOT, SMALL
 from tests.support import object_server
+from tests.support.demo import SMALL
+from tests.support.paths import ROOT
 from tests.support.processes import free_address, together
 
 # A run that is killed leaves its claim; waiting for it is shortened here.

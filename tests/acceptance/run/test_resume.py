@@ -10,21 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.demo import SMALL
 from tests.support.paths import ROOT
 
-SMALL = (
-    "--config.tasks.only=('facts_country','sentiment_review','reading_who','struct_owner')",
-    "--config.tasks.max_train=64",
-    "--config.tasks.max_test=48",
-    "--config.pretraining.steps=60",
-    "--config.pretraining.documents=2000",
-    "--config.tuning.control.max_steps=30",
-    "--config.tuning.experimental.max_steps=30",
-    "--config.tuning.checkpoint_every=5",
-    "--config.tuning.score_prompts=16",
-    "--config.compare.permutations=20",
-    "--config.compare.draws=100",
-)
 KILLS = 5
 
 
