@@ -8,7 +8,7 @@ import pytest
 
 from mossa_jax.config import Tokens
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
-from mossa_jax.tokens.packing import (
+from mossa_jax.tokens.rows import (
     Packing,
     batch_index,
     batches_of,
