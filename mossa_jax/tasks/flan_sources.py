@@ -22,7 +22,7 @@ from mossa_jax.files.hub import disk_full, download, is_offline, list_files
 from mossa_jax.files.names import digest
 from mossa_jax.log import log
 from mossa_jax.tasks.flan_names import FlanTask
-from mossa_jax.tasks.rows import file_digest, file_task, split_of
+from mossa_jax.tasks.row_files import file_digest, file_task, split_of
 from mossa_jax.tasks.suite import Task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, DISK, Refusal
 from mossa_jax.files.names import slug
 from mossa_jax.files.write import new_folder
-from mossa_jax.tasks.rows import ENDINGS, BadRow, check_text, file_task
+from mossa_jax.tasks.row_files import ENDINGS, BadRow, check_text, file_task
 from mossa_jax.tasks.suite import SPLITS, Suite, Task
 
 NO_CLUSTER = "tasks"

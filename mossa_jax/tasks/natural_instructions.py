@@ -13,7 +13,7 @@ from etils import epath
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.tasks.folder import NO_CLUSTER
-from mossa_jax.tasks.rows import BadRow, check_text, file_digest, split_of, usable_rows
+from mossa_jax.tasks.row_files import BadRow, check_text, file_digest, split_of, usable_rows
 from mossa_jax.tasks.suite import Example, Suite, Task
 
 

@@ -14,7 +14,7 @@ from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
 from mossa_jax.files import hub
 from mossa_jax.tasks.folder import NO_CLUSTER
-from mossa_jax.tasks.rows import (
+from mossa_jax.tasks.row_files import (
     BATCH,
     BadRow,
     RawRow,

@@ -18,7 +18,7 @@ from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
 from mossa_jax.files import hub as files_of_the_hub
 from mossa_jax.tasks.flan import flan_suite
 from mossa_jax.tasks.flan_names import FLAN_TASKS
-from mossa_jax.tasks.rows import split_of
+from mossa_jax.tasks.row_files import split_of
 from tests.support.hub_server import GOOD_TOKEN, Faults, HubServer, Process, commit_of
 
 SPLITS = ("train", "validation", "test")

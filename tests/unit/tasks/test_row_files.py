@@ -11,7 +11,7 @@ import pytest
 
 from mossa_jax.config import Columns
 from mossa_jax.errors import Refusal
-from mossa_jax.tasks.rows import file_digest, file_task, read_examples, read_objects, split_of
+from mossa_jax.tasks.row_files import file_digest, file_task, read_examples, read_objects, split_of
 from mossa_jax.tasks.suite import Example
 
 GOOD = b'{"inputs": "in", "targets": "out"}'
