@@ -25,7 +25,7 @@ from mossa_jax.tasks.thresholds import (
     DISTINCT_SHARE,
     DUPLICATES,
     FEW_DISTINCT,
-    FEW_GIVEN,
+    FEW_EXAMPLES,
     FEW_PROMPTS,
     FEW_STEPS,
     OVERLAP,
@@ -331,8 +331,8 @@ CHECKS = (
     ),
     _Check(
         "mixture",
-        lambda t: ~t.held_out & (t.mixture < FEW_GIVEN),
-        f"fewer than {FEW_GIVEN} examples given to E",
+        lambda t: ~t.held_out & (t.mixture < FEW_EXAMPLES),
+        f"fewer than {FEW_EXAMPLES} examples given to E",
         "E hardly learns the task, which yet counts as one of its own; raise tasks.max_per_cluster, change "
         "tasks.mixture or hold it out",
         low=True,

@@ -17,7 +17,7 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.score import score
-from mossa_jax.tasks import Task, chosen_tasks
+from mossa_jax.tasks import Task, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, join
@@ -69,7 +69,7 @@ def _tune_experimental(run: Run, names: list[str]) -> None:
 def _controls(run: Run) -> dict[str, Task]:
     """Control models by name, one for each task, some by several seeds; and the task of each."""
     tuning = run.config.tuning
-    seeded = chosen_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
+    seeded = select_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
     of = {}
     for task in run.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
