@@ -24,7 +24,7 @@ from mossa_jax.preview.checks import warnings_for
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
-from mossa_jax.tokens.encoded import Examples, encode_split, join
+from mossa_jax.tokens.encoded import Examples, concatenate, encode_split
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
@@ -120,7 +120,7 @@ def preview_dataset(config: Config) -> Preview:
     counts = mixture_counts(suite, dict(zip(tasks.task, tasks.train, strict=True)), config.tasks)
     tasks["overlap_others"] = _overlap_others(measured, list(counts))
     tasks["mixture"] = [counts.get(name, 0) for name in tasks.task]
-    mixture = join(
+    mixture = concatenate(
         [
             measured[name].examples.select(sample(name, len(measured[name].examples), count, config.seed))
             for name, count in counts.items()

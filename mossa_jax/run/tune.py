@@ -20,7 +20,7 @@ from mossa_jax.run.score import score
 from mossa_jax.tasks import Task, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
-from mossa_jax.tokens.encoded import Examples, join
+from mossa_jax.tokens.encoded import Examples, concatenate
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tuning.full_finetuning import checkpoints_of, save_full, tune_full
 from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
@@ -57,7 +57,7 @@ def _tune_experimental(run: Run, names: list[str]) -> None:
         encoded = {task.name: run.encoded(task, "train") for task in run.suite.tasks}
         shares = mixture_counts(run.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
         chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
-        mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
+        mixture = concatenate([encoded[name].examples.select(items) for name, items in chosen.items()])
         cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
         about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
         member = _member(run, TUNED, mixture, config.tuning.experimental)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mossa_jax.config import Tokens
-from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
+from mossa_jax.tokens.encoded import Encoded, Examples, concatenate, in_memory
 from mossa_jax.tokens.packing import Packing, shared_prefix
 from mossa_jax.tokens.rows import pack_examples, pack_prompts
 from tests.support.packed_examples import all_rows, behind, random_examples
@@ -26,7 +26,7 @@ def test_the_shared_prefix_is_the_longest_that_all_prompts_begin_with(seed):
     assert shared_prefix(in_memory(examples)) == wanted
     # The ids of one list lie in several stores, and in any order.
     parts = [in_memory(examples[:3]).select(np.array([2, 0, 1])), in_memory(examples[3:])]
-    assert shared_prefix(join(parts)) == wanted
+    assert shared_prefix(concatenate(parts)) == wanted
 
 
 def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):

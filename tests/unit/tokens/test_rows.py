@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mossa_jax.tokens.encoded import Encoded, in_memory, join
+from mossa_jax.tokens.encoded import Encoded, concatenate, in_memory
 from mossa_jax.tokens.rows import pack_examples, pack_prompts, pack_text
 from tests.support.packed_examples import all_rows, behind, random_examples
 
@@ -69,7 +69,7 @@ def test_long_examples_go_to_long_rows_whose_gaps_short_ones_fill(seed):
 
 def test_joined_and_selected_examples_keep_their_ids():
     first, second = random_examples(6, 1), random_examples(4, 2)
-    both = join([in_memory(first).select(np.array([4, 1])), in_memory(second).select(np.array([3, 0, 0]))])
+    both = concatenate([in_memory(first).select(np.array([4, 1])), in_memory(second).select(np.array([3, 0, 0]))])
     wanted = [first[4], first[1], second[3], second[0], second[0]]
     assert len(both) == 5
     assert both.gather(np.arange(5)).tolist() == [token for e in wanted for token in e.prompt + e.answer]
