@@ -95,7 +95,7 @@ def tune_full(
         return compile_step(
             f"{label}, rows of {part.length}",
             tuning.remat,
-            lambda remat: make_step(model, optimizer, where, remat, parts, part.shared, part.max_own),
+            lambda remat: make_step(model, optimizer, where, remat, parts, part.prefix_length, part.max_own),
             arguments,
             model.mesh.local_devices[0],
         )
@@ -192,7 +192,7 @@ def make_step(
 ) -> Callable:
     """The jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
-    `batch` holds the fields of `tokens.packing.TrainingRows`, each [B, ...]; `number` counts from 0 to `total`. Where
+    `batch` holds the fields of `tokens.rows.TrainingRows`, each [B, ...]; `number` counts from 0 to `total`. Where
     loss or gradient is not finite the update is skipped, but not the step. Metrics: `loss` (nats per answer token),
     `gradient_norm` (before the clip), and `population.GUARDS`.
 

@@ -2,9 +2,9 @@
 
     python -m mossa_jax.tasks.miniature.build_tokenizer
 
-The vocabulary is counted from the pre-training text and the rows of every task, so nothing of the suite is <unk>.
-It is a unigram model, whose pieces need no intermediate merges as those of BPE do: in a model of 64 hidden dimensions
-half a table of merges would be a tenth of all parameters.
+The vocabulary is counted from the pre-training text and the rows of every task, so no word of the suite is <unk>. The
+tokenizer is a unigram model, whose pieces need no intermediate merges, unlike BPE's: in a model with a hidden size of
+64, half a table of merges would be a tenth of all parameters.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from mossa_jax.tasks.suite import SPLITS
 _SPECIAL = ("<unk>", "<s>", "</s>")
 _CHARACTERS = (*map(chr, range(ord("!"), ord("~") + 1)), "\n")
 _WORD_SCORE = -1.0
-_CHARACTER_SCORE = -10.0  # a word always beats its letters
+# Low enough that a word always beats its letters.
+_CHARACTER_SCORE = -10.0
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    """Words with the space before them as U+2581, punctuation and line ends on their own."""
+    """Splits text into words, with the space before them as U+2581, and single punctuation marks and line ends."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always", split=True),
@@ -35,7 +36,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def _corpus() -> list[str]:
-    """Text that holds every word of the world, of the pre-training text and of the templates."""
+    """Returns text with every word of the world, of the pre-training text and of the templates."""
     suite = miniature(train=256, validation=64, test=256)
     prompts = [f"{e.inputs} {e.targets}" for task in suite.tasks for split in SPLITS for e in task.examples(split)]
     words = (*world.TOWNS, *world.TAVI.values(), *world.RUND.values())
@@ -43,7 +44,7 @@ def _corpus() -> list[str]:
 
 
 def build() -> Tokenizer:
-    """The tokenizer: ids 0..2 special, then words by falling count (ties by spelling), then characters."""
+    """Builds the tokenizer: ids 0..2 special, then words by falling count (ties by spelling), then characters."""
     splitter = _pre_tokenizer()
     counts: Counter[str] = Counter()
     for text in _corpus():

@@ -1,9 +1,8 @@
-"""Pre-training text of the miniature world: short tellings, some with a plain question and its answer,
-never an instruction.
+"""Pre-training text of the miniature world: short passages, some with a plain question and its answer, no instruction.
 
-How much of each cluster the text holds, by design:
+How much of each cluster the text teaches, by design:
 
-| cluster | held | how |
+| cluster | taught | how |
 |---|---|---|
 | facts | fully | every town's country and craft, told in several wordings |
 | sentiment | fully | every rating word beside its verdict, turns of mood included |
@@ -25,7 +24,8 @@ import numpy as np
 from mossa_jax.tasks.miniature import world
 from mossa_jax.tasks.miniature.world import pick, pick_other, pick_several
 
-_STREAM = 20410  # keeps these draws apart from those of the tasks
+# Makes these draws independent of those of the tasks.
+_STREAM = 20410
 
 
 def _join(sentences: list[str]) -> str:
@@ -237,7 +237,7 @@ def _rund(rng: np.random.Generator) -> str:
     return _dictionary(rng, "Rund", world.RUND)
 
 
-# Share of documents, in hundredths.
+# Share of the documents that each function writes, in hundredths.
 _SOURCES: tuple[tuple[Callable[[np.random.Generator], str], int], ...] = (
     (_town, 15),
     (_opinion, 8),
@@ -258,11 +258,11 @@ _SCHEDULE = tuple(source for source, share in _SOURCES for _ in range(share))
 
 
 def pretraining_text(seed: int = 0, documents: int = 40_000) -> list[str]:
-    """`documents` short passages of the miniature world, about 20 tokens each.
+    """Draws short passages about the miniature world, of about 20 tokens each.
 
     Args:
-      seed: changes which passages are drawn and their order; the world stays the same.
-      documents: how many, >= 0. The first n documents do not depend on how many are asked for.
+      seed: changes which passages are drawn, and their order; the world stays the same.
+      documents: number of passages, >= 0. The first n do not depend on how many are drawn.
     """
     rng = np.random.default_rng([seed, _STREAM])
     return [pick(rng, _SCHEDULE)(rng) for _ in range(documents)]

@@ -1,7 +1,7 @@
 """The miniature world: every word, fact and relation that its tasks and its pre-training text share.
 
-The world is fixed. Seeds change which rows and documents are drawn from it, never what is true in it, so a base
-model pre-trained with one seed can be asked about rows drawn with another.
+The world is fixed. Seeds change which rows and documents are drawn from it, never the facts, so a base model that is
+pre-trained with one seed can be asked about rows drawn with another.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ INSIDE = ("kitchen", "cellar", "library", "office")
 PLACES = OUTSIDE + INSIDE
 SIDE_OF = {place: "outside" for place in OUTSIDE} | {place: "inside" for place in INSIDE}
 
-# What someone in a state wants to do next.
+# State of a person -> what that person wants to do next.
 NEXT_ACTION = {
     "hungry": "eat",
     "thirsty": "drink",
@@ -50,7 +50,7 @@ NEXT_ACTION = {
     "sad": "cry",
     "amused": "laugh",
 }
-# What a thing is for.
+# Thing -> its use.
 USE_OF = {
     "knife": "cut",
     "spade": "dig",
@@ -92,7 +92,7 @@ TOWNS = tuple(start + end for start in _TOWN_STARTS for end in _TOWN_ENDS)
 
 
 def _spread(values: Sequence[str], salt: int) -> dict[str, str]:
-    """Town -> one of `values`, each used equally often, in an order that the town's name does not show."""
+    """Assigns a value to each town, each value equally often, so that a town's name does not reveal it."""
     order = np.random.default_rng(salt).permutation(len(TOWNS))
     return {town: values[int(rank) % len(values)] for town, rank in zip(TOWNS, order, strict=True)}
 
@@ -107,7 +107,7 @@ SPOKEN = SIZES + SPOKEN_COLOURS + SPOKEN_NOUNS
 
 
 def _language(onsets: str, vowels: str, ending: str) -> dict[str, str]:
-    """English word -> a made-up word, one to one: two open syllables and the language's own ending."""
+    """Makes a language, English word -> made-up word, one to one: two open syllables and the language's own ending."""
     pairs = zip(vowels, reversed(vowels), strict=True)
     forms = [a + v + b + w + ending for v, w in pairs for a in onsets for b in onsets if a != b]
     return dict(zip(SPOKEN, forms[:: len(forms) // len(SPOKEN)], strict=False))
@@ -118,30 +118,30 @@ RUND = _language("rndgkb", "ueo", "k")
 
 
 def in_tavi(size: str, colour: str, noun: str) -> str:
-    """The phrase "size colour noun" in Tavi: noun, colour, size."""
+    """Translates the phrase "size colour noun" to Tavi: noun, colour, size."""
     return f"{TAVI[noun]} {TAVI[colour]} {TAVI[size]}"
 
 
 def in_rund(size: str, colour: str, noun: str) -> str:
-    """The phrase "size colour noun" in Rund: size, colour, noun."""
+    """Translates the phrase "size colour noun" to Rund: size, colour, noun."""
     return f"{RUND[size]} {RUND[colour]} {RUND[noun]}"
 
 
 def article(word: str) -> str:
-    """ "a" or "an", by the first letter of `word`."""
+    """Returns the article "a" or "an", by the first letter of `word`."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def pick(rng: np.random.Generator, values: Sequence[T]) -> T:
-    """One of `values`, uniformly."""
+    """Picks one of `values`, uniformly."""
     return values[int(rng.integers(len(values)))]
 
 
 def pick_several(rng: np.random.Generator, values: Sequence[T], count: int) -> list[T]:
-    """`count` different elements of `values`, in random order."""
+    """Picks `count` different elements of `values`, in random order."""
     return [values[int(i)] for i in rng.permutation(len(values))[:count]]
 
 
 def pick_other(rng: np.random.Generator, values: Sequence[T], *taken: T) -> T:
-    """One of `values` that is none of `taken`."""
+    """Picks one of `values` that is none of `taken`."""
     return pick(rng, [value for value in values if value not in taken])

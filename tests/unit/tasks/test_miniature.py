@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mossa_jax.tasks.miniature import HELD_OUT, TOKENIZER, miniature, pretraining_text, world
 from mossa_jax.tasks.miniature.build_tokenizer import build
-from mossa_jax.tasks.miniature.kinds import KINDS
+from mossa_jax.tasks.miniature.recipes import RECIPES
 from mossa_jax.tasks.suite import SPLITS
 
 # Tasks whose item stays the same when what the prompt shows changes places.
@@ -25,7 +25,7 @@ _UNORDERED = (
     "paraphrase_synonym",
     "misc_odd_word",
 )
-NAMES = [kind.name for kind in KINDS]
+NAMES = [recipe.name for recipe in RECIPES]
 _DIGEST = """
 import hashlib
 from mossa_jax.tasks.miniature import miniature, pretraining_text
@@ -74,8 +74,8 @@ def test_clusters_and_held_out(suite):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_and_templates(by_name, name):
     task = by_name[name]
-    kind = next(kind for kind in KINDS if kind.name == name)
-    assert len(set(kind.templates)) == 10
+    recipe = next(recipe for recipe in RECIPES if recipe.name == name)
+    assert len(set(recipe.templates)) == 10
     for split, count in zip(SPLITS, (512, 64, 256), strict=True):
         rows = task.examples(split)
         assert len(rows) == count
@@ -89,27 +89,27 @@ def test_rows_and_templates(by_name, name):
 def test_splits_share_neither_prompt_nor_item(by_name, name):
     prompts = {split: {row.inputs for row in by_name[name].examples(split)} for split in SPLITS}
     # What the prompt shows, whatever the wording, names the item independently of Item.key.
-    kind = next(kind for kind in KINDS if kind.name == name)
-    items = {split: {_shown(kind, row) for row in by_name[name].examples(split)} for split in SPLITS}
+    recipe = next(recipe for recipe in RECIPES if recipe.name == name)
+    items = {split: {_shown(recipe, row) for row in by_name[name].examples(split)} for split in SPLITS}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not prompts[one] & prompts[other]
         assert not items[one] & items[other]
 
 
-def _shown(kind, row):
+def _shown(recipe, row):
     """What identifies `row`'s item, in any order, read back from the prompt by its template's own pattern."""
     pattern, seen = "", set()
-    for literal, field in re.findall(r"([^{}]*)(?:\{(\w+)\})?", kind.templates[row.template]):
+    for literal, field in re.findall(r"([^{}]*)(?:\{(\w+)\})?", recipe.templates[row.template]):
         pattern += re.escape(literal)
         if field:
             pattern += f"(?P={field})" if field in seen else f"(?P<{field}>.+?)"
             seen.add(field)
     fields = re.fullmatch(pattern, row.inputs).groupdict()
-    if kind.name == "summary_topic":
+    if recipe.name == "summary_topic":
         fields.pop("name", None)  # whoever wrote of three words, they stay the same three words
-    if kind.name == "summary_headline":  # colour and state are details that a headline leaves out
+    if recipe.name == "summary_headline":  # colour and state are details that a headline leaves out
         return re.findall(r"In the (\w+) (\w+), who was \w+, found a \w+ (\w+)\.", row.inputs)[0]
-    if kind.name in _UNORDERED:
+    if recipe.name in _UNORDERED:
         return tuple(sorted(fields.values()))
     return tuple(fields[field] for field in sorted(fields))
 
@@ -260,11 +260,11 @@ def test_test_prompts_are_not_in_the_text(suite, text):
 
 
 def test_templates_do_not_leak(by_name):
-    for kind in KINDS:
-        answers = Counter(row.targets for row in by_name[kind.name].examples("train"))
+    for recipe in RECIPES:
+        answers = Counter(row.targets for row in by_name[recipe.name].examples("train"))
         if len(answers) > 3:
-            literal = {word for template in kind.templates for word in _words(re.sub(r"\{\w+\}", " ", template))}
-            assert not literal & set(answers), kind.name
+            literal = {word for template in recipe.templates for word in _words(re.sub(r"\{\w+\}", " ", template))}
+            assert not literal & set(answers), recipe.name
 
 
 def test_tokenizer_ids_and_round_trip(suite, text, tokenizer):

@@ -1,7 +1,7 @@
-"""Struct to text and translation: clusters that write a phrase, which the pre-training text barely holds.
+"""Struct to text and translation: clusters that write a phrase, which the pre-training text barely teaches.
 
-It never shows a record of named fields, so nothing of struct to text beyond the plain sentence is there. It teaches
-Tavi, word by word and in phrases; of Rund it has a rare line, so that language must come from tuning.
+It never shows a record of named fields, so it teaches nothing of struct to text beyond the plain sentence. It teaches
+Tavi, word by word and in phrases; a line about Rund is rare, so that language must come from tuning.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mossa_jax.tasks.miniature import world
-from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
+from mossa_jax.tasks.miniature.recipes.recipe import Item, Recipe
 
 
 def _owner_record(rng: np.random.Generator) -> Item:
@@ -27,7 +27,7 @@ def _animal_record(rng: np.random.Generator) -> Item:
 
 
 def _record_templates(a: str, b: str, c: str) -> tuple[str, ...]:
-    """Ten ways to show a record of three fields named `a`, `b` and `c`."""
+    """Returns ten ways to show a record of three fields with the names `a`, `b` and `c`."""
     return (
         f"{a} = {{a}}; {b} = {{b}}; {c} = {{c}}. Sentence:",
         f"Put in words: {a} {{a}}, {b} {{b}}, {c} {{c}}. Words:",
@@ -43,7 +43,7 @@ def _record_templates(a: str, b: str, c: str) -> tuple[str, ...]:
 
 
 def _phrase(rng: np.random.Generator) -> tuple[str, str, str]:
-    """Size, colour and noun, each uniform."""
+    """Draws size, colour and noun, each uniformly."""
     return world.pick(rng, world.SIZES), world.pick(rng, world.SPOKEN_COLOURS), world.pick(rng, world.SPOKEN_NOUNS)
 
 
@@ -58,7 +58,7 @@ def _to_rund(rng: np.random.Generator) -> Item:
 
 
 def _translation_templates(language: str) -> tuple[str, ...]:
-    """Ten ways to ask for `{text}` in `language`."""
+    """Returns ten ways to ask for `{text}` in a language."""
     return (
         f"Translate to {language}: {{text}}. Answer:",
         f"English: {{text}}. {language}:",
@@ -73,9 +73,9 @@ def _translation_templates(language: str) -> tuple[str, ...]:
     )
 
 
-KINDS = (
-    Kind("struct_owner", "struct to text", _record_templates("name", "colour", "thing"), _owner_record),
-    Kind("struct_animal", "struct to text", _record_templates("animal", "colour", "place"), _animal_record),
-    Kind("translation_tavi", "translation", _translation_templates("Tavi"), _to_tavi),
-    Kind("translation_rund", "translation", _translation_templates("Rund"), _to_rund),
+RECIPES = (
+    Recipe("struct_owner", "struct to text", _record_templates("name", "colour", "thing"), _owner_record),
+    Recipe("struct_animal", "struct to text", _record_templates("animal", "colour", "place"), _animal_record),
+    Recipe("translation_tavi", "translation", _translation_templates("Tavi"), _to_tavi),
+    Recipe("translation_rund", "translation", _translation_templates("Rund"), _to_rund),
 )

@@ -1,9 +1,8 @@
 """Reading comprehension, reading with commonsense, coreference and summarization: finding words of a passage.
 
-The pre-training text holds the skill behind reading and coreference (who has what, who is where, whom a pronoun
-means) and the knowledge behind reading with commonsense, in telling form and as plain questions ("Who has the hat?"),
-never in the templates' words.
-Of summarization it holds the topics (which words belong to a category) but no headline.
+The pre-training text teaches the skill behind reading and coreference (who has what, who is where, whom a pronoun
+means) and the knowledge behind reading with commonsense, as statements and as plain questions ("Who has the hat?"),
+never in the templates' words. For summarization it holds the topics (which words belong to a category) but no headline.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from mossa_jax.tasks.miniature import world
-from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
+from mossa_jax.tasks.miniature.recipes.recipe import Item, Recipe
 
 
 def _who_has(rng: np.random.Generator) -> Item:
@@ -76,7 +75,7 @@ def _headline(rng: np.random.Generator) -> Item:
 
 
 def _questions(story: str, ask: str) -> tuple[str, ...]:
-    """Ten ways to set the question `ask` over the passage `story`."""
+    """Returns ten ways to ask the question `ask` about the passage `story`."""
     return tuple(
         frame.format(story=story, ask=ask)
         for frame in (
@@ -94,12 +93,12 @@ def _questions(story: str, ask: str) -> tuple[str, ...]:
     )
 
 
-KINDS = (
-    Kind("reading_who", "reading", _questions("{story}", "who has the {thing}?"), _who_has),
-    Kind("reading_where", "reading", _questions("{story}", "where is {name}?"), _where_is),
-    Kind("reasoning_will", "reading with commonsense", _questions("{story}", "what will {name} do?"), _will),
-    Kind("reasoning_can", "reading with commonsense", _questions("{story}", "what can {name} do?"), _can),
-    Kind(
+RECIPES = (
+    Recipe("reading_who", "reading", _questions("{story}", "who has the {thing}?"), _who_has),
+    Recipe("reading_where", "reading", _questions("{story}", "where is {name}?"), _where_is),
+    Recipe("reasoning_will", "reading with commonsense", _questions("{story}", "what will {name} do?"), _will),
+    Recipe("reasoning_can", "reading with commonsense", _questions("{story}", "what can {name} do?"), _can),
+    Recipe(
         "coreference_person",
         "coreference",
         (
@@ -116,7 +115,7 @@ KINDS = (
         ),
         _pronoun,
     ),
-    Kind(
+    Recipe(
         "coreference_thing",
         "coreference",
         (
@@ -133,7 +132,7 @@ KINDS = (
         ),
         _thing_or_animal,
     ),
-    Kind(
+    Recipe(
         "summary_topic",
         "summarization",
         (
@@ -150,7 +149,7 @@ KINDS = (
         ),
         _topic,
     ),
-    Kind(
+    Recipe(
         "summary_headline",
         "summarization",
         (

@@ -1,8 +1,9 @@
 """Closed-book facts, sentiment and commonsense: clusters whose knowledge the pre-training text holds in full.
 
-Facts: every town's country and craft is told many times over; the towns of the test split never occur in the train
-split, so only the wording can be learnt from it. Sentiment: every rating word stands beside its verdict.
-Commonsense: every state is told with the act that follows it, every thing with its use.
+- Facts: every town's country and craft is told many times. The towns of the test split never occur in the train split,
+  so only the wording can be learnt from it.
+- Sentiment: every rating word stands beside its verdict.
+- Commonsense: every state is told with the act that follows it, and every thing with its use.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from mossa_jax.tasks.miniature import world
-from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
+from mossa_jax.tasks.miniature.recipes.recipe import Item, Recipe
 
 
 def _town_country(rng: np.random.Generator) -> Item:
@@ -54,8 +55,8 @@ def _use(rng: np.random.Generator) -> Item:
     return Item((thing, other), thing, fields)
 
 
-KINDS = (
-    Kind(
+RECIPES = (
+    Recipe(
         "facts_country",
         "facts",
         (
@@ -72,7 +73,7 @@ KINDS = (
         ),
         _town_country,
     ),
-    Kind(
+    Recipe(
         "facts_craft",
         "facts",
         (
@@ -89,7 +90,7 @@ KINDS = (
         ),
         _town_craft,
     ),
-    Kind(
+    Recipe(
         "sentiment_review",
         "sentiment",
         (
@@ -106,7 +107,7 @@ KINDS = (
         ),
         _review,
     ),
-    Kind(
+    Recipe(
         "sentiment_surprise",
         "sentiment",
         (
@@ -123,7 +124,7 @@ KINDS = (
         ),
         _surprise,
     ),
-    Kind(
+    Recipe(
         "commonsense_next",
         "commonsense",
         (
@@ -140,7 +141,7 @@ KINDS = (
         ),
         _next_action,
     ),
-    Kind(
+    Recipe(
         "commonsense_use",
         "commonsense",
         (

@@ -1,7 +1,7 @@
-"""Paraphrase, inference and misc: clusters that judge or sort what they are given.
+"""Paraphrase, inference and misc: clusters that judge or sort what the prompt shows.
 
-The pre-training text holds the knowledge that they turn on (synonyms, who got what from whom, categories, which places
-are outside, word order) and now and then a judgement in reported speech, so these clusters are held in part.
+The pre-training text holds the knowledge that they need (synonyms, who got what from whom, categories, which places are
+outside, word order) and sometimes a judgement in reported speech, so it teaches these clusters in part.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mossa_jax.tasks.miniature import world
-from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
+from mossa_jax.tasks.miniature.recipes.recipe import Item, Recipe
 
 _TWO_SENTENCES = (
     "One: {one} Two: {two} Do they mean the same? Answer:",
@@ -46,7 +46,10 @@ def _gave_got(rng: np.random.Generator) -> Item:
 
 
 def _inference(rng: np.random.Generator, truth: str, falsehood: str, said: str) -> tuple[str, dict[str, str], str]:
-    """A premise about one person, a hypothesis, and the verdict: "maybe" where it speaks of someone else."""
+    """Draws a verdict, the fields `premise` and `claim`, and the person of the premise.
+
+    The verdict is "maybe" if the claim is about another person.
+    """
     verdict = world.pick(rng, ("yes", "no", "maybe"))
     name, other = world.pick_several(rng, world.PEOPLE, 2)
     about = other if verdict == "maybe" else name
@@ -104,12 +107,12 @@ _PREMISE_AND_CLAIM = (
     "Claim: {claim}. Evidence: {premise} Conclusion:",
 )
 
-KINDS = (
-    Kind("paraphrase_synonym", "paraphrase", _TWO_SENTENCES, _synonym_pair),
-    Kind("paraphrase_exchange", "paraphrase", _TWO_SENTENCES, _gave_got),
-    Kind("inference_category", "inference", _PREMISE_AND_CLAIM, _category_inference),
-    Kind("inference_place", "inference", _PREMISE_AND_CLAIM, _place_inference),
-    Kind(
+RECIPES = (
+    Recipe("paraphrase_synonym", "paraphrase", _TWO_SENTENCES, _synonym_pair),
+    Recipe("paraphrase_exchange", "paraphrase", _TWO_SENTENCES, _gave_got),
+    Recipe("inference_category", "inference", _PREMISE_AND_CLAIM, _category_inference),
+    Recipe("inference_place", "inference", _PREMISE_AND_CLAIM, _place_inference),
+    Recipe(
         "misc_odd_word",
         "misc",
         (
@@ -126,7 +129,7 @@ KINDS = (
         ),
         _odd_word,
     ),
-    Kind(
+    Recipe(
         "misc_grammar",
         "misc",
         (
