@@ -190,7 +190,7 @@ def placed(state: Moments) -> Moments:
 
 
 def _place_rows(x: Float[Array, "M R ..."], mesh: Mesh | None, by_column: bool = False) -> Float[Array, "M R ..."]:
-    """Spreads rows over `fsdp`; `by_column` spreads the last axis over `tensor`, so a device has its part of a product."""
+    """Spreads rows over `fsdp`; `by_column` spreads the last axis over `tensor`, for a part of a product per device."""
     if mesh is None or mesh.size == 1 or x.shape[1] % mesh.shape["fsdp"]:
         return x
     spec: list[str | None] = [None, "fsdp"] + [None] * (x.ndim - 2)
