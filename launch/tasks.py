@@ -1,4 +1,4 @@
-"""A look before the run: a row per task, the mixture, and what would spoil the result; no weights, no training.
+"""A preview of the data before the run: tasks, mixture, and what would spoil the result; nothing is trained.
 
 python -m launch.tasks --config=configs/NAME.py [--out=DIR] [--export=FOLDER]
 """
@@ -11,8 +11,8 @@ from launch.main import checked, run
 from mossa_jax.config import check
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.log import log
-from mossa_jax.preview.dataset import look, write_look
-from mossa_jax.preview.text import table_text
+from mossa_jax.preview.dataset import preview_dataset, write_preview
+from mossa_jax.preview.text import preview_text
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 
@@ -32,10 +32,10 @@ def main() -> None:
         log.info("exporting the suite to %s", EXPORT.value)
         most = max(config.tasks.max_train, config.tasks.max_test)
         write_folder(load_suite(config.tasks), EXPORT.value, max_rows=most)
-    found = look(config)
-    print(table_text(found))
+    preview = preview_dataset(config)
+    print(preview_text(preview))
     if OUT.value:
-        write_look(found, OUT.value)
+        write_preview(preview, OUT.value)
         print(f"\nWritten to {OUT.value}: tasks.csv, mixture.csv, warnings.txt, lengths.png")
 
 

@@ -26,7 +26,7 @@ from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.estimators import MIN_ROWS
 from mossa_jax.states import KeptStates, PassConfig, keep_states
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)

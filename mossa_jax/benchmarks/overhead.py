@@ -36,7 +36,7 @@ from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import PassConfig, keep_states
 from mossa_jax.states.forward import PassSpec, RowBatch, SharedPrefix, run_models
 from mossa_jax.states.prompts import PromptPass
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 
 POOLS = ("last", "mean", "all")
 MODELS = 3  # the base, and adapters for an experimental and a control model

@@ -15,7 +15,7 @@ from mossa_jax.benchmarks.end_to_end import Workload, row_length, write_folders
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.states import PassConfig, keep_states
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 
 LEAD, OWN = 133, 60  # ids of Llama-2's template with its system prompt; of a prompt itself
 

@@ -22,7 +22,7 @@ from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.states import POOLS, KeptStates, PassConfig, keep_states
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
 
 if TYPE_CHECKING:

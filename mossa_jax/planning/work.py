@@ -10,9 +10,9 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import base_tokenizer
 from mossa_jax.llama.model import shareable
-from mossa_jax.tasks import chosen_tasks, training_rows
+from mossa_jax.tasks import count_training_rows, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts
-from mossa_jax.tokens.rows import WORTH
+from mossa_jax.tokens.packing import WORTH
 
 _LLAMA2_IDS = 133  # that the template `llama2` puts in front of the content, BOS among them, with Llama-2's tokenizer
 
@@ -69,9 +69,9 @@ def work_of(config: Config, *, ids: float, prompts: int, shape_alone: bool) -> W
     Raises:
       Refusal: 2 for template `chat` without a tokenizer; as `tasks.load_suite`.
     """
-    suite, rows = training_rows(config.tasks)
+    suite, rows = count_training_rows(config.tasks)
     tuning = config.tuning
-    seeded = chosen_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
+    seeded = select_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
     return Work(
         controls=tuple(count for name, count in rows.items() for _ in range(_seeds(tuning, name in seeded))),
         mixture=sum(mixture_counts(suite, rows, config.tasks).values()),

@@ -1,15 +1,16 @@
-"""A look at the suite before the run: sizes, lengths, the mixture, and what would spoil the result.
+"""A preview of the suite before the run: sizes, lengths, the mixture, and what would spoil the result.
 
-Reads the rows and the tokenizer; no weights are loaded and nothing is trained. What is encoded here lies in the cache,
-where the run finds it.
+It reads the rows and the tokenizer; no weights are loaded and nothing is trained. Encoded rows go to the cache, where
+the run finds them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,112 +20,173 @@ from mossa_jax.config import Config, Schedule, check
 from mossa_jax.files.write import write_text
 from mossa_jax.llama.files.load import base_tokenizer, may_share
 from mossa_jax.monitoring.progress import Progress
+from mossa_jax.preview.checks import warnings_for
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
-from mossa_jax.tasks.thresholds import (
-    DISTINCT_SHARE,
-    DUPLICATES,
-    FEW_DISTINCT,
-    FEW_GIVEN,
-    FEW_PROMPTS,
-    FEW_STEPS,
-    OVERLAP,
-    TOP_ANSWER,
-    TRUNCATED,
-)
-from mossa_jax.tokens.encoded import Examples, encode_split, join
-from mossa_jax.tokens.rows import batches_of, packed
+from mossa_jax.tokens.batches import Batches
+from mossa_jax.tokens.encoded import Examples, concatenate, encode_split
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
 
-_NAMED = 6  # tasks that a warning names; the table marks them all
-_SHARES = ("truncated", "truncated_test", "overlap", "overlap_others", "top_answer")
+
+@dataclass(frozen=True)
+class Totals:
+    """Figures of E and of the whole run.
+
+    Attributes:
+      missing: tasks that no source has.
+      max_tokens: positions that prompt and answer may take together.
+      examples: examples in the mixture for E.
+      packed_rows: packed rows of the mixture.
+      fill: share of their positions that hold a token.
+      steps: optimizer steps of E.
+      epochs: passes over the mixture in these steps.
+      tokens: tokens of the mixture.
+      trained_experimental: tokens that E is trained on, over all epochs.
+      trained_controls: tokens that all control models are trained on, over all epochs.
+    """
+
+    missing: int
+    max_tokens: int
+    examples: int
+    packed_rows: int
+    fill: float
+    steps: int
+    epochs: float
+    tokens: int
+    trained_experimental: int
+    trained_controls: int
+
+    @property
+    def trained(self) -> int:
+        """Tokens that all models are trained on, over all epochs."""
+        return self.trained_experimental + self.trained_controls
 
 
 @dataclass(frozen=True)
-class Look:
-    """What there is to see before a run.
+class Preview:
+    """A suite's figures before a run. Texts are compared with their white space normalised.
 
     Attributes:
-      tasks: a row per task: `task, cluster, held_out, source`; `train, validation, test` rows (train and test under
-        their caps); `tokens` in all training rows, `tokens_mean, tokens_p95, tokens_max` of one, prompt and answer
-        after cutting; `truncated, truncated_test`, shares of training rows and test prompts that were cut;
-        `duplicates`, training rows that repeat an earlier one; `overlap`, share of test prompts that are training
-        prompts of the task, and `overlap_others`, of other tasks in the mixture; `distinct_prompts`, different test
-        prompts after cutting; `templates`, different instruction templates in train, 0 where the source does not say;
-        `top_answer`, share of the most frequent test answer; `bad_rows` left out; `mixture`, examples given to E;
-        `packed_rows`, `control_steps` and `control_tokens` (over all epochs) of its control
-        model. Texts are compared with white space joined.
-      mixture: a row per cluster and per task (`kind`): `name, cluster, rows, given, share` of E's examples.
-      totals: of E `examples`, `packed_rows`, `fill` (share of their positions that hold a token), `steps`, `tokens`;
-        `missing` tasks; `max_tokens`; tokens over all epochs: `trained_experimental`, `trained_controls`, `trained`.
-      warnings: one line each; what is only worth knowing starts with "note".
-      lengths: task -> tokens of each training row, int32.
+      tasks: one row per task with the columns
+        - `task, cluster, held_out, source`;
+        - `train, validation, test`: rows, train and test under their caps;
+        - `tokens`: tokens of all training rows; `tokens_mean, tokens_p95, tokens_max` of one row, prompt and answer
+          after cutting;
+        - `truncated, truncated_test`: shares of training rows and of test prompts that are cut;
+        - `duplicates`: training rows that repeat an earlier one;
+        - `overlap`: share of test prompts that are training prompts of the task; `overlap_others`: of other tasks in
+          the mixture;
+        - `distinct_prompts`: distinct test prompts after cutting;
+        - `templates`: different instruction templates in train, 0 if the source does not say;
+        - `top_answer`: share of the most frequent test answer;
+        - `bad_rows`: unusable rows that are left out;
+        - `mixture`: examples in the mixture for E;
+        - `packed_rows, control_steps, control_tokens`: packed rows of the task's control model, its steps, and the
+          tokens that it is trained on over all epochs.
+      mixture: one row per cluster and per task (`kind`): `name, cluster, rows, given, share`; `given` counts the
+        examples in the mixture, `share` is their share of it.
+      totals: figures of E and of the whole run.
+      warnings: one line each; a line that is only worth knowing starts with "note".
+      lengths: task -> [n] int32, tokens of each training row.
     """
 
     tasks: pd.DataFrame
     mixture: pd.DataFrame
-    totals: dict[str, float]
+    totals: Totals
     warnings: list[str]
     lengths: dict[str, np.ndarray]
 
 
-def look(config: Config) -> Look:
-    """Reads every task's rows and encodes what the run will encode.
+def preview_dataset(config: Config) -> Preview:
+    """Reads every task's rows, encodes what the run will encode, and counts.
 
     Raises:
-      Refusal: 2 for a bad configuration; 3 for bad data or a model folder without config or tokenizer; 4 when access
-        is denied.
+      Refusal: 2 for a bad configuration; 3 for bad data or a model folder without config or tokenizer; 4 if access is
+        denied.
     """
     check(config)
     suite = load_suite(config.tasks)
     tokenizer = base_tokenizer(config)
     sharing = may_share(config)
-    rows, examples, trained, tested = [], {}, {}, {}
-    progress = Progress("look", len(suite.tasks))
+    measured: dict[str, _MeasuredTask] = {}
+    progress = Progress("preview", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):
-        found = _look_at(task, tokenizer, config, sharing)
-        row, examples[task.name], trained[task.name], tested[task.name] = found
-        rows.append(row | {"held_out": task.name in suite.held_out})
+        measured[task.name] = _measure(task, task.name in suite.held_out, tokenizer, config, sharing)
+        row = measured[task.name].row
         progress.line(number, f"{task.name}: {row['train']} train, {row['test']} test")
-    tasks = pd.DataFrame(rows)
-    tasks.insert(2, "held_out", tasks.pop("held_out"))
-    given = mixture_counts(suite, dict(zip(tasks.task, tasks.train, strict=True)), config.tasks)
-    tasks["overlap_others"] = _overlap_others(trained, tested, list(given))
-    tasks["mixture"] = [given.get(name, 0) for name in tasks.task]
-    totals = _totals(tasks, examples, given, suite, config, sharing)
-    lengths = {name: part.lengths for name, part in examples.items()}
-    return Look(tasks, _mixture(tasks), totals, _warnings(tasks, suite), lengths)
+    tasks = pd.DataFrame([task.row for task in measured.values()])
+    counts = mixture_counts(suite, dict(zip(tasks.task, tasks.train, strict=True)), config.tasks)
+    tasks["overlap_others"] = _overlap_others(measured, list(counts))
+    tasks["mixture"] = [counts.get(name, 0) for name in tasks.task]
+    mixture = concatenate(
+        [
+            measured[name].examples.select(sample(name, len(measured[name].examples), count, config.seed))
+            for name, count in counts.items()
+        ]
+    )
+    totals = _totals(tasks, mixture, suite, config, sharing)
+    lengths = {name: task.examples.lengths for name, task in measured.items()}
+    return Preview(tasks, _mixture_table(tasks), totals, warnings_for(tasks, suite), lengths)
 
 
-def _key(text: str) -> int:
-    """Eight bytes that stand for a text, however its white space is set."""
-    joined = " ".join(text.split()).encode()
-    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest())
+def write_preview(preview: Preview, folder: epath.PathLike) -> None:
+    """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
+    from matplotlib import rc_context
+
+    from mossa_jax.report import drawing
+    from mossa_jax.report.lengths import draw_lengths
+
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "tasks.csv", preview.tasks.to_csv(index=False))
+    write_text(folder / "mixture.csv", preview.mixture.to_csv(index=False))
+    write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in preview.warnings))
+    # matplotlib's stubs want literal keys; the style is a plain dict.
+    style: Any = drawing.STYLE
+    with rc_context(style):
+        drawing.save(draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens), folder, "lengths")
 
 
-def _keys(task: Task, split: str, limit: int) -> np.ndarray:
-    """[n, 2] uint64: keys of inputs and targets."""
-    keys = (_key(text) for row in islice(task.rows(split), limit) for text in (row.inputs, row.targets))
-    return np.fromiter(keys, np.uint64).reshape(-1, 2)
+@dataclass(frozen=True)
+class _MeasuredTask:
+    """The figures of a task, and what those of other tasks need.
 
-
-def _look_at(
-    task: Task, tokenizer: Tokenizer, config: Config, sharing: bool
-) -> tuple[dict, Examples, np.ndarray, np.ndarray]:
-    """A task's row of the table; its training rows, encoded; its different training prompts and its test prompts, as
-    keys.
+    Attributes:
+      row: of the table of tasks, without the columns that depend on other tasks.
+      examples: its training rows, encoded.
+      train_prompts: [distinct training prompts] uint64 keys, sorted.
+      test_prompts: [test prompts] uint64 keys.
     """
-    tokens, most = config.tokens, {"train": config.tasks.max_train, "test": config.tasks.max_test}
-    train, test = (encode_split(task, split, tokenizer, tokens, limit) for split, limit in most.items())
-    train_keys, test_keys = (_keys(task, split, limit) for split, limit in most.items())
+
+    row: dict[str, Any]
+    examples: Examples
+    train_prompts: np.ndarray
+    test_prompts: np.ndarray
+
+
+def _measure(task: Task, held_out: bool, tokenizer: Tokenizer, config: Config, sharing: bool) -> _MeasuredTask:
+    """Encodes and counts the rows of a task.
+
+    Args:
+      task: the task.
+      held_out: whether E never sees it.
+      tokenizer: of the base model.
+      config: of the run.
+      sharing: whether the model allows sequences to share a prefix.
+    """
+    limits = {"train": config.tasks.max_train, "test": config.tasks.max_test}
+    train, test = (encode_split(task, split, tokenizer, config.tokens, limit) for split, limit in limits.items())
+    train_keys, test_keys = (_keys(task, split, limit) for split, limit in limits.items())
     validation = sum(1 for _ in task.rows("validation"))
     lengths = train.examples.lengths
-    training = _training(train.examples, config.tuning.control, config, sharing)
+    training = _training_cost(train.examples, config.tuning.control, config, sharing)
     train_prompts = np.unique(train_keys[:, 0])
     row = {
         "task": task.name,
         "cluster": task.cluster,
+        "held_out": held_out,
         "source": task.source,
         "train": len(train),
         "validation": validation,
@@ -141,261 +203,93 @@ def _look_at(
         "templates": len(np.unique(train.templates[train.templates >= 0])),
         "top_answer": float(np.unique(test_keys[:, 1], return_counts=True)[1].max() / len(test)),
         "bad_rows": train.bad_rows + test.bad_rows + task.bad_rows.get("validation", 0),
-        "packed_rows": sum(training.packed),
+        "packed_rows": training.packed_rows,
         "control_steps": training.steps,
         "control_tokens": training.tokens,
     }
-    return row, train.examples, train_prompts, test_keys[:, 0]
+    return _MeasuredTask(row, train.examples, train_prompts, test_keys[:, 0])
 
 
-def _overlap_others(trained: dict[str, np.ndarray], tested: dict[str, np.ndarray], mixture: list[str]) -> list[float]:
-    """Share of each task's test prompts that another task of the mixture trains on."""
-    keys, tasks = np.unique(np.concatenate([trained[name] for name in mixture]), return_counts=True)
+def _keys(task: Task, split: str, limit: int) -> np.ndarray:
+    """Returns the keys of a split's inputs and targets: [n, 2] uint64."""
+    keys = (_key(text) for row in islice(task.rows(split), limit) for text in (row.inputs, row.targets))
+    return np.fromiter(keys, np.uint64).reshape(-1, 2)
+
+
+def _key(text: str) -> int:
+    """Returns eight bytes that stand for a text, independent of its white space."""
+    normalised = " ".join(text.split()).encode()
+    return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest())
+
+
+def _overlap_others(measured: Mapping[str, _MeasuredTask], in_mixture: list[str]) -> list[float]:
+    """Returns the share of each task's test prompts that another task of the mixture trains on."""
+    # Every training prompt of the mixture, and how many of its tasks have it.
+    keys, counts = np.unique(np.concatenate([measured[name].train_prompts for name in in_mixture]), return_counts=True)
     shares = []
-    for name, prompts in tested.items():
-        place = np.searchsorted(keys, prompts).clip(max=len(keys) - 1)
-        having = np.where(keys[place] == prompts, tasks[place], 0)
-        if name in mixture:
-            having = having - np.isin(prompts, trained[name])
-        shares.append(float((having > 0).mean()))
+    for name, task in measured.items():
+        prompts = task.test_prompts
+        index = np.searchsorted(keys, prompts).clip(max=len(keys) - 1)
+        tasks_with_it = np.where(keys[index] == prompts, counts[index], 0)
+        if name in in_mixture:
+            tasks_with_it = tasks_with_it - np.isin(prompts, task.train_prompts)
+        shares.append(float((tasks_with_it > 0).mean()))
     return shares
 
 
-def _totals(
-    tasks: pd.DataFrame,
-    examples: dict[str, Examples],
-    given: dict[str, int],
-    suite: Suite,
-    config: Config,
-    sharing: bool,
-) -> dict[str, float]:
-    """The figures of E and of the whole run."""
-    mixture = join(
-        [examples[name].select(sample(name, len(examples[name]), count, config.seed)) for name, count in given.items()]
+def _totals(tasks: pd.DataFrame, mixture: Examples, suite: Suite, config: Config, sharing: bool) -> Totals:
+    """Computes the figures of E and of the whole run."""
+    experimental = _training_cost(mixture, config.tuning.experimental, config, sharing)
+    return Totals(
+        missing=len(suite.missing),
+        max_tokens=config.tokens.max_tokens,
+        examples=len(mixture),
+        packed_rows=experimental.packed_rows,
+        fill=experimental.fill,
+        steps=experimental.steps,
+        epochs=experimental.epochs,
+        tokens=int(mixture.lengths.sum()),
+        trained_experimental=experimental.tokens,
+        trained_controls=int(tasks.control_tokens.sum()),
     )
-    experimental = _training(mixture, config.tuning.experimental, config, sharing)
-    controls = int(tasks.control_tokens.sum())
-    return {
-        "missing": len(suite.missing),
-        "max_tokens": config.tokens.max_tokens,
-        "examples": len(mixture),
-        "packed_rows": sum(experimental.packed),
-        "fill": experimental.fill,
-        "steps": experimental.steps,
-        "epochs": experimental.epochs,
-        "tokens": int(mixture.lengths.sum()),
-        "trained_experimental": experimental.tokens,
-        "trained_controls": controls,
-        "trained": experimental.tokens + controls,
-    }
 
 
 @dataclass(frozen=True)
-class _Training:
-    """What tuning on some examples comes to.
+class _TrainingCost:
+    """The cost of tuning on some examples.
 
     Attributes:
-      packed: rows, short and long.
-      steps: of the optimizer.
-      epochs: passes over the examples in these.
-      tokens: worked through over all epochs.
+      packed_rows: packed rows, short and long.
+      steps: optimizer steps.
+      epochs: passes over the examples in these steps.
+      tokens: tokens that are worked through over all epochs.
       fill: share of the rows' positions that hold a token.
     """
 
-    packed: tuple[int, int]
+    packed_rows: int
     steps: int
     epochs: float
     tokens: int
     fill: float
 
 
-def _training(examples: Examples, schedule: Schedule, config: Config, sharing: bool) -> _Training:
-    tokens = config.tokens
-    rows = packed(examples, tokens, sharing)
-    batches = batches_of([len(part) for part in rows], schedule.batch_rows, tokens.row_length, tokens.long_row_length)
+def _training_cost(examples: Examples, schedule: Schedule, config: Config, sharing: bool) -> _TrainingCost:
+    """Packs examples as the run will, and counts."""
+    packed = Packing.of(config.tokens).examples(examples, sharing)
+    batches = Batches.of(packed, schedule.batch_rows)
     steps = steps_for(schedule, batches)
-    positions = sum(len(part) * part.length for part in rows)
-    # Ids that are shared are worked through once a row.
-    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.shared for part in rows)
+    positions = sum(len(rows) * rows.length for rows in packed)
+    # Shared ids are worked through once per row.
+    tokens = sum(int(rows.examples.lengths[rows.plan.items].sum()) + len(rows) * rows.prefix_length for rows in packed)
     epochs = steps / batches.per_epoch
-    return _Training(batches.rows, steps, epochs, round(worked * epochs), worked / positions)
+    return _TrainingCost(sum(batches.rows), steps, epochs, round(tokens * epochs), tokens / positions)
 
 
-def _mixture(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Rows and given examples, per cluster and per task."""
-    sizes = tasks[["task", "cluster", "train", "mixture"]].set_axis(["name", "cluster", "rows", "given"], axis=1)
-    clusters = sizes.groupby("cluster", sort=False)[["rows", "given"]].sum().reset_index()
-    clusters.insert(0, "name", clusters["cluster"])
-    both = pd.concat([clusters.assign(kind="cluster"), sizes.assign(kind="task")], ignore_index=True)
-    both["share"] = both["given"] / tasks["mixture"].sum()
-    return both[["kind", "name", "cluster", "rows", "given", "share"]]
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Something that tasks can be warned of.
-
-    Attributes:
-      column: whose figure is shown, and marked in the table.
-      holds: table of tasks -> which of them it holds for.
-      what: is the matter.
-      so: what that spoils, and the way out.
-      low: the lowest figures are the worst.
-      note: only worth knowing.
-    """
-
-    column: str
-    holds: Callable[[pd.DataFrame], pd.Series]
-    what: str
-    so: str
-    low: bool = False
-    note: bool = False
-
-
-CHECKS = (
-    _Check(
-        "test",
-        lambda t: t.test < FEW_PROMPTS,
-        f"fewer than {FEW_PROMPTS} test prompts",
-        "similarities have wide intervals and biased ones are too high; add test rows or raise tasks.max_test",
-        low=True,
-    ),
-    _Check(
-        "distinct_prompts",
-        lambda t: t.distinct_prompts < FEW_DISTINCT,
-        f"fewer than {FEW_DISTINCT} different test prompts",
-        "every cell of the task is undefined or says nothing; mend the prompts or, where cutting made them equal, "
-        "raise tokens.max_tokens",
-        low=True,
-    ),
-    _Check(
-        "distinct_prompts",
-        lambda t: (t.distinct_prompts >= FEW_DISTINCT) & (t.distinct_prompts < DISTINCT_SHARE * t.test),
-        "less than half of the test prompts are different",
-        "each counts once, so that similarities rest on few; add others or, where cutting made prompts equal, raise "
-        "tokens.max_tokens",
-        low=True,
-    ),
-    _Check(
-        "overlap",
-        lambda t: t.overlap > OVERLAP,
-        f"more than {OVERLAP:.0%} of the test prompts are training prompts of the same task",
-        "the specialist and E are measured on what they have learnt by heart; take these rows out of train or test",
-    ),
-    _Check(
-        "overlap_others",
-        lambda t: t.overlap_others > OVERLAP,
-        f"more than {OVERLAP:.0%} of the test prompts are training prompts of another task in the mixture",
-        "E has seen them under another name, so the task is not unseen even if it is held out; take them out or hold "
-        "out both tasks",
-    ),
-    _Check(
-        "duplicates",
-        lambda t: t.duplicates > DUPLICATES * t.train,
-        f"more than {DUPLICATES:.0%} of the training rows repeat an earlier one",
-        "they are trained on several times an epoch and give the task more weight in the mixture; remove them",
-    ),
-    _Check(
-        "duplicates",
-        lambda t: (t.duplicates > 0) & (t.duplicates <= DUPLICATES * t.train),
-        "some training rows repeat an earlier one",
-        "too few to matter much; remove them for a clean count",
-        note=True,
-    ),
-    _Check(
-        "top_answer",
-        lambda t: t.top_answer > TOP_ANSWER,
-        f"one answer makes up more than {TOP_ANSWER:.0%} of the test answers",
-        "a model that always gives it would score as much, and a specialist may learn no more than that; balance the "
-        "answers or leave the task out",
-    ),
-    _Check(
-        "truncated",
-        lambda t: t.truncated > TRUNCATED,
-        f"more than {TRUNCATED:.0%} of the training rows are cut",
-        "models learn from torn prompts and answers; raise tokens.max_tokens or shorten the rows",
-    ),
-    _Check(
-        "truncated_test",
-        lambda t: t.truncated_test > TRUNCATED,
-        f"more than {TRUNCATED:.0%} of the test prompts are cut",
-        "states and scores are those of torn prompts; raise tokens.max_tokens or shorten the prompts",
-    ),
-    _Check(
-        "control_steps",
-        lambda t: t.control_steps < FEW_STEPS,
-        f"fewer than {FEW_STEPS} steps for the control model",
-        "a specialist that hardly differs from the base shows nothing; raise tuning.control.epochs or lower "
-        "tuning.control.batch_rows",
-        low=True,
-    ),
-    _Check(
-        "mixture",
-        lambda t: ~t.held_out & (t.mixture < FEW_GIVEN),
-        f"fewer than {FEW_GIVEN} examples given to E",
-        "E hardly learns the task, which yet counts as one of its own; raise tasks.max_per_cluster, change "
-        "tasks.mixture or hold it out",
-        low=True,
-    ),
-    _Check(
-        "bad_rows",
-        lambda t: t.bad_rows > 0,
-        "rows are left out as unusable",
-        "the run knows less data than the files hold; mend them (tasks.allow_bad_rows=False names the first)",
-    ),
-)
-
-
-def _warnings(tasks: pd.DataFrame, suite: Suite) -> list[str]:
-    """A line for each matter, with the tasks that it concerns, worst first; notes last."""
-    lines = []
-    for check_ in CHECKS:
-        bad = tasks[check_.holds(tasks)].sort_values(check_.column, ascending=check_.low, kind="stable")
-        if len(bad):
-            named = [f"{row.task} ({figure(check_.column, row[check_.column], ' %')})" for _, row in bad.iterrows()]
-            kind = "note" if check_.note else "warning"
-            lines.append(f"{kind}: {check_.what}: {_listed(named, len(tasks))}; {check_.so}")
-    seen = tasks[~tasks.held_out].groupby("cluster", sort=False)["task"]
-    alone = [f"{cluster} ({names.iloc[0]})" for cluster, names in seen if len(names) == 1]
-    if alone:
-        lines.append(
-            f"warning: a single task of its cluster in the mixture: {_listed(alone, seen.ngroups)}; what is said of "
-            "the cluster is said of that task, and E learns it from no relative; add a task or join clusters"
-        )
-    if suite.missing:
-        lines.append(
-            f"warning: tasks that no source has: {_listed([*suite.missing], len(tasks) + len(suite.missing))}; neither "
-            "E nor the findings know them; add a source that has them (tasks.sources) or say so with the result"
-        )
-    return sorted(lines, key=lambda line: line.startswith("note"))
-
-
-def _listed(names: list[str], of: int) -> str:
-    if len(names) <= _NAMED:
-        return ", ".join(names)
-    return f"{len(names)} of {of}, first {', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more"
-
-
-def figure(column: str, value: float, percent: str = "") -> str:
-    """A column's figure; shares in percent."""
-    if column not in _SHARES:
-        return f"{value:.0f}"
-    if 0 < value < 0.001:
-        return f"<0.1{percent}"
-    return f"{100 * value:.{1 if 0 < value < 0.0995 else 0}f}{percent}"
-
-
-def write_look(found: Look, folder: epath.PathLike) -> None:
-    """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
-    from matplotlib import rc_context
-
-    from mossa_jax.report import drawing
-    from mossa_jax.report.lengths import draw_lengths
-
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tasks.csv", found.tasks.to_csv(index=False))
-    write_text(folder / "mixture.csv", found.mixture.to_csv(index=False))
-    write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in found.warnings))
-    with rc_context(drawing.STYLE):
-        drawing.save(draw_lengths(found.tasks, found.lengths, found.totals["max_tokens"]), folder, "lengths")
+def _mixture_table(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Tabulates training rows and examples in the mixture, per cluster and per task."""
+    per_task = tasks[["task", "cluster", "train", "mixture"]].set_axis(["name", "cluster", "rows", "given"], axis=1)
+    per_cluster = per_task.groupby("cluster", sort=False)[["rows", "given"]].sum().reset_index()
+    per_cluster.insert(0, "name", per_cluster["cluster"])
+    table = pd.concat([per_cluster.assign(kind="cluster"), per_task.assign(kind="task")], ignore_index=True)
+    table["share"] = table["given"] / tasks["mixture"].sum()
+    return table[["kind", "name", "cluster", "rows", "given", "share"]]

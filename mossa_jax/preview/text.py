@@ -1,10 +1,14 @@
-"""What a look at a suite found, as plain text."""
+"""A preview of a suite as plain text."""
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
 
-from mossa_jax.preview.dataset import CHECKS, Look, figure
+from mossa_jax.preview.checks import CHECKS, format_cell
+from mossa_jax.preview.dataset import Preview
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WIDTH = 160
 _HEADERS = {
@@ -14,71 +18,76 @@ _HEADERS = {
     "bad_rows": "bad", "mixture": "to E", "packed_rows": "rows", "control_steps": "steps",
 }  # fmt: skip
 _LEGEND = (
-    "mean, p95, max: tokens of a training row after cutting | cut%, tcut%: training rows, test prompts that were cut",
-    "dup: training rows that repeat one | ovl%, ovlE%: test prompts among the training prompts of the task, of others",
-    "diff: different test prompts after cutting | tmpl: instruction templates | top%: the most frequent test answer",
-    "bad: rows left out | to E: examples given to it | rows, steps: packed, of the control model | !: see the warnings",
+    "mean, p95, max: tokens of a training row after cutting | cut%, tcut%: training rows, test prompts that are cut",
+    "dup: repeated training rows | ovl%, ovlE%: test prompts that the task, or another one in the mixture, trains on",
+    "diff: distinct test prompts after cutting | tmpl: instruction templates | top%: share of the top test answer",
+    "bad: rows left out | to E: examples in the mixture | rows, steps: of the control model | !: see the warnings",
 )
 
 
-def table_text(found: Look) -> str:
-    """All of it in plain text, at most 160 columns wide but for the warnings."""
-    parts = [_tasks_text(found.tasks), _mixture_text(found)]
-    parts.append("\n".join(found.warnings) or "Nothing to warn of.")
-    return "\n\n".join(parts)
+def preview_text(preview: Preview) -> str:
+    """Renders a preview as plain text, at most 160 columns wide except for the warnings."""
+    warnings = "\n".join(preview.warnings) or "No warnings."
+    return "\n\n".join([_tasks_text(preview.tasks), _mixture_text(preview), warnings])
 
 
 def _tasks_text(tasks: pd.DataFrame) -> str:
-    marks = {column: pd.Series(False, tasks.index) for column in _HEADERS}
-    for check in CHECKS:
-        if not check.note:
-            marks[check.column] |= check.holds(tasks)
+    """Renders the table of tasks, with its legend."""
+    marked = {column: _marked(tasks, column) for column in _HEADERS}
     columns = []
     for column, header in _HEADERS.items():
-        cells = [figure(column, value) for value in tasks[column]]
+        cells = [format_cell(column, value) for value in tasks[column]]
         if column == "templates":
             cells = [cell if value else "-" for cell, value in zip(cells, tasks[column], strict=True)]
         if column == "mixture":
-            cells = ["held" if held else cell for cell, held in zip(cells, tasks.held_out, strict=True)]
-        cells = [cell + "!" * bool(mark) for cell, mark in zip(cells, marks[column], strict=True)]
-        # A mark stands where else the space between two columns is.
+            cells = ["held" if held_out else cell for cell, held_out in zip(cells, tasks.held_out, strict=True)]
+        cells = [cell + "!" * mark for cell, mark in zip(cells, marked[column], strict=True)]
+        # A mark takes the place of the space between two columns.
         cells = [cell if cell.endswith("!") else f"{cell} " for cell in [header, *cells]]
         columns.append([cell.rjust(max(map(len, cells))) for cell in cells])
-    rest = _WIDTH - sum(len(column[0]) for column in columns) - 2
-    cluster_width = min(max(map(len, ["cluster", *tasks.cluster])), max(rest * 3 // 8, 12))
-    task_width = min(max(map(len, ["task", *tasks.task])), rest - cluster_width)
-    names = [_fitted(name, task_width) for name in ["task", *tasks.task]]
-    clusters = [_fitted(name, cluster_width) for name in ["cluster", *tasks.cluster]]
+    name_space = _WIDTH - sum(len(column[0]) for column in columns) - 2
+    cluster_width = min(max(map(len, ["cluster", *tasks.cluster])), max(name_space * 3 // 8, 12))
+    task_width = min(max(map(len, ["task", *tasks.task])), name_space - cluster_width)
+    names = [_fit(name, task_width) for name in ["task", *tasks.task]]
+    clusters = [_fit(name, cluster_width) for name in ["cluster", *tasks.cluster]]
     numbers = ["".join(cells) for cells in zip(*columns, strict=True)]
     lines = [" ".join(cells).rstrip() for cells in zip(names, clusters, numbers, strict=True)]
     sources = sorted(set(tasks.source) - {""})
-    return "\n".join([*lines, "", *_LEGEND, *([f"source: {', '.join(sources)}"] if len(sources) in (1, 2) else [])])
+    source_line = [f"source: {', '.join(sources)}"] if len(sources) in (1, 2) else []
+    return "\n".join([*lines, "", *_LEGEND, *source_line])
 
 
-def _fitted(name: str, width: int) -> str:
-    """A name in just `width` columns; what is too long loses its middle."""
+def _marked(tasks: pd.DataFrame, column: str) -> list[bool]:
+    """Returns which tasks have a problem that shows in a column."""
+    problems = [check.applies(tasks) for check in CHECKS if check.column == column and not check.is_note]
+    return [any(row) for row in zip(*problems, strict=True)] if problems else [False] * len(tasks)
+
+
+def _fit(name: str, width: int) -> str:
+    """Fits a name into exactly `width` columns; one that is too long loses its middle."""
     if len(name) > width:
         end = (width - 1) // 2
         name = f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
     return name.ljust(width)
 
 
-def _mixture_text(found: Look) -> str:
-    totals, tasks = found.totals, found.tasks
-    clusters = found.mixture[found.mixture.kind == "cluster"]
+def _mixture_text(preview: Preview) -> str:
+    """Renders the mixture by cluster, and the totals."""
+    totals, tasks = preview.totals, preview.tasks
+    clusters = preview.mixture[preview.mixture.kind == "cluster"]
     width = min(max(map(len, clusters.name)), 60)
     counts = tasks.groupby("cluster")["task"].count()
     lines = ["The mixture for E, by cluster"]
     for row in clusters.itertuples():
-        of = f"{counts[row.cluster]} task{'s' if counts[row.cluster] > 1 else ''}"
+        size = f"{counts[row.cluster]} task{'s' if counts[row.cluster] > 1 else ''}"
         lines.append(
-            f"  {_fitted(row.name, width)} {of:>9} {row.rows:>9,} rows, given {row.given:>9,} {row.share:>6.1%}"
+            f"  {_fit(row.name, width)} {size:>9} {row.rows:>9,} rows, {row.given:>9,} in the mixture {row.share:>6.1%}"
         )
     lines += [
-        f"E: {totals['examples']:,} examples of {int((~tasks.held_out).sum())} tasks, {totals['tokens']:,} tokens in "
-        f"{totals['packed_rows']:,} packed rows, {totals['fill']:.1%} filled; {totals['steps']:,} steps, "
-        f"{totals['epochs']:.2f} epochs",
-        f"Tokens to train on, all epochs: E {totals['trained_experimental']:,}, {len(tasks)} controls "
-        f"{totals['trained_controls']:,}, together {totals['trained']:,}",
+        f"E: {totals.examples:,} examples of {int((~tasks.held_out).sum())} tasks, {totals.tokens:,} tokens in "
+        f"{totals.packed_rows:,} packed rows, {totals.fill:.1%} filled; {totals.steps:,} steps, "
+        f"{totals.epochs:.2f} epochs",
+        f"Tokens to train on, all epochs: E {totals.trained_experimental:,}, {len(tasks)} controls "
+        f"{totals.trained_controls:,}, together {totals.trained:,}",
     ]
     return "\n".join(lines)

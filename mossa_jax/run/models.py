@@ -28,7 +28,7 @@ from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, PassConfig, keep_states
 from mossa_jax.tasks.suite import Example
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 
 
 @dataclass(frozen=True)

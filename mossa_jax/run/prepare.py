@@ -1,4 +1,4 @@
-"""A run's data: every split read, checked and encoded before the first step, and a record of what it was."""
+"""A run's data: every split is read, checked and encoded before the first step, and recorded."""
 
 from __future__ import annotations
 
@@ -14,89 +14,108 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
+from mossa_jax.tokens.encoded import EncodedSplit
 
 _FILE = "data.json"
 
 
 def prepare(run: Run) -> dict[str, Any]:
-    """Encodes all training rows and test prompts, and records in data.json what they were; returns the record.
+    """Encodes all training rows and test prompts, and records them in data.json.
 
-    A bad row is refused here, before anything is computed; so is a folder whose data or prompt template changed since
-    the run began.
+    A bad row is refused here, before anything is computed. So is a run folder whose data or prompt template changed
+    since the run began.
 
     Returns:
-      `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`, and for
-      `train` and `test` each `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`; for `test`
-      also `distinct`, its different prompts after cutting.
+      The record: `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`,
+      and for each of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`;
+      for `test` also `distinct`, its distinct prompts after cutting.
 
     Raises:
-      Refusal: 3 for bad or changed data, and what the sources raise.
+      Refusal: 3 for bad or changed data, and whatever the sources raise.
     """
     with run.ledger.stage("data"):
         return _prepare(run)
 
 
 def _prepare(run: Run) -> dict[str, Any]:
-    suite, tasks = run.suite, {}
+    """Encodes and records the data, within the stage that books its time."""
+    suite = run.suite
     if suite.missing:
-        log.warning("no source has %s: the run goes on without them", ", ".join(suite.missing))
+        log.warning("no source has %s: the run continues without them", ", ".join(suite.missing))
+    tasks: dict[str, dict[str, Any]] = {}
     progress = Progress("data", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):
         with goodput.useful("data", number - 1):
-            splits = {split: run.encoded(task, split) for split in ("train", "test")}
-        tasks[task.name] = {"source": task.source} | {
-            split: {
-                "rows": len(found),
-                "cut": int(found.cut.sum()),
-                "bad_rows": found.bad_rows,
-                "fingerprint": found.fingerprint,
-            }
-            for split, found in splits.items()
+            train, test = (run.encoded(task, split) for split in ("train", "test"))
+        distinct = len(run.test_prompts(task))
+        tasks[task.name] = {
+            "source": task.source,
+            "train": _split_record(train),
+            "test": _split_record(test) | {"distinct": distinct},
         }
-        distinct = tasks[task.name]["test"]["distinct"] = len(run.test_prompts(task))
-        repeats = f", {distinct} of them different" if distinct < len(splits["test"]) else ""
-        counts = f"{len(splits['train'])} training rows, {len(splits['test'])} test prompts{repeats}"
-        progress.line(number, f"{task.name}: {counts}")
+        distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
+        progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
         run.stop.leave_if_asked()
     record = {"template": run.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
-    _check_alike(record)
+    _check_processes_agree(record)
     before = read_record(run.folder)
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
-        _check_rows(before, record)
+        _check_unchanged(before, record)
     elif run.folder.writer:
         write_json(run.folder / _FILE, record)
     agreement.wait_for_all("data")
     return record
 
 
-def _check_alike(record: dict[str, Any]) -> None:
-    """Refuses, with code 3, processes that read other rows or have another prompt template than process 0."""
-    prints = [[name, task["train"]["fingerprint"], task["test"]["fingerprint"]]
-              for name, task in record["tasks"].items()]  # fmt: skip
-    ours = int(digest([record["template"], prints])[:15], 16)
-    found = agreement.everywhere(ours)
-    unlike = [process for process, theirs in enumerate(found) if theirs != found[0]]
-    if unlike:
+def _split_record(encoded: EncodedSplit) -> dict[str, Any]:
+    """Records a split: how many rows it has, how many were cut or left out, and which they are."""
+    return {
+        "rows": len(encoded),
+        "cut": int(encoded.cut.sum()),
+        "bad_rows": encoded.bad_rows,
+        "fingerprint": encoded.fingerprint,
+    }
+
+
+def _check_processes_agree(record: dict[str, Any]) -> None:
+    """Checks that all processes read the same rows and have the same prompt template.
+
+    Raises:
+      Refusal: 3 if a process differs from process 0.
+    """
+    fingerprints = [
+        [name, task["train"]["fingerprint"], task["test"]["fingerprint"]] for name, task in record["tasks"].items()
+    ]
+    # Fifteen hex digits fit an int64, which processes can exchange.
+    own = int(digest([record["template"], fingerprints])[:15], 16)
+    digests = agreement.everywhere(own)
+    others = [process for process, other in enumerate(digests) if other != digests[0]]
+    if others:
         raise Refusal(
             BAD_INPUT,
-            f"process {unlike[0]} of {len(found)} reads other rows, or has another prompt template, than process 0; "
+            f"process {others[0]} of {len(digests)} reads other rows than process 0, or has another prompt template; "
             "give all hosts the same files (a shared tasks.folder, a revision in tasks.sources)",
         )
 
 
 def read_record(run_folder: RunFolder) -> dict[str, Any] | None:
-    """The record that `prepare` left in a run folder, if it did."""
+    """Reads the record that `prepare` wrote into a run folder; None if there is none."""
     path = run_folder / _FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _check_rows(before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that the rows are those with which the run began.
+
+    Raises:
+      Refusal: 3 for a task whose rows changed.
+    """
     for name, task in now["tasks"].items():
         for split in ("train", "test"):
             if task[split]["fingerprint"] != before["tasks"][name][split]["fingerprint"]:
                 raise Refusal(
                     BAD_INPUT,
-                    f"task {name!r}: its {split} rows in {task['source'] or 'the suite'} changed since this run began; "
-                    "restore them, or name a new --workdir",
+                    f"task {name!r}: its {split} rows in {task['source'] or 'the suite'} have changed since this run "
+                    "began; restore them, or name a new --workdir",
                 )

@@ -23,9 +23,8 @@ def check_states(states: jax.Array, valid: np.ndarray, may_be_flat: bool = False
     Raises:
       Refusal: 3 if they are not.
     """
-    shapes, ranks = "[models, layers, rows, width]", (4,)
-    if may_be_flat:
-        shapes, ranks = f"{shapes} or [states, rows, width]", (3, 4)
+    shapes = "[models, layers, rows, width]" + (" or [states, rows, width]" if may_be_flat else "")
+    ranks = (3, 4) if may_be_flat else (4,)
     if states.ndim not in ranks or not jnp.issubdtype(states.dtype, jnp.floating):
         raise Refusal(BAD_INPUT, f"states are {states.dtype}{list(states.shape)}; give floating {shapes}")
     if valid.shape != states.shape[-2:-1] or valid.dtype != bool:

@@ -94,12 +94,12 @@ class SharedPrefix(NamedTuple):
     Attributes:
       keys_values: two arrays [M, L, T, K, d], in the base's dtype.
       sums: [M, L + 2, D] float32, the sum of their states at each layer.
-      count: [] int32, how many of the T columns hold an id.
+      length: [] int32, how many of the T columns hold an id.
     """
 
     keys_values: tuple[Float[Array, "M L T K d"], Float[Array, "M L T K d"]]
     sums: Float[Array, "M L+2 D"]
-    count: Int[Array, ""]
+    length: Int[Array, ""]
 
 
 def pool_prompts(
@@ -161,7 +161,7 @@ def run_models(
     arch, segments = spec.arch, batch.segments
     if prefix is not None:
         # Keys of the prefix stand at the head of each row, segment -1: every prompt of the row sees them.
-        shared = jnp.where(jnp.arange(spec.prefix_length) < prefix.count, -1, 0).astype(segments.dtype)
+        shared = jnp.where(jnp.arange(spec.prefix_length) < prefix.length, -1, 0).astype(segments.dtype)
         # [B, T + S]
         segments = jnp.concatenate([jnp.broadcast_to(shared, (len(segments), spec.prefix_length)), segments], axis=1)
     visible = Segments(segments, spec.mesh, spec.prefix_length, spec.max_own)
@@ -207,7 +207,7 @@ def run_models(
 
 @partial(jax.jit, static_argnames=("spec",))
 def read_prefix(
-    spec: PassSpec, base: nnx.State, adapters: Adapters, tokens: Int[Array, "1 T"], count: Int[Array, ""]
+    spec: PassSpec, base: nnx.State, adapters: Adapters, tokens: Int[Array, "1 T"], length: Int[Array, ""]
 ) -> SharedPrefix:
     """Runs M models over the ids that all prompts begin with, once.
 
@@ -216,10 +216,10 @@ def read_prefix(
       base: the base's state.
       adapters: stacked [M, L, ...] on the devices.
       tokens: [1, T] int32, padded on the right.
-      count: [] int32, how many of them are ids.
+      length: [] int32, how many of them are ids.
     """
     arch, model = spec.arch, merge(spec.arch, base)
-    inside = jnp.arange(spec.prefix_length) < count  # [T]
+    inside = jnp.arange(spec.prefix_length) < length  # [T]
     visible = Segments(inside[None].astype(jnp.int32), spec.mesh)
     x, table = embed(model, arch, tokens, jnp.arange(spec.prefix_length)[None], visible)  # [1, T, D]
 
@@ -237,7 +237,7 @@ def read_prefix(
         return keys_values, jnp.concatenate([total(x)[None], sums, total(model.final_norm(last))[None]])
 
     keys_values, sums = jax.vmap(one_model, spmd_axis_name="adapter")(adapters)
-    return SharedPrefix(keys_values, sums, count)
+    return SharedPrefix(keys_values, sums, length)
 
 
 def similarity_rows(
@@ -267,7 +267,7 @@ def similarity_rows(
         return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (batch.segments > 0).reshape(-1)
     if every_position and spec.pool == "mean" and prefix is not None:
         sums = jax.lax.dynamic_index_in_dim(prefix.sums, layer, 1, keepdims=False)[: len(x)]  # [M or 1, D]
-        x = jax.vmap(lambda x, total: pool_prompts(x, batch, spec.pool, (total, prefix.count)))(x, sums)
+        x = jax.vmap(lambda x, total: pool_prompts(x, batch, spec.pool, (total, prefix.length)))(x, sums)
     elif every_position:
         x = jax.vmap(lambda x: pool_prompts(x, batch, spec.pool))(x)
     return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (batch.ids >= 0).reshape(-1)
@@ -275,7 +275,7 @@ def similarity_rows(
 
 def abstract_arguments(
     spec: PassSpec, *, dtype: DTypeLike, models: int, rank: int, targets: Sequence[str], rows: int, row_length: int
-) -> tuple[nnx.State, Adapters, RowBatch, SharedPrefix | None]:
+) -> tuple[nnx.State, Any, RowBatch, SharedPrefix | None]:
     """Describes the arguments (base, adapters, batch, prefix) of a pass by shapes, dtypes and shardings.
 
     Args:
@@ -293,7 +293,7 @@ def abstract_arguments(
         return mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
 
     positions, prompts = indices(row_length), indices(_ABSTRACT_PROMPTS_PER_ROW)
-    batch = RowBatch(positions, positions, positions, ends=prompts, ids=prompts)
+    batch = RowBatch._make([positions, positions, positions, prompts, prompts])
     base, adapters = abstract_base(arch, mesh, dtype), abstract_adapters(arch, mesh, models, rank, targets)
     return base, adapters, batch, abstract_prefix(spec, dtype, models) if spec.prefix_length else None
 
@@ -304,4 +304,4 @@ def abstract_prefix(spec: PassSpec, dtype: DTypeLike, models: int) -> SharedPref
     shape = (models, arch.layers, spec.prefix_length, arch.kv_heads, arch.head_dim)
     keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
     sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
-    return SharedPrefix((keys, keys), sums, mesh_lib.abstract(mesh, (), (), jnp.int32))
+    return SharedPrefix._make([(keys, keys), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])

@@ -15,7 +15,9 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import shareable
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.states.forward import PassSpec, RowBatch, SharedPrefix, read_prefix
-from mossa_jax.tokens.rows import Packing, PromptRows, rows_per_batch
+from mossa_jax.tokens.batches import rows_per_batch
+from mossa_jax.tokens.packing import Packing
+from mossa_jax.tokens.rows import PromptRows
 
 PREFIX_MULTIPLE = 32
 """The shared ids are padded to a multiple of this."""
@@ -84,14 +86,14 @@ class PromptPass:
     def _place(self, batch: PromptRows, width: int) -> RowBatch:
         """Puts a batch on the mesh, with room for `width` prompts per row."""
         room = ((0, 0), (0, width - batch.ids.shape[1]))
-        arrays = RowBatch(
-            batch.tokens,
-            batch.segments,
-            batch.positions,
-            ends=np.pad(batch.ends, room),
-            ids=np.pad(batch.ids, room, constant_values=-1),
-        )
-        return RowBatch(*(mesh_lib.place(self._mesh, array, ("rows", None)) for array in arrays))
+        arrays = {
+            "tokens": batch.tokens,
+            "segments": batch.segments,
+            "positions": batch.positions,
+            "ends": np.pad(batch.ends, room),
+            "ids": np.pad(batch.ids, room, constant_values=-1),
+        }
+        return RowBatch(**{name: mesh_lib.place(self._mesh, a, ("rows", None)) for name, a in arrays.items()})
 
 
 def first_changed_block(arch: Architecture, adapters: HostAdapters) -> int:

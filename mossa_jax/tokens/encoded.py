@@ -1,4 +1,4 @@
-"""Encoded examples, on disk and memory-mapped: a suite's ids are made once and never sit in memory as a whole."""
+"""Encoded examples, on disk and memory-mapped: a suite is encoded once and its ids are never in memory all at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
 
-_FORMAT = 1  # of the files below; another number makes them anew
+# Version of the cached files; another number encodes everything anew.
+_FORMAT = 1
+# Rows that are encoded at once.
 _CHUNK = 1_000
 _IDS = "ids.int32"
 _COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates")
@@ -28,19 +30,20 @@ _COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates")
 class Encoded:
     """One example: prompt and answer ids (EOS last)."""
 
-    prompt: list[int]
-    answer: list[int]
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples as ids, prompt before answer, wherever they lie.
+    """Examples as ids, prompt before answer, in memory or on disk.
 
     Attributes:
       stores: flat int32 arrays of ids, in memory or mapped from disk.
-      store: [n] which of them holds an example.
-      starts: [n] int64, where in it the example begins.
-      prompt_lengths, answer_lengths: [n] int32.
+      store: [n] int64, index of the store that holds the example.
+      starts: [n] int64, index of the example's first id in its store.
+      prompt_lengths: [n] int32, ids of the prompt.
+      answer_lengths: [n] int32, ids of the answer.
     """
 
     stores: tuple[np.ndarray, ...]
@@ -54,52 +57,54 @@ class Examples:
 
     @property
     def lengths(self) -> np.ndarray:
-        """[n] int32: ids of prompt and answer together."""
+        """Ids of prompt and answer together: [n] int32."""
         return self.prompt_lengths + self.answer_lengths
 
     def prompt(self, item: int) -> np.ndarray:
-        """Ids of an example's prompt: int32."""
+        """Returns the ids of an example's prompt: [ids] int32."""
         start = self.starts[item]
         return self.stores[self.store[item]][start : start + self.prompt_lengths[item]]
 
-    def gather(self, items: Sequence[int]) -> np.ndarray:
-        """Ids of the examples `items`, one behind the other: int32."""
+    def gather(self, items: np.ndarray) -> np.ndarray:
+        """Concatenates the ids of the examples at `items`, [k] int64: [ids] int32."""
         starts, stops = self.starts[items], self.starts[items] + self.lengths[items]
-        pieces = [self.stores[s][a:b] for s, a, b in zip(self.store[items], starts, stops, strict=True)]
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        examples = [self.stores[s][a:b] for s, a, b in zip(self.store[items], starts, stops, strict=True)]
+        return np.concatenate(examples) if examples else np.zeros(0, np.int32)
 
     def select(self, items: np.ndarray) -> Examples:
-        """The examples at `items`, in that order."""
+        """Returns the examples at `items`, [k] int64, in that order."""
         columns = (self.store, self.starts, self.prompt_lengths, self.answer_lengths)
         return Examples(self.stores, *(column[items] for column in columns))
 
 
-def join(parts: Sequence[Examples]) -> Examples:
-    """All examples of several lists, in order."""
-    shifts = np.cumsum([0, *[len(part.stores) for part in parts]])
+def concatenate(lists: Sequence[Examples]) -> Examples:
+    """Concatenates several lists of examples, without copying their ids."""
+    # Index of each list's first store among all stores.
+    first_stores = np.cumsum([0, *[len(examples.stores) for examples in lists]])
     return Examples(
-        tuple(store for part in parts for store in part.stores),
-        np.concatenate([part.store + shift for part, shift in zip(parts, shifts, strict=False)]),
-        *[
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("starts", "prompt_lengths", "answer_lengths")
-        ],
+        tuple(store for examples in lists for store in examples.stores),
+        np.concatenate([examples.store + first for examples, first in zip(lists, first_stores, strict=False)]),
+        np.concatenate([examples.starts for examples in lists]),
+        np.concatenate([examples.prompt_lengths for examples in lists]),
+        np.concatenate([examples.answer_lengths for examples in lists]),
     )
 
 
 def in_memory(examples: Iterable[Encoded]) -> Examples:
-    """Examples that are not worth a file."""
+    """Holds a few examples in memory, without a file."""
     pairs = [(example.prompt, example.answer) for example in examples]
-    parts = [np.asarray(part, np.int32) for pair in pairs for part in pair]
-    flat = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-    prompts = np.asarray([len(prompt) for prompt, _ in pairs], np.int32)
-    answers = np.asarray([len(answer) for _, answer in pairs], np.int32)
-    return _whole(flat, prompts, answers)
+    ids = [np.asarray(side, np.int32) for pair in pairs for side in pair]
+    flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+    prompt_lengths = np.asarray([len(prompt) for prompt, _ in pairs], np.int32)
+    answer_lengths = np.asarray([len(answer) for _, answer in pairs], np.int32)
+    return _from_flat(flat, prompt_lengths, answer_lengths)
 
 
-def _whole(flat: np.ndarray, prompts: np.ndarray, answers: np.ndarray) -> Examples:
-    ends = np.cumsum(prompts + answers, dtype=np.int64)
-    return Examples((flat,), np.zeros(len(ends), np.int64), ends - prompts - answers, prompts, answers)
+def _from_flat(flat: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray) -> Examples:
+    """Makes examples of one flat store of ids, [ids] int32, in which they follow one another."""
+    ends = np.cumsum(prompt_lengths + answer_lengths, dtype=np.int64)
+    starts = ends - prompt_lengths - answer_lengths
+    return Examples((flat,), np.zeros(len(ends), np.int64), starts, prompt_lengths, answer_lengths)
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,9 @@ class EncodedSplit:
     Attributes:
       examples: its rows, in order.
       cut: [n] bool, rows that were too long.
-      templates: [n] int32, each row's instruction template; -1 where the source does not say.
-      bad_rows: rows that were left out as unusable.
-      fingerprint: of the rows that were encoded.
+      templates: [n] int32, each row's instruction template; -1 if the source does not say.
+      bad_rows: how many unusable rows were left out.
+      fingerprint: identifies the rows that were encoded.
     """
 
     examples: Examples
@@ -125,13 +130,13 @@ class EncodedSplit:
 
 
 def encode_split(task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, limit: int) -> EncodedSplit:
-    """Encodes the first `limit` rows of a split, or finds them in the cache.
+    """Encodes the first `limit` rows of a split, or reads them from the cache.
 
-    Prompts of the `test` split are cut to `max_tokens` alone, since they are asked without their answer; elsewhere
+    A prompt of the `test` split may take all `max_tokens`, since a model reads it without its answer; in other splits
     prompt and answer share that length (`cut_pair`).
 
     Raises:
-      Refusal: 3 when there is no row, or what reading the task raises.
+      Refusal: 3 if there is no row, and whatever reading the task raises.
     """
     fingerprint = task.fingerprint(split)
     key = digest(
@@ -144,16 +149,24 @@ def encode_split(task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, l
         (folder / "about.json").write_text(json.dumps({"task": task.name, "split": split, "bad_rows": bad}))
 
     folder = build_once(f"tokens/{key}", build)
-    prompts, answers, cut, templates = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
+    prompt_lengths, answer_lengths, cut, templates = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
     if not len(cut):
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
     bad = json.loads((folder / "about.json").read_text())["bad_rows"]
-    return EncodedSplit(_whole(flat, prompts, answers), cut, templates, bad, fingerprint)
+    return EncodedSplit(_from_flat(flat, prompt_lengths, answer_lengths), cut, templates, bad, fingerprint)
 
 
-def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, alone: bool) -> None:
-    """Writes `_IDS`, all ids one behind the other, and a file for each of `_COLUMNS`."""
+def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, prompt_only: bool) -> None:
+    """Writes `_IDS`, the ids of all rows in one file, and one file for each of `_COLUMNS`.
+
+    Args:
+      folder: where the files are written.
+      rows: rows of a split.
+      tokenizer: of the base model.
+      tokens: how long rows may be, and how they are cut.
+      prompt_only: whether a prompt may take the whole length, without its answer.
+    """
     columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
     rows = iter(rows)
     with (folder / _IDS).open("wb") as file:
@@ -162,15 +175,14 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
             prompts = tokenizer.prompts([row.inputs for row in chunk])
             answers = tokenizer.answers([row.targets for row in chunk])
             for row, prompt, answer in zip(chunk, prompts, answers, strict=True):
-                size = len(prompt) + (0 if alone else len(answer))
-                if alone:
+                size = len(prompt) + (0 if prompt_only else len(answer))
+                if prompt_only:
                     prompt = cut_prompt(tokenizer, prompt, tokens.max_tokens, tokens.truncation)
                 else:
                     prompt, answer = cut_pair(tokenizer, prompt, answer, tokens.max_tokens, tokens.truncation)
                 np.asarray([*prompt, *answer], np.int32).tofile(file)
-                for name, value in zip(
-                    _COLUMNS, (len(prompt), len(answer), size > tokens.max_tokens, row.template), strict=True
-                ):
+                values = (len(prompt), len(answer), size > tokens.max_tokens, row.template)
+                for name, value in zip(_COLUMNS, values, strict=True):
                     columns[name].append(value)
-    for name, values in columns.items():
-        np.save(folder / f"{name}.npy", np.asarray(values, bool if name == "cut" else np.int32))
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", np.asarray(column, bool if name == "cut" else np.int32))

@@ -1,4 +1,4 @@
-"""From text to ids: tokenizer, prompt template, truncation. Everything here is a function of its arguments alone."""
+"""From text to token ids: tokenizer, prompt template, truncation. Everything is a pure function of its arguments."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TEMPLATES = ("none", "llama2", "chat")
 TRUNCATIONS = ("keep_end", "paper")
 
 _CONTENT = "{content}"
-# Some chat templates print the day; a prompt must not change overnight.
+# Some chat templates print today's date; a prompt must not change overnight.
 _DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A model's tokenizer with the prompt template in which the model is asked.
+    """A model's tokenizer with the template of its prompts.
 
     Attributes:
       library: the `transformers` tokenizer.
       template: `none` (the text as it is), `llama2` (instruction markers and the default system prompt, as in the
         authors' runs: 133 ids before the content) or `chat` (the tokenizer's own chat template).
-      bos: put in front of every prompt exactly once, whether or not the tokenizer does so by itself; None: no.
-      eos: put behind every answer.
+      bos: id at the head of every prompt, exactly once, whether or not the tokenizer adds it too; None: no such id.
+      eos: id at the end of every answer.
     """
 
     library: Any
@@ -38,26 +38,32 @@ class Tokenizer:
     eos: int
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of whole prompts, BOS first."""
-        prefix = [] if self.bos is None else [self.bos]
-        found = self._ids([self._render(text) for text in texts])
-        return [prefix + (ids[1:] if ids[:1] == prefix and prefix else ids) for ids in found]
+        """Encodes whole prompts, BOS first.
+
+        Args:
+          texts: the prompts' content, before the template.
+        """
+        bos = [] if self.bos is None else [self.bos]
+        rendered = self._ids([self._render(text) for text in texts])
+        # A template may have put a BOS in front already.
+        return [bos + (ids[1:] if bos and ids[:1] == bos else ids) for ids in rendered]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of answers, EOS last."""
+        """Encodes answers, EOS last."""
         return [[*ids, self.eos] for ids in self._ids(texts)]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decodes an answer: up to EOS, without special tokens, stripped."""
+        """Decodes an answer up to its EOS, without special tokens and surrounding white space."""
         ids = list(ids)
         ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
         return self.library.decode(ids, skip_special_tokens=True).strip()
 
     @cached_property
     def record(self) -> dict[str, str]:
-        """What a prompt looks like, to be kept with whatever is made from prompts.
+        """A record of the template, kept beside every model that is tuned with it.
 
-        `name`; `text`, the whole prompt with `{content}` for the task's own; `digest`, which tells two templates apart.
+        `name`; `text`, the whole prompt with `{content}` in place of the task's text; `digest`, which differs between
+        templates.
         """
         text = self._render(_CONTENT)
         source = self.library.chat_template if self.template == "chat" else None
@@ -65,35 +71,41 @@ class Tokenizer:
 
     @cached_property
     def identity(self) -> str:
-        """Changes whenever the ids of some text could: a digest of vocabulary, rules, template, BOS and EOS."""
+        """A digest of vocabulary, rules, template, BOS and EOS: it changes whenever the ids of some text could."""
         fast = getattr(self.library, "backend_tokenizer", None)
         rules = fast.to_str() if fast is not None else sorted(self.library.get_vocab().items())
         return digest([type(self.library).__name__, rules, self.record["digest"], self.bos, self.eos])
 
     @cached_property
     def head(self) -> tuple[int, ...]:
-        """The leading ids that all prompts share: BOS, and what the template puts in front of the content."""
-        empty, other = self.prompts(["", "a"])
-        same = next((i for i, (x, y) in enumerate(zip(empty, other, strict=False)) if x != y), len(empty))
-        return tuple(empty[:same])
+        """The leading ids that all prompts share: BOS, and the template's ids before the content."""
+        empty, letter = self.prompts(["", "a"])
+        length = next((i for i, (x, y) in enumerate(zip(empty, letter, strict=False)) if x != y), len(empty))
+        return tuple(empty[:length])
 
-    def check_record(self, record: Mapping[str, str] | None, whose: str) -> None:
-        """Refuses to ask a model in other words than it was tuned with; `record` None (unknown) passes.
+    def check_record(self, record: Mapping[str, str] | None, owner: str) -> None:
+        """Checks that a model is prompted with the template that it was tuned with.
+
+        Args:
+          record: the template's record from its tuning; None (unknown) passes.
+          owner: whose record it is, for the message.
 
         Raises:
-          Refusal: 3 when `record`, from `whose` tuning, is of another template.
+          Refusal: 3 if the record is of another template.
         """
         if record is None or record["digest"] == self.record["digest"]:
             return
         same_name = record["name"] == self.template
-        what = f"another version of template {self.template!r}" if same_name else f"template {record['name']!r}"
+        other = f"another version of template {self.template!r}" if same_name else f"template {record['name']!r}"
+        remedy = "restore that version" if same_name else "use the template it was tuned with"
         raise Refusal(
             BAD_INPUT,
-            f"{whose} was tuned with {what} ({record['text'][:60]!r}...), not {self.record['text'][:60]!r}...: states "
-            f"would not compare; {'restore that version' if same_name else 'ask with the template it was tuned with'}",
+            f"{owner} was tuned with {other} ({record['text'][:60]!r}...), not {self.record['text'][:60]!r}...: states "
+            f"would not be comparable; {remedy}",
         )
 
     def _render(self, text: str) -> str:
+        """Puts a text into the template."""
         if self.template == "chat":
             message = [{"role": "user", "content": text}]
             return self.library.apply_chat_template(
@@ -106,6 +118,7 @@ class Tokenizer:
         return text
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encodes texts as they are."""
         return self.library(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
 
 
@@ -115,17 +128,19 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
     Args:
       folder: Hugging Face model folder.
       template: one of `TEMPLATES`.
-      bos, eos: the model config's own ids; they win over the tokenizer's. A tokenizer without any BOS token belongs
-        to a model that was trained without one (Qwen), whatever its config.json says: then there is none.
+      bos: the model config's own BOS id, which takes precedence over the tokenizer's. A tokenizer without any BOS
+        token belongs to a model that was trained without one (Qwen), whatever its config.json says: then none is used.
+      eos: the model config's own EOS ids, which take precedence over the tokenizer's; the first one ends answers.
 
     Raises:
-      Refusal: 3 when there is no usable tokenizer, no EOS, or template `chat` without a chat template.
+      Refusal: 3 if there is no usable tokenizer, no EOS, or template `chat` without a chat template.
     """
     from transformers import AutoTokenizer
 
     try:
         library = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for one cause: no usable tokenizer files
+    # transformers raises many kinds of errors for one cause: no usable tokenizer files.
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refusal(BAD_INPUT, f"{folder} has no usable tokenizer ({first}); add its tokenizer.json") from None
     bos = library.bos_token_id if bos is None or library.bos_token_id is None else bos
@@ -138,11 +153,16 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
 
 
 def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int, truncation: str) -> list[int]:
-    """A prompt's ids, cut to `limit`.
+    """Cuts a prompt to `limit` ids.
 
-    `paper` cuts on the right, as the authors' code does, and so loses the question that often stands last and the
-    template's closing marker. `keep_end` keeps the template's head (BOS, system prompt) and the end with the closing
-    marker, and cuts the beginning of the content between them. A head takes at most three quarters of the limit.
+    Args:
+      tokenizer: of the prompt, for its template's head.
+      ids: the whole prompt.
+      limit: ids that it may have.
+      truncation: `paper` cuts on the right, as the authors' code does, and so loses the question that often stands
+        last, and the template's closing marker. `keep_end` keeps the template's head (BOS, system prompt) and the end
+        with the closing marker, and cuts the beginning of the content between them; the head takes at most three
+        quarters of the limit.
     """
     if len(ids) <= limit:
         return ids
@@ -155,10 +175,10 @@ def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int, truncation: str
 def cut_pair(
     tokenizer: Tokenizer, prompt: list[int], answer: list[int], limit: int, truncation: str
 ) -> tuple[list[int], list[int]]:
-    """A prompt with its answer, cut to `limit` ids together.
+    """Cuts a prompt and its answer to `limit` ids together.
 
-    The answer of a pair that is too long gets its proportional share, at least one id, and loses its right end, as in
-    the authors' code; the prompt is cut as `truncation` says (`cut_prompt`).
+    In a pair that is too long, the answer gets its proportional share of the limit, at least one id, and loses its
+    right end, as in the authors' code. The prompt is cut as in `cut_prompt`.
     """
     total = len(prompt) + len(answer)
     if total <= limit:
@@ -170,7 +190,11 @@ def cut_pair(
 def encode_prompts(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, truncation: str = "keep_end"
 ) -> tuple[list[list[int]], int]:
-    """Encodes prompts alone; returns them with the number that had to be cut."""
-    prompts = tokenizer.prompts(texts)
-    cut = [cut_prompt(tokenizer, ids, max_tokens, truncation) for ids in prompts]
-    return cut, sum(len(ids) > max_tokens for ids in prompts)
+    """Encodes prompts without answers.
+
+    Returns:
+      The ids of each, at most `max_tokens`, and how many prompts were cut.
+    """
+    whole = tokenizer.prompts(texts)
+    prompts = [cut_prompt(tokenizer, ids, max_tokens, truncation) for ids in whole]
+    return prompts, sum(len(ids) > max_tokens for ids in whole)

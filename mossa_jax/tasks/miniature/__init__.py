@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from mossa_jax.tasks.miniature.corpus import pretraining_text
-from mossa_jax.tasks.miniature.kinds import KINDS, Kind, rows
+from mossa_jax.tasks.miniature.recipes import KINDS, Kind, rows
 from mossa_jax.tasks.suite import Example, Suite, Task
 
 TOKENIZER = Path(__file__).parent / "tokenizer"

@@ -1,4 +1,4 @@
-"""A look before the run: figures known by construction, planted faults, the command."""
+"""A preview before the run: figures known by construction, planted faults, the command."""
 
 import json
 import math
@@ -12,9 +12,9 @@ import pytest
 from tokenizers import Tokenizer as Library
 
 from mossa_jax.config import Config, Schedule, Tasks, Tokens, Tuning
-from mossa_jax.preview import dataset as look_lib
-from mossa_jax.preview.dataset import look, write_look
-from mossa_jax.preview.text import table_text
+from mossa_jax.preview import dataset
+from mossa_jax.preview.dataset import preview_dataset, write_preview
+from mossa_jax.preview.text import preview_text
 from mossa_jax.report.lengths import draw_lengths
 from mossa_jax.tasks import load_suite
 from tests.integration.launch.test_commands import HARNESS, environment
@@ -76,8 +76,8 @@ def configured(base, folder, tokens=None, tuning=None, **tasks) -> Config:
     )
 
 
-def row_of(found, task) -> pd.Series:
-    return found.tasks.set_index("task").loc[task]
+def row_of(preview, task) -> pd.Series:
+    return preview.tasks.set_index("task").loc[task]
 
 
 def test_a_clean_suite_has_its_figures_and_no_warning(base, ids, tmp_path):
@@ -85,24 +85,24 @@ def test_a_clean_suite_has_its_figures_and_no_warning(base, ids, tmp_path):
     suite["boat"]["validation"] = suite["boat"]["test"][:7]
     for n, row in enumerate(suite["bread"]["train"]):
         row["template"] = n % 3
-    found = look(configured(base, write(tmp_path, suite), held_out=("train",)))
-    assert [*found.tasks.task] == [*CLUSTERS] and [*found.tasks.cluster] == [*CLUSTERS.values()]
-    assert [*found.tasks.held_out] == [False, False, False, True]
-    assert [*found.tasks.validation] == [0, 0, 7, 0] and [*found.tasks.templates] == [0, 3, 0, 0]
+    preview = preview_dataset(configured(base, write(tmp_path, suite), held_out=("train",)))
+    assert [*preview.tasks.task] == [*CLUSTERS] and [*preview.tasks.cluster] == [*CLUSTERS.values()]
+    assert [*preview.tasks.held_out] == [False, False, False, True]
+    assert [*preview.tasks.validation] == [0, 0, 7, 0] and [*preview.tasks.templates] == [0, 3, 0, 0]
     for task, splits in suite.items():
-        row = row_of(found, task)
+        row = row_of(preview, task)
         lengths = [1 + ids(r["inputs"]) + ids(r["targets"]) + 1 for r in splits["train"]]  # BOS and EOS
-        assert found.lengths[task].tolist() == lengths
+        assert preview.lengths[task].tolist() == lengths
         assert (row.train, row.test, row.tokens, row.tokens_max) == (120, 60, sum(lengths), max(lengths))
         assert row.tokens_mean == pytest.approx(sum(lengths) / 120)
         assert sum(length <= row.tokens_p95 for length in lengths) >= 114 > sum(n < row.tokens_p95 for n in lengths)
         assert (row.truncated, row.truncated_test, row.duplicates, row.bad_rows) == (0, 0, 0, 0)
         assert (row.overlap, row.overlap_others, row.distinct_prompts) == (0, 0, 60)
         assert row.top_answer == pytest.approx(0.1) and row.source == str(tmp_path)
-    assert [*found.tasks.mixture] == [120, 120, 120, 0]
-    assert len(found.warnings) == 1
-    assert "a single task of its cluster in the mixture: travel (boat)" in found.warnings[0]
-    assert look(configured(base, tmp_path)).warnings == []
+    assert [*preview.tasks.mixture] == [120, 120, 120, 0]
+    assert len(preview.warnings) == 1
+    assert "clusters with a single task in the mixture: travel (boat)" in preview.warnings[0]
+    assert preview_dataset(configured(base, tmp_path)).warnings == []
 
 
 def test_planted_overlap_and_duplicates_are_counted(base, tmp_path):
@@ -114,17 +114,17 @@ def test_planted_overlap_and_duplicates_are_counted(base, tmp_path):
     suite["boat"]["train"].append(suite["boat"]["train"][17])
     suite["fruit"]["train"] += [suite["fruit"]["train"][3]] * 2 + [{"inputs": "train  fruit number 9", "targets": "no"}]
     folder = write(tmp_path, suite)
-    found = look(configured(base, folder))
-    assert [*found.tasks.overlap] == [0, 0.05, 0, 0] and [*found.tasks.overlap_others] == [0.03, 0, 0, 0]
-    assert [*found.tasks.duplicates] == [2, 0, 1, 0]  # the same prompt with another answer repeats nothing
-    lines = {line.split(":")[1].strip(): line for line in found.warnings}
+    preview = preview_dataset(configured(base, folder))
+    assert [*preview.tasks.overlap] == [0, 0.05, 0, 0] and [*preview.tasks.overlap_others] == [0.03, 0, 0, 0]
+    assert [*preview.tasks.duplicates] == [2, 0, 1, 0]  # the same prompt with another answer repeats nothing
+    lines = {line.split(":")[1].strip(): line for line in preview.warnings}
     assert len(lines) == 3
     assert "bread (5.0 %);" in lines["more than 1% of the test prompts are training prompts of the same task"]
     others = lines["more than 1% of the test prompts are training prompts of another task in the mixture"]
     assert "fruit (3.0 %);" in others
     assert lines["some training rows repeat an earlier one"].startswith("note: ")
     assert "fruit (2), boat (1);" in lines["some training rows repeat an earlier one"]
-    unseen = look(configured(base, folder, held_out=("boat",)))  # what E never trains on leaks nothing
+    unseen = preview_dataset(configured(base, folder, held_out=("boat",)))  # what E never trains on leaks nothing
     assert [*unseen.tasks.overlap_others] == [0, 0, 0, 0]
 
 
@@ -135,12 +135,12 @@ def test_cut_rows_are_counted_and_may_become_one_prompt(base, ids, tmp_path):
     for n in range(40):
         suite["boat"]["test"][n]["inputs"] += " " + LONG * 4  # what is left of them is their common end
     assert ids(LONG * 3) > 64
-    found = look(configured(base, write(tmp_path, suite)))
-    row = row_of(found, "boat")
+    preview = preview_dataset(configured(base, write(tmp_path, suite)))
+    row = row_of(preview, "boat")
     assert row.truncated == pytest.approx(30 / 120) and row.truncated_test == pytest.approx(40 / 60)
-    assert row.tokens_max == 64 and (found.lengths["boat"] == 64).sum() == 30
+    assert row.tokens_max == 64 and (preview.lengths["boat"] == 64).sum() == 30
     assert row.distinct_prompts == 20 + 1
-    assert len(found.warnings) == 3 and all("boat (" in line for line in found.warnings)
+    assert len(preview.warnings) == 3 and all("boat (" in line for line in preview.warnings)
 
 
 def few_tests(suite):
@@ -188,22 +188,22 @@ def a_bad_row(suite):
     ("plant", "words"),
     [
         (few_tests, "fewer than 50 test prompts: bread (49);"),
-        (three_prompts, "fewer than 4 different test prompts: bread (3);"),
-        (repeated_prompts, "less than half of the test prompts are different: bread (29);"),
+        (three_prompts, "fewer than 4 distinct test prompts: bread (3);"),
+        (repeated_prompts, "less than half of the test prompts are distinct: bread (29);"),
         (repeated_rows, "more than 1% of the training rows repeat an earlier one: bread (2);"),
         (one_answer, "one answer makes up more than 80% of the test answers: bread (82 %);"),
         (long_rows, "more than 20% of the training rows are cut: bread (21 %);"),
         (long_prompts, "more than 20% of the test prompts are cut: bread (22 %);"),
-        (few_rows, "fewer than 100 examples given to E: bread (99);"),
-        (a_bad_row, "rows are left out as unusable: bread (1);"),
+        (few_rows, "fewer than 100 examples in the mixture: bread (99);"),
+        (a_bad_row, "unusable rows are left out: bread (1);"),
     ],
 )
 def test_a_planted_fault_is_the_only_warning(base, tmp_path, plant, words):
     suite = clean()
     plant(suite)
-    found = look(configured(base, write(tmp_path, suite), allow_bad_rows=True))
-    assert len(found.warnings) == 1 and found.warnings[0].startswith(f"warning: {words} "), found.warnings
-    assert table_text(found).count("!") == 1 + 1  # the cell, and what the legend says of it
+    preview = preview_dataset(configured(base, write(tmp_path, suite), allow_bad_rows=True))
+    assert len(preview.warnings) == 1 and preview.warnings[0].startswith(f"warning: {words} "), preview.warnings
+    assert preview_text(preview).count("!") == 1 + 1  # the cell, and what the legend says of it
 
 
 def test_a_threshold_itself_is_no_fault(base, tmp_path):
@@ -211,19 +211,19 @@ def test_a_threshold_itself_is_no_fault(base, tmp_path):
     for n, row in enumerate(suite["bread"]["test"]):
         row["targets"] = "yes" if n < 40 else "no"
         row["inputs"] = f"what {n % 25}"
-    assert look(configured(base, write(tmp_path, suite))).warnings == []
+    assert preview_dataset(configured(base, write(tmp_path, suite))).warnings == []
 
 
 def test_few_steps_lone_tasks_and_missing_ones_are_told(base, tmp_path, monkeypatch):
     folder = write(tmp_path, clean(), CLUSTERS | {"train": "rail", "boat": "water"})
     steps = Tuning(control=Schedule(epochs=1, batch_rows=1, max_steps=19), experimental=Schedule())
     lacking = replace(load_suite(Tasks(suite="folder", folder=str(folder))), missing=("xsum", "newsroom"))
-    monkeypatch.setattr(look_lib, "load_suite", lambda config: lacking)
-    found = look(configured(base, folder, tuning=steps))
-    few, lone, missing = found.warnings
+    monkeypatch.setattr(dataset, "load_suite", lambda config: lacking)
+    preview = preview_dataset(configured(base, folder, tuning=steps))
+    few, lone, missing = preview.warnings
     assert "fewer than 20 steps for the control model: fruit (19), bread (19), boat (19), " in few
-    assert "a single task of its cluster in the mixture: water (boat), rail (train);" in lone
-    assert "tasks that no source has: xsum, newsroom;" in missing and found.totals["missing"] == 2
+    assert "clusters with a single task in the mixture: water (boat), rail (train);" in lone
+    assert "tasks that no source has: xsum, newsroom;" in missing and preview.totals.missing == 2
 
 
 def test_many_tasks_of_one_fault_are_counted_and_the_worst_named(base, tmp_path):
@@ -234,9 +234,9 @@ def test_many_tasks_of_one_fault_are_counted_and_the_worst_named(base, tmp_path)
         for name in names
     }
     del suite["task7"]["test"][20:]
-    found = look(configured(base, write(tmp_path, suite, dict.fromkeys(names, "all"))))
-    assert len(found.warnings) == 1
-    assert "9 of 9, first task7 (20), task0 (40), task1 (40), task2 (40), task3 (40) and 4 more;" in found.warnings[0]
+    preview = preview_dataset(configured(base, write(tmp_path, suite, dict.fromkeys(names, "all"))))
+    assert len(preview.warnings) == 1
+    assert "9 of 9, first task7 (20), task0 (40), task1 (40), task2 (40), task3 (40) and 4 more;" in preview.warnings[0]
 
 
 def test_the_mixture_and_the_steps_add_up(base, ids, tmp_path):
@@ -253,9 +253,9 @@ def test_the_mixture_and_the_steps_add_up(base, ids, tmp_path):
     )
     tokens = Tokens(share_prefix=False, max_tokens=3 * length + 1, row_length=3 * length + 1)
     config = configured(base, write(tmp_path, suite), tokens, tuning, max_per_cluster=60, held_out=("train",))
-    found = look(config)
-    assert [*found.tasks.mixture] == [45, 15, 60, 0]  # 90 and 30 of food share 60; boat has travel's cap to itself
-    clusters, tasks = (found.mixture[found.mixture.kind == kind].set_index("name") for kind in ("cluster", "task"))
+    preview = preview_dataset(config)
+    assert [*preview.tasks.mixture] == [45, 15, 60, 0]  # 90 and 30 of food share 60; boat has travel's cap to itself
+    clusters, tasks = (preview.mixture[preview.mixture.kind == kind].set_index("name") for kind in ("cluster", "task"))
     assert clusters.given.to_dict() == {"food": 60, "travel": 60} and clusters.rows.to_dict() == {
         "food": 120,
         "travel": 180,
@@ -264,14 +264,14 @@ def test_the_mixture_and_the_steps_add_up(base, ids, tmp_path):
     assert tasks.given.to_dict() == {"fruit": 45, "bread": 15, "boat": 60, "train": 0}
     assert tasks.share.sum() == pytest.approx(1) and tasks.share["fruit"] == pytest.approx(45 / 120)
     # Three examples fill a row but for one position.
-    assert [*found.tasks.packed_rows] == [30, 10, 30, 30]
-    assert [*found.tasks.control_steps] == [15, 5, 15, 15]  # 2 epochs in batches of 4
-    totals = found.totals
-    assert (totals["examples"], totals["packed_rows"], totals["steps"]) == (120, 40, 5)
-    assert totals["tokens"] == 120 * length and totals["fill"] == pytest.approx(3 * length / (3 * length + 1))
-    assert totals["trained_experimental"] == 5 * 2 * 3 * length  # max_steps ends it after 10 of 40 rows
-    assert totals["trained_controls"] == 2 * (90 + 30 + 90 + 90) * length
-    assert totals["trained"] == totals["trained_experimental"] + totals["trained_controls"]
+    assert [*preview.tasks.packed_rows] == [30, 10, 30, 30]
+    assert [*preview.tasks.control_steps] == [15, 5, 15, 15]  # 2 epochs in batches of 4
+    totals = preview.totals
+    assert (totals.examples, totals.packed_rows, totals.steps) == (120, 40, 5)
+    assert totals.tokens == 120 * length and totals.fill == pytest.approx(3 * length / (3 * length + 1))
+    assert totals.trained_experimental == 5 * 2 * 3 * length  # max_steps ends it after 10 of 40 rows
+    assert totals.trained_controls == 2 * (90 + 30 + 90 + 90) * length
+    assert totals.trained == totals.trained_experimental + totals.trained_controls
 
 
 def test_long_examples_go_to_long_rows(base, ids, tmp_path):
@@ -282,7 +282,7 @@ def test_long_examples_go_to_long_rows(base, ids, tmp_path):
     assert 3 * short + 1 < long < 8 * short
     tokens = Tokens(share_prefix=False, max_tokens=long, row_length=3 * short + 1, long_row_length=long)
     tuning = Tuning(control=Schedule(epochs=1, batch_rows=4), experimental=Schedule())
-    row = row_of(look(configured(base, write(tmp_path, suite), tokens, tuning)), "boat")
+    row = row_of(preview_dataset(configured(base, write(tmp_path, suite), tokens, tuning)), "boat")
     assert row.packed_rows == 10 + 30 / 3  # a long one fills its row, three short ones theirs
     long_batch = 4 * (3 * short + 1) // long  # about as many positions as four short rows have
     assert row.control_steps == math.ceil(10 / 4 + 10 / long_batch)
@@ -292,21 +292,21 @@ def test_the_table_fits_and_names_keep_both_ends(base, tmp_path):
     suite, names = clean(train=30, test=20), {}
     for n, task in enumerate([*suite]):
         names[f"task{n}_{'very_' * 20}long_name_{n}"] = suite.pop(task)
-    found = look(configured(base, write(tmp_path, names, dict.fromkeys(names, "a cluster " * 9 + "end"))))
-    found.tasks[["train", "test", "validation", "duplicates", "distinct_prompts", "mixture", "packed_rows"]] += 29_000
-    table, legend, mixture, warnings = table_text(found).split("\n\n")
+    preview = preview_dataset(configured(base, write(tmp_path, names, dict.fromkeys(names, "a cluster " * 9 + "end"))))
+    preview.tasks[["train", "test", "validation", "duplicates", "distinct_prompts", "mixture", "packed_rows"]] += 29_000
+    table, legend, mixture, warnings = preview_text(preview).split("\n\n")
     assert max(len(line) for part in (table, legend, mixture) for line in part.splitlines()) <= 160
     lines = table.splitlines()
     assert len({len(line) for line in lines[1:5] if not line.endswith("!")}) <= 1
     for n, line in enumerate(lines[1:5]):
         assert line.startswith(f"task{n}_very_") and f"long_name_{n} a cluster" in line and "end " in line
-    assert warnings.splitlines() == found.warnings
+    assert warnings.splitlines() == preview.warnings
 
 
 def test_lengths_are_drawn_where_they_are(base, tmp_path):
-    found = look(configured(base, write(tmp_path, clean())))
-    lengths = found.lengths | {"bread": np.full(120, 40)}
-    axes = draw_lengths(found.tasks, lengths, 64).axes[0]
+    preview = preview_dataset(configured(base, write(tmp_path, clean())))
+    lengths = preview.lengths | {"bread": np.full(120, 40)}
+    axes = draw_lengths(preview.tasks, lengths, 64).axes[0]
     said = [text.get_text() for text in axes.texts]
     assert {*CLUSTERS, "food", "travel", "max_tokens 64"} <= {*said}
     ridges = [patch.get_data() for patch in axes.patches if patch.get_fill()]
@@ -376,12 +376,12 @@ def test_the_command_writes_exports_and_refuses(root, base, tmp_path):
         assert (out / name).read_text() == (again / name).read_text() != ""
     written = (out / "warnings.txt").read_text()
     assert "note: some training rows repeat an earlier one: boat (1);" in written and written in said[0][0]
-    assert "look 4/4, fruit: 120 train, 60 test" in said[0][1]
+    assert "preview 4/4, fruit: 120 train, 60 test" in said[0][1]
 
 
 def test_the_embedded_suite_needs_no_model_folder(tmp_path):
     tokens = Tokens(share_prefix=False, max_tokens=64, row_length=64)
-    found = look(Config(tasks=Tasks(only=("misc_odd_word",), held_out=()), tokens=tokens))
-    assert [*found.tasks.task] == ["misc_odd_word"] and found.tasks.train[0] == 512 and found.tasks.test[0] == 256
-    write_look(found, tmp_path / "out")
+    preview = preview_dataset(Config(tasks=Tasks(only=("misc_odd_word",), held_out=()), tokens=tokens))
+    assert [*preview.tasks.task] == ["misc_odd_word"] and preview.tasks.train[0] == 512 and preview.tasks.test[0] == 256
+    write_preview(preview, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out/tasks.csv").train[0] == 512

@@ -1,4 +1,4 @@
-"""A run's data: what is recorded of it, what a change of it does, and that it does not matter where it lies."""
+"""A run's data: what is recorded, what a change does, and that the suite may lie anywhere."""
 
 import json
 import runpy
@@ -18,7 +18,7 @@ from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 
 
-def bench_of(config, workdir):
+def run_in(config, workdir):
     return pipeline.Run(config, pipeline.open_run(config, str(workdir)), Stop())
 
 
@@ -31,7 +31,7 @@ def again(tiny_config, tiny_run, tasks_folder, tmp_path):
     record = json.loads((workdir / "config.json").read_text())
     record["tasks"]["folder"] = config.tasks.folder
     (workdir / "config.json").write_text(json.dumps(record))
-    run = bench_of(config, workdir)
+    run = run_in(config, workdir)
     yield run
     run.folder.close()
 
@@ -51,7 +51,7 @@ def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny, tasks_fol
         assert task["source"] == str(tasks_folder), name
         for split, rows in (("train", 24), ("test", 12)):
             assert task[split]["rows"] == rows and task[split]["bad_rows"] == 0
-    # The longest rows of random_texts: what the tokenizer makes of them is counted here by itself.
+    # The longest rows are cut; their ids are counted here by the tokenizer alone.
     library = AutoTokenizer.from_pretrained(str(tiny.folder))
     size = lambda text: len(library(text, add_special_tokens=False).input_ids)  # noqa: E731
     for name, task in record["tasks"].items():
@@ -74,7 +74,7 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     path = tmp_path / "twice/test/copy_first.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, *lines[:5]]))
-    run = bench_of(config, tmp_path / "new")
+    run = run_in(config, tmp_path / "new")
     try:
         record = prepare.prepare(run)
         prompts = {task.name: run.test_prompts(task) for task in run.suite.tasks}
@@ -99,7 +99,7 @@ def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
 
 
 def test_rows_that_changed_since_the_run_began_are_refused(again):
-    prepare.prepare(again)  # as they were: nothing to say
+    prepare.prepare(again)  # unchanged rows are accepted
     with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
         lines.write('{"inputs": "one more", "targets": "one"}\n')
     changed = pipeline.Run(again.config, again.folder, Stop())
@@ -123,7 +123,7 @@ def test_adapters_of_another_template_are_not_compared(again, tiny):
         with pytest.raises(Refusal, match="llama2") as caught:
             call()
         assert caught.value.code == 3
-    edit(folder / "mossa.json", lambda about: about.pop("template"))  # of unknown make: nothing to say
+    edit(folder / "mossa.json", lambda about: about.pop("template"))  # an adapter whose template is unknown is accepted
     mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"])
 
 
@@ -144,7 +144,7 @@ def test_the_miniature_from_a_folder_gives_the_same_table(tiny_config, tmp_path)
         config.tasks = tasks
         config.tasks.only, config.tasks.max_train, config.tasks.max_test = chosen, 24, 12
         config.tuning.control.max_steps = config.tuning.experimental.max_steps = 3
-        run = bench_of(config, tmp_path / f"run{number}")
+        run = run_in(config, tmp_path / f"run{number}")
         try:
             pipeline.run_all(run)
         finally:
@@ -161,7 +161,7 @@ def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
     config.tuning.seeds, config.tuning.control_seeds, config.tuning.seeded = 2, 3, ("numbers",)
     config.tuning.control.max_steps = config.tuning.experimental.max_steps = 2
     config.tuning.score_prompts = 0
-    run = bench_of(config, tmp_path / "run")
+    run = run_in(config, tmp_path / "run")
     try:
         pipeline.tune(run)
         names = ["copy_first", "count_words", "count_words.seed1", "count_words.seed2", "tuned", "tuned.seed1"]

@@ -8,7 +8,7 @@ from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.states import PassConfig, keep_states
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 from tests.support.tiny_llama import random_prompts
 
 

@@ -18,7 +18,7 @@ from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.similarity.streamed.forward import start_layers, stream_batch
 from mossa_jax.similarity.streamed.values import similarities_of
 from mossa_jax.states.prompts import PassConfig, PromptPass
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 
 folder, adapters, texts = json.loads(sys.argv[1])
 assert len(jax.devices()) == 8

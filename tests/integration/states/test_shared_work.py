@@ -9,7 +9,7 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.states import PassConfig, keep, keep_states
 from mossa_jax.states.prompts import first_changed_block
-from mossa_jax.tokens.rows import Packing, common_prefix
+from mossa_jax.tokens.packing import Packing, common_prefix
 from tests.support.tiny_llama import (
     LAYERS,
     NAMES,

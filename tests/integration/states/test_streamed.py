@@ -8,7 +8,7 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import PassConfig
-from mossa_jax.tokens.rows import Packing
+from mossa_jax.tokens.packing import Packing
 from tests.support.float64_cka import ESTIMATORS
 from tests.support.tiny_llama import NAMES, random_prompts, torch_states
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mossa_jax.tasks.miniature import HELD_OUT, TOKENIZER, miniature, pretraining_text, world
 from mossa_jax.tasks.miniature.build_tokenizer import build
-from mossa_jax.tasks.miniature.kinds import KINDS
+from mossa_jax.tasks.miniature.recipes import KINDS
 from mossa_jax.tasks.suite import SPLITS
 
 # Tasks whose item stays the same when what the prompt shows changes places.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mossa_jax.tasks.miniature import world
-from mossa_jax.tasks.miniature.kinds.kind import Item, Kind
+from mossa_jax.tasks.miniature.recipes.recipe import Item, Kind
 
 
 def _owner_record(rng: np.random.Generator) -> Item:
