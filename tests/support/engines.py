@@ -1,4 +1,4 @@
-"""The three ways to a similarity behind one signature: (states [M, n, D], valid) -> a single layer's `Found`."""
+"""The three engines of similarity behind one signature: (states [M, n, D], valid) -> `LayerSimilarities`."""
 
 import functools
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from tests.support.traps import PAIRS
 BATCH = 16
 
 
-class Found(NamedTuple):
-    """`value`, `undefined` [P, 2]; `participation_ratio`, `offset` [M]; rows that counted and that were dropped."""
+class LayerSimilarities(NamedTuple):
+    """One layer: `value`, `undefined` [P, 2]; `participation_ratio`, `offset` [M]; rows counted and dropped."""
 
     value: np.ndarray
     undefined: np.ndarray
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def _first_layer(found):
-    return Found(
+    return LayerSimilarities(
         found.value[:, 0],
         found.undefined[:, 0],
         found.participation_ratio[:, 0],
@@ -46,7 +46,7 @@ def kept(states, valid):
 def whole(states, valid):
     found = matrix.cka_matrix(jnp.asarray(states), valid)
     at = tuple(zip(*PAIRS, strict=True))
-    return Found(
+    return LayerSimilarities(
         np.stack([found.biased[at], found.debiased[at]], 1),
         found.undefined[at],
         found.participation_ratio,
@@ -63,7 +63,7 @@ def add(state, x, valid):
 
 
 def streamed(states, valid):
-    """Batches of `BATCH` rows, shifted by the means of the first that holds finite ones."""
+    """Streams batches of `BATCH` rows, shifted by the means of the first batch with finite ones."""
     placed = isinstance(states, jax.Array) and isinstance(states.sharding, NamedSharding)
     mesh = states.sharding.mesh if placed else None
     host = np.asarray(multihost_utils.process_allgather(states, tiled=True) if placed else states)
@@ -83,13 +83,12 @@ ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}
 
 
 def _place(array, mesh, spec):
-    """The same array on every process, each of which copies its own part."""
+    """Places an array that every process has; each copies its own part."""
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
 
 def spread(states):
-    """The states with rows over a mesh of eight devices, of however many processes, filled up with rows that are not
-    valid."""
+    """Spreads rows over a mesh of eight devices, of any number of processes, padded with rows that are not valid."""
     mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     n = states.shape[1]
     filled = np.pad(states, ((0, 0), (0, -n % 16), (0, 0)), constant_values=np.nan)

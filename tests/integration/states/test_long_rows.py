@@ -1,4 +1,4 @@
-"""Prompts that do not fit a packed row go to longer ones, and their states are the same."""
+"""Prompts that do not fit a packed row go to longer rows, and their states stay the same."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The parity check of a run: it passes where we equal transformers, and sees where we do not."""
+"""The parity check of a run: it passes if states equal those of transformers, and shows where they do not."""
 
 import gc
 import json
@@ -21,7 +21,7 @@ torch = import_torch()
 PROMPTS = random_prompts(4, seed=5)
 
 
-def test_float32_equals_transformers_and_bfloat16_visibly_less(tiny):
+def test_float32_equals_transformers_and_bfloat16_is_visibly_off(tiny):
     narrow = parity(load_model(str(tiny.folder), dtype="bfloat16"), PROMPTS)
     table = parity(load_model(str(tiny.folder)), PROMPTS)
     assert table.columns.tolist() == ["layer", "max_abs_difference", "largest"]
@@ -71,7 +71,7 @@ def test_every_token_counts(tiny, monkeypatch):
     assert found[2] == pytest.approx(1, abs=1e-3) and found.drop(2).max() < 1e-3
 
 
-def test_nothing_of_torch_is_left(tiny):
+def test_torch_settings_are_restored_and_its_model_is_freed(tiny):
     def models():
         gc.collect()
         return sum(type(item).__name__ == "LlamaForCausalLM" for item in gc.get_objects())
@@ -86,7 +86,7 @@ def test_nothing_of_torch_is_left(tiny):
     assert models() == before
 
 
-def test_without_torch_the_reason_is_said_and_nothing_is_loaded(tiny, monkeypatch):
+def test_without_torch_there_is_a_reason_and_nothing_is_loaded(tiny, monkeypatch):
     model = load_model(str(tiny.folder))
     monkeypatch.setitem(sys.modules, "torch", None)
     assert parity_or_reason(model.architecture, lambda: pytest.fail("loaded")) == "torch is not installed"
@@ -107,7 +107,7 @@ def test_a_model_too_large_for_this_host_is_not_checked(tiny, tmp_path, monkeypa
     assert "do not say" in parity_lib.parity_obstacle(model.architecture)
 
 
-def test_a_folder_that_transformers_cannot_load_is_said_in_a_line(tiny, tmp_path):
+def test_a_folder_that_transformers_cannot_load_gives_a_reason_in_one_line(tiny, tmp_path):
     folder = shutil.copytree(tiny.folder, tmp_path / "model")
     model = load_model(str(folder))
     (folder / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Work that is done once for all gives the states that each prompt and each model has alone."""
+"""Work that is done once for all prompts or models gives the states that each of them has alone."""
 
 import jax
 import numpy as np
@@ -46,8 +46,8 @@ def by_torch(reference, prompts, pool):
 
 @pytest.mark.parametrize("pool", ["last", pytest.param("mean", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lengths", [pytest.param({}, marks=pytest.mark.slow), {"shortest": 60, "longest": 90}])
-def test_shared_ids_are_worked_through_once(tiny, tiny_adapters, pool, lengths, monkeypatch):
-    """Prompts of a few own ids each, or of more than a block of queries."""
+def test_shared_ids_are_run_once(tiny, tiny_adapters, pool, lengths, monkeypatch):
+    """Prompts with a few ids of their own, or with more than a block of queries."""
     prompts = behind_lead(12, **lengths)
     seen = []
     run = keep.keep_batch
@@ -72,7 +72,7 @@ def test_other_families(name, tmp_path):
         assert distance(layer, theirs) < 1e-4
 
 
-def test_blocks_below_the_first_adapter_are_worked_through_once(tiny, tmp_path, monkeypatch):
+def test_blocks_below_the_first_adapter_are_run_once(tiny, tmp_path, monkeypatch):
     reference = write_adapter(tiny.folder, tmp_path / "late", seed=5, layers=[LAYERS - 2])
     prompts, widths = random_prompts(9), []
     run = keep.run_models
@@ -106,7 +106,7 @@ def test_first_changed_block(tiny, tiny_adapters):
     assert first_changed_block(arch, stack(arch, [nothing, late])) == 1
 
 
-def test_only_long_enough_a_beginning_is_shared():
+def test_a_prefix_is_shared_only_if_it_is_long_enough():
     assert common_prefix(behind_lead(5)) == len(LEAD)
     assert common_prefix(random_prompts(5)) == 0  # BOS alone
     assert common_prefix([LEAD, LEAD]) == len(LEAD) - 1  # every prompt keeps an id of its own

@@ -31,7 +31,7 @@ def test_costs_of_llama_2_7b():
 
 
 def test_estimates_are_what_the_programs_do():
-    """Operations as XLA counts them, and the bytes that the stream's state takes."""
+    """Operations are those that XLA counts, and bytes those that the state of the stream takes."""
     costs = engine.estimate_costs(2, 1, 512, 256, [(0, 1)], 1, "last")
     state = moments.start_stream(np.zeros((2, 256)), [(0, 1)])
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.sums, state.carry)))
@@ -55,7 +55,7 @@ def test_choice(rows, pool, memory, chosen, said, caplog):
     with caplog.at_level(logging.INFO, logger="mossa_jax"):
         assert engine.choose(costs, memory) == chosen
     (line,) = caplog.messages
-    assert line.startswith(f"similarities from {chosen}: {said}") and "GiB a device" in line
+    assert line.startswith(f"similarities from {chosen}: {said}") and "GiB per device" in line
 
 
 def test_choice_is_overridden_and_refused():

@@ -1,4 +1,4 @@
-"""The whole matrix: values, symmetry, tiles of any size, what is undefined, and memory."""
+"""The whole matrix: values, symmetry, tiles of any size, undefined entries, and memory."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_the_diagonals_are_those_of_compare_states():
 
 @pytest.mark.parametrize("n, tile", [(201, 8), (201, 56), (201, 200), (201, 201), (900, 512)])
 def test_tiles_of_any_size_give_the_same_sums(n, tile):
-    """Also where the last tile reaches past the rows, and where tiles are halved and contracted in parts."""
+    """Also if the last tile reaches past the rows, and if tiles are halved and contracted slice by slice."""
     states = benign(n, d=9, models=17)
     kept = np.ones(n, bool)
     kept[[0, n - 1]] = False

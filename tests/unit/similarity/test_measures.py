@@ -1,4 +1,4 @@
-"""Other similarity measures: their definitions in float64, what they do not see, ties, and what has no value."""
+"""Other similarity measures: their definitions in float64, invariances, ties, and states without a value."""
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,7 @@ def test_the_median_is_selected_exactly(n):
     np.testing.assert_allclose(found, expected, rtol=2e-6)
 
 
-def test_what_has_no_value_says_why():
+def test_a_measure_without_a_value_says_why():
     rng = np.random.default_rng(5)
     n, d = 60, 100
     states = rng.normal(size=(5, 1, n, d)).astype(np.float32)

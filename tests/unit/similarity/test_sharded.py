@@ -1,4 +1,4 @@
-"""Rows sharded over eight devices give what one device gives, and sums are spread."""
+"""Rows sharded over eight devices give the values of one device, and sums are spread."""
 
 from tests.support.tiny_programs import on_eight_devices
 

@@ -21,7 +21,7 @@ BATCH = 32
 
 
 def begin(shifts, pairs=PAIRS):
-    """A stream of one layer, so that a leading axis stands there for `similarities_of`."""
+    """Returns a stream of one layer, with the leading axis that `similarities_of` expects."""
     return jax.vmap(functools.partial(moments.start_stream, pairs=pairs))(jnp.asarray(shifts, jnp.float32)[None])
 
 
@@ -88,7 +88,7 @@ def test_inside_a_scan_over_layers():
 
 
 def test_the_first_rows_that_count_give_the_shift():
-    """Batches of no valid and of no finite rows before them do not; nor do later ones change it."""
+    """Earlier batches without valid or finite rows do not set it, and later ones do not change it."""
     states = shifted(benign(n=96), 1000)
     start = jax.jit(jax.vmap(moments.with_shift, in_axes=(0, 0, None)))
     state, valid = begin(np.zeros((3, 24))), np.ones(BATCH, bool)
@@ -158,7 +158,7 @@ def test_a_trillion_rows():
 
 
 def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
-    """There it is the small difference of large sums: what rounding leaves is known, and said."""
+    """It is then a small difference of large sums, whose rounding error is estimated and reported."""
     rng = np.random.default_rng(0)
     seen = set()
     for n in (4, 64):
@@ -209,7 +209,7 @@ def test_null_mean_is_that_over_all_pairings():
 
 
 def test_fast_products_are_asked_for():
-    """On this platform they give the same; the compiled text says what a TPU or GPU is told."""
+    """On this platform they give the same values; the compiled text shows what a TPU or GPU is asked for."""
     states = benign()
     slow, fast = (moments.start_stream(states.mean(1), PAIRS, fast=fast) for fast in (False, True))
     texts = [moments.update.lower(state, states, np.ones(40, bool)).as_text() for state in (slow, fast)]
