@@ -28,9 +28,14 @@ def pytest_configure(config):
         config.session_folder = tempfile.TemporaryDirectory(prefix="mossa-tests-")
         os.environ["MOSSA_TESTS"] = config.session_folder.name
     os.environ["MOSSA_CACHE"] = f"{os.environ['MOSSA_TESTS']}/cache-{os.getpid()}"
-    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache/tests/compiled" / machine()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache = {
+        "jax_compilation_cache_dir": str(ROOT / ".cache/tests/compiled" / machine()),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in cache.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
 
 
 def pytest_unconfigure(config):

@@ -25,7 +25,8 @@ from mossa_jax.llama.published import PUBLISHED, write_config
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.estimators import MIN_ROWS
-from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.states import KeptStates, PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +101,8 @@ def row_length(prompts: Sequence[Sequence[int]]) -> int:
 def _states(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int) -> KeptStates:
     """States of the prompts' last tokens of a model by itself, as `mossa.compare` computes them."""
     adapters = stack(model.architecture, [zero_adapter(model.architecture)])
-    return keep_states(
-        model.architecture, model.state, adapters, prompts, model.mesh,
-        pool="last", row_length=row_length(prompts), batch_rows=batch_rows,
-    )  # fmt: skip
+    config = PassConfig("last", batch_rows, Packing(row_length(prompts)))
+    return keep_states(model, adapters, prompts, config)
 
 
 def ours(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int) -> Values:

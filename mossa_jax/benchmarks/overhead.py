@@ -33,7 +33,10 @@ from mossa_jax.llama.model import merge
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.streamed.forward import stream_similarities
-from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models
+from mossa_jax.states import PassConfig, keep_states
+from mossa_jax.states.forward import PassSpec, RowBatch, SharedPrefix, run_models
+from mossa_jax.states.prompts import PromptPass
+from mossa_jax.tokens.packing import Packing
 
 POOLS = ("last", "mean", "all")
 MODELS = 3  # the base, and adapters for an experimental and a control model
@@ -41,27 +44,27 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 CHILD = "import sys; from mossa_jax.benchmarks import overhead; overhead.write_one(*sys.argv[1:])"
 
 
-@partial(jax.jit, static_argnames=("made",))
-def _bare(made: Pass, base, adapters, rows, prefix) -> jax.Array:
+@partial(jax.jit, static_argnames=("spec",))
+def _bare(spec: PassSpec, base, adapters, batch: RowBatch, prefix: SharedPrefix | None) -> jax.Array:
     """The passes of `states.forward`; of what they give, one number of the last layer leaves the device."""
     keep = lambda state, layer, x, whole: x.ravel()[0]  # noqa: E731
-    return run_models(made, merge(made.arch, base), adapters, rows, prefix, keep, None)
+    return run_models(spec, merge(spec.arch, base), adapters, batch, prefix, keep, None)
 
 
-def forward_only(inputs: tuple, packing: dict[str, Any]) -> None:
+def forward_only(inputs: tuple, config: PassConfig) -> None:
     """The forward passes of `together`, over the same packed rows, that pool and keep nothing."""
-    packed = Prompts(*inputs, **packing)
-    for rows in packed.batches():
-        done = _bare(packed.made, *packed.arguments, rows, packed.prefix)
+    run = PromptPass(*inputs, config)
+    for batch in run.batches():
+        done = _bare(run.spec, *run.arguments, batch, run.prefix)
     jax.block_until_ready(done)
 
 
-def together(inputs: tuple, packing: dict[str, Any]) -> None:
+def together(inputs: tuple, config: PassConfig) -> None:
     """As a run compares: pooled rows are kept and compared at the end, `all` tokens streamed into moments."""
-    if packing["pool"] == "all":
-        stream_similarities(*inputs, PAIRS, **packing)
+    if config.pool == "all":
+        stream_similarities(*inputs, config, PAIRS)
     else:
-        kept = keep_states(*inputs, **packing)
+        kept = keep_states(*inputs, config)
         compare_states(kept.states, kept.valid, PAIRS)
 
 
@@ -78,9 +81,9 @@ def overhead(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int, po
     Returns:
       Median seconds of both, and the share that the comparison adds (median, lowest and highest over rounds).
     """
-    inputs = model.architecture, model.state, _adapters(model.architecture), prompts, model.mesh
-    packing = {"pool": pool, "row_length": row_length(prompts), "batch_rows": batch_rows}
-    runs = {name: partial(run, inputs, packing) for name, run in (("forward", forward_only), ("together", together))}
+    inputs = model, _adapters(model.architecture), prompts
+    config = PassConfig(pool, batch_rows, Packing(row_length(prompts)))
+    runs = {name: partial(run, inputs, config) for name, run in (("forward", forward_only), ("together", together))}
     for run in runs.values():
         run()
     times = machine.in_turns(runs, rounds)

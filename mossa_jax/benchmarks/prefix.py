@@ -14,7 +14,8 @@ from mossa_jax.benchmarks import machine
 from mossa_jax.benchmarks.end_to_end import Workload, row_length, write_folders
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.states import keep_states
+from mossa_jax.states import PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 
 LEAD, OWN = 133, 60  # ids of Llama-2's template with its system prompt; of a prompt itself
 
@@ -30,10 +31,8 @@ def states(model: Model, prompts: list[list[int]], batch_rows: int, share: bool)
     """[1, L + 2, n, D] states of the prompts' last tokens; unshared ids take a place in every row."""
     adapters = stack(model.architecture, [zero_adapter(model.architecture)])
     own = [prompt[LEAD:] for prompt in prompts] if share else prompts
-    kept = keep_states(
-        model.architecture, model.state, adapters, prompts, model.mesh,
-        pool="last", row_length=row_length(own), batch_rows=batch_rows, share_prefix=share,
-    )  # fmt: skip
+    config = PassConfig("last", batch_rows, Packing(row_length(own), share_prefix=share))
+    kept = keep_states(model, adapters, prompts, config)
     return kept.states[:, :, : len(prompts)]
 
 

@@ -27,8 +27,9 @@ from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import Program
 from mossa_jax.planning.work import Work
 from mossa_jax.similarity import engine
-from mossa_jax.similarity.cells import pairs_of
-from mossa_jax.states.forward import LEAD_STEP, abstract_kept, kept_rows, max_own_of
+from mossa_jax.similarity.cells import compared_pairs
+from mossa_jax.states.keep import abstract_kept, row_slots
+from mossa_jax.states.prompts import PREFIX_MULTIPLE, rounded_max_own
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
@@ -212,7 +213,7 @@ class Planner:
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        return tuple(pairs_of(1 + self.config.compare.mismatched))
+        return tuple(compared_pairs(1 + self.config.compare.mismatched))
 
     @property
     def _compared(self) -> int:
@@ -224,7 +225,7 @@ class Planner:
         compare = self.config.compare
         if compare.pool == "all":
             return True
-        costs = engine.estimate(
+        costs = engine.estimate_costs(
             self._compared, self.arch.layers + 2, self.work.prompts, self.arch.hidden, self._pairs,
             self.hardware.chips, compare.pool,
         )  # fmt: skip
@@ -333,8 +334,8 @@ class Planner:
             lambda _: programs.states_program(
                 self.arch, grid, dtype=config.dtype, models=self._compared, rank=tuning.rank, targets=tuning.targets,
                 rows=rows, row_length=length, prompts=self.work.prompts, pool=pool,
-                prefix=mesh_lib.round_up(prefix, LEAD_STEP), pairs=pairs,
-                max_own=max_own_of(config.tokens.max_tokens - prefix),
+                prefix=mesh_lib.round_up(prefix, PREFIX_MULTIPLE), pairs=pairs,
+                max_own=rounded_max_own(config.tokens.max_tokens - prefix),
             ),
             lambda _: formulas.states_bytes(self.arch, spread, kept),
             lambda _: formulas.states_transfers(self.arch, spread),
@@ -343,7 +344,7 @@ class Planner:
     def _similarity(self) -> Stage:
         config, grid = self.config, self._grid(False)
         models, prompts, draws = self._compared, self.work.prompts, config.compare.permutations
-        rows = kept_rows(prompts, grid.shape["fsdp"])
+        rows = row_slots(prompts, grid.shape["fsdp"])
         spread = self._spread(grid, models, rows, 1)
         return Stage(
             "similarity",

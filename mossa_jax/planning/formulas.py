@@ -67,7 +67,7 @@ def similarity_flops(
 ) -> float:
     """Of one task's kept rows, in bfloat16 products: every float32 product is several of these."""
     layers, width = arch.layers + 2, arch.hidden
-    costs = engine.estimate(models, layers, rows, width, pairs, 1, "last")
+    costs = engine.estimate_costs(models, layers, rows, width, pairs, 1, "last")
     if rows <= MAX_GRAM_ROWS and GATHER_COST * rows <= width**2:
         again = 2 * models * rows**2 * width  # Gram matrices, once; a permutation then gathers
     else:
@@ -77,7 +77,7 @@ def similarity_flops(
 
 def moments_flops(arch: Architecture, models: int, rows: float, pairs: Sequence[tuple[int, int]], pool: str) -> float:
     """Of the moments of so many rows, in bfloat16 products."""
-    costs = engine.estimate(models, arch.layers + 2, int(rows), arch.hidden, pairs, 1, pool)
+    costs = engine.estimate_costs(models, arch.layers + 2, int(rows), arch.hidden, pairs, 1, pool)
     return _EXACT_PASSES * costs.moments.flops
 
 

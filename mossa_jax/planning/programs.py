@@ -33,7 +33,8 @@ from mossa_jax.planning.hardware import Hardware
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states
-from mossa_jax.states.forward import Pass, forward
+from mossa_jax.states.forward import PassSpec
+from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
 
 Grid = jax.sharding.Mesh | AbstractMesh
@@ -162,23 +163,23 @@ def states_program(
       prompts: of a task, whose pooled states are kept.
       pool: as in `states`.
       prefix: columns for the ids that all prompts share.
-      max_own: as in `states.forward.Pass`.
+      max_own: as in `states.forward.PassSpec`.
       pairs: of models whose moments are summed instead of keeping rows; only where `grid` has devices.
     """
     rows = mesh_lib.round_up(rows, grid.shape["fsdp"])
-    made = Pass(arch, pool, prefix, max_own, 0, grid)
+    spec = PassSpec(arch, pool, prefix, max_own, 0, grid)
     base, adapters, batch, shared = states.abstract_arguments(
-        made, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, row_length=row_length
+        spec, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, row_length=row_length
     )
-    run, state = forward, states.abstract_kept(arch, grid, models, prompts)
+    run, state = keep_batch, abstract_kept(arch, grid, models, prompts)
     if pairs:
         run, state = stream_batch, abstract_moments(arch, grid, models, pairs)
     arguments = (base, adapters, batch, shared, state)
     unread = [leaf for path, leaf in jax.tree.leaves_with_path(base) if leaf_name(path) == "head"]
     if prefix and pool == "last":
-        unread.append(shared["sums"])
+        unread.append(shared.sums)
     body = attention_body(grid, dtype, prefix)
-    return Program(grid, arguments, lambda: run.lower(made, *arguments), body, tuple(unread))
+    return Program(grid, arguments, lambda: run.lower(spec, *arguments), body, tuple(unread))
 
 
 def similarity_program(
@@ -198,12 +199,12 @@ def similarity_program(
       pairs: of models that are compared.
       permutations: of the null.
     """
-    kept = states.abstract_kept(arch, grid, models, prompts)
+    kept = abstract_kept(arch, grid, models, prompts)
     n = kept.shape[2]
     valid = mesh_lib.abstract(grid, (n,), (None,), jnp.bool_)
     ranks = mesh_lib.abstract(grid, (permutations, n), (None, None), jnp.int32)
-    lower = lambda: gram.sums.lower(  # noqa: E731
-        kept, valid, ranks, combinations=gram.combinations(models, pairs), pairs=tuple(pairs),
+    lower = lambda: gram.gram_sums.lower(  # noqa: E731
+        kept, valid, ranks, combinations=gram.gram_combinations(models, pairs), pairs=tuple(pairs),
         tile=gram.tile_size(n), mesh=grid if grid.size > 1 else None,
     )  # fmt: skip
     return Program(grid, (kept, valid, ranks), lower, beside=(abstract_base(arch, grid, dtype),))

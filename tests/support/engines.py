@@ -1,4 +1,4 @@
-"""The three ways to a similarity behind one signature: (states [M, n, D], valid) -> a single layer's `Found`."""
+"""The three engines of similarity behind one signature: (states [M, n, D], valid) -> `LayerSimilarities`."""
 
 import functools
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mossa_jax.similarity import compare_states, matrix
 from mossa_jax.similarity.streamed import moments
-from mossa_jax.similarity.streamed.values import finish
+from mossa_jax.similarity.streamed.values import similarities_of
 from tests.support.traps import PAIRS
 
 BATCH = 16
 
 
-class Found(NamedTuple):
-    """`value`, `undefined` [P, 2]; `participation_ratio`, `offset` [M]; rows that counted and that were dropped."""
+class LayerSimilarities(NamedTuple):
+    """One layer: `value`, `undefined` [P, 2]; `participation_ratio`, `offset` [M]; rows counted and dropped."""
 
     value: np.ndarray
     undefined: np.ndarray
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def _first_layer(found):
-    return Found(
+    return LayerSimilarities(
         found.value[:, 0],
         found.undefined[:, 0],
         found.participation_ratio[:, 0],
@@ -46,7 +46,7 @@ def kept(states, valid):
 def whole(states, valid):
     found = matrix.cka_matrix(jnp.asarray(states), valid)
     at = tuple(zip(*PAIRS, strict=True))
-    return Found(
+    return LayerSimilarities(
         np.stack([found.biased[at], found.debiased[at]], 1),
         found.undefined[at],
         found.participation_ratio,
@@ -63,12 +63,12 @@ def add(state, x, valid):
 
 
 def streamed(states, valid):
-    """Batches of `BATCH` rows, shifted by the means of the first that holds finite ones."""
+    """Streams batches of `BATCH` rows, shifted by the means of the first batch with finite ones."""
     placed = isinstance(states, jax.Array) and isinstance(states.sharding, NamedSharding)
     mesh = states.sharding.mesh if placed else None
     host = np.asarray(multihost_utils.process_allgather(states, tiled=True) if placed else states)
     empty = jnp.zeros((1, len(host), host.shape[2]))
-    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(empty)
+    state = jax.vmap(functools.partial(moments.start_stream, pairs=PAIRS, mesh=mesh))(empty)
     for first in range(0, host.shape[1], BATCH):
         batch, counts = host[:, first : first + BATCH], valid[first : first + BATCH]
         missing = BATCH - len(counts)
@@ -76,20 +76,19 @@ def streamed(states, valid):
         if mesh:
             batch = _place(batch, mesh, PartitionSpec(None, None, "fsdp"))
         state = add(state, batch, np.pad(counts, (0, missing)))
-    return _first_layer(finish(state))
+    return _first_layer(similarities_of(state))
 
 
 ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}
 
 
 def _place(array, mesh, spec):
-    """The same array on every process, each of which copies its own part."""
+    """Places an array that every process has; each copies its own part."""
     return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
 
 def spread(states):
-    """The states with rows over a mesh of eight devices, of however many processes, filled up with rows that are not
-    valid."""
+    """Spreads rows over a mesh of eight devices, of any number of processes, padded with rows that are not valid."""
     mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
     n = states.shape[1]
     filled = np.pad(states, ((0, 0), (0, -n % 16), (0, 0)), constant_values=np.nan)

@@ -1,4 +1,4 @@
-"""Linear CKA in float64 from the textbook formulas, apart from the library's own reference."""
+"""Linear CKA in float64 from the textbook formulas, independent of the library's own reference."""
 
 import numpy as np
 

@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 
 
 def on_eight_devices(program: str) -> str:
-    """What the program prints; it may import the modules beside this one."""
+    """Runs a program on eight virtual devices and returns what it prints; it may import this package's modules."""
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", program],

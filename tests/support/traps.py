@@ -1,4 +1,4 @@
-"""States that break careless CKA, and their float64 values: what the tests of every engine share."""
+"""States that break careless CKA, and their float64 values, for the tests of every engine."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ OFFSETS = (0, 1, 3, 10, 30, 100, 1000)
 
 
 def benign(n=N, d=D, seed=0, models=MODELS):
-    """[M, n, d] float32; the models share a part of what they see."""
+    """[M, n, d] float32; the models share some of their factors."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(n, 4))
     mixing = rng.normal(size=(models, 4, d))
@@ -18,7 +18,7 @@ def benign(n=N, d=D, seed=0, models=MODELS):
 
 
 def shifted(states, rho):
-    """A common offset of `rho` times the root mean square norm of the centred rows."""
+    """Adds an offset of `rho` times the root mean square norm of the centred rows to all states."""
     direction = np.random.default_rng(9).normal(size=states.shape[-1])
     centred = states - states.mean(1, keepdims=True)
     size = np.sqrt(np.square(centred).sum(2).mean()) / np.linalg.norm(direction)
@@ -50,7 +50,7 @@ def table():
 
 
 def undefined_table():
-    """Name -> ([M, n, d] float32, what is said of pair (0, 1) per estimator; "" for a value)."""
+    """Name -> ([M, n, d] float32, the reason given for pair (0, 1) per estimator; "" for a value)."""
     flat = benign()
     flat[1] = np.float32(0.1) * np.arange(1, D + 1, dtype=np.float32)
     zero = benign()

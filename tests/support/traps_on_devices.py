@@ -1,6 +1,6 @@
-"""Run by test_traps.py in processes of its own: the whole trap table on eight devices.
+"""The whole trap table on eight devices; test_traps.py runs it in processes of its own.
 
-Arguments, for several processes: their number, the coordinator and this one's index.
+With several processes the arguments are their number, the coordinator's address and this one's index.
 """
 
 import sys

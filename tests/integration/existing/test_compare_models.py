@@ -1,4 +1,4 @@
-"""The public names: states by prompt, options, and what is refused."""
+"""The public Python API: states by prompt, options, and refusals."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from tests.support.tiny_llama import distance, random_texts, torch_states
 
-# Far more than fit in a row, of very different lengths, so that packing moves them about.
+# Far more than fit into one row, of very different lengths, so that packing reorders them.
 TEXTS = [" ".join(random_texts(1 + number % 5, seed=number)) for number in range(40)]
 
 
@@ -43,7 +43,7 @@ def test_prompts_are_cut_on_the_right(model):
     assert wanted["embed"].shape == (1, 32)
 
 
-def test_one_model_is_wholly_like_itself(model, tiny):
+def test_a_model_equals_itself(model, tiny):
     table = mossa.compare(model, "pretrained", str(tiny.folder), TEXTS)
     assert table.cka.to_numpy() == pytest.approx(np.ones(len(table)), abs=1e-6)
 

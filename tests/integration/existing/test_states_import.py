@@ -42,7 +42,7 @@ def oracle(x, y):
 
 @pytest.fixture
 def streams():
-    """Two models' layers of differing widths, with an offset as language models have it."""
+    """Returns the layers of two models of different widths, with an offset like that of language models."""
     rng = np.random.default_rng(0)
     shared = rng.standard_normal((N, 6))
     sides = [
@@ -88,7 +88,7 @@ def test_layers_in_natural_order_and_values_of_differing_widths(tmp_path, stream
     assert set(table.n) == {N} and table.attrs["dropped"] == []
 
 
-def test_one_safetensors_file_and_one_a_layer_hold_the_same(tmp_path, streams):
+def test_one_safetensors_file_and_one_per_layer_are_read_the_same(tmp_path, streams):
     a, b = streams
     for name in ("one", "many"):
         (tmp_path / name).mkdir()
@@ -115,7 +115,7 @@ def test_float64_keeps_digits_that_float32_would_cut(tmp_path, streams):
     assert table.cka.isna().all() and table.undefined.str.contains("no variance in a").all()
 
 
-def test_rows_that_are_not_finite_go_on_both_sides_and_are_named(tmp_path, streams, caplog):
+def test_rows_that_are_not_finite_are_dropped_on_both_sides_and_named(tmp_path, streams, caplog):
     a, b = streams
     a["2"][3, 0], b["embed"][17, 1] = np.nan, np.inf
     table = mossa.compare_saved(write_npy(tmp_path / "a", a, IDS), write_npy(tmp_path / "b", b, IDS))
@@ -169,7 +169,7 @@ def test_missing_layers_and_rows_are_refused(tmp_path, streams):
     refused(a, tmp_path / "empty", "layer_1.pt", ".npy")
 
 
-def test_what_is_no_plain_array_of_numbers_is_refused_and_never_unpickled(tmp_path, streams):
+def test_anything_but_a_plain_array_of_numbers_is_refused_and_never_unpickled(tmp_path, streams):
     a = write_npy(tmp_path / "a", streams[0])
 
     class Bomb:
@@ -193,7 +193,7 @@ def test_what_is_no_plain_array_of_numbers_is_refused_and_never_unpickled(tmp_pa
     refused(a, tmp_path / "torn", "states.safetensors", "readable")
 
 
-def test_layers_are_read_when_asked_for_and_not_before(tmp_path, streams):
+def test_layers_are_read_only_when_they_are_asked_for(tmp_path, streams):
     found = saved.open_states(write_npy(tmp_path / "a", streams[0]))
     assert list(found.layers) == list(LAYERS) and found.rows == N and found.ids is None
     assert isinstance(found.layers["10"](), np.memmap)

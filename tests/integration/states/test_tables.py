@@ -57,7 +57,7 @@ def test_a_whole_model_of_another_width(model, tiny, tmp_path):
 
 @pytest.mark.parametrize("first_changed", [1, 2, 3])
 def test_states_below_the_first_adapter_are_the_same(model, tiny, tmp_path, first_changed):
-    """Random adapters in blocks `first_changed`.. alone; blocks are counted from 1, as layer names are."""
+    """Random adapters in blocks from `first_changed` on; blocks are counted from 1, as layer names are."""
     layers = list(range(first_changed - 1, LAYERS))
     for seed, name in enumerate(("one", "two")):
         write_adapter(tiny.folder, tmp_path / name, seed=seed, layers=layers)

@@ -13,7 +13,7 @@ N, D = 40, 24
 
 
 def make_states(layers, seed=0, models=3, n=N, d=D):
-    """[models, layers, n, d] float32; models share a part of what they see."""
+    """[models, layers, n, d] float32; the models share some of their factors."""
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=(layers, n, 4))
     mixing = rng.normal(size=(models, layers, 4, d))
@@ -70,7 +70,7 @@ def test_interval_is_the_brute_force_jackknife(n, d):
 
 
 def test_states_that_differ_by_rounding_have_a_narrow_interval():
-    """Their jackknife error is rounding, and so is their distance from 1: the ratio of the two means nothing."""
+    """Their jackknife error is rounding, and so is their distance from 1: their ratio means nothing."""
     for seed in range(8):
         states = make_states(1, seed=seed, n=60, d=64)
         noise = np.random.default_rng(seed).normal(size=states[0].shape)
@@ -132,7 +132,7 @@ def test_few_rows(rows, defined):
     assert (found.low <= found.value).all() and (found.value <= found.high).all()
 
 
-def test_rows_not_finite_are_dropped_jointly_and_counted():
+def test_rows_that_are_not_finite_are_dropped_from_all_models_and_counted():
     states = make_states(2)
     states[0, 0, 7, 3] = np.nan
     states[2, 1, 11, 0] = np.inf
@@ -161,7 +161,7 @@ def test_padding_and_order_change_nothing():
 def test_many_tiles_agree_with_one():
     states = make_states(1, n=200)
     sums = [
-        gram.sums(
+        gram.gram_sums(
             jnp.asarray(states),
             np.ones(200, bool),
             np.zeros((0, 200), np.int32),

@@ -111,7 +111,7 @@ def test_p_is_uniform_without_an_effect(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_p_is_small_with_an_effect_and_the_more_so_the_stronger_it_is(name):
+def test_p_falls_as_the_effect_grows(name):
     rng = np.random.default_rng(1)
     n, power = 60, []
     for strength in (0.0, 0.5, 1.0, 3.0):

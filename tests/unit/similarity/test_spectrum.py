@@ -38,7 +38,7 @@ def test_figures_are_those_of_the_singular_values(n, d):
     assert found.top_dimension[1, 1] > 0.99 > found.top_dimension[0, 1]
 
 
-def test_planted_dimensions_are_found():
+def test_planted_dimensions_are_recovered():
     rng = np.random.default_rng(1)
     directions = np.linalg.qr(rng.normal(size=(64, 8)))[0].T
     rows = rng.normal(size=(4000, 8)).astype(np.float32) @ directions.astype(np.float32)
@@ -60,7 +60,7 @@ def test_constant_states_and_few_rows_have_no_spectrum():
     assert (few.undefined == "3 finite rows; at least 4 are needed").all() and np.isnan(few.components).all()
 
 
-def test_rounding_of_bfloat16_is_no_variance():
+def test_rounding_of_bfloat16_is_not_variance():
     states = jnp.full((1, 1, 50, 120), 3.0, jnp.bfloat16).at[0, 0, 7, :].add(0.02)
     assert spectrum(states, np.ones(50, bool)).undefined[0, 0] == "no variance"
     assert spectrum(states.astype(jnp.float32), np.ones(50, bool)).components[0, 0] == 1

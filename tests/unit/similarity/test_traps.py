@@ -29,7 +29,7 @@ def test_values_are_those_of_float64(engine, trap):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("trap", UNDEFINED)
-def test_without_a_value_the_reason_is_said(engine, trap):
+def test_an_engine_without_a_value_says_why(engine, trap):
     states, said = UNDEFINED[trap]
     found = ENGINES[engine](states, np.ones(states.shape[1], bool))
     assert list(found.undefined[0]) == said
@@ -102,7 +102,7 @@ def test_real_states(engine, stories):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_on_eight_devices(root, tmp_path, processes):
-    """The same table, by one process and by two; what the quick tests show there is in test_sharded and test_matrix."""
+    """The same table, by one process and by two; test_sharded and test_matrix have quicker tests of several devices."""
     command = [sys.executable, ROOT / "tests/support/traps_on_devices.py"]
     address = free_address()
     more = [[processes, address, index] for index in range(processes)] if processes > 1 else [[]]

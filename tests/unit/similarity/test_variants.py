@@ -33,7 +33,7 @@ def agree(transformed, valid, rows, pairs, transform):
 
 
 @pytest.mark.parametrize("n, d", [(120, 30), (50, 90)])
-def test_standardised_dimensions_weigh_alike(n, d):
+def test_standardised_dimensions_weigh_the_same(n, d):
     states = massive(n, d)
     states[0, :, :, 5] = 1e4
     states[1, 1, 6, 0] = np.nan
@@ -70,7 +70,7 @@ def test_top_components_are_removed(n, d, count):
     assert (whole > 0.95).all() and (compare_states(transformed, valid, [(0, 1)]).value[..., 1] < 0.9).all()
 
 
-def test_what_is_left_of_a_state_without_other_components_is_nothing():
+def test_a_state_without_its_only_components_is_undefined():
     rng = np.random.default_rng(0)
     states = rng.normal(size=(2, 2, 50, 90)).astype(np.float32) + 5
     states[0, 0] = np.outer(rng.normal(size=50), rng.normal(size=90)) + 5
