@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
-from mossa_jax.report import drawing
+from mossa_jax.report import figure_elements
 from mossa_jax.report.palette import MODEL_NAMES, SCORE_COLOURS, SCORE_NAMES, UNDEFINED, shortened
 
 
@@ -29,18 +29,18 @@ def _values(pair: dict) -> np.ndarray:
 
 def _draw_boxes(table: pd.DataFrame, found: dict, held_out: bool, title: str, empty: str) -> Figure:
     layers, pair = layer_order(table), _pair(table, held_out)
-    figure = drawing.new_figure(max(7.0, min(16.0, 2.0 + 0.34 * len(layers))), 4.2)
+    figure = figure_elements.new_figure(max(7.0, min(16.0, 2.0 + 0.34 * len(layers))), 4.2)
     axes = figure.subplots()
-    drawing.section_bands(axes, found["sections"], layers)
-    if drawing.paired_boxes(axes, pair, layers):
-        drawing.layer_axis(axes, layers)
-        drawing.unit_range(axes, _values(pair))
+    figure_elements.section_bands(axes, found["sections"], layers)
+    if figure_elements.paired_boxes(axes, pair, layers):
+        figure_elements.layer_axis(axes, layers)
+        figure_elements.unit_range(axes, _values(pair))
         axes.set_ylabel(f"CKA with the task's specialist ({HEADLINE})")
         axes.set_title(f"{title} ({len(pair['tuned'])} tasks)", pad=18)
-        drawing.model_legend(axes)
+        figure_elements.model_legend(axes)
     else:
         axes.clear()
-        drawing.say(axes, empty)
+        figure_elements.say(axes, empty)
     return figure
 
 
@@ -61,27 +61,27 @@ def draw_clusters(table: pd.DataFrame, found: dict) -> Figure:
     ranking, layers = found["clusters"]["ranking"], layer_order(table)
     columns = 2 if len(ranking) > 1 else 1
     rows = max(1, -(-len(ranking) // columns))
-    figure = drawing.new_figure(6.4 * columns if columns > 1 else 8.0, 2.3 * rows + 0.4)
+    figure = figure_elements.new_figure(6.4 * columns if columns > 1 else 8.0, 2.3 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False)
     whole = _values(_pair(table, False))
     for axes, row in zip(panels.flat, ranking, strict=False):
         pair = _pair(table, False, row["tasks"])
-        drawing.section_bands(axes, found["sections"], layers, named=False)
-        if drawing.paired_boxes(axes, pair, layers):
-            drawing.layer_axis(axes, layers, label=False, most=20)
-            drawing.unit_range(axes, whole)
+        figure_elements.section_bands(axes, found["sections"], layers, named=False)
+        if figure_elements.paired_boxes(axes, pair, layers):
+            figure_elements.layer_axis(axes, layers, label=False, most=20)
+            figure_elements.unit_range(axes, whole)
             count = len(row["tasks"])
             axes.set_title(f"{row['cluster']} ({count} task{'s' if count > 1 else ''})")
         else:
-            drawing.say(axes, f"{row['cluster']}: no defined cell")
+            figure_elements.say(axes, f"{row['cluster']}: no defined cell")
     for axes in list(panels.flat)[len(ranking) :]:
         axes.set_axis_off()
     if ranking:
-        drawing.model_legend(panels[0, 0], fontsize=7)
+        figure_elements.model_legend(panels[0, 0], fontsize=7)
         figure.supxlabel("layer", fontsize=9)
         figure.supylabel(f"CKA ({HEADLINE})", fontsize=9)
     else:
-        drawing.say(panels[0, 0], "No cluster with tasks of the mixture.")
+        figure_elements.say(panels[0, 0], "No cluster with tasks of the mixture.")
     return figure
 
 
@@ -97,7 +97,7 @@ def draw_heatmap(table: pd.DataFrame, found: dict) -> Figure:
         "difference": pair["tuned"] - pair["pretrained"],
     }
     height = max(2.8, 1.5 + 0.17 * len(tasks))
-    figure = drawing.new_figure(max(10.0, min(19.0, 5.0 + 0.42 * len(layers))), height)
+    figure = figure_elements.new_figure(max(10.0, min(19.0, 5.0 + 0.42 * len(layers))), height)
     subplots = figure.subplots(1, 3, sharey=True)
     size = np.nanmax(np.abs(panels["difference"].to_numpy()), initial=0.05)
     any_undefined = False
@@ -110,7 +110,7 @@ def draw_heatmap(table: pd.DataFrame, found: dict) -> Figure:
         cmap = "PuOr_r" if change else "cividis"
         image = axes.imshow(values, aspect="auto", norm=norm, cmap=cmap, interpolation="nearest")
         figure.colorbar(image, ax=axes, location="bottom", shrink=0.8, pad=0.02, aspect=30)
-        drawing.layer_axis(axes, layers, label=False, most=16)
+        figure_elements.layer_axis(axes, layers, label=False, most=16)
         axes.set_xlim(-0.5, len(layers) - 0.5)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(name)
@@ -129,10 +129,10 @@ def draw_heatmap(table: pd.DataFrame, found: dict) -> Figure:
 
 def draw_training(curves: pd.DataFrame) -> Figure:
     """Training loss of the multi-task model and of every specialist."""
-    figure = drawing.new_figure(8.0, 3.6)
+    figure = figure_elements.new_figure(8.0, 3.6)
     axes = figure.subplots()
     if curves.empty:
-        drawing.say(axes, "No training curve was recorded.")
+        figure_elements.say(axes, "No training curve was recorded.")
         return figure
     for model, rows in curves.sort_values("step").groupby("model", sort=True):
         colour = SCORE_COLOURS["tuned" if model.startswith("tuned.seed") else "control"]
@@ -151,10 +151,10 @@ def draw_scores(scores: pd.DataFrame) -> Figure:
     """Exact match per task of the base, the multi-task model and the task's specialist."""
     wide = scores.pivot_table(index="task", columns="model", values="exact_match", aggfunc="mean")
     order = scores.drop_duplicates("task").sort_values(["cluster", "task"], ascending=False)
-    figure = drawing.new_figure(8.0, max(2.6, 1.2 + 0.19 * len(wide)))
+    figure = figure_elements.new_figure(8.0, max(2.6, 1.2 + 0.19 * len(wide)))
     axes = figure.subplots()
     if wide.empty:
-        drawing.say(axes, "Task scores were not measured.")
+        figure_elements.say(axes, "Task scores were not measured.")
         return figure
     wide = wide.reindex(index=order["task"], columns=list(SCORE_NAMES)).astype(float)
     rows = np.arange(len(wide))
@@ -172,7 +172,7 @@ def draw_scores(scores: pd.DataFrame) -> Figure:
 
 def draw_estimators(table: pd.DataFrame) -> Figure:
     """Biased against debiased CKA, a point per task and layer: what finite samples add to the biased value."""
-    figure = drawing.new_figure(8.6, 4.2)
+    figure = figure_elements.new_figure(8.6, 4.2)
     for axes, (model, name) in zip(figure.subplots(1, 2, sharey=True), MODEL_NAMES.items(), strict=True):
         x, y, n = (
             task_layer_matrix(table, model, estimator, None, value=value).to_numpy().ravel()
@@ -180,7 +180,7 @@ def draw_estimators(table: pd.DataFrame) -> Figure:
         )
         keep = np.isfinite(x) & np.isfinite(y)
         if not keep.any():
-            drawing.say(axes, f"{name}: no cell with both estimators")
+            figure_elements.say(axes, f"{name}: no cell with both estimators")
             continue
         points = axes.scatter(x[keep], y[keep], c=n[keep], s=9, cmap="viridis_r", alpha=0.8, linewidths=0)
         low = min(0.0, float(x[keep].min()))
@@ -217,6 +217,6 @@ def write_figures(
         "scores": lambda: draw_scores(scores),
     }
     for name, make in makers.items():
-        with rc_context(drawing.STYLE):
-            drawing.save(make(), folder, name)
+        with rc_context(figure_elements.STYLE):
+            figure_elements.save(make(), folder, name)
     return list(makers)

@@ -32,9 +32,9 @@ def test_every_figure_is_written_and_reproducible(run, tmp_path):
     files = {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "a").iterdir()} == files
     (tmp_path / "b").mkdir()
-    with figures.rc_context(figures.drawing.STYLE):
-        figures.drawing.save(figures.draw_layers(table.iloc[::-1], found), tmp_path / "b", "layers")
-        figures.drawing.save(figures.draw_scores(scores.iloc[::-1]), tmp_path / "b", "scores")
+    with figures.rc_context(figures.figure_elements.STYLE):
+        figures.figure_elements.save(figures.draw_layers(table.iloc[::-1], found), tmp_path / "b", "layers")
+        figures.figure_elements.save(figures.draw_scores(scores.iloc[::-1]), tmp_path / "b", "scores")
     for path in (tmp_path / "b").iterdir():
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
     for name in names:
@@ -76,9 +76,9 @@ def test_everything_undefined_is_drawn(tmp_path):
 
 def test_a_name_is_never_mathematics(tmp_path):
     table = planted_table(tasks=2, layers=4, held_out=0, names=[r"$\frac{1}$", "cost_$5$"])
-    with figures.rc_context(figures.drawing.STYLE):
+    with figures.rc_context(figures.figure_elements.STYLE):
         figure = figures.draw_heatmap(table, find(table, NO_SCORES, draws=20))
-        figures.drawing.save(figure, tmp_path, "heatmap")
+        figures.figure_elements.save(figure, tmp_path, "heatmap")
     assert r"$\frac{1}$" in words(figure)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from mossa_jax.report import drawing
+from mossa_jax.report import figure_elements
 from mossa_jax.report.palette import PRETRAINED_COLOUR, TUNED_COLOUR, UNDEFINED, shortened
 
 _BINS = 72
@@ -27,7 +27,7 @@ def draw_lengths(tasks: pd.DataFrame, lengths: Mapping[str, np.ndarray], max_tok
     """
     lines = [(cluster, rows) for cluster, rows in tasks.groupby("cluster", sort=False)]
     count = len(tasks) + len(lines)
-    figure = drawing.new_figure(9.5, 1.3 + 0.2 * max(count, 4))
+    figure = figure_elements.new_figure(9.5, 1.3 + 0.2 * max(count, 4))
     axes = figure.subplots()
     shortest = max(1, min(int(values.min()) for values in lengths.values()))
     edges = np.unique(np.round(np.geomspace(shortest, max_tokens + 1, _BINS + 1))).astype(int)
