@@ -387,8 +387,6 @@ def figure(column: str, value: float, percent: str = "") -> str:
 
 def write_look(found: Look, folder: epath.PathLike) -> None:
     """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
-    from matplotlib import rc_context
-
     from mossa_jax.report import figure_elements
     from mossa_jax.report.length_histograms import draw_lengths
 
@@ -397,5 +395,5 @@ def write_look(found: Look, folder: epath.PathLike) -> None:
     write_text(folder / "tasks.csv", found.tasks.to_csv(index=False))
     write_text(folder / "mixture.csv", found.mixture.to_csv(index=False))
     write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in found.warnings))
-    with rc_context(figure_elements.STYLE):
+    with figure_elements.figure_style():
         figure_elements.save(draw_lengths(found.tasks, found.lengths, found.totals["max_tokens"]), folder, "lengths")
