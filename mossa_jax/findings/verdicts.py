@@ -92,13 +92,13 @@ def _sections(analysis: Analysis) -> Finding:
     )
     if not sections["resolved"]:
         verdict = WEAK
-        sentence += " Its beginning or end is not resolved: an interval reaches the end of the network."
+        sentence += " The start or end of the transition is not resolved: its interval reaches the edge of the network."
     if not biased["found"]:
         verdict = WEAK
         sentence += f" The biased estimator shows no transition ({biased['reason']})."
     elif abs(biased["transition"][0] - transition[0]) > 2:
         verdict = WEAK
-        sentence += f" The biased estimator places it in {_layers(biased['transition'])}."
+        sentence += f" The biased estimator places the transition in {_layers(biased['transition'])}."
     crossing = sections["crossing"] or {}
     if crossing.get("layer") is not None and crossing["interval"] is not None:
         low, high = crossing["interval"]

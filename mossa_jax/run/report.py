@@ -140,6 +140,7 @@ def run_facts(
       prompts: `smallest` and `largest` number of prompts of a task.
     """
     config, template = run.config, record["template"]
+    processes = f"{environment['processes']} process" + ("es" if environment["processes"] > 1 else "")
     return {
         "name": config.name,
         "base": config.base,
@@ -152,6 +153,6 @@ def run_facts(
         "pooling": config.compare.pool,
         "template": f"{template['name']} ({template['digest']}): {template['text']}",
         "seed": config.seed,
-        "devices": f"{environment['devices']} x {environment['device']}, {environment['processes']} process(es)",
+        "devices": f"{environment['devices']} x {environment['device']}, {processes}",
         "date": time.strftime("%Y-%m-%d"),
     }
