@@ -45,7 +45,8 @@ class Finding(TypedDict):
 def statements(analysis: Analysis) -> list[Finding]:
     """States the findings, in the order of the page.
 
-    A verdict of `supported` is lowered to `weak` if some task has fewer than `FEW_PROMPTS` prompts.
+    A verdict of `supported` is lowered to `weak` if some task has fewer than `FEW_PROMPTS` prompts, except for the
+    finding on ability, which also rests on task scores.
 
     Args:
       analysis: the other results of `find`, already in JSON's own types.
@@ -56,7 +57,6 @@ def statements(analysis: Analysis) -> list[Finding]:
     smallest = analysis["trust"]["prompts"]["smallest"]
     if smallest is not None and smallest < FEW_PROMPTS:
         for finding in findings:
-            # Task scores do not depend on the number of prompts that are compared.
             if finding["verdict"] == SUPPORTED and finding["chart"] != "training":
                 finding["verdict"] = WEAK
                 finding["sentence"] += f" The smallest task has only {smallest:.0f} prompts."

@@ -48,20 +48,20 @@ def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]
     for name, task in record["tasks"].items():
         bad_rows = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad_rows:
-            warnings.append(f"task {name}: {bad_rows} unusable rows were left out")
+            warnings.append(f"task {name}: left out {_count(bad_rows, 'unusable row')}")
     return warnings + training_trouble(run.folder)
 
 
 def few_steps(run: Run) -> list[str]:
-    """Warns of specialists that were hardly trained."""
+    """Warns of specialists that took few steps."""
     steps = {task.name: read_about(run.tuned_folder(task.name))["steps"] for task in run.suite.tasks}
     few = [name for name, count in steps.items() if count < FEW_STEPS]
     if not few:
         return []
     shown = ", ".join(few[:_MAX_NAMES]) + (", ..." if len(few) > _MAX_NAMES else "")
     return [
-        f"the specialists of {len(few)} tasks took fewer than {FEW_STEPS} steps: they are near the pre-trained model, "
-        f"whatever it holds ({shown})"
+        f"specialists that took fewer than {FEW_STEPS} steps: {len(few)} ({shown}); they are near the pre-trained "
+        "model, whatever it holds"
     ]
 
 
@@ -78,8 +78,8 @@ def repeated_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
         return []
     worst = max(repeats, key=lambda name: repeats[name])
     return [
-        f"{sum(repeats.values())} test prompts in {len(repeats)} tasks repeat others after cutting, and count once in "
-        f"similarities (most in {worst}: {repeats[worst]} of {tests[worst]['rows']})"
+        f"{_count(sum(repeats.values()), 'test prompt')} in {_count(len(repeats), 'task')} repeat others after cutting "
+        f"and count once in similarities (most in {worst}: {repeats[worst]} of {tests[worst]['rows']})"
     ]
 
 
@@ -91,3 +91,7 @@ def training_trouble(run_folder: RunFolder) -> list[str]:
             key = record["model"], counter
             counts[key] = max(counts.get(key, 0), record.get(counter, 0))
     return [f"model {model}: {count} {_TRAINING[counter]}" for (model, counter), count in counts.items() if count]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
