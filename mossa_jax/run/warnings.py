@@ -18,7 +18,7 @@ _POOLING = {
 """Pooling -> its trap."""
 
 _TRAINING = {
-    "skipped": "updates were skipped because loss or gradient was not finite",
+    "skipped": "updates skipped because loss or gradient was not finite",
     "spikes": "loss spikes",
 }
 """Counter in metrics.jsonl -> what it counts."""
@@ -60,8 +60,8 @@ def few_steps(run: Run) -> list[str]:
         return []
     shown = ", ".join(few[:_MAX_NAMES]) + (", ..." if len(few) > _MAX_NAMES else "")
     return [
-        f"specialists that took fewer than {FEW_STEPS} steps: {len(few)} ({shown}); they are near the pre-trained "
-        "model, whatever it holds"
+        f"specialists that took fewer than {FEW_STEPS} steps: {len(few)} ({shown}); few steps leave a "
+        "specialist near the pre-trained model, so a high pre-trained CKA means little there"
     ]
 
 
@@ -90,7 +90,7 @@ def training_trouble(run_folder: RunFolder) -> list[str]:
         for counter in _TRAINING:
             key = record["model"], counter
             counts[key] = max(counts.get(key, 0), record.get(counter, 0))
-    return [f"model {model}: {count} {_TRAINING[counter]}" for (model, counter), count in counts.items() if count]
+    return [f"model {model}, {_TRAINING[counter]}: {count}" for (model, counter), count in counts.items() if count]
 
 
 def _count(number: int, noun: str) -> str:

@@ -32,7 +32,7 @@ def test_every_cause_has_its_warning():
         "10 test prompts",
         "c, d",
         "task a: left out 3",
-        "model a: 2",
+        "not finite: 2",
     ]
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
@@ -46,4 +46,4 @@ def test_the_task_with_most_repeats_is_named():
 
 def test_counters_of_training_count_once_per_model():
     metrics = [{"model": "a", "spikes": 1}, {"model": "a", "spikes": 4, "skipped": 0}, {"model": "b", "spikes": 0}]
-    assert training_trouble(run_of(metrics=metrics).folder) == ["model a: 4 loss spikes"]
+    assert training_trouble(run_of(metrics=metrics).folder) == ["model a, loss spikes: 4"]
