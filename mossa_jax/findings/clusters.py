@@ -1,82 +1,101 @@
 """How much of each task cluster pre-training already holds, and what tuning adds (MOSSA, figure 3)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from mossa_jax.findings.curves import HEADLINE, clusters_of, mean_defined, task_layer_matrix
+from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, clusters_of, mean_defined, task_layer_matrix
 from mossa_jax.findings.resampling import interval_of_mean, p_value
+
+MIN_TASKS_FOR_INTERVAL = 3
+MIN_TASKS_FOR_TEST = 6
 
 
 def task_levels(
     table: pd.DataFrame, layers: list[str], estimator: str = HEADLINE, held_out: bool | None = False
 ) -> pd.DataFrame:
-    """Mean CKA over layers per task: columns `cluster`, `pretrained`, `tuned`, `change`; index task."""
+    """Averages each task's CKA with its own specialist over layers.
+
+    Args:
+      table: the results table.
+      layers: the layers to average over.
+      estimator: `debiased` or `biased`.
+      held_out: as in `task_layer_matrix`.
+
+    Returns:
+      Columns `cluster`, `pretrained`, `tuned` and `change`; the index is the task.
+    """
+    matrices = {name: task_layer_matrix(table, name, estimator, held_out, layers) for name in EXPERIMENTALS}
     columns = {
-        name: pd.Series(mean_defined(matrix.to_numpy()), index=matrix.index)
-        for name in ("pretrained", "tuned")
-        for matrix in [task_layer_matrix(table, name, estimator, held_out, layers)]
+        name: pd.Series(mean_defined(matrix.to_numpy()), index=matrix.index) for name, matrix in matrices.items()
     }
     levels = pd.DataFrame(columns, dtype=float)
-    # Averaged over layers where both are defined, never a difference of means over unlike layers.
-    tuned, pretrained = (
-        task_layer_matrix(table, name, estimator, held_out, layers).reindex(levels.index)
-        for name in ("tuned", "pretrained")
-    )
+    # The change averages over the layers where both models are defined. A difference of the two means would compare
+    # different layers.
+    tuned, pretrained = (matrices[name].reindex(levels.index) for name in (TUNED, PRETRAINED))
     levels["change"] = mean_defined((tuned - pretrained).to_numpy())
-    levels.insert(0, "cluster", [clusters_of(table)[task] for task in levels.index])
+    cluster_of = clusters_of(table)
+    levels.insert(0, "cluster", [cluster_of[task] for task in levels.index])
     return levels
 
 
-def _summary(values: np.ndarray, draws: int, rng: np.random.Generator) -> dict:
+def _mean_and_interval(values: np.ndarray, draws: int, rng: np.random.Generator) -> dict[str, float]:
     finite = values[np.isfinite(values)]
     low, high = interval_of_mean(finite, draws, rng)
     return {"mean": float(finite.mean()) if finite.size else float("nan"), "low": low, "high": high}
 
 
-def rank_clusters(levels: pd.DataFrame, seed: int = 0, draws: int = 2000) -> list[dict]:
-    """Clusters from the most to the least held by pre-training.
+def rank_clusters(levels: pd.DataFrame, seed: int = 0, draws: int = 2000) -> list[dict[str, Any]]:
+    """Ranks clusters from the most to the least held by pre-training.
 
     Args:
-        levels: From `task_levels`.
-        seed: Seed of the bootstrap over tasks.
-        draws: Number of resamples.
+      levels: from `task_levels`.
+      seed: seed of the bootstrap over tasks.
+      draws: number of resamples.
 
     Returns:
-        A dict per cluster: `rank`, `cluster`, `n_tasks`, `tasks`, and for `pretrained`, `tuned`, `change` the
-        mean over tasks with its 95 % bootstrap interval (NaN with fewer than three tasks; `reason` then says
-        so).
+      One dict per cluster: `rank`, `cluster`, `n_tasks`, `tasks`, and for each of `pretrained`, `tuned` and `change`
+      the mean over tasks with its 95 % bootstrap interval. With fewer than three tasks the interval is NaN and
+      `reason` says so.
     """
     rows = []
     for index, (cluster, group) in enumerate(levels.groupby("cluster", sort=True)):
         rng = np.random.default_rng([seed, 10, index])
-        defined = int(np.isfinite(group["pretrained"]).sum())
-        row = {"cluster": cluster, "n_tasks": defined, "tasks": list(group.index)}
-        row |= {key: _summary(group[key].to_numpy(), draws, rng) for key in ("pretrained", "tuned", "change")}
-        row["reason"] = "" if defined >= 3 else f"tasks with defined cells: {defined}, too few for an interval"
+        n_tasks = int(np.isfinite(group[PRETRAINED]).sum())
+        row: dict[str, Any] = {"cluster": cluster, "n_tasks": n_tasks, "tasks": list(group.index)}
+        row |= {key: _mean_and_interval(group[key].to_numpy(), draws, rng) for key in (PRETRAINED, TUNED, "change")}
+        enough = n_tasks >= MIN_TASKS_FOR_INTERVAL
+        row["reason"] = "" if enough else f"too few tasks with defined cells for an interval ({n_tasks})"
         rows.append(row)
     rows.sort(
         key=lambda row: (
-            not np.isfinite(row["pretrained"]["mean"]),
-            -row["pretrained"]["mean"],
+            not np.isfinite(row[PRETRAINED]["mean"]),
+            -row[PRETRAINED]["mean"],
             row["cluster"],
         )
     )
     return [{"rank": rank} | row for rank, row in enumerate(rows, 1)]
 
 
-def clusters_differ(levels: pd.DataFrame, column: str, seed: int = 0, draws: int = 2000) -> dict:
-    """Do clusters differ beyond the spread of their tasks? One-way F, cluster labels permuted over tasks.
+def clusters_differ(levels: pd.DataFrame, column: str, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
+    """Tests whether clusters differ beyond the spread of their tasks.
+
+    A one-way layout whose null permutes the cluster labels over tasks.
 
     Args:
-        levels: From `task_levels`.
-        column: `pretrained`, `tuned` or `change`.
-        seed: Seed of the permutations.
-        draws: Number of permutations.
+      levels: from `task_levels`.
+      column: `pretrained`, `tuned` or `change`.
+      seed: seed of the permutations.
+      draws: number of permutations.
 
     Returns:
-        `p` (NaN when not measurable), `eta_squared` (share of variance between clusters), `n_tasks`,
-        `n_clusters` and `reason` (Anderson 2001, Austral Ecology 26, for the permutation of a one-way
-        layout).
+      `p` (NaN if it cannot be tested), `eta_squared` (share of the variance that lies between clusters), `n_tasks`,
+      `n_clusters` and `reason`.
+
+    References:
+      Anderson 2001, "A new method for non-parametric multivariate analysis of variance", Austral Ecology 26.
     """
     defined = levels[np.isfinite(levels[column])]
     codes, names = pd.factorize(defined["cluster"], sort=True)
@@ -88,9 +107,9 @@ def clusters_differ(levels: pd.DataFrame, column: str, seed: int = 0, draws: int
         "p": float("nan"),
         "eta_squared": float("nan"),
     }
-    if (sizes >= 2).sum() < 2 or len(values) < 6 or not values.any():
-        return result | {"reason": "needs six tasks, with two clusters of two or more tasks each"}
-    onehot = np.eye(len(names))[codes]
+    if (sizes >= 2).sum() < 2 or len(values) < MIN_TASKS_FOR_TEST or not values.any():
+        return result | {"reason": "at least six tasks are needed, with two clusters of two or more tasks each"}
+    onehot = np.eye(len(names))[codes]  # [tasks, clusters]
 
     def between(sample: np.ndarray) -> np.ndarray:
         return ((sample @ onehot) ** 2 / sizes).sum(-1)

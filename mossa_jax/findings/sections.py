@@ -1,47 +1,60 @@
 """Where tuning departs from pre-training: shared, transition and refinement layers (MOSSA, figure 1).
 
-The rule. With d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t that is not held out and every
-block output l, the mean curve over tasks is fitted by "a level, a linear rise, a second level". The fit is
-exact: every pair (p, q) of layers is tried and both levels are in closed form (least squares, each layer
-weighted by its number of defined tasks). Shared = layers up to p; transition = p+1..q; refinement = after q.
-Bootstrap over tasks gives the intervals of p and q. That there is a rise at all is tested by flipping the
-signs of whole task curves, with the maximum over all (p, q) as the statistic, so the search over layers is
-paid for.
+The rule: let d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t that is not held out and every block
+output l. The mean curve over tasks is fitted by a level, a linear rise and a second level. The fit is exact: every pair
+(p, q) of layers is tried, and both levels have a closed form (least squares, each layer weighted by its number of
+defined tasks). Layers up to p are shared, p+1..q are the transition, and those after q are the refinement.
+
+A bootstrap over tasks gives the intervals of p and q. Whether there is a rise at all is tested by flipping the signs of
+whole task curves. The statistic is the maximum over all (p, q), so the search over layers is paid for.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float, Int
 
 from mossa_jax.findings.curves import HEADLINE, block_layers, differences, mean_defined
-from mossa_jax.findings.resampling import p_value, sign_table
-from mossa_jax.findings.unseen import paired_change
+from mossa_jax.findings.resampling import PairedChange, p_value, paired_change, sign_table
 
-# Six is the least number of tasks whose sign flips can reach p <= ALPHA (1 of 2^6).
 MIN_TASKS = 6
+"""The fewest tasks whose sign flips can reach p <= `ALPHA` (1 of 2^6)."""
+
 MIN_LAYERS = 4
-# One-sided: half of the customary 5 %.
+
 ALPHA = 0.025
+"""Level of the one-sided test for a rise: half of the customary 5 %."""
+
+# Resamples per matrix product: bounds memory at any number of layers.
 _CHUNK = 250
 
 
 @lru_cache(maxsize=8)
-def _ramps(positions: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All ramps 0..1 over the layer positions [pairs, layers], and their start and end indices [pairs, 2]."""
+def _ramps(positions: tuple[int, ...]) -> tuple[Float[np.ndarray, "pairs layers"], Int[np.ndarray, "pairs 2"]]:
+    """Returns all ramps 0..1 over the layer positions, and the indices of their start and end."""
     at = np.array(positions, float)
     pairs = np.array([(p, q) for p in range(len(at)) for q in range(p + 1, len(at))])
     start, end = at[pairs[:, 0], None], at[pairs[:, 1], None]
     return np.clip((at - start) / (end - start), 0.0, 1.0), pairs
 
 
-def _projection(weights: np.ndarray, sums: np.ndarray, ramps: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Regression of each curve on each ramp: cross product and ramp variance [curves, pairs], and means.
+def _projection(
+    weights: Float[np.ndarray, "curves layers"],
+    sums: Float[np.ndarray, "curves layers"],
+    ramps: Float[np.ndarray, "pairs layers"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Regresses each curve on each ramp.
 
     Args:
-        weights: Number of tasks behind each layer [curves, layers].
-        sums: Sum over these tasks [curves, layers].
-        ramps: [pairs, layers].
+      weights: number of tasks behind each layer.
+      sums: sum over these tasks.
+      ramps: from `_ramps`.
+
+    Returns:
+      Cross product and ramp variance (infinite for a ramp that is flat over the layers with weight), both
+      [curves, pairs]; mean of each ramp [curves, pairs]; mean of each curve [curves, 1].
     """
     total = np.maximum(weights.sum(1, keepdims=True), 1e-300)
     ramp_mean = weights @ ramps.T / total
@@ -51,17 +64,20 @@ def _projection(weights: np.ndarray, sums: np.ndarray, ramps: np.ndarray) -> tup
     return cross, np.where(spread > 1e-9, spread, np.inf), ramp_mean, curve_mean
 
 
-def fit_ramp(weights: np.ndarray, sums: np.ndarray, positions: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Best level-rise-level curve through each of several mean curves.
+def fit_ramp(
+    weights: Float[np.ndarray, "curves layers"], sums: Float[np.ndarray, "curves layers"], positions: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Fits the best level-rise-level curve through each of several mean curves.
+
+    Only rises are fitted: if no ramp rises, the first pair is returned with equal levels.
 
     Args:
-        weights: Float array [curves, layers], tasks behind each layer (0 leaves a layer out).
-        sums: Float array [curves, layers], sums of d over those tasks.
-        positions: Layer numbers [layers].
+      weights: number of tasks behind each layer; 0 leaves a layer out.
+      sums: sums of d over those tasks.
+      positions: layer numbers, one per layer.
 
     Returns:
-        Arrays [curves]: `last_shared` and `last_transition` (layer numbers p and q), `before`, `after`
-        (levels). Only rises are fitted: where no ramp rises, the first pair is returned with equal levels.
+      Arrays [curves]: `last_shared` and `last_transition` (layer numbers p and q), and the levels `before` and `after`.
     """
     ramps, pairs = _ramps(positions)
     cross, spread, ramp_mean, curve_mean = _projection(weights, sums, ramps)
@@ -79,32 +95,37 @@ def fit_ramp(weights: np.ndarray, sums: np.ndarray, positions: tuple[int, ...]) 
     }
 
 
-def rise_p_value(values: np.ndarray, positions: tuple[int, ...], draws: int, rng: np.random.Generator) -> float:
-    """Is there a rise along depth at all? Sign flips of whole task curves, maximum over all ramps, one-sided.
+def rise_p_value(
+    values: Float[np.ndarray, "tasks layers"], positions: tuple[int, ...], draws: int, rng: np.random.Generator
+) -> float:
+    """Tests whether d rises with depth at all: one-sided, by sign flips of whole task curves.
 
-    Per task and ramp the contrast is the projection of the task's curve on the centred ramp (a constant d
-    therefore contributes nothing). Under "no task moves up rather than down along depth" each task's
-    contrasts may change sign together, so the maximum over ramps of sum(contrast) / sqrt(sum(contrast^2)) has
-    an exchangeable null (Winkler et al. 2014, NeuroImage 92, for sign flips with maximum statistics).
+    The contrast of a task and a ramp is the projection of the task's curve on the centred ramp, so a constant d
+    contributes nothing. Under "no task moves up rather than down with depth" the contrasts of one task may change sign
+    together. The maximum over ramps of sum(contrast) / sqrt(sum(contrast^2)) then has an exchangeable null.
 
     Args:
-        values: Float array [tasks, layers], NaN where undefined.
-        positions: Layer numbers [layers].
-        draws: Number of random flips where full enumeration is larger.
-        rng: Source of randomness.
+      values: d_t(l), NaN where undefined.
+      positions: layer numbers, one per layer.
+      draws: number of random flips, unless all combinations are fewer.
+      rng: source of randomness.
+
+    References:
+      Winkler et al. 2014, "Permutation inference for the general linear model", NeuroImage 92, for sign flips with
+      maximum statistics.
     """
     finite = np.isfinite(values)
     ramps, _ = _ramps(positions)
     cross, spread, _, _ = _projection(finite.astype(float), np.where(finite, values, 0.0), ramps)
-    contrast = cross / np.sqrt(spread)
+    contrast = cross / np.sqrt(spread)  # [tasks, pairs]
     contrast = contrast / np.maximum(np.sqrt((contrast**2).sum(0)), 1e-300)
     signs, exact = sign_table(len(values), draws, rng)
     null = np.concatenate([(signs[i : i + _CHUNK] @ contrast).max(1) for i in range(0, len(signs), _CHUNK)])
     return p_value(float(contrast.sum(0).max()), null, exact)
 
 
-def _crossing(mean: np.ndarray, positions: tuple[int, ...]) -> float:
-    """First layer from which the mean curve stays above zero, if it was not so from the start; else NaN."""
+def _crossing(mean: Float[np.ndarray, " layers"], positions: tuple[int, ...]) -> float:
+    """Returns the first layer from which the curve stays above zero; NaN if there is none or it always was."""
     above = mean > 0
     if not above[-1] or above.all():
         return float("nan")
@@ -119,29 +140,36 @@ def _break_interval(values: np.ndarray) -> list[int]:
     return [int(edge) for edge in np.quantile(values, [0.025, 0.975], method="nearest")]
 
 
-def sections_of(differences_: np.ndarray, positions: tuple[int, ...], seed: int = 0, draws: int = 2000) -> dict:
-    """Sections of the network from a task-by-layer matrix of differences.
+def sections_of(
+    changes: Float[np.ndarray, "tasks layers"], positions: tuple[int, ...], seed: int = 0, draws: int = 2000
+) -> dict[str, Any]:
+    """Divides the network into sections by a task-by-layer matrix of changes.
 
     Args:
-        differences_: Float array [tasks, layers], d_t(l); NaN where undefined, left out and never filled.
-        positions: Layer numbers [layers].
-        seed: Seed of bootstrap and sign flips.
-        draws: Number of bootstrap resamples and of sign flips.
+      changes: d_t(l). NaN where undefined: such cells are left out and never filled.
+      positions: layer numbers, one per layer.
+      seed: seed of bootstrap and sign flips.
+      draws: number of bootstrap resamples and of sign flips.
 
     Returns:
-        `found` (bool), `reason` (why not, or ""), `resolved` (both breaks have intervals clear of the
-        network's ends), `p`, `shared`, `transition`, `refinement` (each `[first, last]` or None), `start` and
-        `end` intervals of the transition, levels `before` and `after` with intervals, `crossing` with its
-        interval and the share of resamples that cross, `n_tasks`, `n_layers`.
+      `found`: whether there is a transition, and `reason`: why not, or "".
+      `resolved`: whether both breaks have intervals clear of the network's ends.
+      `p`: of the test for a rise.
+      `shared`, `transition`, `refinement`: each `[first, last]` or None.
+      `start`, `end`: intervals of the first and of the last transition layer.
+      `before`, `after`: the two levels with their intervals.
+      `crossing`: the layer from which the mean change stays positive, its interval, and the share of resamples that
+      have one.
+      `n_tasks`, `n_layers`: how many were used.
     """
-    finite = np.isfinite(differences_)
+    finite = np.isfinite(changes)
     layers = np.flatnonzero(finite.any(0))
     tasks = np.flatnonzero(finite.sum(1) >= MIN_LAYERS)
-    values, at = differences_[np.ix_(tasks, layers)], tuple(positions[i] for i in layers)
-    result = {"found": False, "resolved": False, "n_tasks": len(tasks), "n_layers": len(at), "p": None}
+    values, at = changes[np.ix_(tasks, layers)], tuple(positions[i] for i in layers)
+    result: dict[str, Any] = {"found": False, "resolved": False, "n_tasks": len(tasks), "n_layers": len(at), "p": None}
     result |= dict.fromkeys(("shared", "transition", "refinement", "start", "end", "before", "after", "crossing"))
     if len(at) < MIN_LAYERS:
-        return result | {"reason": f"{len(at)} layers are defined; sections need at least {MIN_LAYERS}"}
+        return result | {"reason": f"only {len(at)} layers are defined; sections need at least {MIN_LAYERS}"}
     if len(tasks) < MIN_TASKS:
         return result | {"reason": f"{len(tasks)} tasks are too few; sections need at least {MIN_TASKS}"}
 
@@ -151,8 +179,8 @@ def sections_of(differences_: np.ndarray, positions: tuple[int, ...], seed: int 
     counts = rng.multinomial(len(tasks), np.full(len(tasks), 1 / len(tasks)), size=draws).astype(float)
     weights, sums = counts @ mask, counts @ filled
     fit = fit_ramp(mask.sum(0)[None], filled.sum(0)[None], at)
-    boots = [fit_ramp(weights[i : i + _CHUNK], sums[i : i + _CHUNK], at) for i in range(0, draws, _CHUNK)]
-    boot = {key: np.concatenate([part[key] for part in boots]) for key in fit}
+    chunks = [fit_ramp(weights[i : i + _CHUNK], sums[i : i + _CHUNK], at) for i in range(0, draws, _CHUNK)]
+    boot = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in fit}
 
     p = rise_p_value(values, at, draws, np.random.default_rng([seed, 2]))
     mean = filled.sum(0) / mask.sum(0)
@@ -172,7 +200,7 @@ def sections_of(differences_: np.ndarray, positions: tuple[int, ...], seed: int 
         },
     }
     if p > ALPHA:
-        return result | {"reason": f"no rise along depth beyond chance over {len(tasks)} tasks (p = {p:.3g})"}
+        return result | {"reason": f"no rise with depth beyond chance over {len(tasks)} tasks (p = {p:.3g})"}
     return result | {
         "found": True,
         "reason": "",
@@ -185,29 +213,29 @@ def sections_of(differences_: np.ndarray, positions: tuple[int, ...], seed: int 
     }
 
 
-def find_sections(table: pd.DataFrame, estimator: str = HEADLINE, seed: int = 0, draws: int = 2000) -> dict:
-    """Sections from the results table; see `sections_of` for the returned keys."""
+def find_sections(table: pd.DataFrame, estimator: str = HEADLINE, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
+    """Finds the sections of the network from the results table; returns the keys of `sections_of` and `estimator`."""
     layers = block_layers(table)
     matrix = differences(table, estimator, held_out=False, layers=layers)
     return sections_of(matrix.to_numpy(), tuple(int(layer) for layer in layers), seed, draws) | {"estimator": estimator}
 
 
 def shared_change(
-    table: pd.DataFrame, sections: dict, estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
-) -> dict:
-    """Tuned minus pre-trained CKA in the shared layers themselves, over tasks of the mixture.
+    table: pd.DataFrame, sections: dict[str, Any], estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
+) -> PairedChange:
+    """Measures tuned minus pre-trained CKA in the shared layers themselves, over tasks of the mixture.
 
-    The level of the fitted ramp (`sections["before"]`) also depends on the layers behind.
+    The level of the fitted ramp (`sections["before"]`) would not do: it also depends on the later layers.
 
     Args:
-        table: The tidy results table.
-        sections: From `find_sections`.
-        estimator: `debiased` or `biased`.
-        seed: Seed of the resampling.
-        draws: Number of resamples.
+      table: the results table.
+      sections: from `find_sections`.
+      estimator: `debiased` or `biased`.
+      seed: seed of the resampling.
+      draws: number of resamples.
 
     Returns:
-        From `paired_change`, of each task's mean over the shared layers; of no task where no section was found.
+      The change over each task's mean of the shared layers; over no task if no section was found.
     """
     if not sections["found"]:
         return paired_change(np.zeros(0), seed, draws)
@@ -217,8 +245,8 @@ def shared_change(
     return paired_change(mean_defined(matrix.to_numpy()), seed, draws)
 
 
-def upper_layers(sections: dict, layers: list[str]) -> tuple[list[str], str]:
-    """The layers that summaries over tasks and clusters are averaged over, and their name in words."""
+def upper_layers(sections: dict[str, Any], layers: list[str]) -> tuple[list[str], str]:
+    """Returns the layers over which summaries of tasks and clusters average, and their name in words."""
     if sections["found"]:
         first = sections["transition"][0]
         return [layer for layer in layers if int(layer) >= first], f"layers {first} and up (transition onwards)"

@@ -1,69 +1,81 @@
 """How far the table itself can be trusted: sample sizes, undefined cells, estimators, nulls, offsets."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from mossa_jax.findings.curves import EXPERIMENTALS, block_layers, layer_order
+from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS, block_layers, layer_order
 
 FDR = 0.05
+_MAX_EXAMPLES = 3
 
 
-def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> dict:
-    """Checks over all cells of the table.
+def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> dict[str, Any]:
+    """Checks all cells of the table.
 
     Args:
-        table: The tidy results table.
-        prompts: As of `find`.
+      table: the results table.
+      prompts: as in `find`.
 
     Returns:
-        `cells` and `undefined` (debiased and biased cells together), `reasons` (each reason with its count
-        and the first cells it names), `prompts` (the fewest and the most of a task), `above_null` (share of debiased
-        matched cells with q <= 0.05), `null_mean` (largest mean of the biased null over matched cells: what unrelated
-        states of such prompts would show; the debiased null's is 0), `estimator_gap`
-        per experimental model (biased minus debiased: median, largest, and rank correlation over cells) and
-        `offsets` (largest per layer).
+      `cells` and `undefined`: numbers of rows, both estimators together.
+      `reasons`: each reason for an undefined cell, with its count and its first cells.
+      `prompts`: the fewest and the most prompts of a task.
+      `above_null`: share of debiased matched cells with q <= `FDR`.
+      `null_mean`: largest mean of the biased null over matched cells, that is, what unrelated states over such prompts
+      would show. (The debiased null has mean 0.)
+      `estimator_gap`: per experimental model, biased minus debiased over block outputs: median, largest, and rank
+      correlation over cells.
+      `offsets`: the largest offset per layer.
     """
-    bad = table[table["undefined"].fillna("") != ""]
-    reasons = []
-    for reason, rows in bad.groupby("undefined"):
-        cells = rows.drop_duplicates(["task", "layer"]).sort_values(["task", "layer"])
-        examples = [
-            f"{task}, layer {layer}" for task, layer in cells[["task", "layer"]].head(3).itertuples(index=False)
-        ]
-        reasons.append({"reason": reason, "cells": len(rows), "examples": examples})
-    matched = table[(table["control"] == table["task"]) & (table["undefined"].fillna("") == "")]
-    debiased = matched[matched["estimator"] == "debiased"]
-    key = ["experimental", "task", "layer"]
-    wide = matched.pivot_table(index=key, columns="estimator", values="cka").reindex(columns=["debiased", "biased"])
-    wide = wide.dropna().reset_index()
-    gaps = {}
-    for experimental in EXPERIMENTALS:
-        rows = wide[(wide["experimental"] == experimental) & wide["layer"].astype(str).isin(block_layers(table))]
-        gap = (rows["biased"] - rows["debiased"]).to_numpy(float)
-        varied = len(rows) > 2 and rows["biased"].nunique() > 1 and rows["debiased"].nunique() > 1
-        gaps[experimental] = {
-            "median": float(np.median(gap)) if gap.size else None,
-            "largest": float(np.abs(gap).max()) if gap.size else None,
-            "rank_correlation": float(rows["biased"].corr(rows["debiased"], method="spearman")) if varied else None,
-        }
-    offsets = table.assign(layer=table["layer"].astype(str)).groupby("layer")[["offset_a", "offset_b"]].max()
-    q = debiased["q"].dropna()
+    has_value = table["undefined"].fillna("") == ""
+    matched = table[(table["control"] == table["task"]) & has_value]
+    q = matched.loc[matched["estimator"] == HEADLINE, "q"].dropna()
     counts = table["n"] if prompts is None else pd.Series(prompts)
     null = matched.loc[matched["estimator"] == "biased", "null_mean"].dropna()
     return {
         "cells": len(table),
-        "undefined": len(bad),
-        "reasons": sorted(reasons, key=lambda row: (-row["cells"], row["reason"])),
+        "undefined": int((~has_value).sum()),
+        "reasons": _reasons(table[~has_value]),
         "prompts": {"smallest": counts.min(), "largest": counts.max()},
         "above_null": {"share": (q <= FDR).mean() if len(q) else None, "cells": len(q), "fdr": FDR},
         "null_mean": null.max() if len(null) else None,
-        "estimator_gap": gaps,
-        "offsets": [
-            {
-                "layer": layer,
-                "offset_a": offsets["offset_a"].get(layer),
-                "offset_b": offsets["offset_b"].get(layer),
-            }
-            for layer in layer_order(table)
-        ],
+        "estimator_gap": _estimator_gaps(matched, block_layers(table)),
+        "offsets": _offsets(table),
     }
+
+
+def _reasons(undefined: pd.DataFrame) -> list[dict[str, Any]]:
+    """Counts the reasons of undefined cells, most frequent first, each with a few examples."""
+    reasons: list[dict[str, Any]] = []
+    for reason, rows in undefined.groupby("undefined"):
+        cells = rows.drop_duplicates(["task", "layer"]).sort_values(["task", "layer"])[["task", "layer"]]
+        examples = [f"{task}, layer {layer}" for task, layer in cells.head(_MAX_EXAMPLES).itertuples(index=False)]
+        reasons.append({"reason": reason, "cells": len(rows), "examples": examples})
+    return sorted(reasons, key=lambda row: (-row["cells"], row["reason"]))
+
+
+def _estimator_gaps(matched: pd.DataFrame, layers: list[str]) -> dict[str, dict[str, float | None]]:
+    """Measures biased minus debiased over block outputs where both are defined, per experimental model."""
+    key = ["experimental", "task", "layer"]
+    wide = matched.pivot_table(index=key, columns="estimator", values="cka").reindex(columns=list(REPORTED_ESTIMATORS))
+    wide = wide.dropna().reset_index()
+    gaps: dict[str, dict[str, float | None]] = {}
+    for experimental in EXPERIMENTALS:
+        rows = wide[(wide["experimental"] == experimental) & wide["layer"].astype(str).isin(layers)]
+        gap = (rows["biased"] - rows["debiased"]).to_numpy(float)
+        varies = len(rows) > 2 and rows["biased"].nunique() > 1 and rows["debiased"].nunique() > 1
+        gaps[experimental] = {
+            "median": float(np.median(gap)) if gap.size else None,
+            "largest": float(np.abs(gap).max()) if gap.size else None,
+            "rank_correlation": float(rows["biased"].corr(rows["debiased"], method="spearman")) if varies else None,
+        }
+    return gaps
+
+
+def _offsets(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the largest offset of the mean against the spread, per layer and side."""
+    sides = ["offset_a", "offset_b"]
+    largest = table.assign(layer=table["layer"].astype(str)).groupby("layer")[sides].max()
+    return [{"layer": layer} | {side: largest[side].get(layer) for side in sides} for layer in layer_order(table)]

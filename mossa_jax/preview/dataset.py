@@ -133,10 +133,8 @@ def preview_dataset(config: Config) -> Preview:
 
 def write_preview(preview: Preview, folder: epath.PathLike) -> None:
     """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
-    from matplotlib import rc_context
-
-    from mossa_jax.report import drawing
-    from mossa_jax.report.lengths import draw_lengths
+    from mossa_jax.report import figure_elements
+    from mossa_jax.report.length_histograms import draw_lengths
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,9 +142,8 @@ def write_preview(preview: Preview, folder: epath.PathLike) -> None:
     write_text(folder / "mixture.csv", preview.mixture.to_csv(index=False))
     write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in preview.warnings))
     # matplotlib's stubs want literal keys; the style is a plain dict.
-    style: Any = drawing.STYLE
-    with rc_context(style):
-        drawing.save(draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens), folder, "lengths")
+    with figure_elements.figure_style():
+        figure_elements.save(draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens), folder, "lengths")
 
 
 @dataclass(frozen=True)

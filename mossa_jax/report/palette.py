@@ -1,23 +1,38 @@
-"""Colours and words shared by the static figures and the page. Okabe and Ito's colour-blind safe set."""
+"""Colours and names shared by the static figures and the page: Okabe and Ito's colour-blind safe palette."""
 
-PRETRAINED_COLOUR, TUNED_COLOUR, CONTROL_COLOUR = "#0072B2", "#D55E00", "#009E73"
-MODEL_COLOURS = {"pretrained": PRETRAINED_COLOUR, "tuned": TUNED_COLOUR}
-MODEL_NAMES = {"pretrained": "pre-trained", "tuned": "tuned"}
+from mossa_jax.config import PRETRAINED, TUNED
+
+BLUE, VERMILLION, GREEN, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+YELLOW, PURPLE, ORANGE = "#F0E442", "#CC79A7", "#E69F00"
+
+MODEL_NAMES = {PRETRAINED: "pre-trained", TUNED: "tuned"}
+MODEL_COLOURS = {PRETRAINED: BLUE, TUNED: VERMILLION}
+"""Experimental model, as in the results table -> how it is named and drawn."""
+
 SCORE_NAMES = {"base": "pre-trained", "tuned": "multi-task (E)", "control": "specialist (C_t)"}
-SCORE_COLOURS = {"base": PRETRAINED_COLOUR, "tuned": TUNED_COLOUR, "control": CONTROL_COLOUR}
-SECTION_COLOURS = {"shared": "#56B4E9", "transition": "#F0E442", "refinement": "#CC79A7"}
+SCORE_COLOURS = {"base": BLUE, "tuned": VERMILLION, "control": GREEN}
+"""Model, as in the task scores -> how it is named and drawn."""
+
+SECTION_COLOURS = {"shared": SKY_BLUE, "transition": YELLOW, "refinement": PURPLE}
 UNDEFINED = "#b8b8b8"
 TIME_COLOURS = {
-    "useful": "#009E73", "restart": "#D55E00", "compile": "#0072B2", "load": "#56B4E9", "input": "#E69F00",
-    "checkpoint": "#CC79A7", "export": "#F0E442", "profile": "#5a4fa2", "other": "#9a9a9a",
-}  # fmt: skip
+    "useful": GREEN,
+    "restart": VERMILLION,
+    "compile": BLUE,
+    "load": SKY_BLUE,
+    "input": ORANGE,
+    "checkpoint": PURPLE,
+    "export": YELLOW,
+    "profile": "#5a4fa2",
+    "other": "#9a9a9a",
+}
 
 
-def spoken(layer: str) -> str:
-    """A layer's name on an axis: `final_norm` is too long for a tick."""
+def layer_label(layer: str) -> str:
+    """Returns a layer's name for an axis, where `final_norm` is too long for a tick."""
     return {"embed": "emb", "final_norm": "norm"}.get(layer, layer)
 
 
-def shortened(name: str, limit: int = 38) -> str:
-    """A task's name cut to fit beside a chart."""
+def shorten(name: str, limit: int = 38) -> str:
+    """Cuts a task's name to fit beside a chart."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

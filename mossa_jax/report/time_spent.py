@@ -1,6 +1,8 @@
-"""Where the time went, for the page: a row a stage, as words and as parts of a bar."""
+"""Where the time of a run went, for the page: one row per stage, in words and as segments of a bar."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -8,52 +10,93 @@ from mossa_jax.monitoring.goodput import CAUSES
 from mossa_jax.monitoring.progress import clock
 from mossa_jax.report import palette
 
-_SHOWN = 0.05  # seconds; less is not written as a number
+_SHORTEST = 0.05
+"""Seconds; a shorter time is not written as a number."""
+
+_NOTHING = "–"
 
 
-def time_rows(times: pd.DataFrame | None) -> dict | None:
-    """What the page says of time.
+@dataclass(frozen=True)
+class TimeRow:
+    """The time of one stage, or of all together.
+
+    Attributes:
+      stage: its name, `all` for the last row.
+      attempts: number of attempts; empty for all stages together.
+      wall: its time, as text.
+      share: useful share of it, in percent.
+      cells: one text per column of the table.
+      bar: width (in percent of the longest stage) and colour of each segment.
+    """
+
+    stage: str
+    attempts: int | str
+    wall: str
+    share: int
+    cells: list[str]
+    bar: list[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class TimeTable:
+    """What the page says about time.
+
+    Attributes:
+      columns: (name, meaning, colour) of useful time and of every cause of lost time that occurred.
+      rows: one per stage, and one for all together at the end.
+      device_hours: wall time times devices.
+      useful_hours: the useful part of it.
+      outside: the time that belongs to no stage, as text.
+    """
+
+    columns: list[tuple[str, str, str]]
+    rows: list[TimeRow]
+    device_hours: float
+    useful_hours: float
+    outside: str
+
+
+def time_table(times: pd.DataFrame | None) -> TimeTable | None:
+    """Lays out where the time went.
 
     Args:
-      times: from `mossa_jax.goodput.times`.
+      times: from `mossa_jax.monitoring.goodput.times`.
 
     Returns:
-      None where nothing was recorded. `kinds`: (name, meaning, colour) of useful time and of the causes that there
-      are; `rows`: a stage each and all together last, with `stage`, `attempts`, `wall`, `share` (useful, in percent),
-      `cells` (a text a kind) and `bar` (width in percent of the longest, and colour, of each part); `device_hours`,
-      `useful_hours`; `outside` (text).
+      The table, or None if nothing was recorded.
     """
     if times is None or times.empty:
         return None
-    causes = [cause for cause in CAUSES if times[cause].sum() >= _SHOWN]
-    kinds = ["useful", *causes]
-    whole = times[["wall", *kinds]].sum()
-    whole = pd.DataFrame([{"stage": "all", "attempts": "", **whole}])
-    longest = max(float(times["wall"].max()), 1e-9)
-    rows = []
-    for row in [*times.to_dict("records"), *whole.to_dict("records")]:
-        scale = 100 / (longest if row["stage"] != "all" else max(row["wall"], 1e-9))
-        rows.append(
-            {
-                "stage": row["stage"],
-                "attempts": row["attempts"],
-                "wall": _text(row["wall"]),
-                "share": round(100 * row["useful"] / max(row["wall"], 1e-9)),
-                "cells": [_text(row[kind]) for kind in kinds],
-                "bar": [(round(scale * row[kind], 2), palette.TIME_COLOURS[kind]) for kind in kinds],
-            }
-        )
+    causes = [cause for cause in CAUSES if times[cause].sum() >= _SHORTEST]
+    names = ["useful", *causes]
+    total = times[["wall", *names]].sum()
+    longest = float(times["wall"].max())
     meanings = {"useful": "steps, tasks, tables and figures"} | CAUSES
-    return {
-        "kinds": [(kind, meanings[kind], palette.TIME_COLOURS[kind]) for kind in kinds],
-        "rows": rows,
-        "device_hours": float(times["device_wall"].sum()) / 3600,
-        "useful_hours": float(times["device_useful"].sum()) / 3600,
-        "outside": _text(times.attrs["outside"], "0 s"),
-    }
+    return TimeTable(
+        columns=[(name, meanings[name], palette.TIME_COLOURS[name]) for name in names],
+        rows=[
+            *(_row(row["stage"], row["attempts"], row, names, longest) for _, row in times.iterrows()),
+            _row("all", "", total, names, float(total["wall"])),
+        ],
+        device_hours=float(times["device_wall"].sum()) / 3600,
+        useful_hours=float(times["device_useful"].sum()) / 3600,
+        outside=_text(times.attrs["outside"], nothing="0 s"),
+    )
 
 
-def _text(seconds: float, nothing: str = "–") -> str:
-    if seconds < _SHOWN:
+def _row(stage: str, attempts: int | str, seconds: pd.Series, names: list[str], longest: float) -> TimeRow:
+    scale = 100 / max(longest, 1e-9)
+    return TimeRow(
+        stage=stage,
+        attempts=attempts,
+        wall=_text(seconds["wall"]),
+        share=round(100 * seconds["useful"] / max(seconds["wall"], 1e-9)),
+        cells=[_text(seconds[name]) for name in names],
+        bar=[(round(scale * seconds[name], 2), palette.TIME_COLOURS[name]) for name in names],
+    )
+
+
+def _text(seconds: float, nothing: str = _NOTHING) -> str:
+    if seconds < _SHORTEST:
         return nothing
     return f"{seconds:.1f} s" if seconds < 120 else clock(seconds)

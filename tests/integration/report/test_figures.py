@@ -1,40 +1,37 @@
-"""Static figures: all are written, equal input gives equal files, absent data is said and not a crash."""
+"""Static figures: all are written, equal input gives equal files, and absent data is stated instead of a crash."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from mossa_jax.findings import find
-from mossa_jax.report import figures, write_figures
-from tests.support.planted import planted_scores, planted_table, training_records
-
-NO_SCORES = pd.DataFrame(columns=["task", "cluster", "held_out", "model", "exact_match", "n"])
-NO_CURVES = pd.DataFrame(columns=["model", "step", "loss"])
+from mossa_jax.report import figure_elements, figures, write_figures
+from tests.support.planted import NO_CURVES, NO_SCORES, planted_scores, planted_table, report_inputs
 
 
 def words(figure):
-    """All text that a figure shows."""
+    """Returns all text that a figure shows."""
     return " | ".join(text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text")))
 
 
 @pytest.fixture(scope="module")
-def run():
+def inputs():
     table = planted_table(tasks=8, layers=4, breaks=(1, 2))
     scores = planted_scores(table)
-    return table, find(table, scores, draws=100), scores, training_records(table)[0]
+    return report_inputs(table, find(table, scores, draws=100), scores)
 
 
-def test_every_figure_is_written_and_reproducible(run, tmp_path):
-    table, found, scores, curves = run
-    names = write_figures(table, found, scores, curves, tmp_path / "a")
+def test_every_figure_is_written_and_reproducible(inputs, tmp_path):
+    names = write_figures(inputs, tmp_path / "a")
     assert names == ["layers", "clusters", "held_out", "heatmap", "estimators", "training", "scores"]
     files = {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     assert {path.name for path in (tmp_path / "a").iterdir()} == files
     (tmp_path / "b").mkdir()
-    with figures.rc_context(figures.drawing.STYLE):
-        figures.drawing.save(figures.draw_layers(table.iloc[::-1], found), tmp_path / "b", "layers")
-        figures.drawing.save(figures.draw_scores(scores.iloc[::-1]), tmp_path / "b", "scores")
+    with figure_elements.figure_style():
+        layers = figures.draw_layers(inputs.table.iloc[::-1], inputs.analysis)
+        scores = figures.draw_scores(inputs.scores.iloc[::-1])
+        figure_elements.save(layers, tmp_path / "b", "layers")
+        figure_elements.save(scores, tmp_path / "b", "scores")
     for path in (tmp_path / "b").iterdir():
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
     for name in names:
@@ -42,9 +39,9 @@ def test_every_figure_is_written_and_reproducible(run, tmp_path):
             assert np.asarray(image.convert("L")).std() > 5, f"{name} is blank"
 
 
-def test_layers_figure_draws_a_box_per_model_and_layer(run):
-    table, found, _, _ = run
-    figure = figures.draw_layers(table, found)
+def test_the_layers_figure_draws_a_box_per_model_and_layer(inputs):
+    table = inputs.table
+    figure = figures.draw_layers(table, inputs.analysis)
     axes = figure.axes[0]
     # Four blocks and the final norm are defined, the embedding is not: five boxes per model.
     assert len([patch for patch in axes.patches if patch.get_zorder() != 0]) == 10
@@ -56,34 +53,34 @@ def test_layers_figure_draws_a_box_per_model_and_layer(run):
     assert np.isclose(drawn, median).any()
 
 
-def test_absent_held_out_tasks_are_said(run):
+def test_absent_held_out_tasks_are_stated():
     table = planted_table(tasks=6, held_out=0)
     figure = figures.draw_held_out(table, find(table, NO_SCORES, draws=20))
     assert "No task was held out" in words(figure)
 
 
-def test_no_scores_and_no_curves_are_said():
+def test_absent_scores_and_curves_are_stated():
     assert "not measured" in words(figures.draw_scores(NO_SCORES))
     assert "No training curve" in words(figures.draw_training(NO_CURVES))
 
 
-def test_everything_undefined_is_drawn(tmp_path):
+def test_a_table_with_nothing_defined_is_drawn(tmp_path):
     table = planted_table(tasks=3, layers=4, held_out=0).assign(cka=np.nan, undefined="not finite")
-    found = find(table, NO_SCORES, draws=20)
-    names = write_figures(table, found, NO_SCORES, NO_CURVES, tmp_path)
+    analysis = find(table, NO_SCORES, draws=20)
+    names = write_figures(report_inputs(table, analysis, NO_SCORES, curves=NO_CURVES), tmp_path)
     assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in names)
 
 
 def test_a_name_is_never_mathematics(tmp_path):
     table = planted_table(tasks=2, layers=4, held_out=0, names=[r"$\frac{1}$", "cost_$5$"])
-    with figures.rc_context(figures.drawing.STYLE):
-        figure = figures.draw_heatmap(table, find(table, NO_SCORES, draws=20))
-        figures.drawing.save(figure, tmp_path, "heatmap")
+    with figure_elements.figure_style():
+        figure = figures.draw_heatmap(table)
+        figure_elements.save(figure, tmp_path, "heatmap")
     assert r"$\frac{1}$" in words(figure)
 
 
 @pytest.mark.slow
 def test_sixty_tasks_and_eighty_layers(tmp_path):
     table = planted_table(tasks=60, layers=80, held_out=7, breaks=(20, 40))
-    found = find(table, planted_scores(table), draws=50)
-    assert len(write_figures(table, found, planted_scores(table), training_records(table)[0], tmp_path)) == 7
+    scores = planted_scores(table)
+    assert len(write_figures(report_inputs(table, find(table, scores, draws=50), scores), tmp_path)) == 7

@@ -13,7 +13,7 @@ from mossa_jax.config import Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import pipeline, prepare, report
+from mossa_jax.run import pipeline, prepare, warnings
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 
@@ -86,9 +86,9 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     wanted = again.encoded(next(task for task in again.suite.tasks if task.name == "copy_first"), "test").examples
     assert len(prompts["copy_first"]) == len(wanted) == 12
     assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"]))
-    (said,) = report._repeats(record["tasks"])
-    assert said.startswith("5 test prompts in 1 tasks repeat others") and "copy_first: 5 of 17" in said
-    assert report._repeats({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
+    (said,) = warnings.repeated_prompts(record["tasks"])
+    assert said.startswith("5 test prompts in 1 task repeat others") and "copy_first: 5 of 17" in said
+    assert warnings.repeated_prompts({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):

@@ -19,8 +19,7 @@ import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.files import lease as holder
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import compare, pipeline
-from mossa_jax.run import report as reporting
+from mossa_jax.run import compare, parity, pipeline, report
 from mossa_jax.similarity import engine
 
 TASKS = ["last_word", "copy_first", "count_words"]
@@ -131,7 +130,7 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
 
     def again():
         caplog.clear()
-        found = reporting.base_parity(pipeline.Run(config, run_folder, Stop()))
+        found = parity.base_parity(pipeline.Run(config, run_folder, Stop()))
         return found, [record.getMessage() for record in caplog.records]
 
     with caplog.at_level("INFO", "mossa_jax"):
@@ -152,14 +151,14 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
 
 def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch, tmp_path):
     config, run_folder = copied
-    monkeypatch.setattr(reporting, "write_figures", lambda *arguments: None)  # they are there
+    monkeypatch.setattr(report, "write_figures", lambda *arguments: None)  # they are there
     os.unlink(run_folder / "results/parity.parquet")
     moved = dataclasses.replace(config, base=str(tmp_path / "moved"))
     pipeline.report(pipeline.Run(moved, run_folder, Stop()))
     why = json.loads((run_folder / "results/parity.json").read_text())["not_checked"]
     assert why.startswith("model folder") and "does not exist" in why
     section = (run_folder / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
-    assert "<p>not checked: model folder &#39;" in section and "<table>" not in section
+    assert "<p>Not checked: model folder &#39;" in section and "<table>" not in section
 
 
 def test_the_same_run_again_does_nothing_twice(tiny_run):

@@ -1,4 +1,4 @@
-"""Resampling over tasks against scipy and against known coverage."""
+"""Resampling over tasks, checked against scipy and against known coverage."""
 
 import numpy as np
 import pytest
@@ -10,17 +10,17 @@ from mossa_jax.findings.resampling import interval_of_mean, sign_flip, spearman
 def test_exact_sign_flip_agrees_with_scipy():
     values = np.array([0.12, -0.03, 0.2, 0.05, 0.31, -0.01, 0.08])
     ours = sign_flip(values, 2000, np.random.default_rng(0))
-    scipys = stats.permutation_test(
+    reference = stats.permutation_test(
         (values,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
     ).pvalue
-    assert ours == pytest.approx(scipys, abs=1e-12)
+    assert ours == pytest.approx(reference, abs=1e-12)
 
 
-def test_five_of_five_gives_the_smallest_p():
+def test_five_of_five_tasks_give_the_smallest_p():
     assert sign_flip(np.array([0.1, 0.2, 0.3, 0.1, 0.2]), 2000, np.random.default_rng(0)) == 2 / 32
 
 
-def test_random_sign_flip_is_near_exact_and_never_zero():
+def test_random_sign_flips_are_near_the_exact_test_and_never_zero():
     values = np.random.default_rng(1).normal(0.2, 0.5, size=14)
     exact = sign_flip(values, 2**14, np.random.default_rng(0))
     assert sign_flip(values, 4000, np.random.default_rng(0)) == pytest.approx(exact, abs=0.03)

@@ -18,9 +18,9 @@ def test_planted_breaks_are_found_within_one_layer(tasks, layers, breaks):
     good = 0
     for seed in range(RUNS):
         d = planted_differences(np.random.default_rng(seed), tasks, layers, breaks)
-        found = sections_of(d, layer_numbers(layers), seed=seed, draws=200)
-        near = found["found"] and abs(found["shared"][1] - breaks[0]) <= 1
-        good += near and abs(found["transition"][1] - breaks[1]) <= 1
+        sections = sections_of(d, layer_numbers(layers), seed=seed, draws=200)
+        near = sections["found"] and abs(sections["shared"][1] - breaks[0]) <= 1
+        good += near and abs(sections["transition"][1] - breaks[1]) <= 1
     assert good >= 0.95 * RUNS
 
 
@@ -39,10 +39,10 @@ def test_no_effect_gives_no_transition(tasks, layers):
 
 
 def test_a_constant_gain_is_no_transition():
-    """Tuned above pre-trained by the same amount everywhere: a level, not a rise."""
+    """Tuned is above pre-trained by the same amount everywhere: a level, not a rise."""
     d = 0.3 + 0.02 * np.random.default_rng(0).normal(size=(20, 12))
-    found = sections_of(d, layer_numbers(12), draws=300)
-    assert not found["found"] and "no rise" in found["reason"]
+    sections = sections_of(d, layer_numbers(12), draws=300)
+    assert not sections["found"] and "no rise" in sections["reason"]
 
 
 def test_a_fall_is_no_transition():
@@ -51,7 +51,7 @@ def test_a_fall_is_no_transition():
 
 
 def test_the_fit_is_the_best_of_all_pairs():
-    """Against an independent exhaustive search with numpy's least squares."""
+    """The reference is an exhaustive search with numpy's least squares."""
     curve = np.array([-0.02, -0.01, -0.04, 0.01, 0.12, 0.16, 0.27, 0.25, 0.26])
     at = np.arange(1, 10)
     best = (np.inf, None)
@@ -69,27 +69,27 @@ def test_the_fit_is_the_best_of_all_pairs():
 
 
 def test_undefined_cells_are_left_out():
-    """A layer without a value, and scattered holes, move nothing: the planted curve has no noise."""
+    """Neither an undefined layer nor scattered holes move the breaks, since the planted curve has no noise."""
     ramp = np.clip((np.arange(1, 11) - 3) / 4, 0, 1)
     d = np.tile(0.3 * ramp, (8, 1)) + 1e-6 * np.random.default_rng(0).normal(size=(8, 10))
     d[:, 8] = np.nan
     d[2, :3] = d[5, 6:8] = np.nan
-    found = sections_of(d, layer_numbers(10), draws=100)
-    assert (found["shared"], found["transition"], found["refinement"]) == ([1, 3], [4, 7], [8, 10])
-    assert found["before"]["level"] == pytest.approx(0.0, abs=1e-4)
-    assert found["after"]["level"] == pytest.approx(0.3, abs=1e-4)
+    sections = sections_of(d, layer_numbers(10), draws=100)
+    assert (sections["shared"], sections["transition"], sections["refinement"]) == ([1, 3], [4, 7], [8, 10])
+    assert sections["before"]["level"] == pytest.approx(0.0, abs=1e-4)
+    assert sections["after"]["level"] == pytest.approx(0.3, abs=1e-4)
 
 
-def test_sharp_step_of_the_smallest_network():
+def test_a_sharp_step_in_the_smallest_network_is_one_transition_layer():
     d = np.tile([0.0, 0.0, 0.4, 0.4], (9, 1)) + 1e-4 * np.random.default_rng(0).normal(size=(9, 4))
-    found = sections_of(d, layer_numbers(4), draws=100)
-    assert (found["shared"], found["transition"], found["refinement"]) == ([1, 2], [3, 3], [4, 4])
+    sections = sections_of(d, layer_numbers(4), draws=100)
+    assert (sections["shared"], sections["transition"], sections["refinement"]) == ([1, 2], [3, 3], [4, 4])
 
 
 @pytest.mark.parametrize(("shape", "word"), [((5, 8), "tasks"), ((20, 3), "layers"), ((0, 8), "layers")])
-def test_too_little_data_is_said(shape, word):
-    found = sections_of(np.ones(shape), layer_numbers(shape[1]), draws=50)
-    assert not found["found"] and word in found["reason"] and found["p"] is None
+def test_too_little_data_gives_a_reason(shape, word):
+    sections = sections_of(np.ones(shape), layer_numbers(shape[1]), draws=50)
+    assert not sections["found"] and word in sections["reason"] and sections["p"] is None
 
 
 def test_crossing_is_the_first_layer_that_stays_above():
@@ -99,10 +99,10 @@ def test_crossing_is_the_first_layer_that_stays_above():
 
 
 def test_break_intervals_hold_the_planted_breaks():
-    """Percentile intervals of discrete breaks are conservative: at least 90 % must hold the truth."""
+    """Percentile intervals of discrete breaks are conservative, so nearly all must hold the truth."""
     held = 0
     for seed in range(RUNS):
         d = planted_differences(np.random.default_rng(seed), 15, 16, (5, 10), noise=0.15)
-        found = sections_of(d, layer_numbers(16), seed=seed, draws=200)
-        held += found["start"][0] <= 6 <= found["start"][1] and found["end"][0] <= 10 <= found["end"][1]
+        sections = sections_of(d, layer_numbers(16), seed=seed, draws=200)
+        held += sections["start"][0] <= 6 <= sections["start"][1] and sections["end"][0] <= 10 <= sections["end"][1]
     assert held >= 0.85 * RUNS

@@ -1,0 +1,409 @@
+"use strict";
+
+// Draws the interactive charts of the page from the JSON in #data (chart_data.py says what it holds).
+(function () {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const layers = data.layer_labels;
+  const models = Object.entries(data.names.models);
+  let estimator = "debiased";
+
+  // ---------------------------------------------------------------- values and words
+
+  const at = (id) => document.getElementById(id);
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const minus = (a, b) => (a === null || b === null ? null : a - b);
+  const shown = (value) => (value === null || value === undefined ? "undefined" : value.toFixed(3));
+
+  // Plotly reads a small markup in labels. Names are data, so their signs are written as entities.
+  const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const brief = (text, limit) => safe(text.length > limit ? text.slice(0, limit - 1) + "…" : text);
+  const taskLabel = (task) => brief(task.cluster, 20) + " · " + brief(task.name, 36);
+
+  // Indices of the tasks that `keep` accepts.
+  const rows = (keep) => data.tasks.map((task, i) => i).filter((i) => keep(data.tasks[i], i));
+  const cka = (model, i, j) => data.cells[model][estimator].cka[i][j];
+  const change = (i, j) => minus(cka("tuned", i, j), cka("pretrained", i, j));
+
+  const taskLines = (i) => {
+    const task = data.tasks[i];
+    return [safe(task.name), safe(task.cluster) + (task.held_out ? " (held out)" : "")];
+  };
+
+  const cellLines = (i, j, model, name) => {
+    const cells = data.cells[model][name];
+    return [
+      "layer " + data.layers[j] + ", " + data.names.models[model] + ", " + name +
+        ": <b>" + shown(cells.cka[i][j]) + "</b>",
+      "95 % " + shown(cells.low[i][j]) + " to " + shown(cells.high[i][j]),
+    ];
+  };
+
+  const promptsLine = (i) => data.tasks[i].n + " prompts";
+
+  function about(i, j, model, name) {
+    return [...taskLines(i), ...cellLines(i, j, model, name), promptsLine(i)].join("<br>");
+  }
+
+  function aboutBoth(i, j, lastLines) {
+    const cells = models.flatMap(([model]) => cellLines(i, j, model, estimator));
+    return [...taskLines(i), ...cells, ...lastLines, promptsLine(i)].join("<br>");
+  }
+
+  // ---------------------------------------------------------------- drawing
+
+  function layout(extra) {
+    const axis = { gridcolor: colour("--line"), zeroline: false, linecolor: colour("--line"), automargin: true };
+    const common = {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: colour("--plot"),
+      font: { family: "system-ui, sans-serif", size: 13, color: colour("--ink") },
+      margin: { l: 60, r: 20, t: 34, b: 50 },
+      hoverlabel: { align: "left" },
+      height: 430,
+      legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0, xanchor: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--ink") },
+    };
+    return Object.assign(common, extra, {
+      xaxis: Object.assign({}, axis, extra.xaxis),
+      yaxis: Object.assign({}, axis, extra.yaxis),
+    });
+  }
+
+  function draw(id, traces, extra) {
+    const place = at(id);
+    if (!place) return;
+    if (!traces.length) {
+      Plotly.purge(place);
+      place.textContent = "Nothing is defined here.";
+      return;
+    }
+    // Removes the message of an earlier call, and nothing of plotly's own.
+    place.querySelectorAll(":scope > :not(.plot-container)").forEach((child) => child.remove());
+    if (place.firstChild && place.firstChild.nodeType === 3) place.textContent = "";
+    Plotly.react(place, traces, layout(extra), {
+      // The page stays offline: plotly's own button would upload the chart's data.
+      responsive: true,
+      displaylogo: false,
+      showLink: false,
+      showSendToCloud: false,
+      plotlyServerURL: "",
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+      toImageButtonOptions: { format: "png", scale: 2, filename: id },
+    });
+  }
+
+  // Shaded bands behind the sections of the network; none if no sections were found.
+  function bands() {
+    const shapes = [], annotations = [];
+    if (!data.sections.found) return { shapes, annotations };
+    for (const name of ["shared", "transition", "refinement"]) {
+      const section = data.sections[name];
+      if (!section) continue;
+      const [low, high] = section.map((layer) => data.layers.indexOf(String(layer)));
+      if (low < 0 || high < 0) continue;
+      shapes.push({
+        type: "rect", xref: "x", yref: "paper", x0: low - 0.5, x1: high + 0.5, y0: 0, y1: 1,
+        fillcolor: data.colours.sections[name], opacity: 0.17, line: { width: 0 }, layer: "below",
+      });
+      annotations.push({
+        x: (low + high) / 2, y: 0.01, xref: "x", yref: "paper", text: name, showarrow: false,
+        yanchor: "bottom", font: { size: 12, color: colour("--quiet") },
+      });
+    }
+    return { shapes, annotations };
+  }
+
+  // One trace of boxes: a box per layer over the tasks in `picked`.
+  function box(name, hue, picked, value, text) {
+    const x = [], y = [], labels = [];
+    for (const i of picked) {
+      data.layers.forEach((_, j) => {
+        const v = value(i, j);
+        if (v === null) return;
+        x.push(layers[j]);
+        y.push(v);
+        labels.push(text(i, j));
+      });
+    }
+    return {
+      type: "box", name, x, y, text: labels, hovertemplate: "%{text}<extra></extra>",
+      boxpoints: "all", jitter: 0.5, pointpos: 0,
+      marker: { color: hue, size: 3, opacity: 0.45 }, line: { width: 1.3 },
+    };
+  }
+
+  // A dotted line that follows one task through the boxes.
+  function followLine(task, hue, value) {
+    return {
+      type: "scatter", mode: "lines+markers", x: layers, y: layers.map((_, j) => value(j)),
+      line: { color: hue, width: 2.5, dash: "dot" }, name: brief(data.tasks[task].name, 40), hoverinfo: "skip",
+    };
+  }
+
+  // Boxes of both models, or of their difference. `followed` is the index of a task, or -1 for none.
+  function boxes(id, picked, difference, followed) {
+    let traces;
+    if (difference) {
+      traces = [box("tuned minus pre-trained", data.colours.scores.control, picked, change,
+        (i, j) => aboutBoth(i, j, []))];
+    } else {
+      traces = models.map(([key, name]) => box(name, data.colours.models[key], picked,
+        (i, j) => cka(key, i, j), (i, j) => about(i, j, key, estimator)));
+    }
+    traces = traces.filter((trace) => trace.y.length);
+    if (followed >= 0 && traces.length) {
+      if (difference) {
+        traces.push(followLine(followed, colour("--ink"), (j) => change(followed, j)));
+      } else {
+        for (const [key] of models) {
+          traces.push(followLine(followed, data.colours.models[key], (j) => cka(key, followed, j)));
+        }
+      }
+    }
+    const title = difference ? "tuned − pre-trained CKA" : "CKA with the specialist";
+    draw(id, traces, Object.assign({
+      boxmode: "group",
+      xaxis: { type: "category", categoryarray: layers, categoryorder: "array", title: { text: "layer" } },
+      yaxis: { title: { text: title }, zeroline: difference },
+    }, bands()));
+  }
+
+  // ---------------------------------------------------------------- the charts, in the order of the page
+
+  function drawLayers() {
+    const followed = at("layers-task").value;
+    boxes("chart-layers", rows((task) => !task.held_out), at("layers-show").value === "difference",
+      followed === "" ? -1 : Number(followed));
+  }
+
+  function drawHeatmap() {
+    const show = at("heatmap-show").value, sort = at("heatmap-sort").value;
+    const difference = show === "difference";
+    const value = (i, j) => (difference ? change(i, j) : cka(show, i, j));
+    const mean = (i) => {
+      const defined = layers.map((_, j) => value(i, j)).filter((v) => v !== null);
+      return defined.length ? defined.reduce((a, b) => a + b, 0) / defined.length : -9;
+    };
+    const order = rows(() => true);
+    if (sort === "name") order.sort((a, b) => (data.tasks[a].name < data.tasks[b].name ? -1 : 1));
+    if (sort === "mean") order.sort((a, b) => mean(b) - mean(a));
+
+    const reasons = {};
+    for (const model of difference ? ["pretrained", "tuned"] : [show]) {
+      for (const [i, j, reason] of data.undefined[model]) reasons[i + "," + j] = reason;
+    }
+    const grid = (cell) => order.map((i) => layers.map((_, j) => cell(i, j)));
+    const z = grid(value);
+    const text = grid((i, j) => (difference
+      ? aboutBoth(i, j, ["difference: <b>" + shown(value(i, j)) + "</b>"])
+      : about(i, j, show, estimator)));
+    const missing = grid((i, j) => (value(i, j) === null ? 1 : null));
+    const why = grid((i, j) => safe(data.tasks[i].name) + "<br>layer " + data.layers[j] + ": undefined<br>" +
+      safe(reasons[i + "," + j] || "no such cell"));
+
+    const most = Math.max(0.05, ...z.flat().filter((v) => v !== null).map(Math.abs));
+    const y = order.map((_, i) => i);
+    const common = { type: "heatmap", x: layers, y, hovertemplate: "%{text}<extra></extra>", xgap: 1, ygap: 1 };
+    const purpleToOrange = [[0, "#5e3c99"], [0.25, "#b2abd2"], [0.5, "#f7f7f7"], [0.75, "#fdb863"], [1, "#b35806"]];
+    const scale = difference
+      ? { zmin: -most, zmax: most, colorscale: purpleToOrange }
+      : { zmin: 0, zmax: 1, colorscale: "Cividis" };
+    const colorbar = { thickness: 12, len: Math.min(1, 0.5 + 5 / order.length) };
+    const grey = [[0, data.colours.undefined], [1, data.colours.undefined]];
+
+    // Lines between clusters.
+    const lines = [];
+    if (sort === "cluster") {
+      order.forEach((i, k) => {
+        if (!k || data.tasks[i].cluster === data.tasks[order[k - 1]].cluster) return;
+        lines.push({
+          type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: k - 0.5, y1: k - 0.5,
+          line: { color: colour("--ink"), width: 1 },
+        });
+      });
+    }
+    const labels = order.map((i) => taskLabel(data.tasks[i]) + (data.tasks[i].held_out ? " (held out)" : ""));
+    draw("chart-heatmap", [
+      Object.assign({}, common, scale, { z, text, colorbar }),
+      Object.assign({}, common, { z: missing, text: why, showscale: false, colorscale: grey }),
+    ], {
+      height: 130 + 17 * order.length,
+      shapes: lines,
+      margin: { l: 60, r: 20, t: 36, b: 50 },
+      xaxis: { type: "category", title: { text: "layer" }, showgrid: false, tickfont: { size: 11 }, tickangle: 0 },
+      yaxis: { tickvals: y, ticktext: labels, autorange: "reversed", tickfont: { size: 11 }, showgrid: false },
+    });
+  }
+
+  function drawClusters() {
+    const ranking = data.ranking.filter((row) => row.pretrained.mean !== null);
+    const y = ranking.map((row, i) => i);
+    const interval = ({ low, high }, reason) => (low === null
+      ? safe(reason || "no interval")
+      : "95 % " + shown(low) + " to " + shown(high));
+    const traces = models.map(([key, name]) => ({
+      type: "scatter", mode: "markers", name, y,
+      x: ranking.map((row) => row[key].mean),
+      marker: { color: data.colours.models[key], size: 11, symbol: key === "tuned" ? "square" : "circle" },
+      text: ranking.map((row) => [
+        safe(row.cluster),
+        name + ": <b>" + shown(row[key].mean) + "</b>",
+        interval(row[key], row.reason),
+        row.n_tasks + " tasks",
+      ].join("<br>")),
+      hovertemplate: "%{text}<extra></extra>",
+      error_x: {
+        type: "data", symmetric: false, thickness: 1.4, width: 4,
+        array: ranking.map((row) => (row[key].high === null ? 0 : row[key].high - row[key].mean)),
+        arrayminus: ranking.map((row) => (row[key].low === null ? 0 : row[key].mean - row[key].low)),
+      },
+    }));
+    draw("chart-ranking", ranking.length ? traces : [], {
+      height: 110 + 30 * ranking.length,
+      xaxis: { title: { text: "mean CKA (debiased)" } },
+      yaxis: {
+        tickvals: y, ticktext: ranking.map((row) => brief(row.cluster, 34)), range: [ranking.length - 0.4, -0.6],
+      },
+    });
+    const picked = data.ranking[Number(at("cluster-pick").value)];
+    if (picked) boxes("chart-cluster", rows((task) => picked.tasks.includes(task.name)), false, -1);
+  }
+
+  function drawHeldOut() {
+    boxes("chart-held-out", rows((task) => task.held_out), false, -1);
+  }
+
+  function drawEstimators() {
+    const traces = [];
+    for (const [key, name] of models) {
+      const x = [], y = [], text = [], cells = data.cells[key];
+      for (const i of rows(() => true)) {
+        layers.forEach((_, j) => {
+          const debiased = cells.debiased.cka[i][j], biased = cells.biased.cka[i][j];
+          if (debiased === null || biased === null) return;
+          x.push(debiased);
+          y.push(biased);
+          text.push(about(i, j, key, "debiased") + "<br>biased: " + shown(biased));
+        });
+      }
+      if (!x.length) continue;
+      const symbol = key === "tuned" ? "square" : "circle";
+      traces.push({
+        type: "scatter", mode: "markers", name, x, y, text, hovertemplate: "%{text}<extra></extra>",
+        marker: { size: 4, opacity: 0.5, color: data.colours.models[key], symbol },
+      });
+    }
+    if (traces.length) {
+      traces.push({
+        type: "scatter", mode: "lines", x: [0, 1], y: [0, 1], name: "equal", hoverinfo: "skip",
+        line: { color: colour("--quiet"), dash: "dash", width: 1 },
+      });
+    }
+    draw("chart-estimators", traces, {
+      xaxis: { title: { text: "debiased CKA" } },
+      yaxis: { title: { text: "biased CKA" } },
+    });
+  }
+
+  function drawTraining() {
+    const specialist = data.colours.scores.control;
+    const traces = Object.entries(data.training).map(([model, curve]) => {
+      const isTuned = model === "tuned";
+      // Further seeds of the multi-task model share its colour.
+      const hue = /^tuned($|[.]seed)/.test(model) ? data.colours.scores.tuned : specialist;
+      return {
+        type: "scatter", mode: "lines", x: curve.step, y: curve.loss, showlegend: isTuned,
+        name: isTuned ? "multi-task model" : brief(model, 40),
+        opacity: isTuned ? 1 : 0.4, line: { width: isTuned ? 3 : 1, color: hue },
+      };
+    });
+    // The thick line is drawn last, on top of the others.
+    traces.sort((a, b) => a.line.width - b.line.width);
+    if (traces.some((trace) => trace.line.color === specialist)) {
+      traces.push({
+        type: "scatter", mode: "lines", x: [null], y: [null], name: "specialists (one line each)",
+        line: { width: 1, color: specialist },
+      });
+    }
+    draw("chart-training", traces, {
+      xaxis: { title: { text: "training step" } },
+      yaxis: { title: { text: "loss per answer token (nats)" }, rangemode: "tozero" },
+    });
+  }
+
+  function drawScores() {
+    const measured = rows((task, i) => Object.values(data.scores).some((column) => column[i] !== null));
+    const y = measured.map((_, k) => k);
+    const symbols = ["circle", "square", "diamond"];
+    const traces = Object.entries(data.names.scores).map(([key, name], k) => ({
+      type: "scatter", mode: "markers", name, y,
+      x: measured.map((i) => data.scores[key][i]),
+      text: measured.map((i) => safe(data.tasks[i].name)),
+      hovertemplate: "%{text}<br>" + name + ": <b>%{x:.3f}</b><extra></extra>",
+      marker: { size: 8, color: data.colours.scores[key], symbol: symbols[k] },
+    }));
+    draw("chart-scores", measured.length ? traces : [], {
+      height: 130 + 17 * measured.length,
+      xaxis: { title: { text: "exact match" }, range: [-0.03, 1.03] },
+      yaxis: {
+        tickvals: y, ticktext: measured.map((i) => taskLabel(data.tasks[i])), range: [measured.length - 0.4, -0.6],
+        tickfont: { size: 11 },
+      },
+    });
+  }
+
+  function saveCsv() {
+    // A leading quote keeps spreadsheets from reading a task's name as a formula.
+    const quoted = (text) => '"' + String(text).replace(/^[=+\-@]/, "'$&").replace(/"/g, '""') + '"';
+    const lines = ["experimental,estimator,task,cluster,held_out,layer,cka,low,high,n"];
+    for (const [model] of models) {
+      for (const [name, cells] of Object.entries(data.cells[model])) {
+        data.tasks.forEach((task, i) => data.layers.forEach((layer, j) => {
+          const values = [cells.cka, cells.low, cells.high].map((column) => column[i][j] ?? "");
+          const labels = [model, name, quoted(task.name), quoted(task.cluster), task.held_out, layer];
+          lines.push([...labels, ...values, task.n].join(","));
+        }));
+      }
+    }
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
+    link.download = "cells.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  // ---------------------------------------------------------------- the controls
+
+  function drawByEstimator() {
+    drawLayers();
+    drawHeatmap();
+    drawClusters();
+    drawHeldOut();
+  }
+
+  function drawAll() {
+    drawByEstimator();
+    drawEstimators();
+    drawTraining();
+    drawScores();
+  }
+
+  // All selects of the estimator change together.
+  document.querySelectorAll(".estimator").forEach((select) => select.addEventListener("change", () => {
+    estimator = select.value;
+    document.querySelectorAll(".estimator").forEach((other) => { other.value = estimator; });
+    drawByEstimator();
+  }));
+  const redraws = {
+    "layers-show": drawLayers,
+    "layers-task": drawLayers,
+    "heatmap-show": drawHeatmap,
+    "heatmap-sort": drawHeatmap,
+    "cluster-pick": drawClusters,
+  };
+  for (const [id, redraw] of Object.entries(redraws)) at(id).addEventListener("change", redraw);
+  at("save-csv").addEventListener("click", saveCsv);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  drawAll();
+  document.documentElement.dataset.drawn = "yes";
+})();

@@ -1,0 +1,171 @@
+"""What static figures are built from: style, layer axes, section bands, paired boxes, saving."""
+
+from __future__ import annotations
+
+import io
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from mossa_jax.files.write import write_bytes
+from mossa_jax.report.palette import MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, layer_label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    # Task names are data: a `$` in one is a dollar sign, never mathematics.
+    "text.parse_math": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "mossa_jax",
+}
+_MAX_TICKS = 35
+_DPI = 110
+
+# Without dates and versions, so that equal input gives equal files.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": "mossa_jax"},
+}
+
+
+def figure_style() -> AbstractContextManager[None]:
+    """Returns a context in which figures are drawn in the style of this package."""
+    from matplotlib import rc_context
+
+    return rc_context(STYLE)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Creates an empty figure of `width` x `height` inches, without the global state of pyplot."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+
+
+def layer_axis(axes: Axes, layers: list[str], label: bool = True, max_ticks: int = _MAX_TICKS) -> None:
+    """Labels 0, 1, ... with layer names; only every k-th if there are too many to read.
+
+    Args:
+      axes: the axes to label.
+      layers: layer names, in order.
+      label: whether the axis itself gets a label.
+      max_ticks: the most ticks that can be read.
+    """
+    step = max(1, -(-len(layers) // max_ticks))
+    ticks = [i for i, name in enumerate(layers) if not name.isdigit() or step == 1 or int(name) % step == 0]
+    axes.set_xticks(ticks, [layer_label(layers[i]) for i in ticks], fontsize=8 if len(ticks) > 20 else 9)
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+    if label:
+        axes.set_xlabel("layer (output of the block; emb = embedding, norm = after the final norm)")
+
+
+def section_bands(axes: Axes, sections: dict[str, Any], layers: list[str], named: bool = True) -> None:
+    """Shades the sections of the network behind a chart over layers; draws nothing if none were found."""
+    if not sections["found"]:
+        return
+    for name, colour in SECTION_COLOURS.items():
+        span = sections[name]
+        if span is None or str(span[0]) not in layers or str(span[1]) not in layers:
+            continue
+        low, high = layers.index(str(span[0])) - 0.5, layers.index(str(span[1])) + 0.5
+        axes.axvspan(low, high, color=colour, alpha=0.14, lw=0, zorder=0)
+        if named:
+            axes.text(
+                (low + high) / 2,
+                1.01,
+                name,
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                color="#444444",
+            )
+
+
+def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str]) -> bool:
+    """Draws two boxes over tasks per layer (whiskers at 1.5 quartile ranges, outliers as diamonds).
+
+    Args:
+      axes: the axes to draw on.
+      matrices: `pretrained` and `tuned`, each [tasks, layers].
+      layers: layer names, in order.
+
+    Returns:
+      Whether anything was drawn.
+    """
+    drawn = False
+    for shift, (model, matrix) in zip((-0.2, 0.2), matrices.items(), strict=True):
+        columns = [matrix[layer].dropna().to_numpy() for layer in layers]
+        positions = [i + shift for i, column in enumerate(columns) if column.size]
+        columns = [column for column in columns if column.size]
+        if not columns:
+            continue
+        drawn = True
+        colour = MODEL_COLOURS[model]
+        axes.boxplot(
+            columns,
+            positions=positions,
+            widths=0.34,
+            patch_artist=True,
+            manage_ticks=False,
+            boxprops={"facecolor": colour, "edgecolor": colour, "alpha": 0.75, "lw": 0.6},
+            whiskerprops={"color": colour, "lw": 0.9},
+            capprops={"color": colour, "lw": 0.9},
+            medianprops={"color": "black", "lw": 1.2},
+            flierprops={
+                "marker": "d",
+                "markersize": 3.5,
+                "markerfacecolor": colour,
+                "markeredgecolor": "none",
+            },
+        )
+    return drawn
+
+
+def model_legend(axes: Axes, fontsize: float = 8) -> None:
+    """Adds the legend of pre-trained and tuned."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=MODEL_COLOURS[model], label=name, alpha=0.75) for model, name in MODEL_NAMES.items()]
+    axes.legend(handles=handles, loc="lower left", ncols=2, fontsize=fontsize)
+
+
+def empty_panel(axes: Axes, reason: str) -> None:
+    """Turns a panel into a sentence that says why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes, color="#555555", wrap=True)
+
+
+def cka_range(axes: Axes, values: np.ndarray) -> None:
+    """Sets the CKA axis to 0..1, lower if debiased estimates are negative."""
+    finite = values[np.isfinite(values)]
+    low = min(0.0, float(finite.min()) - 0.03) if finite.size else 0.0
+    axes.set_ylim(low, max(1.03, float(finite.max()) + 0.02) if finite.size else 1.03)
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, folder: epath.Path, name: str) -> None:
+    """Writes `name.png` and `name.pdf`, each whole or not at all. Equal figures give equal files."""
+    with figure_style():
+        figure.draw_without_rendering()
+    # The layout is settled: solving it again for each format would take most of the time.
+    figure.set_layout_engine("none")
+    for suffix, metadata in _METADATA.items():
+        buffer = io.BytesIO()
+        with figure_style():
+            figure.savefig(buffer, format=suffix, dpi=_DPI, metadata=metadata)
+        write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())

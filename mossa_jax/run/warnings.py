@@ -1,0 +1,97 @@
+"""What a reader of the page should know before trusting it: few prompts or steps, pooling, data left out, training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.llama.files.peft import read_about
+from mossa_jax.run.context import Run
+from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS
+
+_POOLING = {
+    "all": "every token is a row: tokens with which all prompts begin (BOS, a template) are equal rows, and raise the "
+    "similarity of any two models",
+    "mean": "the mean over tokens includes BOS: where its state is far larger than the others, the lengths of the "
+    "prompts alone make models similar",
+}
+"""Pooling -> its trap."""
+
+_TRAINING = {
+    "skipped": "updates skipped because loss or gradient was not finite",
+    "spikes": "loss spikes",
+}
+"""Counter in metrics.jsonl -> what it counts."""
+
+_MAX_NAMES = 5
+
+
+def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]:
+    """Returns the warnings of a run, one sentence each.
+
+    Args:
+      run: the run.
+      record: of its data (`read_record`).
+      smallest: number of test prompts of the smallest task.
+    """
+    warnings = []
+    if smallest < FEW_PROMPTS:
+        warnings.append(
+            f"the smallest task has {smallest} test prompts; with fewer than {FEW_PROMPTS} every interval is wide"
+        )
+    warnings += few_steps(run)
+    if run.config.compare.pool in _POOLING:
+        warnings.append(_POOLING[run.config.compare.pool])
+    warnings += repeated_prompts(record["tasks"])
+    if record["missing"]:
+        warnings.append(f"tasks left out because no source has them: {', '.join(record['missing'])}")
+    for name, task in record["tasks"].items():
+        bad_rows = task["train"]["bad_rows"] + task["test"]["bad_rows"]
+        if bad_rows:
+            warnings.append(f"task {name}: left out {_count(bad_rows, 'unusable row')}")
+    return warnings + training_trouble(run.folder)
+
+
+def few_steps(run: Run) -> list[str]:
+    """Warns of specialists that took few steps."""
+    steps = {task.name: read_about(run.tuned_folder(task.name))["steps"] for task in run.suite.tasks}
+    few = [name for name, count in steps.items() if count < FEW_STEPS]
+    if not few:
+        return []
+    shown = ", ".join(few[:_MAX_NAMES]) + (", ..." if len(few) > _MAX_NAMES else "")
+    return [
+        f"specialists that took fewer than {FEW_STEPS} steps: {len(few)} ({shown}); few steps leave a "
+        "specialist near the pre-trained model, so a high pre-trained CKA means little there"
+    ]
+
+
+def repeated_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
+    """Warns of test prompts that repeat others of their task.
+
+    Args:
+      tasks: of the record of data: task -> `test` with `rows` and `distinct`.
+    """
+    tests = {name: task["test"] for name, task in tasks.items()}
+    repeats = {name: test["rows"] - test.get("distinct", test["rows"]) for name, test in tests.items()}
+    repeats = {name: count for name, count in repeats.items() if count}
+    if not repeats:
+        return []
+    worst = max(repeats, key=lambda name: repeats[name])
+    return [
+        f"{_count(sum(repeats.values()), 'test prompt')} in {_count(len(repeats), 'task')} repeat others after cutting "
+        f"and count once in similarities (most in {worst}: {repeats[worst]} of {tests[worst]['rows']})"
+    ]
+
+
+def training_trouble(run_folder: RunFolder) -> list[str]:
+    """Warns of what went wrong in training and was overcome, per model."""
+    counts: dict[tuple[str, str], int] = {}
+    for record in filter(lambda record: "model" in record, run_folder.metrics()):
+        for counter in _TRAINING:
+            key = record["model"], counter
+            counts[key] = max(counts.get(key, 0), record.get(counter, 0))
+    return [f"model {model}, {_TRAINING[counter]}: {count}" for (model, counter), count in counts.items() if count]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

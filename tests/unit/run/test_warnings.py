@@ -1,0 +1,49 @@
+"""Warnings of a run: each names what it is about, and nothing is said without a cause."""
+
+from types import SimpleNamespace
+
+from mossa_jax.run.warnings import repeated_prompts, run_warnings, training_trouble
+from mossa_jax.tasks.thresholds import FEW_PROMPTS
+
+
+def data_of_task(bad_rows=0, rows=100, distinct=100):
+    return {"train": {"bad_rows": bad_rows}, "test": {"bad_rows": 0, "rows": rows, "distinct": distinct}}
+
+
+def run_of(pool="last", metrics=()):
+    """A run with no tasks of its own: what is recorded of its data is passed beside it."""
+    compare = SimpleNamespace(pool=pool)
+    folder = SimpleNamespace(metrics=lambda: list(metrics))
+    return SimpleNamespace(config=SimpleNamespace(compare=compare), suite=SimpleNamespace(tasks=[]), folder=folder)
+
+
+def test_a_sound_run_has_no_warning():
+    record = {"tasks": {"a": data_of_task()}, "missing": []}
+    assert run_warnings(run_of(), record, FEW_PROMPTS) == []
+
+
+def test_every_cause_has_its_warning():
+    record = {"tasks": {"a": data_of_task(bad_rows=3), "b": data_of_task(distinct=90)}, "missing": ["c", "d"]}
+    metrics = [{"model": "a", "skipped": 1}, {"model": "a", "skipped": 2}, {"stage": "data"}]
+    warnings = run_warnings(run_of("all", metrics), record, FEW_PROMPTS - 1)
+    words = [
+        f"{FEW_PROMPTS - 1} test prompts",
+        "every token is a row",
+        "10 test prompts",
+        "c, d",
+        "task a: left out 3",
+        "not finite: 2",
+    ]
+    assert len(warnings) == len(words)
+    assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+
+
+def test_the_task_with_most_repeats_is_named():
+    tasks = {"a": data_of_task(distinct=95), "b": data_of_task(rows=50, distinct=30), "c": data_of_task()}
+    (warning,) = repeated_prompts(tasks)
+    assert warning.startswith("25 test prompts in 2 tasks") and "most in b: 20 of 50" in warning
+
+
+def test_counters_of_training_count_once_per_model():
+    metrics = [{"model": "a", "spikes": 1}, {"model": "a", "spikes": 4, "skipped": 0}, {"model": "b", "spikes": 0}]
+    assert training_trouble(run_of(metrics=metrics).folder) == ["model a, loss spikes: 4"]
