@@ -27,8 +27,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from mossa_jax.errors import BAD_CONFIG, DISK, Refusal
-from mossa_jax.files.names import digest
+from mossa_jax.files.names import digest, slug
 from mossa_jax.files.paths import as_path, cache_root, copy_folder, file_names, is_remote
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import storing, write_json
 from mossa_jax.processes.watchdog import sign, unlimited
 
@@ -38,6 +39,11 @@ _KEPT = 2
 _READERS = 4  # threads that hash files; hashlib lets go of the interpreter
 _CHUNK = 1 << 20
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def checkpoint_folder(run_folder: RunFolder, label: str) -> epath.Path:
+    """Returns where the checkpoints of the group with this label are."""
+    return run_folder / f"checkpoints/{slug(label)}"
 
 
 class Checkpoints:

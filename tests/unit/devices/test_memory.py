@@ -132,7 +132,7 @@ def test_a_population_compiles_once_and_recomputes_where_it_must(tiny, tmp_path,
     """The run takes the very program whose memory was looked at; with recomputation it learns the same."""
     model, made = load_model(str(tiny.folder)), []
     make = population.make_step
-    monkeypatch.setattr(population, "make_step", lambda *arguments: made.append(arguments[3]) or make(*arguments))
+    monkeypatch.setattr(population, "make_step", lambda spec: made.append(spec.remat) or make(spec))
     members = [make_member(0, 6), make_member(1, 4)]
     ample = tune(model, members, open_folder(tmp_path / "ample"))
     assert made == [False] and any("leaves it off" in line for line in lines())
