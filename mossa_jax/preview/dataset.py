@@ -32,8 +32,9 @@ from mossa_jax.tasks.thresholds import (
     TOP_ANSWER,
     TRUNCATED,
 )
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, encode_split, join
-from mossa_jax.tokens.packing import batches_of, packed
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.members import steps_for
 
@@ -210,13 +211,12 @@ class _Training:
 
 
 def _training(examples: Examples, schedule: Schedule, config: Config, sharing: bool) -> _Training:
-    tokens = config.tokens
-    rows = packed(examples, tokens, sharing)
-    batches = batches_of([len(part) for part in rows], schedule.batch_rows, tokens.row_length, tokens.long_row_length)
+    rows = Packing.of(config.tokens).examples(examples, sharing)
+    batches = Batches.of(rows, schedule.batch_rows)
     steps = steps_for(schedule, batches)
     positions = sum(len(part) * part.length for part in rows)
     # Ids that are shared are worked through once a row.
-    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.shared for part in rows)
+    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.prefix_length for part in rows)
     epochs = steps / batches.per_epoch
     return _Training(batches.rows, steps, epochs, round(worked * epochs), worked / positions)
 

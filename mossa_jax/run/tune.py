@@ -21,8 +21,9 @@ from mossa_jax.run.prepare import prepare
 from mossa_jax.run.score import score
 from mossa_jax.tasks import Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, join
-from mossa_jax.tokens.packing import batches_of, packed
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tuning.checkpoints import checkpoint_folder
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext, steps_for
@@ -120,11 +121,8 @@ def _control_group(run: Run, tasks: Mapping[str, Task]) -> Group:
 
 def _pack_member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
     """Packs a model's examples and counts its steps."""
-    tokens = run.config.tokens
-    rows = packed(examples, tokens, may_share(run.config))
-    counts = [len(part) for part in rows]
-    batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
-    return Member(name, rows, steps_for(schedule, batches), run.seed(name))
+    rows = Packing.of(run.config.tokens).examples(examples, may_share(run.config))
+    return Member(name, rows, steps_for(schedule, Batches.of(rows, schedule.batch_rows)), run.seed(name))
 
 
 def _row_count(member: Member) -> int:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.tokens.rows import TrainingRows
 
 Batch = dict[str, jax.Array]
-"""The fields of `tokens.packing.TrainingRows`: tokens, segments and positions [B, S], predict and labels [B, M], all
+"""The fields of `tokens.rows.TrainingRows`: tokens, segments and positions [B, S], predict and labels [B, M], all
 int32; for a population with a leading axis [A, B, ...]."""
 
 Sums = TypeVar("Sums")

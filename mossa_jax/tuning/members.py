@@ -13,7 +13,8 @@ from mossa_jax.config import Schedule, Tuning
 from mossa_jax.errors import NOT_FINITE, Refusal
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.processes.stop import Stop
-from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
+from mossa_jax.tokens.batches import Batches
+from mossa_jax.tokens.rows import PackedExamples, TrainingRows
 
 _NAMED = 8  # examples that a refusal names
 
@@ -58,8 +59,7 @@ def steps_for(schedule: Schedule, batches: Batches) -> int:
 
 def batches_for(member: Member, batch_rows: int) -> Batches:
     """Returns which rows of a member make the batch of each step, with `batch_rows` short rows per batch."""
-    lengths = [rows.length for rows in member.rows]
-    return batches_of([len(rows) for rows in member.rows], batch_rows, *lengths, seed=(*member.seed, 2))
+    return Batches.of(member.rows, batch_rows, seed=(*member.seed, 2))
 
 
 def not_finite(label: str, member: Member, batch: tuple[int, np.ndarray], step: int, skips: int) -> Refusal:
@@ -115,7 +115,7 @@ class RowLength:
             length=rows[0].length,
             batch_rows=max(sizes),
             width=max(packed.width for packed in rows),
-            prefix=max(packed.shared for packed in rows),
+            prefix=max(packed.prefix_length for packed in rows),
             max_own=max(packed.max_own for packed in rows),
         )
 

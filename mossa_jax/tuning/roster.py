@@ -16,7 +16,7 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.names import digest
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.tokens.packing import Batches
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tuning.members import Member, RowLength, batches_for
 from mossa_jax.tuning.slots import Timeline, plan_slots
 

@@ -26,7 +26,7 @@ from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
-from mossa_jax.tokens.packing import pack_examples  # noqa: E402
+from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import batch  # noqa: E402
 from mossa_jax.tuning.members import Member, TuningContext  # noqa: E402
 from mossa_jax.tuning.population_run import tune_population  # noqa: E402
