@@ -22,6 +22,7 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import full_finetuning as full
+from mossa_jax.tuning.batch import place_batch
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext
 from mossa_jax.tuning.optimizer import FullOptimizer
@@ -250,6 +251,18 @@ def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_
     parts = tune(model, make_member(), open_folder(tmp_path / "parts"), optimizer=optimizer, parts=4)
     np.testing.assert_allclose(losses_of(RunFolder(tmp_path / "parts")), losses_of(run_folder), rtol=1e-5)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, parts, one)))
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_abstract_arguments_are_those_of_a_run(kind, model):
+    optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0, kind)
+    rows = make_member().rows[0]
+    batch = place_batch(model.mesh, rows.take(np.arange(4)))
+    begin, _ = full.make_initialize(model, optimizer)
+    planned = full.abstract_arguments(model, optimizer, rows=4, row_length=rows.length, answers=rows.width)
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)  # noqa: E731
+    assert described(planned[:2]) == described((begin(model.state), batch))
+    assert all(number.shape == () and number.dtype == jnp.int32 for number in planned[2:])
 
 
 @pytest.mark.slow
