@@ -1,8 +1,8 @@
 """Run by test_reproducible.py in processes of their own: what a reproducible population learns, on several meshes.
 
 Arguments: model folder, meshes as "adapter,fsdp,tensor ..." and, for several processes, their number, the coordinator
-and this one's index. Six models of four rows a step learn for eight steps on each mesh; prints, as JSON, for each mesh
-a digest of all adapters, moments and losses and, on one device, how far the plain step ends from what was learned.
+and this one's index. Six models learn for eight steps of four rows on each mesh. Prints as JSON, for each mesh, a
+digest of all adapters, moments and losses and, on one device, how far from them the plain step ends.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def rows_of(number: int):
 
 
 def learn(mesh, reproducible: bool):
-    """(the state, the losses) after all steps, whole on every device."""
+    """Returns (state, losses) after all steps, whole on every device."""
     model = load_model(folder, mesh=mesh)
     arch = model.architecture
     stacked = adapters.stack(arch, [adapters.initial_adapter(arch, TARGETS, 4, 8.0, 0, (n,)) for n in range(MODELS)])
@@ -61,15 +61,15 @@ def learn(mesh, reproducible: bool):
     return jax.tree.map(np.asarray, whole)
 
 
-found = {}
+results = {}
 for sizes in meshes.split():
     mesh = make_mesh(Mesh(*map(int, sizes.split(","))))
     whole = learn(mesh, True)
-    assert whole[1][-1].mean() < whole[1][0].mean() - 0.05  # they learn: there is something to agree on
+    assert whole[1][-1].mean() < whole[1][0].mean() - 0.05  # they learn, so results could differ
     digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
-    found[sizes] = {"digest": digest}
+    results[sizes] = {"digest": digest}
     if mesh.size == 1:
         plain = learn(mesh, False)
         gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole[0].adapters, plain[0].adapters)
-        found[sizes]["gap"] = max(jax.tree.leaves(gaps))
-print(json.dumps(found))
+        results[sizes]["gap"] = max(jax.tree.leaves(gaps))
+print(json.dumps(results))

@@ -1,8 +1,8 @@
 """Run by test_curves.py in processes of their own: loss curves of a population on several meshes.
 
 Arguments: model folder, meshes as "adapter,fsdp,tensor ...", run folder and, for several processes, their number, the
-coordinator and this one's index. Trains eight models for twenty steps on each mesh; prints, as JSON, for each mesh the
-losses of every model and the collectives of the compiled step that run over the adapter axis alone.
+coordinator and this one's index. Trains eight models for twenty steps on each mesh. Prints as JSON, for each mesh, the
+losses of every model and the all-gathers of the compiled step.
 """
 
 import json
@@ -42,8 +42,8 @@ def member(number: int) -> Member:
     return Member(f"model {number}", pack_examples(in_memory(examples), 32), STEPS, (1, number))
 
 
-def gathers_over_adapter(mesh, model) -> list[str]:
-    """All-gathers of the compiled step whose groups are those of the adapter axis."""
+def gathers_of_step(mesh, model) -> list[str]:
+    """Returns the all-gathers of the compiled step."""
     starts = [adapters.initial_adapter(model.architecture, tuning.targets, 2, 4.0, 0, (n,)) for n in range(MODELS)]
     stacked = adapters.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, schedule)
@@ -61,13 +61,13 @@ def gathers_over_adapter(mesh, model) -> list[str]:
     return [line.strip()[:200] for line in text.splitlines() if re.search(r"= .*all-gather(-start)?\(", line)]
 
 
-found = {}
+results = {}
 for sizes in meshes.split():
     mesh = make_mesh(Mesh(*map(int, sizes.split(","))))
     model = load_model(folder, mesh=mesh)
-    place_ = pathlib.Path(workdir) / sizes
-    place_.mkdir(parents=True, exist_ok=True)
-    run_folder = RunFolder(place_, writer=jax.process_index() == 0)
+    path = pathlib.Path(workdir) / sizes
+    path.mkdir(parents=True, exist_ok=True)
+    run_folder = RunFolder(path, writer=jax.process_index() == 0)
     context = TuningContext(tuning, run_folder, Stop())
     members = [member(n) for n in range(MODELS)]
     tune_population("group", members, model, schedule, context, export=lambda member, adapter: None)
@@ -75,6 +75,6 @@ for sizes in meshes.split():
         curves = [[0.0] * STEPS for _ in range(MODELS)]
         for record in run_folder.metrics():
             curves[int(record["model"].split()[1])][record["step"] - 1] = record["loss"]
-        gathers = [] if processes else gathers_over_adapter(mesh, model)
-        found[sizes] = {"curves": curves, "gathers": gathers}
-print(json.dumps(found))
+        gathers = [] if processes else gathers_of_step(mesh, model)
+        results[sizes] = {"curves": curves, "gathers": gathers}
+print(json.dumps(results))

@@ -1,8 +1,8 @@
 """Run by test_row_order.py in processes of their own: the batches that the training loop places, step by step.
 
 Arguments: model folder, task folder, run folder and, for several processes, their number, the coordinator and this
-one's index. Trains twelve steps, stopping and beginning again after the fifth; prints a digest of every batch that
-was placed, whole, in the order of steps.
+one's index. Trains twelve steps, with a stop and a restart after the fifth. Prints a digest of every whole batch that
+was placed, in the order of steps.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ from mossa_jax.tuning.population_run import tune_population  # noqa: E402
 placed, place, stop = [], batch.place_batch, Stop()
 
 
-def recorded(mesh, rows):
-    found = place(mesh, rows)
+def record_batch(mesh, rows):
+    batch_on_devices = place(mesh, rows)
     digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(np.asarray(multihost_utils.process_allgather(found[name], tiled=True)).tobytes())
+    for name in sorted(batch_on_devices):
+        digest.update(np.asarray(multihost_utils.process_allgather(batch_on_devices[name], tiled=True)).tobytes())
     placed.append(digest.hexdigest())
     stop.asked = len(placed) == 5
-    return found
+    return batch_on_devices
 
 
-batch.place_batch = recorded
+batch.place_batch = record_batch
 model = load_model(folder, mesh=make_mesh(Mesh(1, -1, 1)))
 tokens = Tokens(max_tokens=48, row_length=24, long_row_length=48)
 members = []

@@ -1,8 +1,8 @@
-"""Run by test_slots_on_meshes.py in processes of their own: a population's training that goes on, on another mesh.
+"""Run by test_slots_on_meshes.py in processes of their own: a population's training that resumes on another mesh.
 
 Arguments: model folder, run folder, mesh as "adapter,fsdp,tensor" and the step to stop at (0: none). Seven models
-through three slots. Writes the adapters as they are handed over; prints, as JSON, the warnings and the order of all
-metrics.
+take turns in three slots. Writes the adapters as they are exported; prints the warnings and the order of all metrics
+as JSON.
 """
 
 import json
@@ -41,7 +41,7 @@ def export(member, adapter):
 
 
 class Asking(RunFolder):
-    """Asks to stop when so many steps of the first model are done."""
+    """Asks to stop when the first model has taken `stop_at` steps."""
 
     def append_metrics(self, record):
         super().append_metrics(record)

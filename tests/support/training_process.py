@@ -1,7 +1,8 @@
 """Run by test_kills.py in processes of their own: a population's training that can be killed at any moment.
 
-Arguments: model folder, run folder. Nine models through three slots, a checkpoint every ten steps. Writes the number of
-every step that begins to steps.txt, adapters as .npz files, and at the end the last state's digest to state.txt.
+Arguments: model folder, run folder. Nine models take turns in three slots, with a checkpoint every ten steps. Writes
+the number of every step that begins to steps.txt, digests of adapters to .txt files, and the last state's digest to
+state.txt.
 """
 
 import hashlib
@@ -41,10 +42,10 @@ def export(member, adapter):
 
 
 def digest(tree) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()
+        sha256.update(np.asarray(leaf).tobytes())
+    return sha256.hexdigest()
 
 
 train = population_run.train
