@@ -38,7 +38,7 @@ def examples(count=8, seed=2, longest=5):
 
 
 def torch_loss_and_gradients(reference, examples):
-    """Returns (summed loss, answer tokens, (target, "a" or "b", layer) -> gradient as we store it) over all examples."""
+    """Returns (summed loss, answer tokens, (target, "a" or "b", layer) -> gradient as we store it) over examples."""
     torch = pytest.importorskip("torch")
     reference.zero_grad()
     for name, parameter in reference.named_parameters():
