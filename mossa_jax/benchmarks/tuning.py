@@ -43,6 +43,7 @@ from mossa_jax.tokens.packing import shared_prefix
 from mossa_jax.tokens.rows import PackedExamples, TrainingRows, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
+from mossa_jax.tuning.batch import place_batch
 
 _IGNORED = -100  # label that the loss of transformers leaves out
 
@@ -215,7 +216,7 @@ class _Seen:
 
 
 class _Ours:
-    """The population step, put together as `loop.tune_population` does, without checkpoints."""
+    """The population step, put together as `population_run.tune_population` does, without checkpoints."""
 
     def __init__(self, work: Workload, model: Model, starts: list, part: _Part):
         arch, self._model, self._part = model.architecture, model, part
@@ -225,8 +226,9 @@ class _Ours:
             max(getattr(packed, name) for packed in part.packed) for name in ("prefix_length", "max_own")
         )
         remat = work.tuning.remat == "on"
-        self._step = population.make_step(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
-        self._start = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
+        spec = population.StepSpec(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
+        self._step = population.make_step(spec)
+        self._start = population.initial_state(adapters_lib.trainable(stacked), optimizer, model.mesh)
         place = lambda leaf, *names: mesh_lib.place(model.mesh, leaf, names)  # noqa: E731
         self._scale = {name: place(leaf, "adapter", "layers") for name, leaf in adapters_lib.scales(stacked).items()}
         self._total = place(np.full(len(starts), part.steps, np.int32), "adapter")
@@ -244,7 +246,7 @@ class _Ours:
                 for model, packed in enumerate(part.packed)
             ]
             batch = TrainingRows(*(np.stack([getattr(one, f.name) for one in rows]) for f in fields(TrainingRows)))
-            placed = population.place_batch(self._model.mesh, batch)
+            placed = place_batch(self._model.mesh, batch)
             state, metrics = self._step(self._model.state, self._scale, self._total, state, placed, self._active)
             found.append((metrics["loss"], metrics["tokens"]))
             positions += batch.tokens.size

@@ -15,10 +15,10 @@ from mossa_jax.similarity import engine
 from mossa_jax.similarity.gram import tile_size
 from mossa_jax.similarity.null import GATHER_COST, MAX_GRAM_ROWS
 from mossa_jax.tuning.flops import mean_keys
+from mossa_jax.tuning.loss import HEAD_TOKENS
 
 # bfloat16 products that make one float32 product, at the precision of the Gram tiles and of the permutations.
 _EXACT_PASSES, _PERMUTED_PASSES = 6, 3
-_HEAD_COLUMNS = 1024  # answer tokens whose logits a chip holds at once
 _FLOAT32 = 4
 
 
@@ -86,7 +86,7 @@ def tuning_bytes(arch: Architecture, spread: Spread, remat: bool) -> float:
     gathered block, and a chunk of the head."""
     here, inside = spread.here / spread.parts, _inside(arch, spread)
     kept = here * arch.layers * (arch.hidden * spread.itemsize if remat else inside)
-    head = _HEAD_COLUMNS * spread.models / spread.adapter * arch.vocab / spread.tensor * _FLOAT32
+    head = HEAD_TOKENS * spread.models / spread.adapter * arch.vocab / spread.tensor * _FLOAT32
     return kept + here * inside + gathered_bytes(arch, spread) + 2 * head
 
 

@@ -125,14 +125,15 @@ def tuning_program(
       rows, row_length: packed rows a model and step, and their positions.
       rank, targets: of the adapters.
       answers: the most answer tokens in a row.
-      remat, parts, prefix, max_own: as in `tuning.population.make_step`.
+      remat, parts, prefix, max_own: as `StepSpec` of `tuning.population` has them; `parts` are its micro-batches.
     """
     optimizer = population.optimizer_for(Tuning(), Schedule())
     shapes = population.abstract_arguments(
         arch, optimizer, grid, dtype=dtype, slots=slots, rows=rows, row_length=row_length, rank=rank, targets=targets,
         answers=answers,
     )  # fmt: skip
-    lower = lambda: population.make_step(arch, optimizer, grid, remat, parts, prefix, max_own).lower(*shapes)  # noqa: E731
+    spec = population.StepSpec(arch, optimizer, grid, remat, parts, prefix, max_own)
+    lower = lambda: population.make_step(spec).lower(*shapes)  # noqa: E731
     return Program(grid, shapes, lower, attention_body(grid, dtype, prefix))
 
 

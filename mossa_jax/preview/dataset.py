@@ -27,7 +27,7 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, concatenate, encode_split
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
-from mossa_jax.tuning.loop import steps_for
+from mossa_jax.tuning.members import steps_for
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Run by test_reproducible.py in processes of their own: what a reproducible population learns, on several meshes.
 
 Arguments: model folder, meshes as "adapter,fsdp,tensor ..." and, for several processes, their number, the coordinator
-and this one's index. Six models of four rows a step learn for eight steps on each mesh; prints, as JSON, for each mesh
-a digest of all adapters, moments and losses and, on one device, how far the plain step ends from what was learned.
+and this one's index. Six models learn for eight steps of four rows on each mesh. Prints as JSON, for each mesh, a
+digest of all adapters, moments and losses and, on one device, how far from them the plain step ends.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
 from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import population  # noqa: E402
+from mossa_jax.tuning.batch import place_batch  # noqa: E402
 
 MODELS, ROWS, STEPS = 6, 4, 8
 TARGETS = ("q_proj", "down_proj")
@@ -36,38 +37,39 @@ def rows_of(number: int):
 
 
 def learn(mesh, reproducible: bool):
-    """(the state, the losses) after all steps, whole on every device."""
+    """Returns (state, losses) after all steps, whole on every device."""
     model = load_model(folder, mesh=mesh)
     arch = model.architecture
     stacked = adapters.stack(arch, [adapters.initial_adapter(arch, TARGETS, 4, 8.0, 0, (n,)) for n in range(MODELS)])
     optimizer = population.optimizer_for(Tuning(), Schedule(learning_rate=2e-2))
-    state = population.start(adapters.trainable(stacked), optimizer, mesh)
+    state = population.initial_state(adapters.trainable(stacked), optimizer, mesh)
     scale = {t: place(mesh, leaf, adapters.AXES["scale"]) for t, leaf in adapters.scales(stacked).items()}
     total = place(mesh, np.full(MODELS, STEPS, np.int32), ("adapter",))
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))
     packed = [rows_of(number) for number in range(MODELS)]
     width = max(part.width for part in packed)
-    step = population.make_step(arch, optimizer, mesh, False, max_own=16, reproducible=reproducible)
+    spec = population.StepSpec(arch, optimizer, mesh, False, max_own=16, reproducible=reproducible)
+    step = population.make_step(spec)
     losses = []
     for number in range(STEPS):
         chosen = np.random.default_rng(number).permutation(min(map(len, packed)))[:ROWS]
         parts = [part.take(chosen, width) for part in packed]
         batch = type(parts[0])(*(np.stack([getattr(p, f) for p in parts]) for f in vars(parts[0])))
-        state, metrics = step(model.state, scale, total, state, population.place_batch(mesh, batch), active)
+        state, metrics = step(model.state, scale, total, state, place_batch(mesh, batch), active)
         losses.append(metrics["loss"])
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))((state, losses))
     return jax.tree.map(np.asarray, whole)
 
 
-found = {}
+results = {}
 for sizes in meshes.split():
     mesh = make_mesh(Mesh(*map(int, sizes.split(","))))
     whole = learn(mesh, True)
-    assert whole[1][-1].mean() < whole[1][0].mean() - 0.05  # they learn: there is something to agree on
+    assert whole[1][-1].mean() < whole[1][0].mean() - 0.05  # they learn, so results could differ
     digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(whole))).hexdigest()
-    found[sizes] = {"digest": digest}
+    results[sizes] = {"digest": digest}
     if mesh.size == 1:
         plain = learn(mesh, False)
-        gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole[0]["adapters"], plain[0]["adapters"])
-        found[sizes]["gap"] = max(jax.tree.leaves(gaps))
-print(json.dumps(found))
+        gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole[0].adapters, plain[0].adapters)
+        results[sizes]["gap"] = max(jax.tree.leaves(gaps))
+print(json.dumps(results))

@@ -1,7 +1,7 @@
 """Run by test_full.py in a process of its own: ten steps of full fine-tuning on eight devices.
 
-Arguments: model folder, optimizer, run folder. Saves the tuned model in `saved` of that folder; prints of every leaf of
-the state, in the end, its name, its shape and the share of it that one device holds.
+Arguments: model folder, optimizer, run folder. Saves the tuned model in `saved` of that folder. Prints, for every leaf
+of the last state, its name, its shape and the share of it that one device holds.
 """
 
 import json
@@ -22,12 +22,12 @@ folder, optimizer, workdir = sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3])
 states, train = [], full.train
 
 
-def kept(*arguments, **options):
+def keep_state(*arguments, **options):
     states.append(train(*arguments, **options))
     return states[-1]
 
 
-full.train = kept
+full.train = keep_state
 workdir.mkdir()
 model = load_model(folder, mesh=make_mesh(Mesh(1, 4, 2)))
 full.save_full(workdir / "saved", model, tune(model, make_member(), RunFolder(workdir), optimizer=optimizer), {})

@@ -1,8 +1,8 @@
 """Run by test_row_order.py in processes of their own: the batches that the training loop places, step by step.
 
 Arguments: model folder, task folder, run folder and, for several processes, their number, the coordinator and this
-one's index. Trains twelve steps, stopping and beginning again after the fifth; prints a digest of every batch that
-was placed, whole, in the order of steps.
+one's index. Trains twelve steps, with a stop and a restart after the fifth. Prints a digest of every whole batch that
+was placed, in the order of steps.
 """
 
 import hashlib
@@ -27,23 +27,24 @@ from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
 from mossa_jax.tokens.rows import pack_examples  # noqa: E402
-from mossa_jax.tuning import population  # noqa: E402
-from mossa_jax.tuning.loop import Member, tune_population  # noqa: E402
+from mossa_jax.tuning import batch  # noqa: E402
+from mossa_jax.tuning.members import Member, TuningContext  # noqa: E402
+from mossa_jax.tuning.population_run import tune_population  # noqa: E402
 
-placed, place, stop = [], population.place_batch, Stop()
+placed, place, stop = [], batch.place_batch, Stop()
 
 
-def recorded(mesh, rows):
-    found = place(mesh, rows)
+def record_batch(mesh, rows):
+    batch_on_devices = place(mesh, rows)
     digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(np.asarray(multihost_utils.process_allgather(found[name], tiled=True)).tobytes())
+    for name in sorted(batch_on_devices):
+        digest.update(np.asarray(multihost_utils.process_allgather(batch_on_devices[name], tiled=True)).tobytes())
     placed.append(digest.hexdigest())
     stop.asked = len(placed) == 5
-    return found
+    return batch_on_devices
 
 
-population.place_batch = recorded
+batch.place_batch = record_batch
 model = load_model(folder, mesh=make_mesh(Mesh(1, -1, 1)))
 tokens = Tokens(max_tokens=48, row_length=24, long_row_length=48)
 members = []
@@ -54,10 +55,8 @@ pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
 run_folder = RunFolder(workdir, writer=jax.process_index() == 0)
 for attempt in range(2):
     try:
-        tune_population(
-            "group", members, model.state, model.architecture, Tuning(rank=2, log_every=1), Schedule(batch_rows=8),
-            model.mesh, run_folder, stop, lambda member, adapter: None,
-        )  # fmt: skip
+        context = TuningContext(Tuning(rank=2, log_every=1), run_folder, stop)
+        tune_population("group", members, model, Schedule(batch_rows=8), context, export=lambda member, adapter: None)
     except Refusal as refusal:
         assert refusal.code == STOPPED and attempt == 0
 print(json.dumps(placed))

@@ -1,4 +1,4 @@
-"""Training that is killed or asked to stop at twenty random moments ends with the bits of a run left alone."""
+"""Training that is killed or asked to stop at twenty random moments ends with the bits of an undisturbed run."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def steps(workdir):
 
 
 def outcome(workdir):
-    """Everything that a finished run leaves: digests of adapters and last state, and the metrics by model and step."""
+    """Returns all results of a finished run: digests of adapters and last state, and metrics by model and step."""
     digests = {path.name: path.read_text() for path in sorted(workdir.glob("model*.txt"))}
     metrics = {}
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
@@ -39,7 +39,7 @@ def outcome(workdir):
         except json.JSONDecodeError:
             continue  # a line that a kill cut short
         before = metrics.setdefault((record["model"], record["step"]), record)
-        assert before == record  # a step that was done twice had the same loss to the bit
+        assert before == record  # a step that was taken twice had the same loss to the bit
     return digests, (workdir / "state.txt").read_text(), metrics
 
 
@@ -61,11 +61,11 @@ def test_twenty_interruptions_change_no_bit(root, tiny, alone, kind):
         while interruptions < 20:
             before = len(steps(workdir))
             deadline = time.monotonic() + 120
-            # Some while loading and compiling, most in the middle of steps and saves.
+            # Some interruptions while loading and compiling, most in the middle of steps and saves.
             wanted = rng.choice([0, *range(1, 14 if kind == "SIGKILL" else 6)])
             while process.poll() is None and time.monotonic() < deadline:
-                there = (workdir / "ready.txt").exists() if wanted == 0 else len(steps(workdir)) >= before + wanted
-                if there:
+                is_reached = (workdir / "ready.txt").exists() if wanted == 0 else len(steps(workdir)) >= before + wanted
+                if is_reached:
                     break
                 time.sleep(0.005)
             assert process.poll() is None, (workdir / "log.txt").read_text()[-2000:]
@@ -74,7 +74,9 @@ def test_twenty_interruptions_change_no_bit(root, tiny, alone, kind):
             process.send_signal(getattr(signal, kind))
             code = process.wait(timeout=60)
             if kind == "SIGTERM":
-                assert time.monotonic() - asked < 10 + 30 * (len(steps(workdir)) == before)  # a compilation runs out
+                assert time.monotonic() - asked < 10 + 30 * (
+                    len(steps(workdir)) == before
+                )  # a compilation is not interrupted
                 assert code == 75
             interruptions += 1
             reached = max(steps(workdir), default=-1)
@@ -91,9 +93,9 @@ def test_twenty_interruptions_change_no_bit(root, tiny, alone, kind):
     digests, state, metrics = outcome(workdir)
     wanted = outcome(alone)
     assert digests == wanted[0] and state == wanted[1]
-    # A step at which somebody asked to stop is logged as well.
+    # The step at which the run was asked to stop is logged as well.
     assert {key: metrics[key] for key in wanted[2]} == wanted[2]
     if kind == "SIGTERM":
-        assert set(redone) == {0}  # no finished step is lost, none is done twice
+        assert set(redone) == {0}  # no finished step is lost, none is taken twice
     else:
-        assert max(redone) <= 2 * INTERVAL  # one interval, and what was done while the last save was on its way
+        assert max(redone) <= 2 * INTERVAL  # one interval, and the steps taken while the last save was being written

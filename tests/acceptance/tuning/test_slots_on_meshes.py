@@ -1,4 +1,4 @@
-"""A run that began on one mesh goes on, on another: the same models in the same slots at the same steps."""
+"""A run resumes on another mesh: the same models in the same slots at the same steps."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ NAMES = [f"model{number}" for number in range(7)]
 def tune(root, tiny, folder, sizes, stop_at=0):
     """Runs until `stop_at` or to the end; returns what was logged so far, in its order.
 
-    Where the adapter axis has more places than there are slots, that is said.
+    Also asserts the warning where the adapter axis has more places than there are slots.
     """
     devices = int(np.prod([int(size) for size in sizes.split(",")]))
     command = [sys.executable, SCRIPT, tiny.folder, folder, sizes, stop_at]
@@ -35,15 +35,15 @@ def adapters(folder):
 
 @pytest.fixture(scope="module")
 def straight(root, tiny, tmp_path_factory):
-    """One device, without a stop: (log, adapters)."""
+    """Runs on one device without a stop; returns (log, adapters)."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     return tune(root, tiny, folder, "1,1,1"), adapters(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["8,1,1", "1,1,1"])
-def test_a_run_goes_on_where_places_are_more_or_fewer(root, tiny, straight, tmp_path, first):
-    """Three slots take eight places, three and four: arrays of every checkpoint are of another length."""
+def test_a_run_resumes_on_meshes_with_more_or_fewer_places(root, tiny, straight, tmp_path, first):
+    """Three slots take eight, three and four places, so arrays in the checkpoints differ in length."""
     log, wanted = straight
     begun = tmp_path / "begun"
     before = tune(root, tiny, begun, first, stop_at=11)
@@ -55,7 +55,7 @@ def test_a_run_goes_on_where_places_are_more_or_fewer(root, tiny, straight, tmp_
         shutil.copytree(begun, folder)
         whole = tune(root, tiny, folder, second)
         assert whole[: len(before)] == before
-        # What the stop logged at once comes earlier than without it, nothing else does.
+        # Only what the stop logged at once comes earlier than without a stop.
         assert list(dict.fromkeys(map(tuple, whole))) == list(dict.fromkeys(map(tuple, log))), second
         for name, ours, theirs in zip(NAMES, adapters(folder), wanted, strict=True):
             assert theirs["q_proj.b"].any()

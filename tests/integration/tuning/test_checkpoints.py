@@ -1,4 +1,4 @@
-"""Checkpoints under damage, kills, a full disk and other meshes: what is restored was saved, to the bit."""
+"""Checkpoints under damage, kills, a full disk and other meshes: a restored state is a saved one, to the bit."""
 
 import gc
 import hashlib
@@ -24,12 +24,17 @@ from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.errors import Refusal
 from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.full_finetuning import FullState
+from mossa_jax.tuning.guards import Guards
+from mossa_jax.tuning.optimizer import Optimizer
+from mossa_jax.tuning.population import PopulationState
+from mossa_jax.tuning.pretrain import PretrainingState
 from tests.support.processes import cpu, free_address, together
 
-# What Orbax leaves behind when a save or a restore fails: reads and writes that nobody waits for.
+# When a save or a restore fails, Orbax leaves reads and writes behind that nobody waits for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-HARMS = {
+DAMAGES = {
     "cut to half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "deleted": lambda path: path.unlink(),
@@ -44,7 +49,7 @@ def flip(path, bit: int) -> None:
 
 
 def state_at(step: int, models: int = 4, width: int = 8):
-    """A state like the population's, a function of the step alone: nested, with moments, of several dtypes."""
+    """Returns a nested state like the population's, with moments and several dtypes; a function of the step alone."""
     rng = np.random.default_rng([models, width, step])
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
     adapters = {
@@ -59,11 +64,11 @@ def blank(state):
     return jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), state)
 
 
-def assert_is(found, step: int, **shape) -> None:
-    """The state is the one of this step, leaf by leaf, in its bytes."""
+def assert_is(state, step: int, **shape) -> None:
+    """Asserts that a state is that of this step, leaf by leaf and byte by byte."""
     wanted = state_at(step, **shape)
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    assert jax.tree.structure(state) == jax.tree.structure(wanted)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
         assert ours.dtype == theirs.dtype and np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
@@ -104,14 +109,14 @@ def copy(two_steps, tmp_path) -> Path:
 
 @pytest.fixture
 def lines(caplog):
-    """What was logged since the last call, by level."""
+    """Returns what was logged since the last call, by level."""
     caplog.set_level(logging.INFO, "mossa_jax")
 
     def take():
         ours = [record for record in caplog.records if record.name == "mossa_jax"]
-        found = {level: [r.getMessage() for r in ours if r.levelname == level] for level in ("WARNING", "INFO")}
+        messages = {level: [r.getMessage() for r in ours if r.levelname == level] for level in ("WARNING", "INFO")}
         caplog.clear()
-        return found
+        return messages
 
     return take
 
@@ -136,11 +141,13 @@ def test_the_newest_two_are_kept_with_their_manifests_and_no_others(tmp_path):
     assert_is(state, 4)
 
 
-@pytest.mark.parametrize("harm", HARMS)
-def test_a_harm_to_any_file_of_the_newest_step_is_seen_and_the_one_before_used(two_steps, tmp_path, lines, harm):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_of_the_newest_step_is_noticed_and_the_step_before_is_used(
+    two_steps, tmp_path, lines, damage
+):
     for number, name in enumerate(files_of(two_steps / "8")):
         folder = Path(shutil.copytree(two_steps, tmp_path / str(number)))
-        HARMS[harm](folder / "8" / name)
+        DAMAGES[damage](folder / "8" / name)
         state, step = restore(folder)
         assert step == 4, name
         assert_is(state, 4)
@@ -149,9 +156,9 @@ def test_a_harm_to_any_file_of_the_newest_step_is_seen_and_the_one_before_used(t
         assert not (folder / "8").exists() and not (folder / "manifests/8.json").exists()
 
 
-@pytest.mark.parametrize("harm", [name for name in HARMS if name != "deleted"])
-def test_a_step_with_a_broken_manifest_is_not_trusted(copy, lines, harm):
-    HARMS[harm](copy / "manifests/8.json")
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "deleted"])
+def test_a_step_with_a_broken_manifest_is_not_trusted(copy, lines, damage):
+    DAMAGES[damage](copy / "manifests/8.json")
     state, step = restore(copy)
     assert step == 4
     assert_is(state, 4)
@@ -159,7 +166,7 @@ def test_a_step_with_a_broken_manifest_is_not_trusted(copy, lines, harm):
     assert "step 8" in warning and str(copy) in warning and "manifest" in warning
 
 
-def test_no_bit_of_a_manifest_can_flip_unseen(copy, lines):
+def test_no_bit_of_a_manifest_can_flip_unnoticed(copy, lines):
     manifest = copy / "manifests/8.json"
     whole, step = contents(copy / "8"), manifest.read_bytes()
     for bit in random.Random(0).sample(range(8 * len(step)), 60):
@@ -180,21 +187,21 @@ def test_a_manifest_of_another_step_seals_nothing(copy, lines):
     assert "step 12" in warning
 
 
-def test_a_step_without_a_manifest_was_not_finished_and_is_no_damage(copy, lines):
+def test_a_step_without_a_manifest_is_unfinished_and_not_damaged(copy, lines):
     (copy / "manifests/8.json").unlink()
     state, step = restore(copy)
     assert step == 4
     assert_is(state, 4)
-    found = lines()
-    assert not found["WARNING"] and len(found["INFO"]) == 1
-    assert "step 8" in found["INFO"][0] and str(copy) in found["INFO"][0]
+    messages = lines()
+    assert not messages["WARNING"] and len(messages["INFO"]) == 1
+    assert "step 8" in messages["INFO"][0] and str(copy) in messages["INFO"][0]
     save(copy, 8)  # in its place
     assert restore(copy)[1] == 8
 
 
-def test_where_nothing_can_be_trusted_all_begins_anew(copy, lines):
+def test_where_no_step_can_be_trusted_training_starts_from_the_beginning(copy, lines):
     shutil.rmtree(copy / "8")
-    HARMS["zeroed"](copy / "4/_METADATA")
+    DAMAGES["zeroed"](copy / "4/_METADATA")
     start = state_at(0)
     checkpoints = Checkpoints(copy)
     state, step = checkpoints.restore(start)
@@ -204,7 +211,7 @@ def test_where_nothing_can_be_trusted_all_begins_anew(copy, lines):
     assert files_of(copy) == []
 
 
-def test_files_that_nobody_would_read_change_nothing(copy, lines):
+def test_files_that_orbax_would_not_read_change_nothing(copy, lines):
     (copy / "8/notes.txt").write_text("mine")
     (copy / "8/d/.nfs01").write_text("")
     (copy / "mine").mkdir()
@@ -215,7 +222,7 @@ def test_files_that_nobody_would_read_change_nothing(copy, lines):
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "array_metadatas/process_1"])
-def test_files_that_would_be_read_but_were_not_saved_are_not_trusted(copy, lines, name):
+def test_files_that_orbax_would_read_but_did_not_save_are_not_trusted(copy, lines, name):
     (copy / "8" / name).write_text("{}")
     state, step = restore(copy)
     assert step == 4
@@ -255,6 +262,47 @@ def test_a_state_of_another_shape_is_refused_and_deletes_nothing(copy):
     assert contents(copy) == before
 
 
+def population_state(fill: float) -> PopulationState:
+    adapters = {"q_proj": {"a": jnp.full((4, 2, 8, 3), fill), "b": jnp.full((4, 2, 3, 8), fill)}}
+    moments = Optimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0).transformation().init(adapters)
+    guards = Guards.of(lambda dtype: jnp.full(4, fill, dtype))
+    return PopulationState(adapters, guards, jax.tree.map(lambda leaf: leaf + 2, moments), jnp.full(4, fill, jnp.int32))
+
+
+def full_state(fill: float) -> FullState:
+    parameters = {"embedding": jnp.full((16, 8), fill), "blocks": {"weight": jnp.full((2, 8, 8), fill)}}
+    moments = Optimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0).transformation().init(parameters)
+    guards = Guards.of(lambda dtype: jnp.full((), fill, dtype))
+    return FullState(guards, jax.tree.map(lambda leaf: leaf + 2, moments), parameters)
+
+
+def pretraining_state(fill: float) -> PretrainingState:
+    return PretrainingState(optax.adam(1e-3).init({"head": jnp.ones(3)}), {"head": jnp.full(3, fill)})
+
+
+@pytest.mark.parametrize("make", [population_state, full_state, pretraining_state])
+def test_the_layout_on_disk_is_that_of_plain_dicts_with_the_fields_names(make, tmp_path):
+    """Run folders from before the states were named tuples hold dicts: they resume, and new ones look the same."""
+    state, blank_state = make(3.0), make(0.0)
+    plain = state._asdict()
+    if "guards" in plain:
+        plain["guards"] = plain["guards"]._asdict()
+        assert list(plain["guards"]) == ["bad", "skipped", "spikes", "usual"]
+    names = [["adapters", "guards", "moments", "step"], ["guards", "moments", "parameters"], ["moments", "parameters"]]
+    assert list(plain) in names
+    for folder, tree in (("plain", plain), ("named", state)):
+        checkpoints = Checkpoints(tmp_path / folder, stacked=True)
+        checkpoints.save(7, tree)
+        checkpoints.close()
+    metadata = [(tmp_path / folder / "7/_METADATA").read_bytes() for folder in ("plain", "named")]
+    assert metadata[0] == metadata[1]
+    checkpoints = Checkpoints(tmp_path / "plain", stacked=True)
+    restored, step = checkpoints.restore(blank_state)
+    checkpoints.close()
+    assert step == 7 and jax.tree.structure(restored) == jax.tree.structure(state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, restored, state))
+
+
 def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     advance = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
@@ -265,18 +313,18 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     state = advance(state)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    found, step = checkpoints.restore({"a": jnp.zeros(1 << 18)})
+    restored, step = checkpoints.restore({"a": jnp.zeros(1 << 18)})
     checkpoints.close()
-    assert step == 5 and np.array_equal(found["a"], np.full(1 << 18, 5.0))
+    assert step == 5 and np.array_equal(restored["a"], np.full(1 << 18, 5.0))
 
 
-def test_a_save_that_fails_raises_at_the_next_and_its_step_is_not_used(copy, lines):
+def test_a_save_that_fails_raises_at_the_next_save_and_its_step_is_not_used(copy, lines):
     (copy / "manifests/12.json").mkdir()
     checkpoints = Checkpoints(copy)
     checkpoints.save(12, state_at(12))
     with pytest.raises(IsADirectoryError):
         checkpoints.save(16, state_at(16))
-    checkpoints.close()  # once is enough
+    checkpoints.close()  # does not raise a second time
     (copy / "manifests/12.json").rmdir()
     state, step = restore(copy)
     assert step == 8
@@ -286,7 +334,7 @@ def test_a_save_that_fails_raises_at_the_next_and_its_step_is_not_used(copy, lin
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MB."""
+    """A mounted file system of 3 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]
@@ -300,7 +348,7 @@ def test_a_full_disk_is_named_and_leaves_the_older_step(small_disk):
     folder, filler, page = small_disk / "group", small_disk / "filler", 4096
     save(folder, 1)
     failed, saved = 0, 1
-    # From no page left to enough of them, so that the save fails in each of its parts.
+    # From no free page to enough of them, so that the save fails at each of its writes.
     for step in range(2, 40):
         free = os.statvfs(small_disk).f_bavail
         filler.write_bytes(bytes(page * (free - (step - 2))))
@@ -311,28 +359,28 @@ def test_a_full_disk_is_named_and_leaves_the_older_step(small_disk):
             assert error.errno == 28 and str(folder) in str(error)
             failed += 1
         filler.unlink()
-        state, found = restore(folder)
-        assert found == saved
+        state, restored = restore(folder)
+        assert restored == saved
         assert_is(state, saved)
         assert not list(folder.glob("manifests/.*"))
     assert failed > 10 and saved == 39
-    # Writes that Orbax gave up may end late, and make their folder anew: the next opening removes it.
+    # Writes that Orbax abandoned may end late and create their folder again; the next opening removes it.
     deadline = time.monotonic() + 30
     while list(folder.glob("*tmp*")) and time.monotonic() < deadline:
         time.sleep(0.1)
         Checkpoints(folder).close()
     assert sorted(path.name for path in folder.iterdir()) == ["38", "39", "manifests"]
-    gc.collect()  # asyncio says here, and not in other tests, which writes Orbax gave up
+    gc.collect()  # so that asyncio reports abandoned writes here, and not in other tests
 
 
 def script(function: str, *arguments) -> list[str]:
-    """A command that calls a function of this file in a process of its own."""
+    """Returns a command that calls a function of this file in a process of its own."""
     code = "import sys; from tests.integration.tuning import test_checkpoints as here; "
     return [sys.executable, "-c", f"{code}here.{function}(*sys.argv[1:])", *map(str, arguments)]
 
 
 def on_mesh(folder, step, process="", processes="", address=""):
-    """Restores onto all devices of all processes and prints what, in bytes; then saves `step`, if it is not 0."""
+    """Restores onto all devices of all processes and prints step and digest; then saves `step`, unless it is 0."""
     if processes:
         jax.distributed.initialize(address, int(processes), int(process))
     mesh = make_mesh(Mesh(-1, 1, 1))
@@ -349,7 +397,7 @@ def on_mesh(folder, step, process="", processes="", address=""):
 
     start = place(jax.tree.map(np.zeros_like, state_at(0, models=8)))
     checkpoints = Checkpoints(folder)
-    state, found = checkpoints.restore(start)
+    state, restored = checkpoints.restore(start)
     sha256 = hashlib.sha256()
     for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(start), strict=True):
         assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
@@ -358,11 +406,11 @@ def on_mesh(folder, step, process="", processes="", address=""):
     if int(step):
         checkpoints.save(int(step), place(state_at(int(step), models=8)))
     checkpoints.close()
-    print(json.dumps([found, sha256.hexdigest(), len(jax.devices())]))
+    print(json.dumps([restored, sha256.hexdigest(), len(jax.devices())]))
 
 
 def answer(step: int, devices: int):
-    """What `on_mesh` prints where it found this step."""
+    """Returns what `on_mesh` prints when it restores this step."""
     sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(state_at(step, models=8)):
         sha256.update(np.asarray(leaf).tobytes())
@@ -376,15 +424,15 @@ def last_line(output: str):
 @pytest.mark.slow
 def test_a_step_is_restored_onto_any_number_of_devices(root, tmp_path):
     folder = tmp_path / "group"
-    found = []
+    answers = []
     for step, devices in enumerate((1, 8, 2, 1), 1):
         (output,) = together([script("on_mesh", folder, step)], root, devices, tmp_path)
-        found.append(last_line(output))
-    assert found[1:] == [answer(1, 8), answer(2, 2), answer(3, 1)]
+        answers.append(last_line(output))
+    assert answers[1:] == [answer(1, 8), answer(2, 2), answer(3, 1)]
 
 
 @pytest.mark.slow
-def test_two_processes_decide_alike_and_one_goes_on_from_them(root, tmp_path):
+def test_two_processes_restore_the_same_step_and_one_process_resumes_from_it(root, tmp_path):
     folder = tmp_path / "group"
 
     def two(step: int):
@@ -398,7 +446,7 @@ def test_two_processes_decide_alike_and_one_goes_on_from_them(root, tmp_path):
 
     two(1)
     assert two(2) == [answer(1, 4)] * 2
-    HARMS["a bit flipped"](folder / "2/ocdbt.process_1/manifest.ocdbt")
+    DAMAGES["a bit flipped"](folder / "2/ocdbt.process_1/manifest.ocdbt")
     assert two(3) == [answer(1, 4)] * 2
     assert sum("is damaged" in (tmp_path / f"{index}.err").read_text() for index in range(2)) == 1
     (output,) = together([script("on_mesh", folder, 4)], root, 1, tmp_path)
@@ -406,11 +454,11 @@ def test_two_processes_decide_alike_and_one_goes_on_from_them(root, tmp_path):
     assert two(0) == [answer(4, 4)] * 2
 
 
-_WIDTH = 1 << 21  # long enough to write and to hash that kills meet both
+_WIDTH = 1 << 21  # takes long enough to write and to hash for kills to hit both
 
 
-def save_on_and_on(folder, told):
-    """Steps and saves every one of them, from the newest on; appends to `told` which steps are surely sealed."""
+def save_forever(folder, told):
+    """Saves every step, from the newest one on; appends to `told` which steps are certainly sealed."""
     advance = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
     checkpoints = Checkpoints(folder)
     state, step = checkpoints.restore({"adapters": jnp.arange(_WIDTH, dtype=jnp.int32), "step": jnp.zeros(3, "i4")})
@@ -424,14 +472,14 @@ def save_on_and_on(folder, told):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_from_the_newest_whole_step(root, tmp_path, lines):
+def test_killed_at_any_moment_it_resumes_from_the_newest_whole_step(root, tmp_path, lines):
     folder, told = tmp_path / "group", tmp_path / "told"
     rng, start, interrupted = random.Random(3), 0, 0
     for _ in range(10):
         told.write_text("")
         with (tmp_path / "err").open("w") as error:
             process = subprocess.Popen(
-                script("save_on_and_on", folder, told), cwd=root, env=cpu(root, 1), stdout=error, stderr=error
+                script("save_forever", folder, told), cwd=root, env=cpu(root, 1), stdout=error, stderr=error
             )
         try:
             deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Full fine-tuning: equal to torch, on one device and on eight, through a stop; and what it writes."""
+"""Full fine-tuning equals torch, on one device and on eight, through a stop; and the folder that it writes."""
 
 import json
 import math
@@ -22,8 +22,9 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import full_finetuning as full
+from mossa_jax.tuning.batch import place_batch
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
-from mossa_jax.tuning.loop import Member
+from mossa_jax.tuning.members import Member, TuningContext
 from mossa_jax.tuning.optimizer import FullOptimizer
 from tests.support.paths import ROOT
 from tests.support.processes import together
@@ -47,7 +48,8 @@ def make_member(steps: int = 10, token: int | None = None) -> Member:
 
 def tune(model, member, run_folder, stop=None, tuning=TUNING, **schedule):
     chosen = replace(SCHEDULE, **schedule)
-    return tune_full("E", member, model, lambda: model.state, tuning, chosen, run_folder, stop or Stop())
+    context = TuningContext(tuning, run_folder, stop or Stop())
+    return tune_full("E", member, model, lambda: model.state, chosen, context)
 
 
 def open_folder(path, kind=RunFolder, **options):
@@ -64,7 +66,7 @@ def losses_of(run_folder) -> list[float | None]:
 
 
 def train_in_torch(folder, member, optimizer, skipped=()):
-    """The same steps in transformers, each example of a batch alone, some skipped: (losses, model)."""
+    """Takes the same steps in transformers, each example of a batch alone, some skipped; returns (losses, model)."""
     torch = import_torch()
     model, examples, losses = torch_model(folder).train(), make_examples(), []
     rows = member.rows[0]
@@ -87,7 +89,7 @@ def train_in_torch(folder, member, optimizer, skipped=()):
         theirs.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), TUNING.clip)
-        assert norm > TUNING.clip  # the clip is at work
+        assert norm > TUNING.clip  # so the clip changes the gradient
         theirs.step()
         losses.append(loss.item())
     return losses, model
@@ -108,19 +110,19 @@ def adafactor(parameters):
 
 
 def assert_equal_to_torch(folder, tmp_path, name, theirs, skipped=()):
-    """Ten steps on both sides, compared through the folder that `save_full` writes; returns the run folder."""
+    """Compares ten steps of both sides through the folder that `save_full` writes; returns the run folder."""
     model, member, run_folder = load_model(str(folder)), make_member(), open_folder(tmp_path / "run")
     state = tune(model, member, run_folder, optimizer=name)
     save_full(tmp_path / "saved", model, state, {})
-    start, found = (torch_model(path).state_dict() for path in (folder, tmp_path / "saved"))
+    start, ours = (torch_model(path).state_dict() for path in (folder, tmp_path / "saved"))
     losses, wanted = train_in_torch(folder, member, theirs, skipped)
     np.testing.assert_allclose(*(np.asarray(part, float) for part in (losses_of(run_folder), losses)), rtol=1e-5)
     assert losses[-1] < losses[0]
     wanted = wanted.state_dict()
-    assert found.keys() == wanted.keys()
+    assert ours.keys() == wanted.keys()
     for tensor, value in wanted.items():
-        assert distance(found[tensor], value) <= 1e-4, tensor
-        assert distance(found[tensor] - start[tensor], value - start[tensor]) <= 1e-2, tensor
+        assert distance(ours[tensor], value) <= 1e-4, tensor
+        assert distance(ours[tensor] - start[tensor], value - start[tensor]) <= 1e-2, tensor
     return run_folder
 
 
@@ -129,7 +131,7 @@ def test_ten_steps_of_adamw_equal_torch_in_losses_and_in_every_tensor(kind, requ
     assert_equal_to_torch(request.getfixturevalue(kind).folder, tmp_path, "adamw", adamw)
 
 
-def test_ten_steps_of_adafactor_equal_that_of_transformers(tiny, tmp_path):
+def test_ten_steps_of_adafactor_equal_those_of_transformers(tiny, tmp_path):
     assert_equal_to_torch(tiny.folder, tmp_path, "adafactor", adafactor)
 
 
@@ -177,7 +179,7 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
     assert 6 <= int(step) < 9
     run_folder = open_folder(tmp_path)
     before = len(run_folder.metrics())
-    # The base is not looked at again: what goes on is the checkpoint.
+    # The base's weights are not used again: training resumes from the checkpoint alone.
     blank = jax.tree.map(jnp.zeros_like, model.state)
     resumed = tune(replace(model, state=blank), make_member(), run_folder)
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, tuned))
@@ -186,13 +188,13 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
 
 
 def poisoned(model, token):
-    """The model with a token whose embedding is not a number."""
+    """Returns the model with NaN as the embedding of a token."""
     state = jax.tree.map(lambda leaf: leaf, model.state)
     state["embedding"] = state["embedding"].replace(state["embedding"][...].at[token].set(np.nan))
     return replace(model, state=state)
 
 
-def test_what_is_never_finite_stops_and_names_member_step_and_examples(model, tmp_path):
+def test_a_loss_that_is_never_finite_stops_and_names_member_step_and_examples(model, tmp_path):
     member, run_folder = make_member(token=3), open_folder(tmp_path)
     with pytest.raises(Refusal) as caught:
         tune(poisoned(model, 3), member, run_folder)
@@ -206,7 +208,7 @@ def test_what_is_never_finite_stops_and_names_member_step_and_examples(model, tm
 
 
 def test_parameters_that_are_not_finite_in_the_end_are_refused(model, tmp_path):
-    # No example has this token, so that no gradient shows it.
+    # No example has this token, so no gradient shows it.
     assert 3 not in {token for example in make_examples() for token in [*example.prompt, *example.answer]}
     with pytest.raises(Refusal, match="'E' has parameters that are not finite; it is not exported") as caught:
         tune(poisoned(model, 3), make_member(steps=2), open_folder(tmp_path))
@@ -214,7 +216,7 @@ def test_parameters_that_are_not_finite_in_the_end_are_refused(model, tmp_path):
 
 
 def poison_batches(monkeypatch, numbers):
-    """Has the steps of these numbers read answers beyond their rows, which gives NaN."""
+    """Makes the steps of these numbers read answers beyond their rows, which gives NaN."""
     compile_step = full.compile_step
 
     def poisoning(*arguments):
@@ -240,8 +242,8 @@ def test_updates_of_poisoned_batches_are_skipped_as_if_torch_had_left_them_out(t
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
-def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_run, tmp_path):
-    # Parts of one row each, with different numbers of answer tokens: a mean of means would be another model.
+def test_a_batch_in_micro_batches_gives_the_same_model_as_the_whole_batch(optimizer, model, tuned_run, tmp_path):
+    # Micro-batches of one row, with different numbers of answer tokens: a mean of means would give another model.
     run_folder, one = tuned_run
     if optimizer != "adamw":
         run_folder = open_folder(tmp_path / "one")
@@ -251,15 +253,27 @@ def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, parts, one)))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_abstract_arguments_are_those_of_a_run(kind, model):
+    optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0, kind)
+    rows = make_member().rows[0]
+    batch = place_batch(model.mesh, rows.take(np.arange(4)))
+    begin, _ = full.make_initialize(model, optimizer)
+    planned = full.abstract_arguments(model, optimizer, rows=4, row_length=rows.length, answers=rows.width)
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)  # noqa: E731
+    assert described(planned[:2]) == described((begin(model.state), batch))
+    assert all(number.shape == () and number.dtype == jnp.int32 for number in planned[2:])
+
+
 @pytest.mark.slow
-def test_parts_take_less_memory_for_the_pass(model):
-    """By the compiled programs of a model that is small beside its batch; nothing is run."""
+def test_micro_batches_take_less_memory_for_the_pass(model):
+    """Reads the memory of compiled programs, for a model that is small beside its batch; nothing is run."""
     optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
-    begin, where = full._start(model, optimizer)
+    begin, where = full.make_initialize(model, optimizer)
     widths = {"tokens": 96, "segments": 96, "positions": 96, "predict": 8, "labels": 8}
     batch = {name: jax.ShapeDtypeStruct((64, width), np.int32) for name, width in widths.items()}
     whole, parts = (
-        full.make_step(model, optimizer, where, parts=count)
+        full.make_step(full.FullStepSpec(model, optimizer, where, micro_batches=count))
         .lower(jax.eval_shape(begin, model.state), batch, 0, 10)
         .compile()
         .memory_analysis()
@@ -321,14 +335,14 @@ def test_a_bfloat16_base_keeps_float32_masters(tiny, tuned_run, tmp_path):
     run_folder = open_folder(tmp_path / "run")
     state = tune(model, make_member(), run_folder, tuning=replace(TUNING, weight_decay=0.0), learning_rate=1e-6)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("float32")}
-    # Steps far below a bfloat16's resolution add up.
+    # Steps far below the resolution of bfloat16 add up.
     moved = jax.tree.map(lambda new, old: float(jnp.abs(new - old).max()), state, start)
     assert all(3e-6 < leaf < 1e-5 for leaf in jax.tree.leaves(moved))
     save_full(tmp_path / "saved", model, state, {})
     assert read_config(tmp_path / "saved")["torch_dtype"] == "bfloat16"
     again = load_model(str(tmp_path / "saved"), dtype="bfloat16").state
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b.astype(jnp.bfloat16)), again, state))
-    # Computed as narrowly as the base computes: near the float32 loss, but not it.
+    # Computed in the base's bfloat16: near the loss in float32, but not equal to it.
     assert losses_of(run_folder)[0] == pytest.approx(losses_of(tuned_run[0])[0], rel=0.02)
     assert losses_of(run_folder)[0] != pytest.approx(losses_of(tuned_run[0])[0], rel=1e-5)
 
@@ -385,7 +399,7 @@ def test_adafactor_lowers_the_loss_with_a_smaller_state(model, tmp_path):
 
 
 def test_a_step_takes_room_for_one_gradient_and_for_no_second_copy(model):
-    """By the compiled program of a model that is large beside its batch; nothing is run."""
+    """Reads the memory of the compiled program, for a model that is large beside its batch; nothing is run."""
     arch = replace(model.architecture, vocab=64, hidden=256, feed_forward=768, layers=12, heads=2, head_dim=128)
     shapes = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -393,10 +407,10 @@ def test_a_step_takes_room_for_one_gradient_and_for_no_second_copy(model):
     )  # fmt: skip
     large = replace(model, architecture=arch, state=shapes)
     optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
-    begin, where = full._start(large, optimizer)
+    begin, where = full.make_initialize(large, optimizer)
     widths = {"tokens": 8, "segments": 8, "positions": 8, "predict": 2, "labels": 2}
     batch = {name: jax.ShapeDtypeStruct((1, width), np.int32) for name, width in widths.items()}
-    step = full.make_step(large, optimizer, where).lower(jax.eval_shape(begin, shapes), batch, 0, 10)
+    step = full.make_step(full.FullStepSpec(large, optimizer, where)).lower(jax.eval_shape(begin, shapes), batch, 0, 10)
     memory, bytes_ = step.compile().memory_analysis(), 4 * parameter_count(arch)
     assert 3 * bytes_ <= memory.alias_size_in_bytes < 3.01 * bytes_  # parameters and two moments, in place
     assert bytes_ <= memory.temp_size_in_bytes < 1.5 * bytes_
@@ -409,7 +423,10 @@ def test_ids_that_all_examples_share_are_learned_from_as_if_each_had_its_own(mod
     assert together[0].prefix_length == 2 and len(together[0]) < len(apart[0])
     states = []
     for name, rows in (("together", together), ("apart", apart)):
-        member, every = Member("E", rows, 2, (7, 1)), len(rows[0])  # one step on all, whatever row they are in
+        member, every = (
+            Member("E", rows, 2, (7, 1)),
+            len(rows[0]),
+        )  # each step sees all examples, whatever row they are in
         states.append(tune(model, member, open_folder(tmp_path / name), batch_rows=every))
     assert jax.tree.all(jax.tree.map(lambda one, other: distance(one, other) < 1e-5, *states))
 
@@ -431,7 +448,7 @@ def test_eight_devices_equal_one_and_every_parameter_and_moment_is_spread(optimi
     spread = 0
     for name, shape, share in json.loads(said.splitlines()[-1]):
         if "norm" in name or "count" in name or not shape or 1 in shape[-1:]:
-            continue  # norms are whole, by the table, and so are single numbers; or nothing is kept
+            continue  # norms and scalars are whole on every device; an empty leaf holds nothing
         spread += 1
         matrix = name.startswith("parameters.") or optimizer == "adamw"
         assert share == 1 / 8 if matrix else share in (1 / 4, 1 / 2), name

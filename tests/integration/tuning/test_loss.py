@@ -1,4 +1,4 @@
-"""Loss and gradients of packed rows against a plain sum over examples in torch; and what they cost."""
+"""Loss and gradients of packed rows against a plain sum over examples in torch; and the memory they take."""
 
 import dataclasses
 import sys
@@ -38,7 +38,7 @@ def examples(count=8, seed=2, longest=5):
 
 
 def torch_loss_and_gradients(reference, examples):
-    """Example by example: (summed loss, answer tokens, (target, "a" or "b", layer) -> gradient as we store it)."""
+    """Returns (summed loss, answer tokens, (target, "a" or "b", layer) -> gradient as we store it) over examples."""
     torch = pytest.importorskip("torch")
     reference.zero_grad()
     for name, parameter in reference.named_parameters():
@@ -79,10 +79,10 @@ def loss_and_gradients(arch, base, adapter, rows, remat=False, times=1.0):
     return both(trainable(adapter), base)
 
 
-# Head and loss in one piece, and in pieces of two columns of which the last is cut short.
+# Head and loss in one chunk, and in chunks of two columns, the last of them padded.
 @pytest.mark.parametrize(("remat", "chunk"), [(False, 1_024), (True, 1_024), (False, 6)])
 def test_packed_loss_and_gradients_equal_torch_example_by_example(tiny, tiny_adapters, monkeypatch, remat, chunk):
-    monkeypatch.setattr(objective, "_CHUNK", chunk)
+    monkeypatch.setattr(objective, "HEAD_TOKENS", chunk)
     folder, reference = tiny_adapters[0]
     total, count, wanted = torch_loss_and_gradients(reference, examples())
     model = load_model(str(tiny.folder))
@@ -90,26 +90,26 @@ def test_packed_loss_and_gradients_equal_torch_example_by_example(tiny, tiny_ada
     (packed,) = pack_examples(in_memory(examples()), 32)
     assert len(packed) < 8
     rows = all_rows(packed, packed.width + 3)
-    (found, tokens), gradients = loss_and_gradients(arch, model.state, load_adapter(folder, arch), rows, remat)
+    (loss, tokens), gradients = loss_and_gradients(arch, model.state, load_adapter(folder, arch), rows, remat)
     assert int(tokens) == count
-    assert float(found) == pytest.approx(total, rel=1e-5)
+    assert float(loss) == pytest.approx(total, rel=1e-5)
     assert len(wanted) == 2 * 7 * arch.layers
     for (target, side, layer), theirs in wanted.items():
         assert distance(gradients[target][side][layer], theirs) < 1e-5 * 5, (target, side, layer)
 
 
-def test_a_tied_head_in_pieces_equals_torch(tiny_tied, tmp_path, monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 6)
-    # Targets of one input that are not all in the adapter: their products with `a` are joined as they come.
+def test_a_tied_head_in_chunks_equals_torch(tiny_tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 6)
+    # Not all targets of one input are in the adapter; the products with `a` are joined for those that are.
     reference = write_adapter(tiny_tied.folder, tmp_path, seed=5, targets=("v_proj", "q_proj", "up_proj"))
     total, _, wanted = torch_loss_and_gradients(reference, examples())
     model = load_model(str(tiny_tied.folder))
     arch = model.architecture
     (packed,) = pack_examples(in_memory(examples()), 32)
-    (found, _), gradients = loss_and_gradients(
+    (loss, _), gradients = loss_and_gradients(
         arch, model.state, load_adapter(tmp_path, arch), all_rows(packed), times=-3.0
     )
-    assert float(found) == pytest.approx(-3 * total, rel=1e-5)
+    assert float(loss) == pytest.approx(-3 * total, rel=1e-5)
     assert len(wanted) == 2 * 3 * arch.layers
     for (target, side, layer), theirs in wanted.items():
         assert distance(gradients[target][side][layer], -3 * theirs) < 1e-5 * 5, (target, side, layer)
@@ -126,7 +126,7 @@ def random_adapter(seed, ranks):
 
 @pytest.mark.slow
 def test_joined_products_of_different_ranks_equal_updates_inside_the_weights():
-    """The oracle has no adapter: b a is added to the weights in float64 and differentiated there."""
+    """The reference has no adapter: b a is added to the weights in float64 and differentiated there."""
     targets = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
     adapter = random_adapter(3, {target: 2 + number for number, target in enumerate(targets)})
     state = initial_state(ARCH, 1)
@@ -144,15 +144,15 @@ def test_joined_products_of_different_ranks_equal_updates_inside_the_weights():
             return answer_loss(merge(ARCH, state), ARCH, {}, rows, False)[0]
 
         wanted, theirs = jax.jit(jax.value_and_grad(loss))(parts)
-    (found, _), gradients = loss_and_gradients(ARCH, state, adapter, rows)
-    assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+    (loss, _), gradients = loss_and_gradients(ARCH, state, adapter, rows)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
     for target, part in gradients.items():
         for side in part:
             assert distance(part[side], theirs[target][side]) < 2e-6, (target, side)
 
 
 def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_precision(monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 16)
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 16)
     rng = np.random.default_rng(0)
     narrow = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)  # noqa: E731
     states, head, labels = narrow(4, 40, 32), narrow(VOCAB, 32), jnp.asarray(rng.integers(0, VOCAB, (4, 40)))
@@ -163,33 +163,35 @@ def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_p
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), initial_state(ARCH, 1))
         state["head"] = state["head"].replace(head.astype(dtype))
         model = merge(ARCH, state)
-        loss = lambda x: objective._frozen_loss(model, ARCH, x, columns, labels, None)  # noqa: E731
+        loss = lambda x: objective.frozen_loss(model, ARCH, x, columns, labels, None)  # noqa: E731
         return jax.value_and_grad(loss)(states.astype(dtype))
 
-    (wanted, theirs), (found, gradient) = both(jnp.float32), both(jnp.bfloat16)
-    assert found.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
-    assert float(found) == pytest.approx(float(wanted), rel=2e-3)  # some 60 terms: bfloat16 sums would lose more
+    (wanted, theirs), (narrow_loss, gradient) = both(jnp.float32), both(jnp.bfloat16)
+    assert narrow_loss.dtype == jnp.float32 and gradient.dtype == jnp.bfloat16
+    assert float(narrow_loss) == pytest.approx(
+        float(wanted), rel=2e-3
+    )  # about 60 terms: sums in bfloat16 would lose more
     assert distance(gradient, theirs) < 1e-2
     assert not np.asarray(gradient, np.float32)[labels < 0].any()
 
 
 @pytest.mark.slow
-def test_models_together_take_as_many_pieces_as_the_fullest_and_get_what_each_gets_alone(monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 8)
-    state, taken, plain = initial_state(ARCH, 1), [], objective._loss
+def test_models_together_take_the_chunks_of_the_fullest_and_learn_what_each_learns_alone(monkeypatch):
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 8)
+    state, taken, plain = initial_state(ARCH, 1), [], objective._chunk_loss
 
     def counting(chunk, *rest):
         jax.debug.callback(lambda chunk: taken.append(int(chunk)), chunk)
         return plain(chunk, *rest)
 
-    monkeypatch.setattr(objective, "_loss", counting)
+    monkeypatch.setattr(objective, "_chunk_loss", counting)
     adapters = [random_adapter(seed, {"q_proj": 2, "v_proj": 2}) for seed in (1, 2)]
     (few,) = pack_examples(in_memory(examples(4, 1, longest=1)), 24)
     (many,) = pack_examples(in_memory(examples(4, 2, longest=9)), 24)
     index = np.array([0, 1])
     batches = [arrays(packed.take(index, 40)) for packed in (few, many)]
     fullest = [int((batch["labels"] >= 0).sum(1).max()) for batch in batches]
-    assert -(-fullest[0] // 4) < -(-fullest[1] // 4) < 10  # of four columns for two rows each
+    assert -(-fullest[0] // 4) < -(-fullest[1] // 4) < 10  # chunks of four columns, as there are two rows
 
     @jax.jit
     def together(parts, scale, rows):
@@ -201,7 +203,7 @@ def test_models_together_take_as_many_pieces_as_the_fullest_and_get_what_each_ge
 
     stacked = stack(ARCH, adapters)
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    found = together(trainable(stacked), scales(stacked), rows)
+    stacked_results = together(trainable(stacked), scales(stacked), rows)
     jax.effects_barrier()
     assert sorted(set(taken)) == list(range(-(-fullest[1] // 4)))
     for number, (adapter, batch) in enumerate(zip(adapters, batches, strict=True)):
@@ -209,7 +211,7 @@ def test_models_together_take_as_many_pieces_as_the_fullest_and_get_what_each_ge
         alone = loss_and_gradients(ARCH, state, adapter, batch)
         jax.effects_barrier()
         assert sorted(taken) == list(range(-(-fullest[number] // 4)))
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        for one, other in zip(jax.tree.leaves(stacked_results), jax.tree.leaves(alone), strict=True):
             assert distance(one[number], other) < 1e-6
 
 
@@ -232,7 +234,7 @@ def test_no_logits_are_kept_for_the_backward_pass():
     assert temporary(True) < logits < temporary(False)
 
 
-def test_a_head_that_is_trained_is_not_taken_for_a_frozen_one():
+def test_a_trained_head_is_refused_as_frozen():
     state, rows = initial_state(ARCH, 1), all_rows(pack_examples(in_memory(examples()), 32)[0])
 
     def gradient(**options):
@@ -241,8 +243,8 @@ def test_a_head_that_is_trained_is_not_taken_for_a_frozen_one():
 
     with pytest.raises(ValueError, match="frozen=False"):
         gradient()
-    found = gradient(frozen=False)
-    assert np.any(np.asarray(found["head"][...])) and np.any(np.asarray(found["final_norm"]["weight"][...]))
+    gradients = gradient(frozen=False)
+    assert np.any(np.asarray(gradients["head"][...])) and np.any(np.asarray(gradients["final_norm"]["weight"][...]))
 
 
 MANY = [("untied", "2,2,2"), pytest.param("tied", "2,2,2 1,2,4 1,8,1", marks=pytest.mark.slow)]
@@ -260,8 +262,8 @@ print("largest", spread({head!r}, {meshes!r}))
 
 
 def spread(head: str, meshes: str) -> float:
-    """Two models of eight rows on meshes of eight devices: the largest relative difference from one device."""
-    objective._CHUNK = 16
+    """Returns the largest relative difference of two models on meshes of eight devices from one device."""
+    objective.HEAD_TOKENS = 16
     arch = dataclasses.replace(ARCH, tied_head=head == "tied")
     state = initial_state(arch, 1)
     adapters = stack(arch, [random_adapter(seed, {"k_proj": 2, "v_proj": 3, "up_proj": 2}) for seed in (1, 2)])
@@ -270,7 +272,7 @@ def spread(head: str, meshes: str) -> float:
     rows = [packed.take(one, 30) for one in index]
     rows = {field.name: np.stack([getattr(one, field.name) for one in rows]) for field in fields(rows[0])}
 
-    def found(mesh, **options):
+    def results_on(mesh, **options):
         def one(base, parts, scale, rows):
             def loss(parts):
                 return answer_loss(merge(arch, base), arch, join(parts, scale), rows, True, mesh, **options)
@@ -284,7 +286,7 @@ def spread(head: str, meshes: str) -> float:
         stacked = jax.vmap(one, in_axes=(None, 0, 0, 0), spmd_axis_name="adapter")
         return jax.tree.map(np.asarray, jax.jit(stacked)(base, trainable(parts), scales(parts), batch))
 
-    wanted = found(make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1]), frozen=False)
-    many = [found(make_mesh(Mesh(*sizes))) for sizes in (map(int, mesh.split(",")) for mesh in meshes.split())]
+    wanted = results_on(make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1]), frozen=False)
+    many = [results_on(make_mesh(Mesh(*sizes))) for sizes in (map(int, mesh.split(",")) for mesh in meshes.split())]
     pairs = [pair for one in many for pair in zip(jax.tree.leaves(one), jax.tree.leaves(wanted), strict=True)]
     return max(distance(*pair) for pair in pairs)

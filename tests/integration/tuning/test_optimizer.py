@@ -30,7 +30,7 @@ def test_twenty_steps_equal_torch():
         clipped += float(torch.nn.utils.clip_grad_norm_([weights], 25.0)) > 25.0
         theirs.step()
         cosine.step()
-    assert 0 < clipped < STEPS  # both sides of the clip are met
+    assert 0 < clipped < STEPS  # some gradients are clipped and some are not
 
     ours = Optimizer(0.2, 0.0, 0.8, 0.95, 0.1, 25.0)
     parameters = {"w": jnp.asarray(start, jnp.float32)}
@@ -44,9 +44,9 @@ def test_twenty_steps_equal_torch():
 
 def test_the_rate_rises_and_falls():
     rate = Optimizer(2.0, 0.25, 0.9, 0.99, 0.0, 1.0).rate
-    found = [float(rate(step, 40)) for step in range(41)]
-    assert found[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
-    assert found[10:] == pytest.approx([1 + math.cos(math.pi * t / 30) for t in range(31)], abs=1e-6)
-    # Two models of one program have schedules of their own length.
+    rates = [float(rate(step, 40)) for step in range(41)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10:] == pytest.approx([1 + math.cos(math.pi * t / 30) for t in range(31)], abs=1e-6)
+    # Two models in one program, each with a schedule of its own length.
     both = rate(jnp.asarray([5, 5]), jnp.asarray([10, 20]))
     assert both[0] == pytest.approx(rate(5, 10)) and both[1] == pytest.approx(rate(5, 20))

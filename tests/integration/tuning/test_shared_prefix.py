@@ -1,4 +1,4 @@
-"""Rows that begin once with the ids all their sequences share: the same numbers as sequences that each carry them."""
+"""Rows that hold the ids all their sequences share only once equal sequences that each carry those ids."""
 
 from dataclasses import fields
 
@@ -20,13 +20,13 @@ from mossa_jax.tuning.loss import answer_loss
 from tests.integration.tuning.test_loss import torch_loss_and_gradients
 from tests.support.tiny_llama import FAMILIES, VOCAB, distance, torch_states, write_family
 
-LENGTHS = (40, 27, 1, 2, 9, 3, 17, 1, 5, 21, 2)  # of what follows the shared ids
+LENGTHS = (40, 27, 1, 2, 9, 3, 17, 1, 5, 21, 2)  # of the ids after the shared ones
 LEAD = [1, *np.random.default_rng(8).integers(3, VOCAB, 13).tolist()]
 
 
 def prompts():
     rng = np.random.default_rng(3)
-    # What follows differs at once, so that no more than LEAD is shared.
+    # Prompts differ from the next id on, so no more than LEAD is shared.
     return [[*LEAD, 3 + number, *rng.integers(3, VOCAB, size - 1).tolist()] for number, size in enumerate(LENGTHS)]
 
 
@@ -51,14 +51,14 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
         rows = {field.name: jnp.asarray(getattr(rows, field.name)) for field in fields(rows)}
 
         @jax.jit
-        def found(parts, base):
+        def results(parts, base):
             def loss(parts):
                 whole = join(parts, scales(adapter))
                 return answer_loss(merge(arch, base), arch, whole, rows, remat, prefix=shared, max_own=max_own)
 
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
-        return packed, *found(trainable(adapter), model.state)
+        return packed, *results(trainable(adapter), model.state)
 
     packed, (loss, tokens), gradients = both(68, len(LEAD))
     assert packed.plan.counts.max() > 2 and packed.plan.counts[-1] == 1 and len(packed) > 2
@@ -73,7 +73,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
 
 
 @pytest.mark.parametrize("name", ["llama2_grouped", "llama3_tied", "qwen3_biases"])
-def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
+def test_states_of_prompts_after_shared_ids_equal_each_prompt_alone(name, tmp_path):
     tiny = write_family(tmp_path / "model", name)
     model = load_model(str(tiny.folder))
     arch = model.architecture
@@ -85,7 +85,7 @@ def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
         visible = Segments(segments, prefix=len(LEAD))
         return run_blocks(merge(arch, base), arch, {}, tokens, positions, visible, tap=lambda x, _: x)[2]
 
-    found = np.asarray(states(model.state, rows.tokens, rows.positions, rows.segments))
+    ours = np.asarray(states(model.state, rows.tokens, rows.positions, rows.segments))
     wanted = torch_states(tiny.torch_model, [[*one.prompt, *one.answer] for one in examples()])
     items = iter(packed.plan.items)
     for row in range(len(rows)):
@@ -94,8 +94,8 @@ def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
             columns = [*range(len(LEAD)), *own]
             for layer in range(arch.layers):
                 theirs = wanted[item][str(layer + 1)]
-                assert np.array_equal(theirs.shape, found[layer, row, columns].shape)
-                assert distance(found[layer, row, columns], theirs) < 2e-5, (item, layer)
+                assert np.array_equal(theirs.shape, ours[layer, row, columns].shape)
+                assert distance(ours[layer, row, columns], theirs) < 2e-5, (item, layer)
 
 
 def test_windows_and_dynamic_scaling_share_nothing(tmp_path):

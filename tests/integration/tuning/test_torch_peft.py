@@ -1,4 +1,4 @@
-"""Tuning against PEFT on torch: the usual loop, one task after the other, every example padded by itself."""
+"""Tuning against PEFT on torch: the usual loop, one task after another, with batches of padded examples."""
 
 import json
 import re
@@ -17,23 +17,24 @@ from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import TrainingRows, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
-from tests.support.paths import ROOT
+from mossa_jax.tuning.batch import place_batch
+from tests.support.paths import SHARED
 from tests.support.tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model
 
 RATE, ROWS = 1e-3, 2
-DATA = ROOT.parent / "shared/data/instructions"
+DATA = SHARED / "data/instructions"
 
 
 @dataclass
 class Run:
-    """One model's tuning: loss before each step, and every tensor under PEFT's name for it."""
+    """One model's tuning: the loss before each step, and every tensor by PEFT's name."""
 
     losses: list[float]
     tensors: dict[str, np.ndarray]
 
 
 def peft_tensors(adapter) -> dict[str, np.ndarray]:
-    """PEFT's parameter names, without what is in front of the layer's number -> [r, D_in] or [D_out, r]."""
+    """Returns PEFT's parameter names, from the layer's number on -> [r, D_in] or [D_out, r]."""
     return {
         f"{layer}.{target}.lora_{side.upper()}": part[side][layer].T
         for target, part in adapter.items()
@@ -43,12 +44,12 @@ def peft_tensors(adapter) -> dict[str, np.ndarray]:
 
 
 def tune_ours(model, tasks, length, targets, steps, starts):
-    """All tasks as one population; returns their runs, and the examples that each of them saw in each step."""
+    """Tunes all tasks as one population; returns their runs, and the examples that each task saw in each step."""
     tuning = Tuning(targets=targets)
     stacked = adapters_lib.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, Schedule(learning_rate=RATE))
-    step = population.make_step(model.architecture, optimizer, model.mesh)
-    state = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
+    step = population.make_step(population.StepSpec(model.architecture, optimizer, model.mesh))
+    state = population.initial_state(adapters_lib.trainable(stacked), optimizer, model.mesh)
     scale = {
         name: mesh_lib.place(model.mesh, leaf, ("adapter", "layers"))
         for name, leaf in adapters_lib.scales(stacked).items()
@@ -62,10 +63,10 @@ def tune_ours(model, tasks, length, targets, steps, starts):
         indices = [batch_index(len(rows), ROWS, (0, task), number) for task, rows in enumerate(packed)]
         parts = [rows.take(index, width) for rows, index in zip(packed, indices, strict=True)]
         batch = TrainingRows(*(np.stack([getattr(p, f.name) for p in parts]) for f in fields(TrainingRows)))
-        state, metrics = step(model.state, scale, total, state, population.place_batch(model.mesh, batch), active)
+        state, metrics = step(model.state, scale, total, state, place_batch(model.mesh, batch), active)
         losses.append(np.asarray(metrics["loss"]))
         seen.append([rows.plan.take(index).items.tolist() for rows, index in zip(packed, indices, strict=True)])
-    joined = adapters_lib.join(state["adapters"], adapters_lib.scales(stacked))
+    joined = adapters_lib.join(state.adapters, adapters_lib.scales(stacked))
     runs = [
         Run([float(loss[task]) for loss in losses], peft_tensors(adapters_lib.unstack(joined, task)))
         for task in range(len(tasks))
@@ -74,7 +75,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
 
 
 def tune_with_peft(model_folder, adapter_folder, batches):
-    """The same with PEFT and torch's own AdamW, schedule and clipping; the gradient norms beside it."""
+    """Does the same with PEFT and torch's own AdamW, schedule and clipping; returns the run and gradient norms."""
     torch, peft = import_torch(), pytest.importorskip("peft")
     model = peft.PeftModel.from_pretrained(torch_model(model_folder), adapter_folder, is_trainable=True)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,8 +104,8 @@ def tune_with_peft(model_folder, adapter_folder, batches):
         losses.append(float(loss.detach()))
     tensors = {}
     for name, parameter in model.named_parameters():
-        if found := re.search(r"layers\.(\d+)\.\w+\.(\w+)\.(lora_[AB])\.", name):
-            tensors[".".join(found.groups())] = parameter.detach().numpy()
+        if match := re.search(r"layers\.(\d+)\.\w+\.(\w+)\.(lora_[AB])\.", name):
+            tensors[".".join(match.groups())] = parameter.detach().numpy()
     return Run(losses, tensors), norms
 
 
@@ -113,9 +114,9 @@ def assert_the_same(folder, tasks, length, targets, steps, tmp_path):
     starts = [
         adapters_lib.initial_adapter(model.architecture, targets, 8, 16.0, 0, (3, task)) for task in range(len(tasks))
     ]
-    found, seen = tune_ours(model, tasks, length, targets, steps, starts)
+    runs, seen = tune_ours(model, tasks, length, targets, steps, starts)
     clipped = []
-    for task, (ours, examples) in enumerate(zip(found, tasks, strict=True)):
+    for task, (ours, examples) in enumerate(zip(runs, tasks, strict=True)):
         save_adapter(tmp_path / f"start-{task}", starts[task], str(folder), {})
         batches = [[examples[item] for item in items[task]] for items in seen]
         theirs, norms = tune_with_peft(folder, tmp_path / f"start-{task}", batches)
@@ -124,13 +125,13 @@ def assert_the_same(folder, tasks, length, targets, steps, tmp_path):
         before = peft_tensors(starts[task])
         for name, wanted in theirs.tensors.items():
             assert distance(ours.tensors[name], wanted) <= 1e-3, (task, name)
-            assert np.linalg.norm(wanted - before[name]) >= 1e-2, (task, name)  # there was something to agree about
+            assert np.linalg.norm(wanted - before[name]) >= 1e-2, (task, name)  # training moved it
         clipped += [norm > 1 for norm in norms]
     assert any(clipped)
 
 
 def random_tasks(count: int, examples: int = 24) -> list[list[Encoded]]:
-    """Answers repeat the prompt's second token."""
+    """Returns tasks whose answers repeat the prompt's second token."""
     rng = np.random.default_rng(1)
     draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
     prompts = [[[1, *draw(rng.integers(2, 9))] for _ in range(examples)] for _ in range(count)]
@@ -138,7 +139,7 @@ def random_tasks(count: int, examples: int = 24) -> list[list[Encoded]]:
 
 
 def real_tasks(model_folder, count: int, examples: int = 48, limit: int = 256) -> list[list[Encoded]]:
-    """Rows of instruction tasks, in the ids of a model."""
+    """Returns rows of instruction tasks, in the ids of a model."""
     if not DATA.is_dir():
         pytest.skip(f"{DATA} is not there")
     tokenizer = load_model(str(model_folder)).tokenizer()

@@ -1,4 +1,4 @@
-"""Many adapters in one program: the same as each alone, through stops and crashes; and what is refused."""
+"""Many adapters in one program equal each adapter trained alone, through stops and crashes; and refusals."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,8 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
-from mossa_jax.tuning.loop import Member, steps_for, tune_population
+from mossa_jax.tuning.members import Member, TuningContext, steps_for
+from mossa_jax.tuning.population_run import tune_population
 from tests.support.tiny_llama import VOCAB, distance
 
 SCHEDULE = Schedule(batch_rows=2, learning_rate=1e-2)
@@ -28,7 +29,7 @@ def make_member(number: int, steps: int, token: int | None = None) -> Member:
     examples = [Encoded([1, *draw(rng.integers(2, 8))], [*draw(2), 2]) for _ in range(9 + number)]
     if token is not None:
         examples = [Encoded([1, token, *e.prompt[1:]], e.answer) for e in examples]
-    # As wide for every member, so that one compiled program serves each of them alone.
+    # The same width for every member, so that one compiled program serves each of them alone.
     (packed,) = pack_examples(in_memory(examples), 24)
     return Member(f"task {number}", (replace(packed, width=15),), steps, (5, number))
 
@@ -44,13 +45,13 @@ def open_folder(path, kind=RunFolder, **options):
 
 
 def tune(model, members, run_folder, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
-    """The members' adapters, in their order."""
+    """Tunes members together; returns their adapters in the same order."""
     tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
     done = {} if done is None else done
-    tune_population(
-        "group", members, model.state if state is None else state, model.architecture, tuning, schedule, model.mesh,
-        run_folder, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
-    )  # fmt: skip
+    base = model if state is None else replace(model, state=state)
+    context = TuningContext(tuning, run_folder, stop or Stop())
+    export = lambda member, adapter: done.update({member.name: adapter})  # noqa: E731
+    tune_population("group", members, base, schedule, context, export, exported)
     return [done[member.name] for member in members]
 
 
@@ -70,7 +71,7 @@ def test_a_stacked_control_equals_itself_alone(model, together, tmp_path, number
             assert distance(adapters[number][target][name], part[name]) <= 1e-5, (target, name)
 
 
-def test_what_was_learned(together):
+def test_every_model_learns_above_its_first_layer_and_its_losses_are_recorded(together):
     run_folder, members, adapters = together
     for member, adapter in zip(members, adapters, strict=True):
         for part in adapter.values():
@@ -99,8 +100,8 @@ class _AskingRunDir(RunFolder):
             self.action()
 
 
-def assert_bit_equal(found, wanted):
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_bit_equal(adapters, wanted):
+    for ours, theirs in zip(adapters, wanted, strict=True):
         assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
 
 
@@ -113,14 +114,14 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, together, tmp_path):
 
     with pytest.raises(Refusal) as caught:
         tune(model, members, open_folder(tmp_path, _AskingRunDir, at=12, action=ask), stop, done=done)
-    assert caught.value.code == 75 and list(done) == ["task 2"]  # of eight steps, handed over when they were done
+    assert caught.value.code == 75 and list(done) == ["task 2"]  # it has eight steps, and was exported after them
     saved = {path.name for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit()}
     assert len(saved) == 1 and 12 <= int(saved.pop()) < 16
     run_folder = open_folder(tmp_path)
     before = len(run_folder.metrics())
     assert_bit_equal(tune(model, members, run_folder, done=done), wanted)
     assert min(record["step"] for record in run_folder.metrics()[before:]) >= 12  # nothing is done twice
-    # Once more: all is done, nothing is trained.
+    # A third run finds everything done and trains nothing.
     before = len(run_folder.metrics())
     tune(model, members, run_folder, done=done)
     assert len(run_folder.metrics()) == before
@@ -138,11 +139,11 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
         tune(model, members, run_folder, checkpoint_every=4, done=done)
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints/group").iterdir() if path.name.isdigit())
     assert steps == [4, 8]
-    # The newest checkpoint is torn as well: the one before it is used.
+    # The newest checkpoint is torn as well, so the one before it is used.
     for file in (tmp_path / "checkpoints/group/8").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert list(done) == ["task 2"]  # of eight steps
+    assert list(done) == ["task 2"]  # it has eight steps
     # A kill may come between a member's export and the line of the step before its last.
     path = tmp_path / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -153,13 +154,13 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     assert_bit_equal(tune(model, members, run_folder, checkpoint_every=4, done=done, exported=["task 2"]), wanted)
     again = run_folder.metrics()[before:]
     assert min(record["step"] for record in again) in (4, 5)
-    # What is exported keeps its curve.
+    # An exported model keeps its curve.
     assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
 
 
 @pytest.mark.slow
 def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path):
-    """Of very different sizes: every slot is filled again, at different steps, next to others in full swing."""
+    """Steps differ widely: every slot is filled again, at different steps, while the others are in the middle."""
     steps = [23, 3, 17, 1, 9, 30, 2, 12, 5, 8, 19, 4]
     members = [make_member(number, count) for number, count in enumerate(steps)]
     run_folder = open_folder(tmp_path / "together")
@@ -170,7 +171,7 @@ def test_twelve_models_through_four_slots_equal_themselves_alone(model, tmp_path
             assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
         losses = {record["step"] for record in run_folder.metrics() if record["model"] == member.name}
         assert losses == set(range(1, member.steps + 1))
-    # Stopped while slots are being filled again, and gone on: the same bits.
+    # Stopped while slots are being filled again, and resumed: the same bits.
     for at in (4, 13, 24):
         done, stop = {}, Stop()
         folder = tmp_path / f"stopped{at}"
@@ -197,7 +198,7 @@ def test_a_loss_that_is_never_finite_names_the_model_and_its_rows(model, tmp_pat
 
 
 def test_a_poisoned_batch_is_skipped_by_its_model_alone(model, tmp_path):
-    """One of 19 examples of one of four models is poisoned: its batches are skipped, the others see nothing of it."""
+    """One model of four has one poisoned example of 19: its batches are skipped, and no other model notices."""
     poison = 3
     members = [make_member(number, 12) for number in range(3)]
     rng = np.random.default_rng(9)
@@ -210,16 +211,16 @@ def test_a_poisoned_batch_is_skipped_by_its_model_alone(model, tmp_path):
 
     state = poisoned(model, poison)
     run_folder = open_folder(tmp_path / "sick")
-    found = tune(model, [*members, fourth(sick)], run_folder, state=state)
+    adapters = tune(model, [*members, fourth(sick)], run_folder, state=state)
     healthy = tune(model, [*members, fourth(examples[0])], open_folder(tmp_path / "well"), state=state)
-    assert_bit_equal(found[:3], healthy[:3])
+    assert_bit_equal(adapters[:3], healthy[:3])
     records = [record for record in run_folder.metrics() if record["model"] == "fourth"]
     skipped = [record["step"] for record in records if record["loss"] is None]
-    assert 1 <= len(skipped) <= 2  # two rows a step and nineteen rows: once an epoch of nine or ten steps
+    assert 1 <= len(skipped) <= 2  # nineteen rows, two per step: once per epoch of nine or ten steps
     assert max(record.get("skipped", 0) for record in records) == len(skipped)
     assert not any(record.get("skipped") for record in run_folder.metrics() if record["model"] != "fourth")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found[3]))
-    assert found[3]["q_proj"]["b"].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(adapters[3]))
+    assert adapters[3]["q_proj"]["b"].any()
 
 
 def test_a_loss_far_above_the_usual_is_counted(model, tmp_path):
@@ -241,22 +242,22 @@ def test_a_loss_far_above_the_usual_is_counted(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_sum_to_the_whole(model, tmp_path):
-    """The loss of a step is that of all its answer tokens, not a mean of the parts' means."""
-    found = {}
+def test_micro_batches_sum_to_the_whole_batch(model, tmp_path):
+    """The loss of a step is the mean over all its answer tokens, not a mean of the micro-batches' means."""
+    results = {}
     for parts in (1, 2, 4):
         members = [make_member(number, 10) for number in range(2)]
         schedule = Schedule(batch_rows=4, learning_rate=1e-2, parts=parts)
         run_folder = open_folder(tmp_path / str(parts))
-        found[parts] = tune(model, members, run_folder, schedule=schedule), [r["loss"] for r in run_folder.metrics()]
+        results[parts] = tune(model, members, run_folder, schedule=schedule), [r["loss"] for r in run_folder.metrics()]
     for parts in (2, 4):
-        assert np.allclose(found[parts][1], found[1][1], atol=1e-5)
-        for ours, theirs in zip(found[parts][0], found[1][0], strict=True):
+        assert np.allclose(results[parts][1], results[1][1], atol=1e-5)
+        for ours, theirs in zip(results[parts][0], results[1][0], strict=True):
             assert all(distance(ours[t][n], theirs[t][n]) < 1e-4 for t in ours for n in ("a", "b"))
 
 
 @pytest.mark.slow
-def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path):
+def test_long_rows_are_learned_from_and_disturb_no_neighbour(model, tmp_path):
     rng = np.random.default_rng(7)
     draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731
     long = [Encoded([1, *draw(30)], [*draw(2), 2]) for _ in range(3)]
@@ -269,7 +270,7 @@ def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path)
         alone = tune(model, [member], open_folder(tmp_path / member.name.replace(" ", "_")))[0]
         for target, part in alone.items():
             assert all(distance(adapter[target][name], part[name]) <= 1e-5 for name in ("a", "b")), member.name
-    # Only what stands in the long rows was changed: an adapter that never saw them is another one.
+    # Without the long rows, everything else the same, another adapter is learned.
     without = tune(model, [replace(members[0], rows=mixed[:1])], open_folder(tmp_path / "without"))[0]
     assert distance(together[0]["q_proj"]["b"], without["q_proj"]["b"]) > 1e-2
     records = [r for r in RunFolder(tmp_path / "together").metrics() if r["model"] == "mixed"]
@@ -280,4 +281,4 @@ def test_steps_follow_from_rows_epochs_and_the_bound():
     assert steps_for(Schedule(epochs=3), Batches((33, 0), (16, 1))) == 7
     assert steps_for(Schedule(epochs=0.1), Batches((3, 0), (16, 1))) == 1
     assert steps_for(Schedule(epochs=3, max_steps=5), Batches((33, 0), (16, 1))) == 5
-    assert steps_for(Schedule(epochs=2), Batches((32, 6), (16, 4))) == 7  # 2 + 6/4 batches an epoch
+    assert steps_for(Schedule(epochs=2), Batches((32, 6), (16, 4))) == 7  # 2 + 6/4 batches per epoch

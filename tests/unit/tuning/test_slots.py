@@ -1,4 +1,4 @@
-"""The plan of slots: every model once, no slot twice, and few empty steps."""
+"""The plan of slots: every model once, never two models in a slot, and few empty steps."""
 
 from itertools import permutations
 
@@ -17,9 +17,9 @@ def check(plan, steps):
     assert taken.max() == 1
     assert plan.utilisation == pytest.approx(taken.mean())
     for step in range(plan.steps):
-        here = plan.at(step)
-        assert (here >= 0).tolist() == taken[step].astype(bool).tolist()
-        for slot, model in enumerate(here):
+        models = plan.at(step)
+        assert (models >= 0).tolist() == taken[step].astype(bool).tolist()
+        for slot, model in enumerate(models):
             assert model < 0 or (plan.slot[model] == slot and plan.start[model] <= step < plan.stop[model])
 
 
@@ -36,11 +36,11 @@ def test_every_model_is_trained_once_and_no_slot_holds_two(seed):
     )
 
 
-def test_places_behind_the_slots_are_always_empty():
+def test_places_after_the_last_slot_are_always_empty():
     plan = plan_slots([5, 3, 4, 2], 3)
     for step in range(plan.steps):
-        here = plan.at(step, 8)
-        assert here.shape == (8,) and here[:3].tolist() == plan.at(step).tolist() and (here[3:] == -1).all()
+        models = plan.at(step, 8)
+        assert models.shape == (8,) and models[:3].tolist() == plan.at(step).tolist() and (models[3:] == -1).all()
     assert plan.at(0, 2).shape == (3,)
 
 
@@ -61,10 +61,9 @@ def test_the_plan_is_within_grahams_bound_of_the_best():
 
 @pytest.mark.parametrize("slots", [8, 16])
 def test_flans_sixty_tasks_keep_the_slots_full(slots):
-    """Steps in proportion to rows (three epochs, sixteen rows a step), none above 30,000 rows."""
+    """Steps in proportion to rows (three epochs, sixteen rows per step), none above 30,000 rows."""
     steps = [-(-3 * min(task.rows, 30_000) // 16) for task in select("paper") if task.cluster != "misc"]
     assert len(steps) == 60
     plan = plan_slots(steps, slots)
-    check_sample = plan.at(plan.steps // 2)
-    assert (check_sample >= 0).all()
+    assert (plan.at(plan.steps // 2) >= 0).all()
     assert plan.utilisation >= 0.9
