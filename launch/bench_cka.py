@@ -10,9 +10,12 @@ from typing import Any
 from absl import flags
 
 from launch.main import run
+from mossa_jax.benchmarks import comparison_overhead as overhead
 from mossa_jax.benchmarks import end_to_end as models
-from mossa_jax.benchmarks import machine, overhead, prefix, traps
+from mossa_jax.benchmarks import machine
+from mossa_jax.benchmarks import numerical_traps as traps
 from mossa_jax.benchmarks import ready_states as ready
+from mossa_jax.benchmarks import shared_prefix as prefix
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
 

@@ -26,10 +26,10 @@ from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.published import PUBLISHED, published_shape
 from mossa_jax.planning.forecast import STAGES, Planner, table
 from mossa_jax.planning.hardware import find_hardware
+from mossa_jax.planning.plan_table import shown
 from mossa_jax.planning.programs import check_fits
 from mossa_jax.planning.suggest import suggest
-from mossa_jax.planning.text import shown
-from mossa_jax.planning.work import work_of
+from mossa_jax.planning.workload import work_of
 from mossa_jax.tasks.flan_names import CLUSTERS
 
 jax.config.update("jax_platforms", "cpu")  # what is compiled for is named by --topology; nothing runs

@@ -16,8 +16,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.benchmarks import machine, plain
-from mossa_jax.benchmarks.end_to_end_baselines import Values, flows, padded
+from mossa_jax.benchmarks import machine
+from mossa_jax.benchmarks import plain_cka as plain
+from mossa_jax.benchmarks.end_to_end_tools import Values, flows, padded
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model

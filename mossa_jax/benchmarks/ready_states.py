@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mossa_jax.benchmarks import machine, plain
-from mossa_jax.benchmarks.baselines import DIAGONAL, MATRIX, Tool
+from mossa_jax.benchmarks import machine
+from mossa_jax.benchmarks import plain_cka as plain
+from mossa_jax.benchmarks.cka_tools import DIAGONAL, MATRIX, Tool
 from mossa_jax.errors import Refusal
 from mossa_jax.log import log
 from mossa_jax.similarity.estimators import MIN_ROWS
 
-CHILD = "import sys; from mossa_jax.benchmarks import ready; ready.write_extra_peak(*sys.argv[1:])"
+CHILD = "import sys; from mossa_jax.benchmarks import ready_states; ready_states.write_extra_peak(*sys.argv[1:])"
 PARTS = {"matching layers": DIAGONAL, "layer x layer": MATRIX}
 
 

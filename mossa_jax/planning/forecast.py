@@ -25,7 +25,7 @@ from mossa_jax.planning import formulas, programs
 from mossa_jax.planning.formulas import Spread
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import Program
-from mossa_jax.planning.work import Work
+from mossa_jax.planning.workload import Work
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.cells import pairs_of
 from mossa_jax.states.forward import LEAD_STEP, abstract_kept, kept_rows, max_own_of

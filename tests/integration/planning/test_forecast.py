@@ -19,9 +19,9 @@ from mossa_jax.llama.published import PUBLISHED, published_shape
 from mossa_jax.planning import programs as plan
 from mossa_jax.planning.forecast import STAGES, Planner, table
 from mossa_jax.planning.hardware import Hardware, find_hardware
+from mossa_jax.planning.plan_table import shown
 from mossa_jax.planning.suggest import suggest
-from mossa_jax.planning.text import shown
-from mossa_jax.planning.work import Work, work_of
+from mossa_jax.planning.workload import Work, work_of
 from mossa_jax.tasks.flan_names import CLUSTERS
 from mossa_jax.tuning.flops import step_flops
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.benchmarks import plain
+from mossa_jax.benchmarks import plain_cka as plain
 from mossa_jax.benchmarks.machine import quiet, torch_device
 from mossa_jax.similarity import cka, compare_states
 from mossa_jax.similarity.matrix import cka_matrix

@@ -38,7 +38,7 @@ from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models
 POOLS = ("last", "mean", "all")
 MODELS = 3  # the base, and adapters for an experimental and a control model
 PAIRS = ((0, 1), (0, 2), (1, 2))
-CHILD = "import sys; from mossa_jax.benchmarks import overhead; overhead.write_one(*sys.argv[1:])"
+CHILD = "import sys; from mossa_jax.benchmarks import comparison_overhead; comparison_overhead.write_one(*sys.argv[1:])"
 
 
 @partial(jax.jit, static_argnames=("made",))

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.baselines import BOTH_COLUMNS, DIAGONAL, MATRIX, Tool
+from mossa_jax.benchmarks.cka_tools import BOTH_COLUMNS, DIAGONAL, MATRIX, Tool
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import reference
 from mossa_jax.similarity.estimators import UndefinedSimilarity

@@ -9,11 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+from mossa_jax.benchmarks import comparison_overhead as overhead
 from mossa_jax.benchmarks import end_to_end as models
-from mossa_jax.benchmarks import end_to_end_baselines as model_peers
-from mossa_jax.benchmarks import machine, overhead, plain, prefix, traps
+from mossa_jax.benchmarks import end_to_end_tools, machine
+from mossa_jax.benchmarks import numerical_traps as traps
+from mossa_jax.benchmarks import plain_cka as plain
 from mossa_jax.benchmarks import ready_states as ready
-from mossa_jax.benchmarks.baselines import Tool
+from mossa_jax.benchmarks import shared_prefix as prefix
+from mossa_jax.benchmarks.cka_tools import Tool
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import reference
 from mossa_jax.similarity.estimators import UndefinedSimilarity
@@ -139,7 +142,7 @@ def test_hooks_that_a_tool_leaves_behind_are_taken_away():
     torch = pytest.importorskip("torch")
     model, calls = torch.nn.Linear(2, 2), []
     model.register_forward_hook(lambda *_: calls.append("own"))
-    with model_peers.hooks_restored([model]):
+    with end_to_end_tools.hooks_restored([model]):
         model.register_forward_hook(lambda *_: calls.append("left"))
         model(torch.zeros(1, 2))
     model(torch.zeros(1, 2))

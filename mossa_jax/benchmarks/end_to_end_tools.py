@@ -8,7 +8,7 @@ from importlib import metadata
 
 import numpy as np
 
-from mossa_jax.benchmarks import plain
+from mossa_jax.benchmarks import plain_cka as plain
 
 Values = dict[str, np.ndarray]
 """Estimator -> [L + 1] values at `embed`, 1..L-1 and `final_norm`: the states that Hugging Face returns."""
