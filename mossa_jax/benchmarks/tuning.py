@@ -38,7 +38,7 @@ from mossa_jax.llama.model import shareable
 from mossa_jax.log import log
 from mossa_jax.tasks import load_suite
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import PackedExamples, TrainingRows, batch_index, pack_examples, shared_prefix
+from mossa_jax.tokens.rows import PackedExamples, TrainingRows, batch_index, pack_examples, shared_prefix
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
 

@@ -12,7 +12,7 @@ from mossa_jax.llama.files.load import base_tokenizer
 from mossa_jax.llama.model import shareable
 from mossa_jax.tasks import chosen_tasks, training_rows
 from mossa_jax.tasks.mixture import mixture_counts
-from mossa_jax.tokens.packing import WORTH
+from mossa_jax.tokens.rows import WORTH
 
 _LLAMA2_IDS = 133  # that the template `llama2` puts in front of the content, BOS among them, with Llama-2's tokenizer
 

@@ -33,7 +33,7 @@ from mossa_jax.tasks.thresholds import (
     TRUNCATED,
 )
 from mossa_jax.tokens.encoded import Examples, encode_split, join
-from mossa_jax.tokens.packing import batches_of, packed
+from mossa_jax.tokens.rows import batches_of, packed
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
 

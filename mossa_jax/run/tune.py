@@ -20,7 +20,7 @@ from mossa_jax.run.score import score
 from mossa_jax.tasks import Task, chosen_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.encoded import Examples, join
-from mossa_jax.tokens.packing import batches_of, packed
+from mossa_jax.tokens.rows import batches_of, packed
 from mossa_jax.tuning.full_finetuning import checkpoints_of, save_full, tune_full
 from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
 

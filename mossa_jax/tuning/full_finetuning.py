@@ -192,7 +192,7 @@ def make_step(
 ) -> Callable:
     """The jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
-    `batch` holds the fields of `tokens.packing.TrainingRows`, each [B, ...]; `number` counts from 0 to `total`. Where
+    `batch` holds the fields of `tokens.rows.TrainingRows`, each [B, ...]; `number` counts from 0 to `total`. Where
     loss or gradient is not finite the update is skipped, but not the step. Metrics: `loss` (nats per answer token),
     `gradient_norm` (before the clip), and `population.GUARDS`.
 

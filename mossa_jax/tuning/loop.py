@@ -28,7 +28,7 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import sign
-from mossa_jax.tokens.packing import Batches, PackedExamples, TrainingRows, batches_of
+from mossa_jax.tokens.rows import Batches, PackedExamples, TrainingRows, batches_of
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import step_flops

@@ -39,7 +39,7 @@ def answer_loss(
       model: the base.
       arch: its architecture.
       adapter: one model's adapter, no leading axis; {} for the base alone.
-      rows: fields of `tokens.packing.TrainingRows`, each [B, ...].
+      rows: fields of `tokens.rows.TrainingRows`, each [B, ...].
       remat: recompute the inside of every block in the backward pass, for memory.
       mesh: the devices that rows are spread over; None for one.
       prefix: columns at the head of rows that may hold ids which all their examples share.

@@ -25,7 +25,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import choose
 from mossa_jax.llama.model import merge
 from mossa_jax.llama.placement import abstract_base
-from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
 

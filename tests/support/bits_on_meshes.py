@@ -21,7 +21,7 @@ from mossa_jax.devices.mesh import make_mesh, place, replicated  # noqa: E402
 from mossa_jax.llama import adapters  # noqa: E402
 from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
-from mossa_jax.tokens.packing import pack_examples  # noqa: E402
+from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import population  # noqa: E402
 
 MODELS, ROWS, STEPS = 6, 4, 8

@@ -24,7 +24,7 @@ from mossa_jax.llama import adapters  # noqa: E402
 from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
-from mossa_jax.tokens.packing import pack_examples  # noqa: E402
+from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import loop, population  # noqa: E402
 
 MODELS, STEPS = 8, 20

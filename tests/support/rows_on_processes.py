@@ -26,7 +26,7 @@ from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
-from mossa_jax.tokens.packing import pack_examples  # noqa: E402
+from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import population  # noqa: E402
 from mossa_jax.tuning.loop import Member, tune_population  # noqa: E402
 

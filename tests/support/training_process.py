@@ -19,7 +19,7 @@ from mossa_jax.files.write import write_bytes
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import pack_examples
+from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import loop
 
 folder, workdir = sys.argv[1], pathlib.Path(sys.argv[2])

@@ -10,7 +10,7 @@ from mossa_jax.llama.architecture import SUPPORTED, architecture_from_config, re
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import parameter_count
 from mossa_jax.llama.published import PUBLISHED
-from mossa_jax.tokens.packing import pack_prompts
+from mossa_jax.tokens.rows import pack_prompts
 from tests.integration.llama.test_parity import assert_equal_states, every_state
 from tests.support.tiny_llama import FAMILIES, VOCAB, torch_states, write_family
 

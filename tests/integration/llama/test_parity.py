@@ -10,7 +10,7 @@ import pytest
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import logits, merge, run_blocks
-from mossa_jax.tokens.packing import pack_prompts
+from mossa_jax.tokens.rows import pack_prompts
 from tests.support.tiny_llama import NAMES, distance, random_prompts, torch_model, torch_states
 
 PROMPTS = random_prompts(7)

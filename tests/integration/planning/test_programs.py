@@ -20,7 +20,7 @@ from mossa_jax.planning import programs as plan_lib
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program
-from mossa_jax.tokens.packing import TrainingRows
+from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from tests.support.processes import cpu

@@ -20,7 +20,7 @@ from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.llama.placement import shardings
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import batches_of, pack_examples
+from mossa_jax.tokens.rows import batches_of, pack_examples
 from mossa_jax.tuning import full_finetuning as full
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.loop import Member

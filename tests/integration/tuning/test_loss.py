@@ -19,7 +19,7 @@ from mossa_jax.llama.model import abstract_state, initial_state, merge
 from mossa_jax.llama.placement import shardings
 from mossa_jax.llama.rope import Rope
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import pack_examples
+from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import loss as objective
 from mossa_jax.tuning.loss import answer_loss
 from tests.support.processes import together

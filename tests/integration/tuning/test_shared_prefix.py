@@ -14,7 +14,7 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.model import merge, run_blocks, shareable
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import pack_examples, shared_prefix
+from mossa_jax.tokens.rows import pack_examples, shared_prefix
 from mossa_jax.tuning.loss import answer_loss
 from tests.integration.tuning.test_loss import torch_loss_and_gradients
 from tests.support.tiny_llama import FAMILIES, VOCAB, distance, torch_states, write_family

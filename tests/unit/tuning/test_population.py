@@ -13,7 +13,7 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.packing import batches_of, pack_examples
+from mossa_jax.tokens.rows import batches_of, pack_examples
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
 from tests.support.tiny_llama import VOCAB, distance
 

@@ -418,6 +418,97 @@ def batches_of(rows: Sequence[int], batch_rows: int, length: int, long: int = 0,
     return Batches((short, more), (batch_rows, max(batch_rows * length // long, 1) if long else 1), tuple(seed))
 
 
+def rows_per_batch(batch_rows: int, row_length: int, length: int) -> int:
+    """Returns how many rows of `length` positions fill as many positions as a batch of rows of `row_length`.
+
+    Batches of long rows so take about as much memory and time as batches of short ones.
+
+    Args:
+      batch_rows: rows of `row_length` positions in a batch.
+      row_length: positions of those rows.
+      length: positions of the other rows.
+    """
+    return max(batch_rows * row_length // length, 1)
+
+
+@dataclass(frozen=True)
+class PackedPrompts:
+    """Prompts packed into rows, and the ids that they share.
+
+    Attributes:
+      rows: the rows of `row_length` positions, then those of `long_row_length`; neither if it would be empty.
+      prefix: [P] int32, ids that all prompts begin with and that stand in no row; [0] where none are shared.
+      max_own: the most ids that a prompt has behind the prefix.
+    """
+
+    rows: tuple[PromptRows, ...]
+    prefix: np.ndarray
+    max_own: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How sequences are packed into rows: the one rule from a run's configuration to its training rows and prompts.
+
+    Attributes:
+      row_length: S, positions of a row.
+      long_row_length: positions of the rows for sequences that do not fit `row_length`; 0 if every sequence fits.
+      share_prefix: whether ids that all sequences begin with are worked through once for all of them, where the model
+        allows it and they make up more than 15 % of all ids.
+    """
+
+    row_length: int
+    long_row_length: int = 0
+    share_prefix: bool = True
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> Packing:
+        """Returns the packing that a configuration asks for."""
+        return cls(tokens.row_length, tokens.long_row_length, tokens.share_prefix)
+
+    @classmethod
+    def fitting(cls, prompts: Sequence[Sequence[int]], multiple: int = 64) -> Packing:
+        """Returns the packing with the shortest rows that hold the longest of `prompts`.
+
+        Args:
+          prompts: token ids of each.
+          multiple: the row length is rounded up to this, so that lists of similar prompts share a compiled program.
+        """
+        longest = max(len(ids) for ids in prompts)
+        return cls(-(-longest // multiple) * multiple)
+
+    def examples(self, examples: Examples, may_share: bool) -> tuple[PackedExamples, ...]:
+        """Packs prompts with their answers into training rows.
+
+        Args:
+          examples: to pack.
+          may_share: whether the model allows sequences to share a prefix (`llama.model.shareable`).
+
+        Returns:
+          The rows of `row_length` positions and, if there are any, those of `long_row_length`.
+
+        Raises:
+          ValueError: an example has no ids or fits no row.
+        """
+        shared = shared_prefix(examples) if self.share_prefix and may_share else 0
+        return pack_examples(examples, self.row_length, self.long_row_length, shared)
+
+    def prompts(self, prompts: Sequence[Sequence[int]], may_share: bool) -> PackedPrompts:
+        """Packs prompts without answers, as for the states that are read from them.
+
+        Args:
+          prompts: token ids of each.
+          may_share: whether the model allows prompts to share a prefix, and what is read from them allows it too.
+
+        Raises:
+          ValueError: a prompt has no ids or fits no row.
+        """
+        shared = common_prefix(prompts) if self.share_prefix and may_share else 0
+        rows = pack_prompts(prompts, self.row_length, self.long_row_length, shared)
+        prefix = np.asarray(prompts[0][:shared] if shared else [], np.int32)
+        return PackedPrompts(rows, prefix, max((len(ids) for ids in prompts), default=0) - shared)
+
+
 def packed(examples: Examples, tokens: Tokens, may_share: bool) -> tuple[PackedExamples, ...]:
     """Examples in the rows that a configuration asks for; ids that all prompts begin with once a row, if they may."""
     shared = shared_prefix(examples) if tokens.share_prefix and may_share else 0

@@ -1,18 +1,22 @@
 """Properties of packed rows, checked from the rows alone."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mossa_jax.config import Tokens
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
-from mossa_jax.tokens.packing import (
+from mossa_jax.tokens.rows import (
+    Packing,
     batch_index,
     batches_of,
     pack_examples,
     pack_prompts,
     pack_text,
     plan_rows,
+    rows_per_batch,
     shared_prefix,
 )
 
@@ -281,3 +285,43 @@ def test_long_batches_lie_evenly_among_short_ones_and_every_row_comes_equally_of
     plain = batches_of([12], 4, 100, seed=(3,))
     assert all(plain.at(step)[0] == 0 for step in range(9))
     assert np.array_equal(plain.at(7)[1], batch_index(12, 4, (3,), 7))
+
+
+def same_rows(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_a_configuration_says_how_examples_are_packed():
+    prefix = list(range(1, 12))
+    own = [*random_examples(30, 4), Encoded(list(range(7, 77)), [5, 2])]
+    examples = in_memory(behind(prefix, own))
+    packing = Packing.of(Tokens(max_tokens=90, row_length=40, long_row_length=90))
+    assert packing == Packing(40, 90, True)
+    for may_share, share_prefix in ((True, True), (True, False), (False, True)):
+        shared = shared_prefix(examples) if may_share and share_prefix else 0
+        packed = replace(packing, share_prefix=share_prefix).examples(examples, may_share)
+        wanted = pack_examples(examples, 40, 90, shared)
+        assert [rows.length for rows in packed] == [40, 90] and packed[0].shared == shared
+        assert all(same_rows(all_rows(rows), all_rows(other)) for rows, other in zip(packed, wanted, strict=True))
+
+
+@pytest.mark.parametrize("may_share", [True, False])
+def test_packed_prompts_carry_the_prefix_that_stands_in_no_row(may_share):
+    prefix = list(range(1, 12))
+    prompts = [e.prompt for e in behind(prefix, random_examples(50, 9))]
+    packed = Packing(40).prompts(prompts, may_share)
+    shared = shared_prefix(in_memory(Encoded(ids, []) for ids in prompts)) if may_share else 0
+    assert packed.prefix.dtype == np.int32 and packed.prefix.tolist() == prefix[:shared] and bool(shared) == may_share
+    assert packed.max_own == max(map(len, prompts)) - shared
+    wanted = pack_prompts(prompts, 40, 0, shared)
+    assert all(same_rows(rows, other) for rows, other in zip(packed.rows, wanted, strict=True))
+
+
+def test_fitting_rows_hold_the_longest_prompt_and_little_more():
+    assert [Packing.fitting([[1], [1] * size]).row_length for size in (1, 64, 65, 200)] == [64, 64, 128, 256]
+    assert Packing.fitting([[1] * 65]) == Packing(128, 0, True)
+
+
+def test_a_batch_of_long_rows_has_as_many_positions_as_one_of_short_rows():
+    assert rows_per_batch(8, 128, 128) == 8 and rows_per_batch(8, 128, 512) == 2
+    assert rows_per_batch(8, 128, 500) == 2 and rows_per_batch(2, 128, 512) == 1
