@@ -1,39 +1,40 @@
-"""A plan in words: one table, a line a stage, and what it rests on."""
+"""A plan as a table for the terminal: one line per stage, and below it what the figures rest on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-_HEAD = (
+_COLUMNS = (
     "stage", "mesh", "models", "batch", "base", "arguments", "temporary", "total", "free", "FLOPs a run", "GB received",
     "s a run", "runs", "hours", "chip-hours",
 )  # fmt: skip
 
 
-def shown(plan: dict[str, Any]) -> str:
-    """The table of `forecast.table` with its sums, as lines for a terminal (and for Markdown)."""
+def format_plan(plan: dict[str, Any]) -> str:
+    """Returns the plan of `forecast.plan_run` as lines for a terminal, its table in Markdown."""
     rows = plan["rows"]
     room = min((row["room"] for row in rows), default=0)
-    way = "compiled" if all(row["compiled"] for row in rows) else "BY FORMULA, not compiled"
+    source = "compiled" if all(row["compiled"] for row in rows) else "BY FORMULA, not compiled"
     lines = [
-        f"{plan['config']} ({plan['model']}) on {plan['topology']}: {plan['chips']} chips of {_gib(room)} GiB, {way}",
+        f"{plan['config']} ({plan['model']}) on {plan['topology']}: "
+        f"{plan['chips']} chips of {_gib(room)} GiB, {source}",
         "",
-        *_aligned([_HEAD, *map(_cells, rows), _sum(plan)]),
+        *_align([_COLUMNS, *map(_cells, rows), _sum_cells(plan)]),
         "",
-        "Mesh: adapter x fsdp x tensor. GiB a chip; outputs, code and what lies there besides are in the total. GB",
-        "that a chip receives from others in one run of the program. "
-        f"Times at use {plan['use']:g} of the peak, or of the transfers where these take longer (*).",
-        _assumed(plan),
+        "Mesh: adapter x fsdp x tensor. Memory in GiB per chip; the total includes outputs, code and what else is on",
+        "the chip. GB received: by one chip from others in one run of the program. "
+        f"Times: products at {plan['use']:g} of the peak, or transfers if they take longer (*).",
+        _assumptions(plan["work"]),
+        *map(_details, rows),
     ]
-    for row in rows:
-        lines += _notes(row)
     if plan["price"]:
         lines.append(f"money: {plan['price']:,.2f}")
     return "\n".join([*lines, ""])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    waits = "*" if row["transfer_seconds"] > row["products_seconds"] else ""
+    transfers_mark = "*" if row["transfer_seconds"] > row["products_seconds"] else ""
     free = row["room"] - row["total"]
     return (
         row["stage"],
@@ -47,52 +48,57 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _gib(free) if row["fits"] else f"MISSING {_gib(-free)}",
         f"{row['flops']:.2e}",
         f"{row['received'] / 1e9:.1f}",
-        f"{row['seconds']:.2f}{waits}",
+        f"{row['seconds']:.2f}{transfers_mark}",
         f"{row['runs']:,.0f}",
         f"{row['hours']:.2f}",
         f"{row['chip_hours']:.1f}",
     )
 
 
-def _sum(plan: dict[str, Any]) -> tuple[str, ...]:
-    empty = [""] * (len(_HEAD) - 3)
-    empty[8] = f"{plan['operations']:.2e}"
-    return ("together", *empty, f"{plan['hours']:.2f}", f"{plan['chip_hours']:.1f}")
+def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:
+    cells = dict.fromkeys(_COLUMNS, "") | {
+        "stage": "together",
+        "FLOPs a run": f"{plan['operations']:.2e}",
+        "hours": f"{plan['hours']:.2f}",
+        "chip-hours": f"{plan['chip_hours']:.1f}",
+    }
+    return tuple(cells.values())
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    lines = [
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns rows of cells as lines of a Markdown table, the first one as its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    head, *body = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+    return [head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
 
 
-def _assumed(plan: dict[str, Any]) -> str:
-    work = plan["work"]
-    text = (
-        f"{len(work['controls'])} controls of {sum(work['controls']):,} examples together, E of {work['mixture']:,}; "
-        f"{work['tasks']} tasks, at most {work['prompts']:,} test prompts each."
+def _assumptions(work: dict[str, Any]) -> str:
+    template = f", and {work['head']} of its template" if work["head"] else ""
+    return (
+        f"{len(work['controls'])} controls on {sum(work['controls']):,} examples in all, E on {work['mixture']:,}; "
+        f"{work['tasks']} tasks, at most {work['prompts']:,} test prompts each. "
+        f"Assumed: {work['ids']:g} ids per example{template}; prompts as long as examples."
     )
-    head = f" and the template's {work['head']}" if work["head"] else ""
-    return f"{text} Assumed: {work['ids']:g} ids an example{head}; prompts as long as examples."
 
 
-def _notes(row: dict[str, Any]) -> list[str]:
-    facts = [row["attention"] and f"attention {row['attention']}"]
+def _details(row: dict[str, Any]) -> str:
+    """Returns a stage's facts that have no column."""
+    facts = [f"attention {row['attention']}"] if row["attention"] else []
     if row["stage"] in ("E", "controls"):
         facts += [f"recomputation {'on' if row['remat'] else 'off'}", f"{100 * row['used']:.0f} % of the work counts"]
     if row["compile_seconds"]:
         facts.append(f"compiled in {row['compile_seconds']:g} s")
-    moved = row["collectives"]
-    if moved is None:
+    if row["collectives"] is None:
         facts.append("transfers by formula")
     else:
-        large = [part for part in moved if part["bytes"] >= 0.01 * row["received"]]
         facts += [
-            f"{part['kind']} over {part['axes']} {part['count']} times, {part['bytes'] / 1e9:.2f} GB" for part in large
+            f"{transfer['kind']} over {transfer['axes']} {transfer['count']} times, {transfer['bytes'] / 1e9:.2f} GB"
+            for transfer in row["collectives"]
+            if transfer["bytes"] >= 0.01 * row["received"]
         ]
-    return [f"{row['stage']}: {'; '.join(fact for fact in facts if fact)}"]
+    return f"{row['stage']}: {'; '.join(facts)}"
 
 
 def _gib(size: float) -> str:

@@ -1,9 +1,13 @@
-"""How much a run has to do: models, steps and prompts, by count; what is assumed about lengths stands in one place."""
+"""How much work a run has: models, steps and prompts, by count.
+
+Lengths are not known before the data is tokenized. What is assumed about them is in `Workload`, and nowhere else.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 from mossa_jax.config import Config, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
@@ -14,83 +18,94 @@ from mossa_jax.tasks import chosen_tasks, training_rows
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.rows import WORTH
 
-_LLAMA2_IDS = 133  # that the template `llama2` puts in front of the content, BOS among them, with Llama-2's tokenizer
+# Ids that the template `llama2` puts before the content, BOS among them, with the tokenizer of Llama-2.
+_LLAMA2_IDS = 133
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a run has to do.
+class Workload:
+    """The work of a run.
 
     Attributes:
       controls: training examples of each control model.
       mixture: training examples of E.
-      models: how many E there are (seeds).
-      tasks: that are scored and compared.
-      prompts: of each of them, at most.
-      ids: of an example, prompt and answer, without what a template puts in front; assumed.
-      head: ids that a template puts in front of each.
+      experimental_models: the number of models E (seeds).
+      tasks: the number of tasks that are scored and compared.
+      prompts: test prompts per task, at most.
+      example_ids: ids of an example, prompt and answer, without those of the template; assumed.
+      template_ids: ids that the template puts before each example.
     """
 
     controls: tuple[int, ...]
     mixture: int
-    models: int
+    experimental_models: int
     tasks: int
     prompts: int
-    ids: float
-    head: int
+    example_ids: float
+    template_ids: int
 
-    def shared(self, config: Config, arch: Architecture) -> int:
-        """How many of `head` stand once in a packed row, for all its examples: all or none."""
-        worth = self.head > WORTH * (self.head + self.ids)
-        return self.head if config.tokens.share_prefix and shareable(arch) and worth else 0
+    def record(self) -> dict[str, Any]:
+        """Returns the `work` of a saved plan, under the names that its format gives them."""
+        return {
+            "controls": self.controls,
+            "mixture": self.mixture,
+            "models": self.experimental_models,
+            "tasks": self.tasks,
+            "prompts": self.prompts,
+            "ids": self.example_ids,
+            "head": self.template_ids,
+        }
+
+    def shared_ids(self, config: Config, arch: Architecture) -> int:
+        """Returns how many of the template's ids a packed row holds once for all its examples: all of them or none."""
+        is_worth_it = self.template_ids > WORTH * (self.template_ids + self.example_ids)
+        return self.template_ids if config.tokens.share_prefix and shareable(arch) and is_worth_it else 0
 
     def positions(self, examples: int, row_length: int, shared: int) -> float:
-        """Positions of packed rows that so many examples take."""
+        """Returns the positions of the packed rows that hold `examples` examples."""
         if shared:
-            return examples * self.ids * row_length / (row_length - shared)
-        return examples * (self.ids + self.head)
+            return examples * self.example_ids * row_length / (row_length - shared)
+        return examples * (self.example_ids + self.template_ids)
 
     def steps(self, examples: int, schedule: Schedule, row_length: int, shared: int) -> int:
-        """Steps of a model with so many training examples."""
+        """Returns the steps of a model that trains on `examples` examples."""
         batch = schedule.batch_rows * row_length
         steps = max(1, ceil(schedule.epochs * self.positions(examples, row_length, shared) / batch))
         return min(steps, schedule.max_steps) if schedule.max_steps else steps
 
 
-def work_of(config: Config, *, ids: float, prompts: int, shape_alone: bool) -> Work:
-    """Counts what a run has to do.
+def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenizer: bool) -> Workload:
+    """Counts the work of a run.
 
     Args:
       config: of the run.
-      ids: of an example, assumed.
-      prompts: test prompts of a task; 0 takes as many as are taken at most.
-      shape_alone: the model's tokenizer is not at hand.
+      example_ids: ids of an example, assumed.
+      prompts: test prompts per task; 0 takes `config.tasks.max_test`.
+      has_tokenizer: whether the base model's tokenizer can be loaded.
 
     Raises:
-      Refusal: 2 for template `chat` without a tokenizer; as `tasks.load_suite`.
+      Refusal: 2 for template `chat` without a tokenizer, and as in `tasks.load_suite`.
     """
     suite, rows = training_rows(config.tasks)
     tuning = config.tuning
     seeded = chosen_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
-    return Work(
-        controls=tuple(count for name, count in rows.items() for _ in range(_seeds(tuning, name in seeded))),
+    return Workload(
+        controls=tuple(
+            count for name, count in rows.items() for _ in range(tuning.control_seeds if name in seeded else 1)
+        ),
         mixture=sum(mixture_counts(suite, rows, config.tasks).values()),
-        models=tuning.seeds,
+        experimental_models=tuning.seeds,
         tasks=len(rows),
         prompts=min(prompts or config.tasks.max_test, config.tasks.max_test),
-        ids=ids,
-        head=_head_ids(config, shape_alone),
+        example_ids=example_ids,
+        template_ids=_template_ids(config, has_tokenizer),
     )
 
 
-def _seeds(tuning, seeded: bool) -> int:
-    return tuning.control_seeds if seeded else 1
-
-
-def _head_ids(config: Config, shape_alone: bool) -> int:
+def _template_ids(config: Config, has_tokenizer: bool) -> int:
     if config.tokens.template == "none":
         return 0
-    if not shape_alone:
+    if has_tokenizer:
         return len(base_tokenizer(config).head)
     if config.tokens.template != "llama2":
         raise Refusal(BAD_CONFIG, f"template {config.tokens.template!r} needs a tokenizer; give --base, not --shape")
