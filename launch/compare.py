@@ -14,7 +14,7 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.existing import compare as api
 from mossa_jax.existing.folders import compare_saved
 from mossa_jax.files.write import write_text
-from mossa_jax.tasks.rows import read_objects
+from mossa_jax.tasks.row_files import read_objects
 
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.")
 EXPERIMENTAL = flags.DEFINE_string("experimental", None, "pretrained, a PEFT folder, or a model.")

@@ -37,8 +37,10 @@ from mossa_jax.llama.files.peft import save_adapter
 from mossa_jax.llama.model import shareable
 from mossa_jax.log import log
 from mossa_jax.tasks import load_suite
+from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.rows import PackedExamples, TrainingRows, batch_index, pack_examples, shared_prefix
+from mossa_jax.tokens.packing import shared_prefix
+from mossa_jax.tokens.rows import PackedExamples, TrainingRows, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
 
@@ -186,7 +188,7 @@ class _Part:
     @classmethod
     def of(cls, examples, shared: Sequence[int], length: int, steps: int, rows: int, batch: int) -> _Part:
         packed = [
-            pack_examples(in_memory(mine), length, shared=prefix)[0]
+            pack_examples(in_memory(mine), length, prefix_length=prefix)[0]
             for mine, prefix in zip(examples, shared, strict=True)
         ]
         batches = []
@@ -219,7 +221,9 @@ class _Ours:
         arch, self._model, self._part = model.architecture, model, part
         stacked = adapters_lib.stack(arch, starts)
         optimizer = population.optimizer_for(work.tuning, work.schedule)
-        prefix, max_own = (max(getattr(packed, name) for packed in part.packed) for name in ("shared", "max_own"))
+        prefix, max_own = (
+            max(getattr(packed, name) for packed in part.packed) for name in ("prefix_length", "max_own")
+        )
         remat = work.tuning.remat == "on"
         self._step = population.make_step(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
         self._start = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)

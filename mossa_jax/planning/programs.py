@@ -30,7 +30,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
-from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, SharedPrefix
+from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states
@@ -108,7 +108,7 @@ def tuning_program(
     *,
     remat: bool,
     parts: int = 1,
-    prefix: SharedPrefix = NO_PREFIX,
+    prefix: PrefixSize = NO_PREFIX,
 ) -> Program:
     """Returns the training step of a population.
 
@@ -142,7 +142,7 @@ def states_program(
     prompts: int,
     *,
     pool: str = "last",
-    prefix: SharedPrefix = NO_PREFIX,
+    prefix: PrefixSize = NO_PREFIX,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> Program:
     """Returns the forward pass of a comparison, which keeps states or, given `pairs`, sums their moments.

@@ -60,7 +60,7 @@ class BatchSize:
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
+class PrefixSize:
     """Ids that all sequences begin with, and that are worked through once.
 
     Attributes:
@@ -72,7 +72,7 @@ class SharedPrefix:
     max_own: int = 0
 
 
-NO_PREFIX = SharedPrefix()
+NO_PREFIX = PrefixSize()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mossa_jax.planning import formulas, programs
 from mossa_jax.planning.formulas import Transfers
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import Program
-from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, SharedPrefix
+from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, PrefixSize
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.cells import pairs_of
@@ -179,7 +179,7 @@ class PlannedRun:
             self.arch, rows=batch.rows, row_length=batch.row_length, rank=adapters.rank, targets=adapters.targets,
             answers=self.answers,
         )  # fmt: skip
-        prefix = SharedPrefix(shared, max(tokens.max_tokens - shared, 0))
+        prefix = PrefixSize(shared, max(tokens.max_tokens - shared, 0))
         return Stage(
             name=name,
             layout=layout,
@@ -235,7 +235,7 @@ class PlannedRun:
         if pairs:
             compared_rows = positions if pool == "all" else prompts
             flops += self.work.tasks * formulas.moments_flops(self.arch, models, compared_rows, pairs, pool)
-        prefix = SharedPrefix(mesh_lib.round_up(shared, LEAD_STEP), max_own_of(config.tokens.max_tokens - shared))
+        prefix = PrefixSize(mesh_lib.round_up(shared, LEAD_STEP), max_own_of(config.tokens.max_tokens - shared))
         kept = bytes_on_device(abstract_kept(self.arch, base.grid, models, prompts))
         return Stage(
             name="states",

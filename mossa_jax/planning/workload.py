@@ -14,9 +14,9 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import base_tokenizer
 from mossa_jax.llama.model import shareable
-from mossa_jax.tasks import chosen_tasks, training_rows
+from mossa_jax.tasks import count_training_rows, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts
-from mossa_jax.tokens.rows import WORTH
+from mossa_jax.tokens.packing import WORTH
 
 # Ids that the template `llama2` puts before the content, BOS among them, with the tokenizer of Llama-2.
 _LLAMA2_IDS = 133
@@ -86,9 +86,9 @@ def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenize
     Raises:
       Refusal: 2 for template `chat` without a tokenizer, and as in `tasks.load_suite`.
     """
-    suite, rows = training_rows(config.tasks)
+    suite, rows = count_training_rows(config.tasks)
     tuning = config.tuning
-    seeded = chosen_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
+    seeded = select_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
     return Workload(
         controls=tuple(
             count for name, count in rows.items() for _ in range(tuning.control_seeds if name in seeded else 1)

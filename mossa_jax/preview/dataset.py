@@ -25,15 +25,16 @@ from mossa_jax.tasks.thresholds import (
     DISTINCT_SHARE,
     DUPLICATES,
     FEW_DISTINCT,
-    FEW_GIVEN,
+    FEW_EXAMPLES,
     FEW_PROMPTS,
     FEW_STEPS,
     OVERLAP,
     TOP_ANSWER,
     TRUNCATED,
 )
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, encode_split, join
-from mossa_jax.tokens.rows import batches_of, packed
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.loop import steps_for
 
@@ -210,13 +211,12 @@ class _Training:
 
 
 def _training(examples: Examples, schedule: Schedule, config: Config, sharing: bool) -> _Training:
-    tokens = config.tokens
-    rows = packed(examples, tokens, sharing)
-    batches = batches_of([len(part) for part in rows], schedule.batch_rows, tokens.row_length, tokens.long_row_length)
+    rows = Packing.of(config.tokens).examples(examples, sharing)
+    batches = Batches.of(rows, schedule.batch_rows)
     steps = steps_for(schedule, batches)
     positions = sum(len(part) * part.length for part in rows)
     # Ids that are shared are worked through once a row.
-    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.shared for part in rows)
+    worked = sum(int(part.examples.lengths[part.plan.items].sum()) + len(part) * part.prefix_length for part in rows)
     epochs = steps / batches.per_epoch
     return _Training(batches.rows, steps, epochs, round(worked * epochs), worked / positions)
 
@@ -331,8 +331,8 @@ CHECKS = (
     ),
     _Check(
         "mixture",
-        lambda t: ~t.held_out & (t.mixture < FEW_GIVEN),
-        f"fewer than {FEW_GIVEN} examples given to E",
+        lambda t: ~t.held_out & (t.mixture < FEW_EXAMPLES),
+        f"fewer than {FEW_EXAMPLES} examples given to E",
         "E hardly learns the task, which yet counts as one of its own; raise tasks.max_per_cluster, change "
         "tasks.mixture or hold it out",
         low=True,

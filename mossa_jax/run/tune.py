@@ -17,10 +17,11 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.score import score
-from mossa_jax.tasks import Task, chosen_tasks
+from mossa_jax.tasks import Task, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, join
-from mossa_jax.tokens.rows import batches_of, packed
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tuning.full_finetuning import checkpoints_of, save_full, tune_full
 from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
 
@@ -68,7 +69,7 @@ def _tune_experimental(run: Run, names: list[str]) -> None:
 def _controls(run: Run) -> dict[str, Task]:
     """Control models by name, one for each task, some by several seeds; and the task of each."""
     tuning = run.config.tuning
-    seeded = chosen_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
+    seeded = select_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
     of = {}
     for task in run.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
@@ -89,11 +90,9 @@ def _tune_controls(run: Run, controls: dict[str, Task]) -> None:
 
 
 def _member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
-    tokens = run.config.tokens
-    rows = packed(examples, tokens, may_share(run.config))
-    counts = [len(part) for part in rows]
-    batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
-    return Member(name, rows, steps_for(schedule, batches), run.seed(name))
+    """Packs a model's examples and counts its steps."""
+    rows = Packing.of(run.config.tokens).examples(examples, may_share(run.config))
+    return Member(name, rows, steps_for(schedule, Batches.of(rows, schedule.batch_rows)), run.seed(name))
 
 
 def _tune(run: Run, label: str, members: list[Member], about: dict[str, dict], model: Callable[[], Model]) -> None:

@@ -27,7 +27,8 @@ from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.processes.watchdog import sign
-from mossa_jax.tokens.rows import PromptRows, common_prefix, pack_prompts
+from mossa_jax.tokens.packing import common_prefix
+from mossa_jax.tokens.rows import PromptRows, pack_prompts
 
 POOLS = ("last", "mean")  # of rows that are kept; with `all` every token is a row, which are streamed
 KEPT = ("adapter", None, "rows", "kept")  # logical axes of kept states [M, L + 2, n, D]

@@ -1,4 +1,15 @@
-"""Suites of instruction tasks from wherever their rows lie, with the choice of tasks that a configuration makes."""
+"""Suites of instruction tasks, whatever their source, with the choice of tasks that a configuration makes.
+
+Read in this order:
+
+- `suite`: what a suite, a task and an example are.
+- `mixture`: how many rows of each task E is tuned on.
+- `thresholds`: the limits beyond which a data set gets a warning.
+- `usable`, `arrow`, `row_files`: what a usable row is; rows of Arrow tables, of JSONL and of Parquet files.
+- `folder`, `table`, `natural_instructions`: suites of a user's own files.
+- `flan_names`, `flan_sources`, `flan`: FLAN 2021.
+- `miniature`: the embedded suite over a made-up world.
+"""
 
 from __future__ import annotations
 
@@ -12,53 +23,58 @@ from mossa_jax.config import MINIATURE, Tasks
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 
+# Names of models and stages of a run, which no task may have.
 _RESERVED = ("tuned", "pretrained", "pretraining", "base")
+# Names that a refusal lists at most.
 _LISTED = 12
 
-__all__ = ["SPLITS", "Example", "Suite", "Task", "chosen_tasks", "load_suite", "training_rows"]
+__all__ = ["SPLITS", "Example", "Suite", "Task", "count_training_rows", "load_suite", "select_tasks"]
 
 
 def load_suite(config: Tasks) -> Suite:
-    """The suite that a configuration asks for, with its own choice of tasks and of those held out.
+    """Loads the suite that a configuration names, with the configuration's choice of tasks and held-out tasks.
 
     Raises:
       Refusal: 2 for names of tasks or clusters that the suite does not have; 3 for a source that is no suite.
     """
-    return _chosen(_suite(config), config)
+    return _with_choice(_suite(config), config)
 
 
-def training_rows(config: Tasks) -> tuple[Suite, dict[str, int]]:
-    """The suite, and each task's training rows under the cap a task, without a model or a tokenizer.
+def count_training_rows(config: Tasks) -> tuple[Suite, dict[str, int]]:
+    """Counts the training rows of each task under the cap per task, without a model or a tokenizer.
 
-    FLAN's counts are known from its own code, and nothing of it is fetched; rows of other suites are counted.
+    FLAN's counts are known from its own code, so nothing of it is fetched; rows of other suites are counted.
+
+    Returns:
+      The suite, and task name -> training rows.
 
     Raises:
-      Refusal: as `load_suite`.
+      Refusal: as in `load_suite`.
     """
     if config.suite == "flan2021":
         from mossa_jax.tasks.flan import flan_outline
 
         suite, rows = flan_outline(config.selection)
-        suite = _chosen(suite, config)
+        suite = _with_choice(suite, config)
     else:
         suite = load_suite(config)
         rows = {task.name: sum(1 for _ in islice(task.rows("train"), config.max_train)) for task in suite.tasks}
     return suite, {task.name: min(rows[task.name], config.max_train) for task in suite.tasks}
 
 
-def _chosen(suite: Suite, config: Tasks) -> Suite:
-    """A suite with the choice of tasks that a configuration makes."""
+def _with_choice(suite: Suite, config: Tasks) -> Suite:
+    """Applies `only` and `held_out` of a configuration to a suite, and checks the names of its tasks."""
     for name, count in Counter(task.name for task in suite.tasks).items():
         if name in _RESERVED:
-            raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, which names a model of the run; rename it")
+            raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, the name of a model of the run; rename it")
         if count > 1:
             raise Refusal(BAD_INPUT, f"suite {suite.name!r} has {count} tasks called {name!r}; rename all but one")
     if tuple(config.held_out) == ("suite",):
         held_out = suite.held_out
     else:
-        held_out = chosen_tasks(suite, "config.tasks.held_out", config.held_out)
+        held_out = select_tasks(suite, "config.tasks.held_out", config.held_out)
     if config.only:
-        only = chosen_tasks(suite, "config.tasks.only", config.only)
+        only = select_tasks(suite, "config.tasks.only", config.only)
         suite = replace(suite, tasks=tuple(task for task in suite.tasks if task.name in only))
         held_out = tuple(name for name in held_out if name in only)
     if len(held_out) == len(suite.tasks):
@@ -67,6 +83,7 @@ def _chosen(suite: Suite, config: Tasks) -> Suite:
 
 
 def _suite(config: Tasks) -> Suite:
+    """Loads a suite with all its tasks."""
     if config.suite == MINIATURE:
         from mossa_jax.tasks.miniature import miniature
 
@@ -88,11 +105,16 @@ def _suite(config: Tasks) -> Suite:
     return folder_suite(config)
 
 
-def chosen_tasks(suite: Suite, field: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the tasks that are called so, or whose cluster is, in suite order.
+def select_tasks(suite: Suite, field: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names of the tasks that `names` select, in suite order.
+
+    Args:
+      suite: the suite.
+      field: field of the configuration that the names come from, for the message.
+      names: names of tasks, or of clusters, which stand for all their tasks.
 
     Raises:
-      Refusal: 2, naming the field, for what is neither.
+      Refusal: 2, naming the field, for a name that is neither.
     """
     known = dict.fromkeys([*(task.name for task in suite.tasks), *suite.clusters(), *suite.missing])
     unknown = [name for name in names if name not in known]

@@ -1,12 +1,15 @@
 """FLAN 2021 (Wei et al., arXiv 2109.01652): its 69 task names, their clusters, and which of them a run takes.
 
 The authors of the paper that this package reproduces (Zhao, Ziser, Cohen, arXiv 2410.20008) list the same 69 names,
-train on "60 tasks" and hold out seven. What they published leaves open which names these are, what became of the two
+train on "60 tasks" and hold out seven. Their publication leaves open which names these are, what became of the two
 names beyond FLAN's own count (`true_case`, `word_segment`), and whether examples-proportional mixing had a maximum
-rate. The selection `paper` is our reading of it, not their statement. The 60 names of FLAN's eleven clusters without
-Misc. are trained on. The seven of Misc. are held out: Misc. has exactly seven tasks, it is the only cluster that the
-paper's plot of clusters leaves out, and the unseen tasks are none of those in its main figure. The two extra names are
-unused. There is no maximum rate but a cap per cluster (`tasks.max_per_cluster`).
+rate. The selection `paper` is our reading, not their statement:
+
+- The 60 names of FLAN's eleven clusters without Misc. are trained on.
+- The seven names of Misc. are held out: Misc. has exactly seven tasks, it is the only cluster that the paper's plot of
+  clusters leaves out, and none of the unseen tasks appears in the paper's main figure.
+- The two extra names are unused.
+- There is no maximum rate but a cap per cluster (`tasks.max_per_cluster`).
 
 `flan62` is FLAN's own count, 62 data sets in 12 clusters: the names that share a data set are one task. `all69` is
 every name. Neither holds anything out.
@@ -21,19 +24,19 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 
 MISC = "misc"
 EXTRA = "text_formatting"
-"""Cluster of the two names that are not in FLAN's 62."""
+"""Cluster of the two names that are not in FLAN's 62 data sets."""
 
 
 @dataclass(frozen=True)
 class FlanTask:
-    """One of FLAN's names.
+    """One of FLAN's 69 task names.
 
     Attributes:
-      name: as FLAN and the authors call it.
+      name: what FLAN and the authors call it.
       cluster: FLAN's cluster of its data set.
       rows: training rows before any cap.
-      submix: its name in the Parquet submix, without version; empty where it cannot be told from another there.
-      joined: the data set that it shares with other names, if it does.
+      submix: its name in the Parquet submix, without version; empty if it cannot be told apart from another one there.
+      joined: the data set that it shares with other names; empty if it has one of its own.
     """
 
     name: str
@@ -122,11 +125,15 @@ FLAN_TASKS = (
 
 
 CLUSTERS = tuple(dict.fromkeys(task.cluster for task in FLAN_TASKS if task.cluster not in (MISC, EXTRA)))
-"""FLAN's eleven clusters without Misc.: the 60 names that E is trained on in our reading of the paper."""
+"""FLAN's eleven clusters without Misc.: those of the 60 names that E is trained on in our reading of the paper."""
 
 
 def select(selection: str) -> tuple[FlanTask, ...]:
-    """The names of a selection, in the order of `FLAN_TASKS`."""
+    """Returns the entries of a selection, in the order of `FLAN_TASKS`.
+
+    Raises:
+      Refusal: 2 for an unknown selection.
+    """
     if selection not in SELECTIONS:
         raise Refusal(BAD_CONFIG, f"config.tasks.selection={selection!r} is unknown; there are {', '.join(SELECTIONS)}")
     return tuple(entry for entry in FLAN_TASKS if selection == "all69" or entry.cluster != EXTRA)

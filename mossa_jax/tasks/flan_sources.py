@@ -1,8 +1,8 @@
-"""Where rows of FLAN 2021 come from: folders and hub data sets in one of two layouts.
+"""Sources of FLAN 2021's rows: folders and hub data sets in one of two layouts.
 
-A *mirror* has a JSONL file a task and split, `<split>/<task>_10templates_<split>.jsonl`. A *submix* has Parquet files
-of all tasks, few-shot and zero-shot prompts mixed, in one split; its zero-shot rows are sorted into a file a task and
-split in the cache, once. The list of files tells which of the two a source is.
+A *mirror* has one JSONL file per task and split, `<split>/<task>_10templates_<split>.jsonl`. A *submix* has Parquet
+files of all tasks in one split, few-shot and zero-shot prompts mixed; its zero-shot rows are sorted once into one file
+per task and split, in the cache. The list of files tells which of the two a source is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mossa_jax.files.hub import disk_full, download, is_offline, list_files
 from mossa_jax.files.names import digest
 from mossa_jax.log import log
 from mossa_jax.tasks.flan_names import FlanTask
-from mossa_jax.tasks.rows import file_digest, file_task, split_of
-from mossa_jax.tasks.suite import Task
+from mossa_jax.tasks.row_files import file_digest, file_task
+from mossa_jax.tasks.suite import Task, split_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -34,11 +34,13 @@ SUBMIX = "DataProvenanceInitiative/flan2021_submix_original"
 
 _MIRROR_FILE = re.compile(r"[^/]+/[^/]+_10templates_[^/]+\.jsonl")
 _COLUMNS = ("inputs", "targets", "task_name", "template_type")
-# Zero-shot with the options spelled out where a task has some: the prompts of FLAN 2021. Its few-shot rows are not.
+# Zero-shot with the options spelled out for tasks that have some: the prompts of FLAN 2021. Few-shot rows are not.
 _ZERO_SHOT = "zs_opt"
+# Rows that are read at once, and rows that are written as one group of a Parquet file.
 _BATCH_ROWS = 1024
 _GROUP_ROWS = 512
-_LAYOUT = 1  # of the sorted files in the cache
+# Version of the sorted files in the cache; another number makes them anew.
+_LAYOUT = 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Files:
 
     Attributes:
       label: the folder, or the hub id with its commit.
-      contents: path in the source -> digest of the content, empty where it is not known without reading.
+      contents: path in the source -> digest of the content, empty if it is not known without reading.
       fetch: path in the source -> the file on this machine.
     """
 
@@ -57,24 +59,34 @@ class Files:
 
 
 def find_tasks(entries: Sequence[FlanTask], config: Tasks) -> tuple[dict[str, Task], list[str]]:
-    """Each entry's task from the first source that has it, by name, and the sources that were searched.
+    """Takes each entry's task from the first source that has it.
+
+    Returns:
+      The tasks by name, and the labels of the sources that were searched.
 
     Raises:
-      Refusal: 3 for a source that cannot be had or is of neither layout; 4 for one that is closed to us.
+      Refusal: 3 for a source that cannot be read or is of neither layout; 4 for one to which access is denied.
     """
-    found: dict[str, Task] = {}
-    searched = []
+    task_of: dict[str, Task] = {}
+    searched: list[str] = []
     for source in config.sources or (MIRROR,):
-        left = [entry for entry in entries if entry.name not in found]
-        if left:
+        wanted = [entry for entry in entries if entry.name not in task_of]
+        if wanted:
             files = open_source(source)
             searched.append(files.label)
-            found |= _tasks_of(files, left, config)
-    return found, searched
+            task_of |= _tasks_of(files, wanted, config)
+    return task_of, searched
 
 
 def open_source(source: str) -> Files:
-    """A local folder, or a hub data set `org/name[@revision]`, whose files are listed now and fetched when needed."""
+    """Lists the files of a source; they are fetched when needed.
+
+    Args:
+      source: a local folder, or a hub data set `org/name[@revision]`.
+
+    Raises:
+      Refusal: 3 for a name that is neither, or a data set that cannot be listed; 4 if access is denied.
+    """
     folder = Path(source).expanduser()
     if source and folder.is_dir():
         paths = [*folder.glob("*/*.jsonl"), *folder.rglob("*.parquet")]
@@ -82,27 +94,27 @@ def open_source(source: str) -> Files:
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[^/.~][^/]*/[^/]+", name):
         raise Refusal(
-            BAD_INPUT, f"config.tasks.sources: {source!r} is neither a folder here nor a hub data set org/name"
+            BAD_INPUT, f"config.tasks.sources: {source!r} is neither a folder nor a hub data set org/name; name one"
         )
     commit, contents = list_files(name, revision or None)
     return Files(f"{name}@{commit}", contents, lambda path: download(name, path, commit, contents[path]))
 
 
 def missing_refusal(entries: Sequence[FlanTask], searched: Sequence[str], config: Tasks) -> Refusal:
-    """What to say of tasks that no source has."""
+    """Makes the refusal for tasks that no source has, with a source that is known to have the first of them."""
     names = [entry.name for entry in entries]
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    what = f"task {names[0]}" if len(names) == 1 else f"{len(names)} tasks ({listed})"
-    where = f"no source has {what}; searched: {', '.join(searched)}"
+    lost = f"task {names[0]}" if len(names) == 1 else f"{len(names)} tasks ({listed})"
+    message = f"no source has {lost}; searched: {', '.join(searched)}"
     if is_offline():
-        where += ", as far as the cache holds them (HF_HUB_OFFLINE is set)"
+        message += ", as far as the cache holds them (HF_HUB_OFFLINE is set)"
     sources = list(config.sources or (MIRROR,))
     known = next((name for name in (MIRROR, SUBMIX) if name not in sources and _is_known_in(entries[0], name)), None)
-    more = ""
+    remedy = ""
     if known:
         tuple_text = ",".join(f"'{name}'" for name in [*sources, known])
-        more = f'{known} has {names[0]}: add it (--config.tasks.sources="({tuple_text})"), or '
-    return Refusal(BAD_INPUT, f"{where}; {more}go on without (--config.tasks.allow_missing=true)")
+        remedy = f'{known} has {names[0]}: add it (--config.tasks.sources="({tuple_text})"), or '
+    return Refusal(BAD_INPUT, f"{message}; {remedy}continue without (--config.tasks.allow_missing=true)")
 
 
 def _is_known_in(entry: FlanTask, source: str) -> bool:
@@ -110,22 +122,22 @@ def _is_known_in(entry: FlanTask, source: str) -> bool:
 
 
 def _tasks_of(files: Files, entries: Sequence[FlanTask], config: Tasks) -> dict[str, Task]:
-    """The tasks of those entries that a source has."""
+    """Returns the tasks of those entries that a source has, by name."""
 
     def task(entry: FlanTask, locate: Callable[[str], Path | None]) -> Task:
         return file_task(entry.name, entry.cluster, locate, Columns(), config.allow_bad_rows, files.label)
 
     if any(_MIRROR_FILE.fullmatch(path) for path in files.contents):
-        there = [entry for entry in entries if _in_mirror(entry.name, files)]
-        return {entry.name: task(entry, partial(_mirror_file, files, entry.name)) for entry in there}
+        in_mirror = [entry for entry in entries if _in_mirror(entry.name, files)]
+        return {entry.name: task(entry, partial(_mirror_file, files, entry.name)) for entry in in_mirror}
     if any(path.endswith(".parquet") for path in files.contents):
-        there = [entry for entry in entries if entry.submix]
-        submix = Submix(files, {entry.submix: entry.name for entry in there}, config.test_share)
-        return {entry.name: task(entry, partial(submix.file, entry.name)) for entry in there}
+        in_submix = [entry for entry in entries if entry.submix]
+        submix = Submix(files, {entry.submix: entry.name for entry in in_submix}, config.test_share)
+        return {entry.name: task(entry, partial(submix.file, entry.name)) for entry in in_submix}
     raise Refusal(
         BAD_INPUT,
         f"source {files.label} holds neither <split>/<task>_10templates_<split>.jsonl files nor Parquet files; "
-        f"name one that does, as {MIRROR} (--config.tasks.sources)",
+        f"name one that does, such as {MIRROR} (--config.tasks.sources)",
     )
 
 
@@ -148,7 +160,7 @@ class Submix:
 
     Attributes:
       files: the source.
-      names: the tasks that are wanted, by what they are called there.
+      names: name in the source -> name of the task, for the wanted tasks.
       test_share: share of their rows that are test prompts.
     """
 
@@ -157,15 +169,19 @@ class Submix:
     test_share: float
 
     def file(self, name: str, split: str) -> Path | None:
-        """The Parquet file of a task's split, with columns inputs and targets."""
+        """Returns the Parquet file of a task's split, with columns inputs and targets; None for `validation`.
+
+        Raises:
+          Refusal: 3 if the source has no rows for it.
+        """
         if split == "validation":
             return None
         path = self.folder / split / f"{name}.parquet"
         if not path.exists():
-            there = next(there for there, task in self.names.items() if task == name)
+            name_there = next(submix_name for submix_name, task in self.names.items() if task == name)
             raise Refusal(
                 BAD_INPUT,
-                f"source {self.files.label} has no {split} rows of task {name} (task_name {there}, template_type "
+                f"source {self.files.label} has no {split} rows of task {name} (task_name {name_there}, template_type "
                 f"{_ZERO_SHOT}, config.tasks.test_share={self.test_share:g}); name another source before it "
                 "(--config.tasks.sources) or leave the task out (--config.tasks.only)",
             )
@@ -173,14 +189,20 @@ class Submix:
 
     @cached_property
     def folder(self) -> Path:
-        """The cache's folder of `<split>/<task>.parquet` files, made at the first call on this machine."""
+        """The cache's folder of `<split>/<task>.parquet` files, made on first use on this machine."""
         paths = sorted(path for path in self.files.contents if path.endswith(".parquet"))
         contents = [self.files.contents[path] or file_digest(self.files.fetch(path)) for path in paths]
         key = digest([_LAYOUT, contents, sorted(self.names.items()), self.test_share])
         return build_once(f"flan/{key}", partial(self._sort, paths))
 
     def _sort(self, paths: Sequence[str], folder: Path) -> None:
-        log.info("sorting %d tasks out of %d Parquet files of %s, once", len(self.names), len(paths), self.files.label)
+        """Sorts the rows of the wanted tasks into one file per task and split."""
+        log.info(
+            "sorting the rows of %d tasks out of %d Parquet files of %s; this is done once",
+            len(self.names),
+            len(paths),
+            self.files.label,
+        )
         outputs: dict[tuple[str, str], _Output] = {}
         try:
             with ExitStack() as stack:
@@ -199,52 +221,56 @@ class Submix:
             raise
 
     def _rows(self, path: str) -> Iterator[tuple[tuple[str, str], pyarrow.RecordBatch]]:
-        """Rows of the wanted tasks in a file: (task, split) and a few of its rows at a time."""
+        """Yields the wanted tasks' rows in a file: (task, split) and a few of its rows at a time."""
         import pyarrow
         import pyarrow.parquet
 
         local = self.files.fetch(path)
         place = f"{self.files.label}, {path}"
         try:
-            table = pyarrow.parquet.ParquetFile(local, memory_map=True)
-            lacking = [name for name in _COLUMNS if name not in table.schema_arrow.names]
-            if lacking:
+            parquet = pyarrow.parquet.ParquetFile(local, memory_map=True)
+            missing = [name for name in _COLUMNS if name not in parquet.schema_arrow.names]
+            if missing:
                 raise Refusal(
                     BAD_INPUT,
-                    f"{place}: no column {lacking[0]!r}; there are {', '.join(table.schema_arrow.names)}: name a "
+                    f"{place}: no column {missing[0]!r}; there are {', '.join(parquet.schema_arrow.names)}: name a "
                     f"source in the layout of {SUBMIX} (--config.tasks.sources)",
                 )
-            for batch in table.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS)):
                 yield from self._sorted(batch)
         except (pyarrow.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
             raise Refusal(
-                BAD_INPUT, f"{place} is no whole Parquet file ({str(error).splitlines()[0]}); write or fetch it again"
+                BAD_INPUT, f"{place} is not a complete Parquet file ({reason}); write or fetch it again"
             ) from None
 
     def _sorted(self, batch: pyarrow.RecordBatch) -> Iterator[tuple[tuple[str, str], pyarrow.RecordBatch]]:
+        """Splits a batch by task and split, and leaves out rows of other tasks and few-shot prompts."""
         import pyarrow
 
         texts = [batch.column(name).cast(pyarrow.large_string()) for name in ("inputs", "targets")]
-        prompts = texts[0].cast(pyarrow.large_binary())  # whether it is UTF-8 is for the reader of the task to say
-        kinds, names = (batch.column(name).to_pylist() for name in ("template_type", "task_name"))
-        chosen: dict[tuple[str, str], list[int]] = {}
-        for row, (kind, name) in enumerate(zip(kinds, names, strict=True)):
-            task = self.names.get(_without_version(name or "")) if kind == _ZERO_SHOT else None
+        # Text that is not UTF-8 is refused or counted when the task is read, not here.
+        prompts = texts[0].cast(pyarrow.large_binary())
+        template_types, names = (batch.column(name).to_pylist() for name in ("template_type", "task_name"))
+        rows_of: dict[tuple[str, str], list[int]] = {}
+        for row, (template_type, name) in enumerate(zip(template_types, names, strict=True)):
+            task = self.names.get(_without_version(name or "")) if template_type == _ZERO_SHOT else None
             if task:
                 prompt = (prompts[row].as_py() or b"").decode(errors="replace")
-                chosen.setdefault((task, split_of(prompt, self.test_share)), []).append(row)
-        rows = pyarrow.RecordBatch.from_arrays(texts, names=["inputs", "targets"])
-        for place, indices in chosen.items():
-            yield place, rows.take(pyarrow.array(indices))
+                rows_of.setdefault((task, split_of(prompt, self.test_share)), []).append(row)
+        examples = pyarrow.RecordBatch.from_arrays(texts, names=["inputs", "targets"])
+        for task_and_split, rows in rows_of.items():
+            yield task_and_split, examples.take(pyarrow.array(rows))
 
 
 @cache
 def _without_version(name: str) -> str:
+    """Returns a task's name in the submix without its version, as in `glue/rte:2.0.0`."""
     return re.sub(r":[\d.]+$", "", name)
 
 
 class _Output:
-    """A Parquet file that is written a group of rows at a time."""
+    """A Parquet file that is written one group of rows at a time."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -259,12 +285,12 @@ class _Output:
         return self
 
     def add(self, rows: pyarrow.RecordBatch) -> None:
-        """Writes these rows, or keeps them until there are enough for a group."""
+        """Writes these rows as soon as there are enough for a group."""
         self._waiting.append(rows)
         if sum(len(batch) for batch in self._waiting) >= _GROUP_ROWS:
             self._flush()
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._waiting:
             self._flush()
         self._writer.close()

@@ -1,4 +1,4 @@
-"""A suite in a folder: `<split>/<task>.jsonl` or `.parquet`, and `tasks.json` with clusters and what is held out."""
+"""A suite in a folder: `<split>/<task>.jsonl` or `.parquet`, and `tasks.json` with clusters and held-out tasks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, DISK, Refusal
 from mossa_jax.files.names import slug
 from mossa_jax.files.write import new_folder
-from mossa_jax.tasks.rows import ENDINGS, BadRow, check_text, file_task
+from mossa_jax.tasks.row_files import ENDINGS, file_task
 from mossa_jax.tasks.suite import SPLITS, Suite, Task
+from mossa_jax.tasks.usable import BadRow, check_text
 
 NO_CLUSTER = "tasks"
+"""Cluster of a task whose source names none."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """What `tasks.json` says about a task; `file` is the name of its files without their ending."""
+    """A task's entry in `tasks.json`; `file` is the name of its files without their ending."""
 
     name: str
     file: str
@@ -33,38 +35,40 @@ class _Entry:
 
 
 def folder_suite(config: Tasks) -> Suite:
-    """The tasks of `config.folder`, in the order of `tasks.json` and then by name.
+    """Reads the tasks of `config.folder`, in the order of `tasks.json` and then by name.
 
-    `tasks.json`, optional, maps a task's name to an object whose optional fields are `cluster`, `held_out` (true: E
-    never sees the task) and `file`, the name of its files without their ending where this is not the task's name.
+    `tasks.json` is optional. It maps a task's name to an object whose optional fields are `cluster`, `held_out` (true:
+    E never sees the task) and `file`, the name of its files without their ending if this is not the task's name.
 
     Raises:
-      Refusal: 3 when the folder or its `train` or `test` part is missing, or `tasks.json` does not fit the files.
+      Refusal: 3 if the folder or its `train` or `test` folder is missing, or `tasks.json` does not fit the files.
     """
     folder = epath.Path(config.folder).expanduser()
-    for part in (folder, folder / "train", folder / "test"):
-        if not part.is_dir():
+    for needed in (folder, folder / "train", folder / "test"):
+        if not needed.is_dir():
             raise Refusal(
-                BAD_INPUT, f"task folder {part} does not exist; it holds <split>/<task>.jsonl or .parquet files"
+                BAD_INPUT,
+                f"task folder {needed} does not exist; name a folder with <split>/<task>.jsonl or .parquet files "
+                "(--config.tasks.folder)",
             )
     files = {split: _files(folder / split) for split in SPLITS}
     if not files["train"]:
         raise Refusal(BAD_INPUT, f"{folder / 'train'} holds no .jsonl or .parquet file; a task is <split>/<task>.jsonl")
     entries = _entries(folder / "tasks.json")
     listed = {entry.file for entry in entries}
-    unknown = [entry for entry in entries if entry.file not in files["train"]]
-    if unknown:
+    without_train = [entry for entry in entries if entry.file not in files["train"]]
+    if without_train:
         raise Refusal(
             BAD_INPUT,
-            f"{folder / 'tasks.json'} names task {unknown[0].name!r}, which has no train file "
-            f"{folder / 'train' / unknown[0].file}.jsonl or .parquet; add it or take the name out",
+            f"{folder / 'tasks.json'} names task {without_train[0].name!r}, which has no train file "
+            f"{folder / 'train' / without_train[0].file}.jsonl or .parquet; add the file or remove the name",
         )
     entries += [_Entry(file, file) for file in files["train"] if file not in listed]
-    lacking = [entry for entry in entries if entry.file not in files["test"]]
-    if lacking:
+    without_test = [entry for entry in entries if entry.file not in files["test"]]
+    if without_test:
         raise Refusal(
             BAD_INPUT,
-            f"task {lacking[0].name!r} has no file {folder / 'test' / lacking[0].file}.jsonl or .parquet; "
+            f"task {without_test[0].name!r} has no file {folder / 'test' / without_test[0].file}.jsonl or .parquet; "
             "add it or remove its train file",
         )
 
@@ -77,19 +81,19 @@ def folder_suite(config: Tasks) -> Suite:
 
 
 def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = None) -> None:
-    """Writes a suite as a folder that `folder_suite` reads back as the same suite; whole or not at all.
+    """Writes a suite as a folder that `folder_suite` reads back as the same suite; completely or not at all.
 
     Args:
       suite: any suite.
-      folder: where; it must not exist or be empty.
-      max_rows: the first so many rows of each split; None writes all.
+      folder: the new folder; it must not exist, or be empty.
+      max_rows: how many rows of each split are written, from the first on; None writes all.
 
     Raises:
-      Refusal: 2 when something is in `folder` already; 3 for bad data of the suite; 6 when the disk is full.
+      Refusal: 2 if `folder` is not empty; 3 for bad data of the suite; 6 if the disk is full.
     """
     folder = epath.Path(folder).expanduser()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise Refusal(BAD_CONFIG, f"{folder} is there already and is not an empty folder; name a new one")
+        raise Refusal(BAD_CONFIG, f"{folder} exists and is not an empty folder; name a new one")
     try:
         with new_folder(folder) as working:
             _write(suite, working, max_rows)
@@ -99,48 +103,54 @@ def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = No
         raise
 
 
-def _files(part: epath.Path) -> dict[str, epath.Path]:
-    """Name without ending -> file, of one split, by name."""
-    found = part.iterdir() if part.is_dir() else ()
-    paths = [path for path in found if path.suffix in ENDINGS and not path.name.startswith(".")]
+def _files(folder: epath.Path) -> dict[str, epath.Path]:
+    """Returns name without ending -> file, of one split's folder, sorted by name."""
+    children = folder.iterdir() if folder.is_dir() else ()
+    paths = [path for path in children if path.suffix in ENDINGS and not path.name.startswith(".")]
     for file, count in Counter(path.stem for path in paths).items():
         if count > 1:
-            both = " and ".join(str(part / f"{file}{ending}") for ending in ENDINGS)
+            both = " and ".join(str(folder / f"{file}{ending}") for ending in ENDINGS)
             raise Refusal(BAD_INPUT, f"task {file!r} has two files of one split: {both}; remove one")
     return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def _locate(files: dict[str, dict[str, epath.Path]], file: str, split: str) -> epath.Path | None:
+    """Returns a split's file of that name, if there is one."""
     return files[split].get(file)
 
 
 def _entries(path: epath.Path) -> list[_Entry]:
+    """Reads `tasks.json`, if it exists."""
     if not path.exists():
         return []
     try:
         table = json.loads(path.read_bytes())
         entries = [_entry(name, fields) for name, fields in table.items()]
     except json.JSONDecodeError as error:
-        raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend or remove it") from None
+        raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); correct or remove it") from None
     except (BadRow, ValueError, RecursionError, AttributeError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not a JSON object of task objects ({error}); mend or remove it") from None
-    shared = [file for file, count in Counter(entry.file for entry in entries).items() if count > 1]
-    if shared:
-        raise Refusal(BAD_INPUT, f"{path} gives two tasks the file {shared[0]!r}; each needs one of its own")
+        raise Refusal(
+            BAD_INPUT, f"{path} is not a JSON object of task objects ({error}); correct or remove it"
+        ) from None
+    repeated = [file for file, count in Counter(entry.file for entry in entries).items() if count > 1]
+    if repeated:
+        raise Refusal(BAD_INPUT, f"{path} gives two tasks the file {repeated[0]!r}; each needs a file of its own")
     return entries
 
 
 def _entry(name: str, fields: dict[str, Any]) -> _Entry:
+    """Makes the entry of a task; raises `BadRow` if a field is of the wrong type."""
     cluster, file = fields.get("cluster") or NO_CLUSTER, fields.get("file", name)
     held_out = fields.get("held_out", False)
-    for text, what in ((name, "name"), (cluster, "cluster"), (file, "file")):
-        check_text(text, what)
+    for text, field in ((name, "name"), (cluster, "cluster"), (file, "file")):
+        check_text(text, field)
     if not isinstance(held_out, bool):
         raise BadRow(f"'held_out' of {name!r} is neither true nor false")
     return _Entry(name, file, cluster, held_out)
 
 
 def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:
+    """Writes a suite's rows and its `tasks.json` into `working`."""
     table: dict[str, dict[str, Any]] = {}
     for task in suite.tasks:
         file = slug(task.name)
@@ -155,9 +165,10 @@ def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:
 
 
 def _write_split(task: Task, split: str, path: epath.Path, max_rows: int | None) -> None:
+    """Writes the rows of a split to a JSONL file; no file if there are none, as most suites have no validation rows."""
     rows = islice(task.rows(split), max_rows)
     first = next(rows, None)
-    if first is None:  # most suites have no validation rows
+    if first is None:
         return
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The mixture that E is tuned on: how many rows each task gives, and which."""
+"""The mixture that E is tuned on: how many rows each task contributes, and which."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from mossa_jax.tasks.suite import Suite
 
 
 def mixture_counts(suite: Suite, rows: Mapping[str, int], config: Tasks) -> dict[str, int]:
-    """How many rows of each task are in the mixture; tasks that are held out are not in it.
+    """Counts the rows of each task in the mixture; held-out tasks are not in it.
 
-    `capped`: a task gives all it has. Within a cluster that has more than `max_per_cluster` rows, tasks give in
-    proportion to their size, so that the cap is met exactly. This is our reading of the authors' "50k per task
-    cluster" with examples-proportional mixing; their sampling script is not public.
+    - `capped`: a task contributes all its rows. In a cluster with more than `max_per_cluster` rows, tasks contribute in
+      proportion to their size, so that the cap is met exactly. This is our reading of the authors' "50k per task
+      cluster" with examples-proportional mixing; their sampling script is not public.
+    - `proportional`: a task's weight is min(its rows, `max_rate`), as in FLAN 2021, where `max_rate` is 3,000.
+      `mixture_rows` examples are divided in proportion.
+    - `equal`: every task has the same weight.
 
-    `proportional`: a task counts as min(its rows, `max_rate`), as in FLAN 2021 (Wei et al., arXiv 2109.01652, which
-    takes 3,000), and `mixture_rows` examples are shared in proportion. `equal`: every task counts the same. With
-    `mixture_rows` 0 the examples are as many as can be had without showing a row twice.
-
-    Fractions are rounded by largest remainders, so that totals are exact; among equal remainders the earlier task
-    gets the row.
+    With `mixture_rows` 0, the mixture is as large as it can be without showing a row twice. Fractions are rounded by
+    largest remainders, so that totals are exact; among equal remainders the earlier task gets the row.
 
     Args:
-      suite: tasks, clusters, held-out tasks.
+      suite: tasks, clusters and held-out tasks.
       rows: training rows of each task, already under the cap per task.
-      config: the fields named above.
+      config: `mixture` and the fields named above.
+
+    Returns:
+      Task name -> rows in the mixture.
+
+    References:
+      Wei et al. 2021, "Finetuned language models are zero-shot learners", arXiv 2109.01652, section 2.4 (FLAN 2021).
     """
     names = [task.name for task in suite.tasks if task.name not in suite.held_out]
     if config.mixture == "capped":
@@ -49,24 +54,33 @@ def mixture_counts(suite: Suite, rows: Mapping[str, int], config: Tasks) -> dict
 
 
 def share(weights: Sequence[int], total: int) -> list[int]:
-    """`total` in whole parts proportional to `weights`, exactly, by largest remainders; integers throughout."""
-    whole = sum(weights)
-    if whole == 0:
+    """Divides `total` into integers proportional to `weights` that add up exactly, by largest remainders."""
+    weight_sum = sum(weights)
+    if weight_sum == 0:
         return [0] * len(weights)
-    parts = [weight * total // whole for weight in weights]
-    rest = [weight * total % whole for weight in weights]
-    order = sorted(range(len(weights)), key=lambda i: -rest[i])
-    for index in order[: total - sum(parts)]:
-        parts[index] += 1
-    return parts
+    shares = [weight * total // weight_sum for weight in weights]
+    remainders = [weight * total % weight_sum for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: -remainders[i])
+    for index in order[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def sample(name: str, rows: int, count: int, seed: int) -> np.ndarray:
-    """Which rows of a task are in the mixture, sorted: drawn without replacement from name and seed.
+    """Draws the rows of a task that are in the mixture, without replacement.
 
-    More than there are: every row as often as it fits, and the rest drawn.
+    If more are asked for than there are, every row is taken as often as it fits, and the remainder is drawn.
+
+    Args:
+      name: the task's name, on which the draw depends, besides the seed.
+      rows: how many rows the task has.
+      count: how many are drawn.
+      seed: the run's seed.
+
+    Returns:
+      [count] int64 indices of rows, sorted.
     """
-    whole, rest = divmod(count, rows)
+    repeats, remainder = divmod(count, rows)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    drawn = rng.choice(rows, rest, replace=False) if rest else np.arange(0)
-    return np.sort(np.concatenate([np.tile(np.arange(rows), whole), drawn]))
+    drawn = rng.choice(rows, remainder, replace=False) if remainder else np.arange(0)
+    return np.sort(np.concatenate([np.tile(np.arange(rows), repeats), drawn]))

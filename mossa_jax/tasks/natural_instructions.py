@@ -1,4 +1,8 @@
-"""Super-NaturalInstructions files: one JSON object a task, with its definition, categories and instances."""
+"""Super-NaturalInstructions: one JSON file per task, with its definition, categories and instances.
+
+References:
+  Wang et al. 2022, "Super-NaturalInstructions", arXiv 2204.07705.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,28 @@ from etils import epath
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.tasks.folder import NO_CLUSTER
-from mossa_jax.tasks.rows import BadRow, check_text, file_digest, split_of, usable_rows
-from mossa_jax.tasks.suite import Example, Suite, Task
+from mossa_jax.tasks.row_files import file_digest
+from mossa_jax.tasks.suite import Example, Suite, Task, split_of
+from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_text, usable_rows
 
 
 def natural_instructions_suite(config: Tasks) -> Suite:
-    """One task for each `task*.json` in `config.folder`, or in its `tasks/`, by name; nothing is held out.
+    """Reads a suite with one task per `task*.json` in `config.folder` or its `tasks/`; nothing is held out.
 
     A prompt is the definition, a blank line and the instance's input; the target is the first reference output; the
-    cluster is the first category. The files have no splits: an instance's input alone decides (`config.test_share`).
+    cluster is the first category. The files have no splits: the text of an instance's input alone decides whether it
+    is a test prompt (`config.test_share`).
 
     Raises:
-      Refusal: 3 when there are no such files, or one of them is no task.
+      Refusal: 3 if there are no such files, or one of them is no task.
     """
     folder = epath.Path(config.folder).expanduser()
     paths = sorted(folder.glob("task*.json")) or sorted((folder / "tasks").glob("task*.json"))
     if not paths:
         raise Refusal(
-            BAD_INPUT, f"{folder} holds no task*.json, nor does its tasks/; give a folder of Super-NaturalInstructions"
+            BAD_INPUT,
+            f"{folder} holds no task*.json, nor does its tasks/; name a folder of Super-NaturalInstructions "
+            "(--config.tasks.folder)",
         )
     return Suite(folder.name, tuple(_task(path, config) for path in paths))
 
@@ -40,17 +48,14 @@ def _task(path: epath.Path, config: Tasks) -> Task:
     bad_rows: dict[str, int] = {}
 
     def read(split: str) -> Iterator[Example]:
-        def count_bad() -> None:
-            bad_rows[split] = bad_rows.get(split, 0) + 1
-
         if split == "validation":
             return
         content = _load(path)
-        definition = _definition(path, content)
+        definition = _text(path, content, "Definition")
         yield from usable_rows(
             ((n, instance) for n, instance in enumerate(content["Instances"], 1) if _split(instance, share) == split),
             partial(_example, definition=definition),
-            count_bad if config.allow_bad_rows else None,
+            bad_row_counter(bad_rows, split, config.allow_bad_rows),
             lambda n: f"{path}, instance {n}",
             f"{path}, {split} part by tasks.test_share={share} of {len(content['Instances'])} instances",
         )
@@ -63,44 +68,40 @@ def _task(path: epath.Path, config: Tasks) -> Task:
 
 
 def _load(path: epath.Path) -> dict[str, Any]:
+    """Reads a task's file and checks that it has instances."""
     try:
         content = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch it again") from None
     except (ValueError, RecursionError):
-        raise Refusal(BAD_INPUT, f"{path} is not a JSON text in UTF-8; fetch it again") from None
+        raise Refusal(BAD_INPUT, f"{path} is not JSON in UTF-8; fetch it again") from None
     if not isinstance(content, dict) or not isinstance(content.get("Instances"), list):
-        raise Refusal(BAD_INPUT, f"{path} is no task: it has no list 'Instances'; mend it or move it away")
+        raise Refusal(BAD_INPUT, f"{path} is no task: it has no list 'Instances'; correct it or move it elsewhere")
     return content
 
 
 def _first(value: Any) -> Any:
-    """The first of a list, where there is a list."""
+    """Returns the first element of a list, None for an empty one; other values as they are."""
     return value if not isinstance(value, list) else value[0] if value else None
 
 
-def _definition(path: epath.Path, content: dict[str, Any]) -> str:
-    definition = _first(content.get("Definition"))
-    try:
-        check_text(definition, "Definition")
-    except BadRow as problem:
-        raise Refusal(BAD_INPUT, f"{path}: {problem}; mend it or move it away") from None
-    return definition
-
-
 def _cluster(path: epath.Path, content: dict[str, Any]) -> str:
-    cluster = _first(content.get("Categories"))
-    if cluster is None:
-        return NO_CLUSTER
+    """Returns a task's first category."""
+    return NO_CLUSTER if _first(content.get("Categories")) is None else _text(path, content, "Categories")
+
+
+def _text(path: epath.Path, content: dict[str, Any], field: str) -> str:
+    """Returns the first text of a field of a task."""
+    text = _first(content.get(field))
     try:
-        check_text(cluster, "Categories")
+        check_text(text, field)
     except BadRow as problem:
-        raise Refusal(BAD_INPUT, f"{path}: {problem}; mend it or move it away") from None
-    return cluster
+        raise Refusal(BAD_INPUT, f"{path}: {problem}; correct it or move it elsewhere") from None
+    return text
 
 
 def _split(instance: Any, test_share: float) -> str:
-    """Where an instance belongs; unusable ones are met in `train`."""
+    """Returns an instance's split; unusable ones belong to `train`, where they are reported."""
     try:
         return split_of(_input(instance), test_share)
     except BadRow:
@@ -108,6 +109,7 @@ def _split(instance: Any, test_share: float) -> str:
 
 
 def _input(instance: Any) -> str:
+    """Returns an instance's input; raises `BadRow` if it has none."""
     if not isinstance(instance, dict):
         raise BadRow(f"a {type(instance).__name__}, not an object with 'input' and 'output'")
     check_text(instance.get("input"), "input")
@@ -115,6 +117,7 @@ def _input(instance: Any) -> str:
 
 
 def _example(instance: Any, definition: str) -> Example:
+    """Makes an example of an instance; raises `BadRow` if it is unusable."""
     prompt = _input(instance)
     answer = _first(instance.get("output"))
     check_text(answer, "output")

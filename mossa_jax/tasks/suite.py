@@ -1,4 +1,4 @@
-"""What a suite of instruction tasks is: tasks in clusters, each with three splits of (inputs, targets) rows."""
+"""Suites of instruction tasks: tasks in clusters, each with three splits of (inputs, targets) rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Example:
     Attributes:
       inputs: the prompt's text, before any chat template.
       targets: the answer's text.
-      template: index of the instruction template that made `inputs`; -1 where the source does not say.
+      template: index of the instruction template that made `inputs`; -1 if the source does not say.
     """
 
     inputs: str
@@ -28,16 +28,16 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A named task. Rows are read when asked for and not kept, so that sixty tasks cost no memory.
+    """A named task. Rows are read on demand and not kept, so that sixty tasks cost no memory.
 
     Attributes:
       name: unique within its suite; used as a label and, through a safe slug, as a folder name.
       cluster: the kind of task it belongs to, e.g. "sentiment".
-      read: split name -> its rows from the first on, in a fixed order, anew at every call; an empty iterator for a
-        `validation` split that the source lacks. Raises `Refusal` 3 for bad data.
-      source: where the rows come from, for people: a folder, a hub data set with its revision.
-      digest: split name -> hex digest that changes when the rows do; None digests the rows themselves.
-      bad_rows: split name -> rows left out as unusable so far; a reader that allows them counts here.
+      read: split name -> its rows from the first one on, in a fixed order, read anew at every call; an empty iterator
+        for a `validation` split that the source lacks. Raises `Refusal` 3 for bad data.
+      source: where the rows come from, for people: a folder, or a hub data set with its revision.
+      digest: split name -> hex digest that changes when the rows do; None: the rows themselves are digested.
+      bad_rows: split name -> unusable rows left out so far; a reader that allows them counts here.
     """
 
     name: str
@@ -48,24 +48,28 @@ class Task:
     bad_rows: dict[str, int] = field(default_factory=dict, repr=False)
 
     def rows(self, split: str) -> Iterator[Example]:
-        """Rows of `split` ("train", "validation" or "test"), one after another."""
+        """Yields the rows of `split` ("train", "validation" or "test").
+
+        Raises:
+          ValueError: there is no such split.
+        """
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is none of {SPLITS}")
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         self.bad_rows.pop(split, None)
         return iter(self.read(split))
 
     def examples(self, split: str, limit: int | None = None) -> list[Example]:
-        """The first `limit` rows of a split, or all."""
+        """Returns the first `limit` rows of a split; all by default."""
         return list(islice(self.rows(split), limit))
 
     def fingerprint(self, split: str) -> str:
-        """Identifies the rows of a split, whatever they are called and wherever they lie: hex digits."""
+        """Returns hex digits that identify the rows of a split, independent of their file's name and place."""
         if self.digest is not None:
             return self.digest(split)
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         for row in self.rows(split):
-            found.update(json.dumps([row.inputs, row.targets, row.template]).encode())
-        return found.hexdigest()
+            sha256.update(json.dumps([row.inputs, row.targets, row.template]).encode())
+        return sha256.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,10 @@ class Suite:
     """A named set of tasks, in a fixed order.
 
     Attributes:
-      name: for people.
-      tasks: unique names.
+      name: the suite's name, for people.
+      tasks: the tasks; their names are unique.
       held_out: names of the tasks that E never sees.
-      missing: names that were asked for and that no source has (`tasks.allow_missing`).
+      missing: names that were asked for but that no source has (`tasks.allow_missing`).
     """
 
     name: str
@@ -85,8 +89,19 @@ class Suite:
     missing: tuple[str, ...] = ()
 
     def clusters(self) -> dict[str, list[Task]]:
-        """Cluster name -> its tasks, both in suite order."""
+        """Returns cluster name -> its tasks, both in suite order."""
         groups: dict[str, list[Task]] = {}
         for task in self.tasks:
             groups.setdefault(task.cluster, []).append(task)
         return groups
+
+
+def split_of(inputs: str, test_share: float) -> str:
+    """Assigns a prompt to a split by its text alone, for data without a test split.
+
+    Args:
+      inputs: the prompt's text.
+      test_share: share of all texts that are `test`; the others are `train`.
+    """
+    first = hashlib.sha256(inputs.encode()).digest()[:8]
+    return "test" if int.from_bytes(first, "big") / 2**64 < test_share else "train"

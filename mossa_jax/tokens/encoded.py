@@ -28,8 +28,8 @@ _COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates")
 class Encoded:
     """One example: prompt and answer ids (EOS last)."""
 
-    prompt: list[int]
-    answer: list[int]
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def tune_full(
         return compile_step(
             f"{label}, rows of {part.length}",
             tuning.remat,
-            lambda remat: make_step(model, optimizer, where, remat, parts, part.shared, part.max_own),
+            lambda remat: make_step(model, optimizer, where, remat, parts, part.prefix_length, part.max_own),
             arguments,
             model.mesh.local_devices[0],
         )

@@ -28,7 +28,8 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import sign
-from mossa_jax.tokens.rows import Batches, PackedExamples, TrainingRows, batches_of
+from mossa_jax.tokens.batches import Batches
+from mossa_jax.tokens.rows import PackedExamples, TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.flops import step_flops
@@ -378,8 +379,7 @@ class _Run:
 
 def batches_for(member: Member, batch_rows: int) -> Batches:
     """Which rows of a member make the batch of a step."""
-    lengths = [rows.length for rows in member.rows]
-    return batches_of([len(rows) for rows in member.rows], batch_rows, *lengths, seed=(*member.seed, 2))
+    return Batches.of(member.rows, batch_rows, seed=(*member.seed, 2))
 
 
 @dataclass(frozen=True)
@@ -406,7 +406,7 @@ class _Kind:
         if not having:
             return cls(0, 0, 0, 0, 0)
         rows, sizes = zip(*having, strict=True)
-        most = [max(getattr(part, name) for part in rows) for name in ("width", "shared", "max_own")]
+        most = [max(getattr(part, name) for part in rows) for name in ("width", "prefix_length", "max_own")]
         return cls(rows[0].length, max(sizes), *most)
 
     def batch(self, rows: Sequence[PackedExamples | None], chosen: Sequence[np.ndarray | None]) -> TrainingRows:

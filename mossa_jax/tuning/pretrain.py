@@ -30,7 +30,8 @@ from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
-from mossa_jax.tokens.rows import batch_index, pack_text
+from mossa_jax.tokens.batches import batch_index
+from mossa_jax.tokens.rows import pack_text
 from mossa_jax.tokens.tokenizer import load_tokenizer
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.loop import train

@@ -15,7 +15,7 @@ import pytest
 from mossa_jax.config import check
 from mossa_jax.devices.mesh import axis_sizes
 from mossa_jax.planning.hardware import find_hardware
-from mossa_jax.tasks import training_rows
+from mossa_jax.tasks import count_training_rows
 
 NAMES = ("llama2_7b_flan2021", "llama2_7b_unseen", "llama2_13b_flan2021", "llama2_70b_flan2021", "llama3_8b_flan2021")
 # Cores a chip where an accelerator type counts cores.
@@ -64,7 +64,7 @@ def test_every_field_is_the_one_that_was_checked_in(root, name):
 def test_what_the_configs_ask_for(root):
     """E learns from the same 60 tasks in all; the seven of Misc. are only in the run on unseen tasks."""
     for name in NAMES:
-        suite, rows = training_rows(resolved(root, name).tasks)
+        suite, rows = count_training_rows(resolved(root, name).tasks)
         unseen = name == "llama2_7b_unseen"
         assert len(rows) == (67 if unseen else 60) and len(suite.held_out) == (7 if unseen else 0), name
         assert {task.cluster for task in suite.tasks if task.name in suite.held_out} == ({"misc"} if unseen else set())

@@ -20,7 +20,7 @@ from mossa_jax.planning import programs
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.programs import check_fits, compile_program, grid_for, tuning_program
-from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, SharedPrefix
+from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
@@ -234,7 +234,7 @@ def test_the_step_with_a_shared_prefix_is_the_one_compiled(monkeypatch):
         population, "make_step", lambda *arguments: calls.append(arguments[3:]) or make_step(*arguments)
     )
     monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # Which this machine could not compile.
-    program = small_program(prefix=SharedPrefix(3, 5), parts=2)
+    program = small_program(prefix=PrefixSize(3, 5), parts=2)
     program.lower()
     assert calls == [(True, 2, 3, 5)] and program.attention == "xla"
 
@@ -293,7 +293,7 @@ def test_missing_bytes_are_named():
 _PROGRAMS = """
 import json, sys, jax
 from mossa_jax.planning import programs
-from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, SharedPrefix
+from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.config import Mesh
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.llama.architecture import architecture_from_config
@@ -310,9 +310,9 @@ adapters = lambda models: AdapterSize(models, 4, ("q_proj", "v_proj"))
 batch, pairs = BatchSize(4, 32), ((0, 2), (1, 2), (0, 1))
 builders = {
     "controls": lambda: programs.tuning_program(population, adapters(4), batch, 8, remat=True),
-    "E": lambda: programs.tuning_program(alone, adapters(1), batch, 8, remat=False, prefix=SharedPrefix(4, 28)),
+    "E": lambda: programs.tuning_program(alone, adapters(1), batch, 8, remat=False, prefix=PrefixSize(4, 28)),
     "scores": lambda: programs.score_program(alone, adapters(3), BatchSize(8, 32), 4),
-    "states": lambda: programs.states_program(alone, adapters(3), batch, 128, prefix=SharedPrefix(32)),
+    "states": lambda: programs.states_program(alone, adapters(3), batch, 128, prefix=PrefixSize(32)),
     "moments": lambda: programs.states_program(alone, adapters(3), batch, 128, pool="all", pairs=pairs),
     "similarity": lambda: programs.similarity_program(alone, 3, 128, pairs, 2),
 }

@@ -19,8 +19,9 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.llama.placement import shardings
 from mossa_jax.processes.stop import Stop
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.rows import batches_of, pack_examples
+from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import full_finetuning as full
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.loop import Member
@@ -67,7 +68,7 @@ def train_in_torch(folder, member, optimizer, skipped=()):
     torch = import_torch()
     model, examples, losses = torch_model(folder).train(), make_examples(), []
     rows = member.rows[0]
-    batches = batches_of([len(rows)], SCHEDULE.batch_rows, rows.length, seed=(*member.seed, 2))
+    batches = Batches.of([rows], SCHEDULE.batch_rows, seed=(*member.seed, 2))
     theirs = optimizer(model.parameters())
     for step in range(member.steps):
         rise = int(TUNING.warmup * member.steps)
@@ -198,7 +199,7 @@ def test_what_is_never_finite_stops_and_names_member_step_and_examples(model, tm
     said = str(caught.value)
     assert caught.value.code == 5 and "'E' is not finite for 3 steps in a row" in said and "at step 3 " in said
     rows = member.rows[0]
-    batches = batches_of([len(rows)], SCHEDULE.batch_rows, rows.length, seed=(*member.seed, 2))
+    batches = Batches.of([rows], SCHEDULE.batch_rows, seed=(*member.seed, 2))
     assert f"(examples {', '.join(map(str, rows.plan.take(batches.at(2)[1]).items[:8]))}" in said
     assert losses_of(run_folder) == [None] * 3 and [record["skipped"] for record in run_folder.metrics()] == [1, 2, 3]
     assert not any(path.name.isdigit() for path in (tmp_path / "checkpoints/E").iterdir())
@@ -404,8 +405,8 @@ def test_a_step_takes_room_for_one_gradient_and_for_no_second_copy(model):
 @pytest.mark.slow
 def test_ids_that_all_examples_share_are_learned_from_as_if_each_had_its_own(model, tmp_path):
     examples = in_memory(make_examples(token=5))
-    together, apart = (pack_examples(examples, 24, shared=shared) for shared in (2, 0))
-    assert together[0].shared == 2 and len(together[0]) < len(apart[0])
+    together, apart = (pack_examples(examples, 24, prefix_length=shared) for shared in (2, 0))
+    assert together[0].prefix_length == 2 and len(together[0]) < len(apart[0])
     states = []
     for name, rows in (("together", together), ("apart", apart)):
         member, every = Member("E", rows, 2, (7, 1)), len(rows[0])  # one step on all, whatever row they are in

@@ -14,7 +14,8 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.model import merge, run_blocks, shareable
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.rows import pack_examples, shared_prefix
+from mossa_jax.tokens.packing import shared_prefix
+from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning.loss import answer_loss
 from tests.integration.tuning.test_loss import torch_loss_and_gradients
 from tests.support.tiny_llama import FAMILIES, VOCAB, distance, torch_states, write_family
@@ -44,7 +45,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
     assert shared_prefix(mine) == len(LEAD) and shareable(arch)
 
     def both(length, shared):
-        (packed,) = pack_examples(mine, length, shared=shared)
+        (packed,) = pack_examples(mine, length, prefix_length=shared)
         max_own = packed.max_own
         rows = packed.take(np.arange(len(packed)))
         rows = {field.name: jnp.asarray(getattr(rows, field.name)) for field in fields(rows)}
@@ -76,7 +77,7 @@ def test_states_of_prompts_behind_shared_ids_equal_each_alone(name, tmp_path):
     tiny = write_family(tmp_path / "model", name)
     model = load_model(str(tiny.folder))
     arch = model.architecture
-    (packed,) = pack_examples(in_memory(examples()), 68, shared=len(LEAD))
+    (packed,) = pack_examples(in_memory(examples()), 68, prefix_length=len(LEAD))
     rows = packed.take(np.arange(len(packed)))
 
     @jax.jit

@@ -13,8 +13,9 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import save_adapter
+from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.rows import TrainingRows, batch_index, pack_examples
+from mossa_jax.tokens.rows import TrainingRows, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
 from tests.support.tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model

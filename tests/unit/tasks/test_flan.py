@@ -7,7 +7,7 @@ import pytest
 
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.tasks.flan import flan_suite, join
+from mossa_jax.tasks.flan import flan_suite, interleave_tasks
 from mossa_jax.tasks.flan_names import FLAN_TASKS, select
 from mossa_jax.tasks.flan_sources import NOT_IN_MIRROR
 from mossa_jax.tasks.mixture import mixture_counts
@@ -138,9 +138,11 @@ def parts_and_numbers(task, split, limit=None):
     return [row.inputs.split(" ")[1].split(":") for row in task.examples(split, limit)]
 
 
-def test_a_joined_task_gives_its_parts_in_proportion_from_the_first_row_on():
+def test_interleaved_tasks_keep_their_proportions_from_the_first_row_on():
     sizes = {"a": 10, "b": 30, "c": 60}
-    task = join("abc", [task_of(name, {"train": size, "validation": 0, "test": 1}) for name, size in sizes.items()])
+    task = interleave_tasks(
+        "abc", [task_of(name, {"train": size, "validation": 0, "test": 1}) for name, size in sizes.items()]
+    )
     rows = parts_and_numbers(task, "train")
     for name, size in sizes.items():
         assert [int(number) for part, number in rows if part == name] == list(range(size))
@@ -153,9 +155,9 @@ def test_a_joined_task_gives_its_parts_in_proportion_from_the_first_row_on():
     assert (task.name, task.cluster, task.source) == ("abc", "c", "from a, from b, from c")
 
 
-def test_mnli_trains_on_the_rows_that_its_parts_share_once():
+def test_training_rows_that_both_tasks_of_mnli_have_come_once():
     sizes = {"train": 4, "validation": 2, "test": 3}
-    task = join("mnli", [task_of("mnli_matched", sizes), task_of("mnli_mismatched", sizes)])
+    task = interleave_tasks("mnli", [task_of("mnli_matched", sizes), task_of("mnli_mismatched", sizes)])
     assert {part for part, _ in parts_and_numbers(task, "train")} == {"mnli_matched"}
     assert len(task.examples("train")) == 4
     for split, size in (("validation", 2), ("test", 3)):
@@ -163,14 +165,14 @@ def test_mnli_trains_on_the_rows_that_its_parts_share_once():
         assert found == {"mnli_matched": size, "mnli_mismatched": size}
 
 
-def test_a_joined_task_changes_its_digest_with_any_part_and_counts_their_bad_rows():
+def test_interleaved_tasks_digest_every_task_and_count_their_bad_rows():
     sizes = {"train": 4, "validation": 2, "test": 3}
     more = {**sizes, "train": 5}
-    task = join("ab", [task_of("a", sizes), task_of("b", sizes)])
-    other = join("ab", [task_of("a", sizes), task_of("b", more)])
+    task = interleave_tasks("ab", [task_of("a", sizes), task_of("b", sizes)])
+    other = interleave_tasks("ab", [task_of("a", sizes), task_of("b", more)])
     assert task.fingerprint("train") != other.fingerprint("train")
     assert task.fingerprint("test") == other.fingerprint("test")
-    bad = join("ab", [task_of("a", sizes, bad=1), task_of("b", sizes, bad=2)])
+    bad = interleave_tasks("ab", [task_of("a", sizes, bad=1), task_of("b", sizes, bad=2)])
     assert len(bad.examples("train")) == 6 and bad.bad_rows["train"] == 2
     assert len(bad.examples("train")) == 6 and bad.bad_rows["train"] == 2
     assert "train" not in task.bad_rows

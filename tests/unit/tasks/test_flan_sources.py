@@ -18,7 +18,7 @@ from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
 from mossa_jax.files import hub as files_of_the_hub
 from mossa_jax.tasks.flan import flan_suite
 from mossa_jax.tasks.flan_names import FLAN_TASKS
-from mossa_jax.tasks.rows import split_of
+from mossa_jax.tasks.suite import split_of
 from tests.support.hub_server import GOOD_TOKEN, Faults, HubServer, Process, commit_of
 
 SPLITS = ("train", "validation", "test")
@@ -299,8 +299,8 @@ def test_the_sorted_submix_is_made_once_and_anew_for_other_content(tmp_path, mon
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
-        (b"no Parquet", ("no whole Parquet file",)),
-        (SUBMIX_FILES["data/train-00000.parquet"][:-100], ("no whole Parquet file",)),
+        (b"no Parquet", ("not a complete Parquet file",)),
+        (SUBMIX_FILES["data/train-00000.parquet"][:-100], ("not a complete Parquet file",)),
         ("columns", ("no column 'task_name'", "inputs, targets")),
     ],
 )

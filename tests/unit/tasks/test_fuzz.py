@@ -8,7 +8,7 @@ import pytest
 
 from mossa_jax.config import Columns
 from mossa_jax.errors import Refusal
-from mossa_jax.tasks.rows import read_examples
+from mossa_jax.tasks.row_files import read_examples
 from mossa_jax.tasks.suite import Example
 
 WORDS = ("plain", "naïve", "日本", "😀", 'a "quoted" one', "tab\tand\nline", "back\\slash", "\u2028", "{}", "0")

@@ -11,8 +11,7 @@ import pytest
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.tasks import load_suite
-from mossa_jax.tasks.rows import split_of
-from mossa_jax.tasks.suite import Example
+from mossa_jax.tasks.suite import Example, split_of
 from tests.support.hub_server import Answers, HubServer, Process, commit_of
 
 

@@ -1,34 +1,11 @@
 """Properties of packed rows, checked from the rows alone."""
 
-import itertools
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from mossa_jax.config import Tokens
-from mossa_jax.tokens.encoded import Encoded, Examples, in_memory, join
-from mossa_jax.tokens.rows import (
-    Packing,
-    batch_index,
-    batches_of,
-    pack_examples,
-    pack_prompts,
-    pack_text,
-    plan_rows,
-    rows_per_batch,
-    shared_prefix,
-)
-
-
-def random_examples(count, seed, longest=20):
-    rng = np.random.default_rng(seed)
-    draw = lambda size: rng.integers(3, 500, size).tolist()  # noqa: E731
-    return [Encoded([1, *draw(rng.integers(0, longest))], [*draw(rng.integers(0, 8)), 2]) for _ in range(count)]
-
-
-def all_rows(packed, **options):
-    return packed.take(np.arange(len(packed)), **options)
+from mossa_jax.tokens.encoded import Encoded, in_memory, join
+from mossa_jax.tokens.rows import pack_examples, pack_prompts, pack_text
+from tests.support.packed_examples import all_rows, behind, random_examples
 
 
 def segments_of(rows, row):
@@ -138,69 +115,18 @@ def test_more_room_for_answers_changes_no_label():
     assert np.array_equal(part.tokens, rows.tokens[[1, 1, 0]])
 
 
-def behind(prefix, examples):
-    """The examples with `prefix` in front of their prompts."""
-    return [Encoded([*prefix, *example.prompt], example.answer) for example in examples]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_shared_prefix_is_the_longest_that_all_prompts_begin_with(seed):
-    rng = np.random.default_rng(seed)
-    own = [Encoded([*rng.integers(3, 6, rng.integers(1, 9)).tolist()], [7, 2]) for _ in range(5 + 3 * seed)]
-    prefix = [1, *rng.integers(3, 500, 30).tolist()]
-    examples = behind(prefix, own)
-    columns = zip(*[e.prompt for e in examples], strict=False)
-    common = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
-    wanted = min(common, min(len(e.prompt) for e in examples) - 1)
-    assert wanted >= len(prefix) or min(len(e.prompt) for e in own) == 1
-    assert shared_prefix(in_memory(examples)) == wanted
-    # The ids of one list lie in several stores, and in any order.
-    parts = [in_memory(examples[:3]).select(np.array([2, 0, 1])), in_memory(examples[3:])]
-    assert shared_prefix(join(parts)) == wanted
-
-
-def test_one_prompt_among_very_many_shortens_the_shared_prefix(tmp_path):
-    count, prefix, size = 60_000, 40, 60
-    ids = np.random.default_rng(0).integers(3, 500, (count, size)).astype(np.int32)
-    ids[:, :prefix] = ids[0, :prefix]
-    ids[:, prefix] = np.arange(count) % 2
-    ids.tofile(tmp_path / "ids")
-
-    def examples(flat):
-        lengths = np.full(count, size // 2, np.int32)
-        return Examples((flat,), np.zeros(count, np.int64), np.arange(count) * size, lengths + 12, lengths - 12)
-
-    mapped = np.memmap(tmp_path / "ids", np.int32, "r+")
-    assert shared_prefix(examples(mapped)) == prefix
-    mapped[31_337 * size + 25] += 1
-    assert shared_prefix(examples(mapped)) == 25
-    mapped[59_999 * size + 8] += 1  # eight of sixty ids are not worth it
-    assert shared_prefix(examples(mapped)) == 0
-
-
-def test_a_shared_prefix_must_be_worth_it_and_leave_every_prompt_an_id():
-    def found(prefix, rest, answer):
-        return shared_prefix(in_memory([Encoded([9] * prefix + [n] * rest, [2] * answer) for n in (3, 4, 5)]))
-
-    assert found(15, 60, 25) == 0 and found(16, 60, 24) == 16  # above 15 of 100 ids, answers included
-    same = [Encoded([9] * length, [2]) for length in (6, 5, 8)]
-    assert shared_prefix(in_memory(same)) == 4
-    assert shared_prefix(in_memory([Encoded([9], [2]), Encoded([9, 9, 9, 9], [2])])) == 0
-    assert shared_prefix(in_memory([])) == 0
-
-
 @pytest.mark.parametrize("long", [0, 90])
 def test_shared_ids_stand_once_at_the_head_of_every_row(long):
     prefix = [1, 501, 502, 503, 504, 505]
     size = len(prefix)
     own = random_examples(40, 4) + ([Encoded(list(range(7, 77)), [5, 2])] if long else [])
-    kinds = pack_examples(in_memory(behind(prefix, own)), 40, long, shared=size)
+    kinds = pack_examples(in_memory(behind(prefix, own)), 40, long, prefix_length=size)
     assert [packed.length for packed in kinds] == [40, 90][: len(kinds)] and len(kinds) == 1 + bool(long)
     alone = pack_examples(in_memory(own), 40 - size, long and long - size)
     seen = []
     for packed, apart in zip(kinds, alone, strict=True):
         rows, without = all_rows(packed), all_rows(apart)
-        assert packed.shared == size and packed.width == apart.width
+        assert packed.prefix_length == size and packed.width == apart.width
         assert (rows.tokens[:, :size] == prefix).all() and (rows.segments[:, :size] == -1).all()
         assert (rows.positions[:, :size] == np.arange(size)).all()
         # Behind them stands what stands in rows that are shorter by so many, positions counting on.
@@ -213,14 +139,14 @@ def test_shared_ids_stand_once_at_the_head_of_every_row(long):
         assert {array.dtype for array in vars(rows).values()} == {np.dtype(np.int32)}
     assert sorted(seen) == sorted(e.prompt + e.answer for e in own)
     with pytest.raises(ValueError, match="35"):
-        pack_examples(in_memory([Encoded(list(range(40)), [2])]), 40, shared=size)
+        pack_examples(in_memory([Encoded(list(range(40)), [2])]), 40, prefix_length=size)
 
 
 @pytest.mark.parametrize("long", [0, 90])
 def test_ids_that_prompts_share_stand_in_no_row(long):
     prefix = [1, 501, 502, 503]
     prompts = [e.prompt for e in behind(prefix, random_examples(50, 9))] + ([[*prefix, *range(9, 80)]] if long else [])
-    kinds = pack_prompts(prompts, 40, long, shared=len(prefix))
+    kinds = pack_prompts(prompts, 40, long, prefix_length=len(prefix))
     seen = []
     for rows in kinds:
         assert (rows.segments >= 0).all()
@@ -232,96 +158,3 @@ def test_ids_that_prompts_share_stand_in_no_row(long):
             seen.append(item)
     assert sorted(seen) == list(range(len(prompts))) and len(kinds) == 1 + bool(long)
     assert sum(len(rows) for rows in kinds) < sum(len(rows) for rows in pack_prompts(prompts, 40, long))
-
-
-def rows_of(plan):
-    assert len(plan) == len(plan.counts)
-    return [part.tolist() for part in np.split(plan.items, np.cumsum(plan.counts)[:-1])] if len(plan) else []
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_bins_hold_every_item_once_and_no_more_than_fits(seed):
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 31, 200).tolist()
-    rows, none = (rows_of(plan) for plan in plan_rows(lengths, 30))
-    assert none == [] and sorted(item for row in rows for item in row) == list(range(200))
-    loads = [sum(lengths[item] for item in row) for row in rows]
-    assert max(loads) <= 30
-    # The proven bound of this family of rules, 11/9 of the optimum plus one, with the volume as the optimum's bound.
-    assert len(rows) <= 11 / 9 * max(sum(lengths) / 30, sum(length > 15 for length in lengths)) + 1
-    assert rows == rows_of(plan_rows(lengths, 30)[0])
-    for wrong in ([31], [0], [5, 31, 7]):
-        with pytest.raises(ValueError, match=str(max(wrong))):
-            plan_rows(wrong, 30)
-    short, long = (rows_of(plan) for plan in plan_rows([*lengths, 31, 47], 30, 50))
-    assert sorted(item for row in (*short, *long) for item in row) == list(range(202))
-    assert len(long) == 2 and all(sum(([*lengths, 31, 47])[item] for item in row) <= 50 for row in long)
-
-
-def test_batches_run_through_one_permutation_after_another():
-    rows, batch = 10, 4
-    flat = np.concatenate([batch_index(rows, batch, (7, 2), step) for step in range(15)])
-    epochs = flat.reshape(-1, rows)
-    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs.tolist())
-    assert len({tuple(epoch) for epoch in epochs.tolist()}) == len(epochs)
-    assert np.array_equal(batch_index(rows, batch, (7, 2), 11), flat[44:48])  # pure: no step before is needed
-    assert not np.array_equal(batch_index(rows, 10, (8, 2), 0), epochs[0])
-    # A batch larger than the task goes round several times.
-    assert sorted(np.bincount(batch_index(3, 8, (1,), 0), minlength=3).tolist()) == [2, 3, 3]
-
-
-def test_long_batches_lie_evenly_among_short_ones_and_every_row_comes_equally_often():
-    batches = batches_of([12, 6], 4, 100, 200, seed=(3,))  # batches of 4 short and of 2 long rows: 3 + 3 an epoch
-    assert batches.sizes == (4, 2) and batches.per_epoch == 6
-    steps = [batches.at(step) for step in range(12)]
-    assert [kind for kind, _ in steps] == [0, 1] * 6
-    for kind, rows in ((0, 12), (1, 6)):
-        shown = np.concatenate([index for here, index in steps if here == kind])
-        assert np.bincount(shown, minlength=rows).tolist() == [2] * rows
-    uneven = batches_of([100, 3], 4, 100, 200)
-    kinds = np.asarray([uneven.at(step)[0] for step in range(53)])  # two epochs
-    assert kinds.sum() == 3 and np.diff(np.flatnonzero(kinds)).min() >= 17
-    assert {batches_of([0, 5], 4, 100, 200).at(step)[0] for step in range(9)} == {1}
-    plain = batches_of([12], 4, 100, seed=(3,))
-    assert all(plain.at(step)[0] == 0 for step in range(9))
-    assert np.array_equal(plain.at(7)[1], batch_index(12, 4, (3,), 7))
-
-
-def same_rows(one, other):
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
-
-
-def test_a_configuration_says_how_examples_are_packed():
-    prefix = list(range(1, 12))
-    own = [*random_examples(30, 4), Encoded(list(range(7, 77)), [5, 2])]
-    examples = in_memory(behind(prefix, own))
-    packing = Packing.of(Tokens(max_tokens=90, row_length=40, long_row_length=90))
-    assert packing == Packing(40, 90, True)
-    for may_share, share_prefix in ((True, True), (True, False), (False, True)):
-        shared = shared_prefix(examples) if may_share and share_prefix else 0
-        packed = replace(packing, share_prefix=share_prefix).examples(examples, may_share)
-        wanted = pack_examples(examples, 40, 90, shared)
-        assert [rows.length for rows in packed] == [40, 90] and packed[0].shared == shared
-        assert all(same_rows(all_rows(rows), all_rows(other)) for rows, other in zip(packed, wanted, strict=True))
-
-
-@pytest.mark.parametrize("may_share", [True, False])
-def test_packed_prompts_carry_the_prefix_that_stands_in_no_row(may_share):
-    prefix = list(range(1, 12))
-    prompts = [e.prompt for e in behind(prefix, random_examples(50, 9))]
-    packed = Packing(40).prompts(prompts, may_share)
-    shared = shared_prefix(in_memory(Encoded(ids, []) for ids in prompts)) if may_share else 0
-    assert packed.prefix.dtype == np.int32 and packed.prefix.tolist() == prefix[:shared] and bool(shared) == may_share
-    assert packed.max_own == max(map(len, prompts)) - shared
-    wanted = pack_prompts(prompts, 40, 0, shared)
-    assert all(same_rows(rows, other) for rows, other in zip(packed.rows, wanted, strict=True))
-
-
-def test_fitting_rows_hold_the_longest_prompt_and_little_more():
-    assert [Packing.fitting([[1], [1] * size]).row_length for size in (1, 64, 65, 200)] == [64, 64, 128, 256]
-    assert Packing.fitting([[1] * 65]) == Packing(128, 0, True)
-
-
-def test_a_batch_of_long_rows_has_as_many_positions_as_one_of_short_rows():
-    assert rows_per_batch(8, 128, 128) == 8 and rows_per_batch(8, 128, 512) == 2
-    assert rows_per_batch(8, 128, 500) == 2 and rows_per_batch(2, 128, 512) == 1

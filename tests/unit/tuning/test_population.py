@@ -12,8 +12,9 @@ from mossa_jax.errors import Refusal
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
+from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
-from mossa_jax.tokens.rows import batches_of, pack_examples
+from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning.loop import Member, steps_for, tune_population
 from tests.support.tiny_llama import VOCAB, distance
 
@@ -276,7 +277,7 @@ def test_long_rows_are_trained_as_well_and_disturb_no_neighbour(model, tmp_path)
 
 
 def test_steps_follow_from_rows_epochs_and_the_bound():
-    assert steps_for(Schedule(epochs=3), batches_of([33], 16, 24)) == 7
-    assert steps_for(Schedule(epochs=0.1), batches_of([3], 16, 24)) == 1
-    assert steps_for(Schedule(epochs=3, max_steps=5), batches_of([33], 16, 24)) == 5
-    assert steps_for(Schedule(epochs=2), batches_of([32, 6], 16, 24, 96)) == 7  # 2 + 6/4 batches an epoch
+    assert steps_for(Schedule(epochs=3), Batches((33, 0), (16, 1))) == 7
+    assert steps_for(Schedule(epochs=0.1), Batches((3, 0), (16, 1))) == 1
+    assert steps_for(Schedule(epochs=3, max_steps=5), Batches((33, 0), (16, 1))) == 5
+    assert steps_for(Schedule(epochs=2), Batches((32, 6), (16, 4))) == 7  # 2 + 6/4 batches an epoch

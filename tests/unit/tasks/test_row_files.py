@@ -11,8 +11,8 @@ import pytest
 
 from mossa_jax.config import Columns
 from mossa_jax.errors import Refusal
-from mossa_jax.tasks.rows import file_digest, file_task, read_examples, read_objects, split_of
-from mossa_jax.tasks.suite import Example
+from mossa_jax.tasks.row_files import file_digest, file_task, read_examples, read_objects
+from mossa_jax.tasks.suite import Example, split_of
 
 GOOD = b'{"inputs": "in", "targets": "out"}'
 
@@ -132,7 +132,7 @@ def test_a_file_without_rows_is_refused(path, content):
         message = refused(read_examples, path, Columns(), count_bad)
         assert message.startswith(f"{path}:1: ") and "no usable row" in message
     path.write_bytes(content + b"\n3\n")
-    assert "(1 bad ones)" in refused(read_examples, path, Columns(), lambda: None)
+    assert "(1 bad)" in refused(read_examples, path, Columns(), lambda: None)
 
 
 def test_objects_need_only_the_fields_asked_for(path):

@@ -1,0 +1,117 @@
+"""Rows in Arrow tables and batches: which columns hold an example, and their values, which may not be UTF-8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mossa_jax.config import Columns
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.tasks.suite import Example
+from mossa_jax.tasks.usable import BadRow, make_example
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH = 256
+"""Rows of a Parquet file or table that are taken into Python at once."""
+
+RawRow = tuple[bytes | None, bytes | None, int | None]
+"""Inputs and targets as bytes that may not be UTF-8, and the template."""
+
+
+def example_columns(source: str, schema: pyarrow.Schema, columns: Columns) -> list[str]:
+    """Returns the columns that hold an example: inputs, targets and, if the schema has it, template.
+
+    Args:
+      source: what the schema belongs to, for the message.
+      schema: of the table or file.
+      columns: names of the columns.
+
+    Raises:
+      Refusal: 3 if a column is missing, or its type cannot hold what it should.
+    """
+    from pyarrow import types
+
+    for name in (columns.inputs, columns.targets):
+        check_text_column(source, schema, name)
+    if schema.get_field_index(columns.template) < 0:
+        return [columns.inputs, columns.targets]
+    column_type = schema.field(columns.template).type
+    if not types.is_integer(column_type):
+        raise Refusal(
+            BAD_INPUT,
+            f"{source}: column {columns.template!r} is of type {column_type}, not whole numbers; name another column, "
+            "or none (--config.tasks.columns.template=)",
+        )
+    return [columns.inputs, columns.targets, columns.template]
+
+
+def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
+    """Checks that a schema has a column of texts with that name.
+
+    Raises:
+      Refusal: 3 if there is none.
+    """
+    from pyarrow import types
+
+    if schema.get_field_index(name) < 0:
+        raise Refusal(
+            BAD_INPUT,
+            f"{source} has no column {name!r}; there are {', '.join(schema.names)}: name the right one "
+            "(--config.tasks.columns)",
+        )
+    column_type = schema.field(name).type
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    if not (types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)):
+        raise Refusal(
+            BAD_INPUT, f"{source}: column {name!r} is of type {column_type}, not text; name a column of texts"
+        )
+
+
+def raw_rows(batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str]) -> Iterator[RawRow]:
+    """Yields the rows of a batch or table.
+
+    Args:
+      batch: with at least the columns `names`.
+      names: as `example_columns` returns them.
+    """
+    inputs, targets = (_bytes_of(batch.column(name)) for name in names[:2])
+    templates = batch.column(names[2]).to_pylist() if names[2:] else [-1] * batch.num_rows
+    return zip(inputs, targets, templates, strict=True)
+
+
+def decode_row(row: RawRow, columns: Columns) -> Example:
+    """Makes an example of a raw row.
+
+    Raises:
+      BadRow: it is no usable example.
+    """
+    inputs, targets, template = row
+    return make_example(_decode(inputs), _decode(targets), template, columns)
+
+
+def texts_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str | None]:
+    """Returns the values of a text column.
+
+    Raises:
+      BadRow: one of them is not UTF-8.
+    """
+    return [_decode(value) for value in _bytes_of(column)]
+
+
+def _decode(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        raise BadRow("not valid UTF-8") from None
+
+
+def _bytes_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[bytes | None]:
+    """Returns a text column's values as bytes, since Arrow does not check that they are UTF-8."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pyarrow.large_binary()).to_pylist()
