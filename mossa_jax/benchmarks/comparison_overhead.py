@@ -1,7 +1,7 @@
-"""Part `overhead`: what the comparison adds to bare forward passes, and how both grow with devices.
+"""Part `overhead`: the time that the comparison adds to bare forward passes, and how both scale with devices.
 
-Weak scaling: N devices get N times the prompts. Virtual devices of one CPU share its cores, so that the best they can
-do is the throughput of one device; real ones should do N times as much.
+Scaling is weak: N devices get N times the prompts. Virtual devices of one CPU share its cores, so at best they reach
+the throughput of one device; N real devices should reach N times that.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.end_to_end import Workload, draw_prompts, row_length, write_folders
+from mossa_jax.benchmarks import measuring
+from mossa_jax.benchmarks.random_models import Workload, draw_prompts, row_length, write_models
 from mossa_jax.config import Mesh
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.errors import Refusal
-from mossa_jax.llama.adapters import initial_adapter, stack
+from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.llama.adapters import Adapter, Adapters, HostAdapters, initial_adapter, stack
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.model import merge
@@ -36,144 +36,189 @@ from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models
 
 POOLS = ("last", "mean", "all")
-MODELS = 3  # the base, and adapters for an experimental and a control model
+# The base, and adapters for an experimental and a control model.
+MODELS = 3
 PAIRS = ((0, 1), (0, 2), (1, 2))
-CHILD = "import sys; from mossa_jax.benchmarks import comparison_overhead; comparison_overhead.write_one(*sys.argv[1:])"
+_CHILD = f"import sys; from {__name__} import write_row; write_row(*sys.argv[1:])"
 
 
 @partial(jax.jit, static_argnames=("made",))
-def _bare(made: Pass, base, adapters, rows, prefix) -> jax.Array:
-    """The passes of `states.forward`; of what they give, one number of the last layer leaves the device."""
-    keep = lambda state, layer, x, whole: x.ravel()[0]  # noqa: E731
+def _bare(made: Pass, base: Any, adapters: Adapters, rows: dict[str, jax.Array], prefix: dict | None) -> jax.Array:
+    """Runs the models as `states.forward` does, but returns a single number, of the last layer."""
+
+    def keep(state: jax.Array | None, layer: Any, x: jax.Array, whole: bool) -> jax.Array:
+        return x.ravel()[0]
+
     return run_models(made, merge(made.arch, base), adapters, rows, prefix, keep, None)
 
 
-def forward_only(inputs: tuple, packing: dict[str, Any]) -> None:
-    """The forward passes of `together`, over the same packed rows, that pool and keep nothing."""
-    packed = Prompts(*inputs, **packing)
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The inputs of the forward passes.
+
+    Attributes:
+      model: the base.
+      adapters: stacked [M, ...] on the host.
+      prompts: ids of each prompt.
+      pool: one of `POOLS`.
+      batch_rows: packed rows per forward pass.
+    """
+
+    model: Model
+    adapters: HostAdapters
+    prompts: Sequence[Sequence[int]]
+    pool: str
+    batch_rows: int
+
+    def packing(self) -> dict[str, Any]:
+        """Returns the keyword arguments that say how prompts are pooled and packed."""
+        return {"pool": self.pool, "row_length": row_length(self.prompts), "batch_rows": self.batch_rows}
+
+
+def forward_only(inputs: Inputs) -> None:
+    """Runs the forward passes of `forward_and_compare` over the same packed rows, but pools and keeps nothing."""
+    model = inputs.model
+    packed = Prompts(model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, **inputs.packing())
     for rows in packed.batches():
         done = _bare(packed.made, *packed.arguments, rows, packed.prefix)
     jax.block_until_ready(done)
 
 
-def together(inputs: tuple, packing: dict[str, Any]) -> None:
-    """As a run compares: pooled rows are kept and compared at the end, `all` tokens streamed into moments."""
-    if packing["pool"] == "all":
-        stream_similarities(*inputs, PAIRS, **packing)
+def forward_and_compare(inputs: Inputs) -> None:
+    """Compares as a run does: pooled rows are kept and compared at the end, `all` tokens are streamed into moments."""
+    model, packing = inputs.model, inputs.packing()
+    if inputs.pool == "all":
+        stream_similarities(
+            model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, PAIRS, **packing
+        )
     else:
-        kept = keep_states(*inputs, **packing)
+        kept = keep_states(model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, **packing)
         compare_states(kept.states, kept.valid, PAIRS)
 
 
 def overhead(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int, pool: str, rounds: int) -> dict[str, Any]:
-    """Forward passes alone beside forward passes with the comparison, in turns; `MODELS` models at once.
+    """Times forward passes of `MODELS` models without and with the comparison, in turns.
 
     Args:
       model: the base.
-      prompts: ids.
-      batch_rows: packed rows of a forward pass.
+      prompts: ids of each prompt.
+      batch_rows: packed rows per forward pass.
       pool: one of `POOLS`.
-      rounds: timed.
+      rounds: timed rounds.
 
     Returns:
       Median seconds of both, and the share that the comparison adds (median, lowest and highest over rounds).
     """
-    inputs = model.architecture, model.state, _adapters(model.architecture), prompts, model.mesh
-    packing = {"pool": pool, "row_length": row_length(prompts), "batch_rows": batch_rows}
-    runs = {name: partial(run, inputs, packing) for name, run in (("forward", forward_only), ("together", together))}
+    inputs = Inputs(model, _adapters(model.architecture), prompts, pool, batch_rows)
+    runs = {"forward": partial(forward_only, inputs), "together": partial(forward_and_compare, inputs)}
     for run in runs.values():
         run()
-    times = machine.in_turns(runs, rounds)
-    found = machine.summary(times["together"], times["forward"])
+    times = measuring.time_in_turns(runs, rounds)
+    summary = measuring.summarize(times["together"], times["forward"])
     return {
-        "forward_seconds": statistics.median(one.clock for one in times["forward"]),
-        "together_seconds": found["seconds"],
-        "added": found["ratio"] - 1,
-        "added_lowest": found["ratio_lowest"] - 1,
-        "added_highest": found["ratio_highest"] - 1,
-        "cpu_added": found["cpu_ratio"] - 1,
+        "forward_seconds": statistics.median(time.clock for time in times["forward"]),
+        "together_seconds": summary["seconds"],
+        "added": summary["ratio"] - 1,
+        "added_lowest": summary["ratio_lowest"] - 1,
+        "added_highest": summary["ratio_highest"] - 1,
+        "cpu_added": summary["cpu_ratio"] - 1,
     }
 
 
-def _adapters(arch: Architecture) -> dict[str, dict[str, np.ndarray]]:
-    """The base itself and random adapters of rank 8 on q and v, stacked."""
+def _adapters(arch: Architecture) -> HostAdapters:
+    """Returns the base itself and random adapters of rank 8 on q and v, stacked."""
     rng = np.random.default_rng(0)
-    adapters: list[dict] = [{}]
+    adapters: list[Adapter] = [{}]
     for seed in range(1, MODELS):
         adapter = initial_adapter(arch, ("q_proj", "v_proj"), 8, 16.0, 0, (seed,))
-        for part in adapter.values():
-            part["b"] = 0.02 * rng.standard_normal(part["b"].shape, np.float32)
+        for matrices in adapter.values():
+            matrices["b"] = 0.02 * rng.standard_normal(matrices["b"].shape, np.float32)
         adapters.append(adapter)
     return stack(arch, adapters)
 
 
-def one(work: Workload, pool: str, devices: int) -> dict[str, Any]:
-    """`overhead` on this process's first `devices` devices, over as many times the prompts."""
+def measure_row(work: Workload, pool: str, devices: int) -> dict[str, Any]:
+    """Measures `overhead` on the first `devices` devices of this process, with `devices` times the prompts."""
     scaled = dataclasses.replace(work, prompts=work.prompts * devices)
     mesh = mesh_lib.make_mesh(Mesh(1, devices, 1), devices=jax.devices()[:devices])
     with tempfile.TemporaryDirectory() as scratch:
-        model = load_model(write_folders(scaled, scratch, 1)[0], mesh=mesh)
-        found = overhead(model, draw_prompts(scaled), work.batch_rows, pool, work.rounds)
-    return {"pool": pool, "devices": devices, "prompts": scaled.prompts} | found
+        model = load_model(write_models(scaled, scratch, 1)[0], mesh=mesh)
+        times = overhead(model, draw_prompts(scaled), work.batch_rows, pool, work.rounds)
+    return {"pool": pool, "devices": devices, "prompts": scaled.prompts} | times
 
 
 def measure(work: Workload, devices: Sequence[int] = (1,), pools: Sequence[str] = POOLS) -> dict[str, Any]:
-    """`one` for every pooling and number of devices; on CPU in processes of their own, with virtual devices.
+    """Measures each pooling on each number of devices.
+
+    On a CPU, each measurement has a process of its own with virtual devices.
 
     Args:
       work: sizes.
-      devices: numbers of them.
-      pools: of `POOLS`.
+      devices: numbers of devices.
+      pools: some of `POOLS`.
 
     Returns:
-      A JSON-ready record with a row each; `throughput` is prompts a second over those of the first number of devices.
+      A JSON-ready record with one row per pooling and number of devices; `throughput` is prompts per second, relative
+      to the first number of devices.
 
     Raises:
-      Refusal: 2 for sizes or poolings that cannot be measured, or more devices than there are.
+      Refusal: 2 for sizes or poolings that cannot be measured, or for more devices than there are.
     """
     work.check()
     if not pools or not set(pools) <= set(POOLS):
-        raise Refusal(2, f"pools={','.join(pools)}: give some of {', '.join(POOLS)}")
+        raise Refusal(BAD_CONFIG, f"pools={','.join(pools)}: give some of {', '.join(POOLS)}")
     virtual = jax.default_backend() == "cpu"
     for count in devices:
         if count < 1 or (not virtual and count > jax.device_count()):
-            raise Refusal(2, f"devices={count}: there are {jax.device_count()}; give 1 to {jax.device_count()}")
-    rows = []
+            most = "at least 1" if virtual else f"1 to {jax.device_count()}"
+            raise Refusal(BAD_CONFIG, f"devices={count}: give {most}")
+    rows: list[dict[str, Any]] = []
     for pool in pools:
         for count in devices:
-            row = _in_a_process(work, pool, count) if virtual else one(work, pool, count)
+            row = _measure_in_process(work, pool, count) if virtual else measure_row(work, pool, count)
             first = next((other for other in rows if other["pool"] == pool), row)
-            speed = [r["prompts"] / r["together_seconds"] for r in (row, first)]
-            rows.append(row | {"throughput": speed[0] / speed[1]})
+            rows.append(row | {"throughput": _prompts_per_second(row) / _prompts_per_second(first)})
             log.info("overhead, %s, %d devices: %+.1f %%", pool, count, 100 * row["added"])
     return {**dataclasses.asdict(work), "virtual": virtual, "rows": rows}
 
 
-def _in_a_process(work: Workload, pool: str, devices: int) -> dict[str, Any]:
+def _prompts_per_second(row: dict[str, Any]) -> float:
+    return row["prompts"] / row["together_seconds"]
+
+
+def _measure_in_process(work: Workload, pool: str, devices: int) -> dict[str, Any]:
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "row.json")
         arguments = [json.dumps(dataclasses.asdict(work)), pool, str(devices), str(out)]
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", CHILD, *arguments]
+        command = [sys.executable, "-c", _CHILD, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"the measurement on {devices} virtual devices failed: {done.stderr[-2000:]}")
         return json.loads(out.read_text())
 
 
-def write_one(work: str, pool: str, devices: str, out: str) -> None:
-    """The child of a measurement: writes the record of `one` to the file `out`."""
-    Path(out).write_text(json.dumps(one(Workload(**json.loads(work)), pool, int(devices))))
+def write_row(work: str, pool: str, devices: str, out: str) -> None:
+    """Runs in the process of a measurement: writes the row of `measure_row` to the file `out`.
+
+    Args:
+      work: the `Workload` as JSON.
+      pool: one of `POOLS`.
+      devices: the number of devices.
+      out: file to write.
+    """
+    Path(out).write_text(json.dumps(measure_row(Workload(**json.loads(work)), pool, int(devices))))
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a plain text table."""
-    kind = "virtual devices, which share this CPU's cores" if record["virtual"] else "devices"
+    """Returns the record as a plain text table."""
+    devices = "virtual devices, which share this CPU's cores" if record["virtual"] else "devices"
     lines = [
         f"Forward passes of {MODELS} models without and with their comparison: D={record['hidden']}, "
-        f"{record['layers']} layers, {record['prompts']} prompts a device; {kind}; medians of {record['rounds']}",
-        f"{'pool':8}{'devices':>8}{'prompts':>9}{'forward s':>11}{'with CKA s':>12}{'added':>9}{'of CPU':>30}"
+        f"{record['layers']} layers, {record['prompts']} prompts per device; {devices}; "
+        f"medians of {record['rounds']} rounds",
+        f"{'pool':8}{'devices':>8}{'prompts':>9}{'forward s':>11}{'with CKA s':>12}{'added':>9}{'CPU added':>30}"
         f"{'throughput':>12}",
     ]
     for row in record["rows"]:

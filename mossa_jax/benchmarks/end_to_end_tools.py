@@ -1,27 +1,38 @@
-"""Flows of packaged tools from two Hugging Face models to CKA, as their documents say and as somebody adapts them."""
+"""Flows of packaged tools from two Hugging Face models to CKA: as documented, and as a user would adapt them.
+
+Each flow takes two `LlamaForCausalLM`, the ids of each prompt, and a batch size.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mossa_jax.benchmarks import plain_cka as plain
+from mossa_jax.benchmarks import plain_cka
+
+if TYPE_CHECKING:
+    import torch
 
 Values = dict[str, np.ndarray]
 """Estimator -> [L + 1] values at `embed`, 1..L-1 and `final_norm`: the states that Hugging Face returns."""
 
 
-def layer_names(model) -> list[str]:
-    """Modules whose outputs are the states that Hugging Face returns: embedding, all blocks but the last, the norm."""
+def layer_names(model: Any) -> list[str]:
+    """Returns the modules whose outputs are Hugging Face's states: embedding, all blocks but the last, and the norm."""
     blocks = model.config.num_hidden_layers
     return ["model.embed_tokens", *(f"model.layers.{index}" for index in range(blocks - 1)), "model.norm"]
 
 
-def padded(prompts: Sequence[Sequence[int]]):
-    """Ids and mask [n, S] of all prompts, padded on the right to the longest."""
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pads prompts on the right to the longest.
+
+    Returns:
+      Ids [n, S], mask [n, S] and lengths [n], all int64.
+    """
     import torch
 
     lengths = torch.tensor([len(ids) for ids in prompts])
@@ -31,25 +42,28 @@ def padded(prompts: Sequence[Sequence[int]]):
     return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long(), lengths
 
 
-def _loader(prompts: Sequence[Sequence[int]], batch: int):
-    """Batches as a tokenizer gives them: {"input_ids", "attention_mask"}."""
+def _loader(prompts: Sequence[Sequence[int]], batch: int) -> Any:
+    """Returns a loader of batches as a tokenizer makes them: {"input_ids", "attention_mask"}."""
     from torch.utils.data import DataLoader
 
     ids, mask, _ = padded(prompts)
-    return DataLoader([{"input_ids": i, "attention_mask": m} for i, m in zip(ids, mask, strict=True)], batch_size=batch)
+    # A list serves as a data set, which its annotation does not say.
+    examples: Any = [{"input_ids": row, "attention_mask": shown} for row, shown in zip(ids, mask, strict=True)]
+    return DataLoader(examples, batch_size=batch)
 
 
-def _last_token(model):
-    """A wrapper that hooks can use: one tensor in (length, then ids), last tokens of all states through `taps`."""
+def _last_token(model: Any) -> Any:
+    """Wraps a model for tools that use hooks: takes one tensor [B, 1 + S] (length, then ids) and passes the states of
+    the last tokens through `taps`."""
     import torch
 
     class LastToken(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.model = model
             self.taps = torch.nn.ModuleList([torch.nn.Identity() for _ in range(model.config.num_hidden_layers + 1)])
 
-        def forward(self, packed):
+        def forward(self, packed: torch.Tensor) -> None:
             lengths, ids = packed[:, 0], packed[:, 1:]
             ids = ids[:, : int(lengths.max())]
             mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
@@ -62,8 +76,8 @@ def _last_token(model):
     return LastToken()
 
 
-def _wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch: int):
-    """Both wrappers, the loader of (tensor, 0) and the names of the taps."""
+def _wrapped(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> tuple[list[Any], Any, list[str]]:
+    """Returns both wrappers, the loader of (tensor, 0), and the names of the taps."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -74,28 +88,29 @@ def _wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch: int):
     return [_last_token(model) for model in models], loader, [f"taps.{index}" for index in range(count)]
 
 
-def _diagonal(matrix) -> Values:
+def _diagonal(matrix: torch.Tensor) -> Values:
     return {"debiased": matrix.diagonal().float().cpu().numpy()}
 
 
-def pytorch_cka_documented(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """Its dict loader: reads `input_ids` only, and takes the flattened tokens of a prompt as its features."""
+def pytorch_cka_documented(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Follows the documentation: a loader of dicts, of which only `input_ids` are read; a prompt's flattened tokens
+    become its features."""
     from cka import compute_cka
 
     names = layer_names(models[0])
     return _diagonal(compute_cka(*models, _loader(prompts, batch), layers=names, progress=False)[0])
 
 
-def pytorch_cka_wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """The same over the last tokens."""
+def pytorch_cka_wrapped(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Compares the last tokens instead."""
     from cka import compute_cka
 
     wrappers, loader, names = _wrapped(models, prompts, batch)
     return _diagonal(compute_cka(*wrappers, loader, layers=names, progress=False)[0])
 
 
-def torch_cka_documented(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """Its loader of batches, given what a tokenizer gives."""
+def torch_cka_documented(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Follows the documentation: a loader of batches, which are those of a tokenizer."""
     from torch_cka import CKA
 
     names, loader = layer_names(models[0]), _loader(prompts, batch)
@@ -104,8 +119,8 @@ def torch_cka_documented(models: Sequence, prompts: Sequence[Sequence[int]], bat
     return _diagonal(tool.export()["CKA"])
 
 
-def torch_cka_wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """The same over the last tokens, without the gradients that it would keep by itself."""
+def torch_cka_wrapped(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Compares the last tokens instead, without the gradients that the tool would keep."""
     import torch
     from torch_cka import CKA
 
@@ -116,8 +131,8 @@ def torch_cka_wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch:
     return _diagonal(tool.export()["CKA"])
 
 
-def cka_pytorch_wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """Last tokens, one epoch (its default of ten repeats the same sums)."""
+def cka_pytorch_wrapped(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Compares the last tokens in one epoch; the default of ten epochs repeats the same sums."""
     from cka_pytorch import CKACalculator
 
     wrappers, loader, names = _wrapped(models, prompts, batch)
@@ -125,25 +140,25 @@ def cka_pytorch_wrapped(models: Sequence, prompts: Sequence[Sequence[int]], batc
     return _diagonal(tool.calculate_cka_matrix(loader, num_epochs=1))
 
 
-def ckatorch_documented(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """Its dict loader, one epoch: takes the tokens of the last batch as samples."""
+def ckatorch_documented(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Follows the documentation, with one epoch: the tokens of the last batch become the samples."""
     from ckatorch import CKA
 
     tool = CKA(*models, layer_names(models[0]), first_name="a", second_name="b", device=str(models[0].device))
     return _diagonal(tool(_loader(prompts, batch), epochs=1))
 
 
-def nnsight_traced(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """Padded batches traced, last tokens of every module's output saved, float64 NumPy at the end."""
+def nnsight_traced(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Traces padded batches, saves the last tokens of each module's output, and ends in float64 NumPy."""
     import nnsight
     import torch
 
     sides = []
     for model in models:
-        traced, parts = nnsight.NNsight(model), []
+        traced, batches = nnsight.NNsight(model), []
         blocks = model.config.num_hidden_layers
-        for at in range(0, len(prompts), batch):
-            ids, mask, lengths = (part.to(model.device) for part in padded(prompts[at : at + batch]))
+        for start in range(0, len(prompts), batch):
+            ids, mask, lengths = (tensor.to(model.device) for tensor in padded(prompts[start : start + batch]))
             rows, ends = torch.arange(len(ids), device=ids.device), lengths - 1
             with torch.no_grad(), traced.trace(ids, attention_mask=mask, use_cache=False):
                 states = nnsight.save([])
@@ -151,61 +166,75 @@ def nnsight_traced(models: Sequence, prompts: Sequence[Sequence[int]], batch: in
                 for index in range(blocks - 1):
                     states.append(traced.model.layers[index].output[rows, ends])
                 states.append(traced.model.norm.output[rows, ends])
-            parts.append(torch.stack(states).cpu())
-        sides.append(torch.cat(parts, 1).numpy())
-    return {"biased": np.array([plain.feature_float64(x, y) for x, y in zip(*sides, strict=True)])}
+            batches.append(torch.stack(states).cpu())
+        sides.append(torch.cat(batches, 1).numpy())
+    return {"biased": np.array([plain_cka.feature_float64(x, y) for x, y in zip(*sides, strict=True)])}
+
+
+class _PackagedFlow(NamedTuple):
+    """A flow of an installed package.
+
+    Attributes:
+      package: its distribution.
+      flow: (models, prompts, batch size) -> values.
+      averages_batches: whether the tool averages over batches, and so needs large ones.
+    """
+
+    package: str
+    flow: Callable[[Sequence[Any], Sequence[Sequence[int]], int], Values]
+    averages_batches: bool = False
 
 
 _FLOWS = {
-    "nnsight, batches, float64 CKA": ("nnsight", nnsight_traced, "batch"),
-    "pytorch-cka as documented": ("pytorch-cka", pytorch_cka_documented, "batch"),
-    "pytorch-cka with a last-token wrapper": ("pytorch-cka", pytorch_cka_wrapped, "hook"),
-    "torch_cka as documented": ("torch-cka", torch_cka_documented, "batch"),
-    "torch_cka with a last-token wrapper": ("torch-cka", torch_cka_wrapped, "hook"),
-    "cka-pytorch with a last-token wrapper": ("cka-pytorch", cka_pytorch_wrapped, "hook"),
-    "ckatorch as documented, 1 epoch": ("ckatorch", ckatorch_documented, "batch"),
+    "nnsight, batches, float64 CKA": _PackagedFlow("nnsight", nnsight_traced),
+    "pytorch-cka as documented": _PackagedFlow("pytorch-cka", pytorch_cka_documented),
+    "pytorch-cka with a last-token wrapper": _PackagedFlow("pytorch-cka", pytorch_cka_wrapped, True),
+    "torch_cka as documented": _PackagedFlow("torch-cka", torch_cka_documented),
+    "torch_cka with a last-token wrapper": _PackagedFlow("torch-cka", torch_cka_wrapped, True),
+    "cka-pytorch with a last-token wrapper": _PackagedFlow("cka-pytorch", cka_pytorch_wrapped, True),
+    "ckatorch as documented, 1 epoch": _PackagedFlow("ckatorch", ckatorch_documented),
 }
-"""Name -> (distribution, flow, which batch it takes: that of loops, or that of tools which compare by batches)."""
 
 
 @contextlib.contextmanager
-def hooks_restored(models: Sequence) -> Iterator[None]:
-    """Takes away the hooks that some tools leave on the models, which would slow down whoever comes next."""
+def hooks_restored(models: Sequence[Any]) -> Iterator[None]:
+    """Removes the hooks that some tools leave on the models, and that would slow down the next flow."""
     hooks = [module._forward_hooks for model in models for module in model.modules()]
-    before = [dict(own) for own in hooks]
+    before = [dict(module_hooks) for module_hooks in hooks]
     try:
         yield
     finally:
-        for own, kept in zip(hooks, before, strict=True):
-            own.clear()
-            own.update(kept)
+        for module_hooks, hooks_before in zip(hooks, before, strict=True):
+            module_hooks.clear()
+            module_hooks.update(hooks_before)
 
 
-def flows(
-    models: Sequence, prompts: Sequence[Sequence[int]], batch: int, hook_batch: int
+def packaged_flows(
+    models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int, hook_batch: int
 ) -> tuple[dict[str, Callable[[], Values]], dict[str, str]]:
-    """The flows that can run here, and why others cannot.
+    """Returns the flows that can run here, and why the others cannot.
 
     Args:
       models: two `LlamaForCausalLM`.
       prompts: ids of each prompt.
-      batch: prompts in a batch of loops and of documented uses.
-      hook_batch: rows in a batch of the wrapped tools, whose estimate improves with it.
+      batch: prompts per batch of loops and of documented uses.
+      hook_batch: rows per batch of the wrapped tools, whose estimates improve with it.
     """
-    found, absent = {}, {}
+    runnable: dict[str, Callable[[], Values]] = {}
+    absent: dict[str, str] = {}
 
-    def bound(flow: Callable, size: int) -> Callable[[], Values]:
+    def bound(packaged: _PackagedFlow) -> Callable[[], Values]:
         def run() -> Values:
             with hooks_restored(models):
-                return flow(models, prompts, size)
+                return packaged.flow(models, prompts, hook_batch if packaged.averages_batches else batch)
 
         return run
 
-    for name, (package, flow, kind) in _FLOWS.items():
+    for name, packaged in _FLOWS.items():
         try:
-            metadata.version(package)
+            metadata.version(packaged.package)
         except metadata.PackageNotFoundError:
-            absent[name] = f"not installed (pip install {package})"
+            absent[name] = f"not installed (pip install {packaged.package})"
         else:
-            found[name] = bound(flow, batch if kind == "batch" else hook_batch)
-    return found, absent
+            runnable[name] = bound(packaged)
+    return runnable, absent

@@ -1,75 +1,85 @@
-"""Part `prefix`: what it saves to work through ids once that all prompts begin with (a template, a system prompt)."""
+"""Part `prefix`: the time saved by running a shared prefix (a template, a system prompt) once for all prompts."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.end_to_end import Workload, row_length, write_folders
-from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.benchmarks import measuring
+from mossa_jax.benchmarks.random_models import Workload, base_states, row_length, write_models
 from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.states import keep_states
 
-LEAD, OWN = 133, 60  # ids of Llama-2's template with its system prompt; of a prompt itself
+# The shared prefix is as long as Llama-2's template with its system prompt.
+SHARED_IDS, OWN_IDS = 133, 60
 
 
-def draw(work: Workload) -> list[list[int]]:
-    """Prompts of `OWN` random ids behind the same `LEAD`, of which the first is BOS."""
+def draw_prompts(work: Workload) -> list[list[int]]:
+    """Returns prompts of `OWN_IDS` random ids after the same `SHARED_IDS` ids, of which the first is BOS."""
     rng = np.random.default_rng(work.seed)
-    prefix = [1, *rng.integers(3, work.vocab, LEAD - 1).tolist()]
-    return [prefix + rng.integers(3, work.vocab, OWN).tolist() for _ in range(work.prompts)]
+    prefix = [1, *rng.integers(3, work.vocab, SHARED_IDS - 1).tolist()]
+    return [prefix + rng.integers(3, work.vocab, OWN_IDS).tolist() for _ in range(work.prompts)]
 
 
 def states(model: Model, prompts: list[list[int]], batch_rows: int, share: bool) -> jax.Array:
-    """[1, L + 2, n, D] states of the prompts' last tokens; unshared ids take a place in every row."""
-    adapters = stack(model.architecture, [zero_adapter(model.architecture)])
-    own = [prompt[LEAD:] for prompt in prompts] if share else prompts
-    kept = keep_states(
-        model.architecture, model.state, adapters, prompts, model.mesh,
-        pool="last", row_length=row_length(own), batch_rows=batch_rows, share_prefix=share,
-    )  # fmt: skip
+    """Returns the states of the prompts' last tokens.
+
+    Args:
+      model: the base.
+      prompts: from `draw_prompts`.
+      batch_rows: packed rows per forward pass.
+      share: True runs the shared ids once; False runs them in each prompt.
+
+    Returns:
+      [1, L + 2, n, D] float32.
+    """
+    packed_ids = [prompt[SHARED_IDS:] for prompt in prompts] if share else prompts
+    kept = base_states(model, prompts, batch_rows, row_length=row_length(packed_ids), share_prefix=share)
     return kept.states[:, :, : len(prompts)]
 
 
 def measure(work: Workload) -> dict[str, Any]:
-    """States behind shared ids, these worked through once and in every prompt, in turns.
+    """Times the states of prompts with a shared prefix, run once or in each prompt, in turns.
 
     Returns:
-      A JSON-ready record: sizes, a row for either way, and the largest difference of their states in shares of the
+      A JSON-ready record: sizes, one row for either way, and the largest difference of their states as a share of the
       largest state.
 
     Raises:
       Refusal: 2 for sizes that cannot be measured.
     """
     work.check()
-    prompts = draw(work)
+    prompts = draw_prompts(work)
     with tempfile.TemporaryDirectory() as scratch:
-        model = load_model(write_folders(work, scratch, 1)[0])
+        model = load_model(write_models(work, scratch, 1)[0])
     ways = {"once": True, "in every prompt": False}
     runs = {name: partial(states, model, prompts, work.batch_rows, share) for name, share in ways.items()}
-    found = [np.asarray(run()) for run in runs.values()]
-    timed = {name: (lambda run=run: jax.block_until_ready(run())) for name, run in runs.items()}
-    times = machine.in_turns(timed, work.rounds)
-    rows = [{"name": name} | machine.summary(times[name], times["once"]) for name in runs]
+    shared, unshared = (np.asarray(run()) for run in runs.values())
+    timed_runs = {name: partial(_finish, run) for name, run in runs.items()}
+    times = measuring.time_in_turns(timed_runs, work.rounds)
+    rows = [{"name": name} | measuring.summarize(times[name], times["once"]) for name in runs]
     for row in rows:
         row["prompts_per_s"] = work.prompts / row["seconds"]
-    apart = np.abs(found[0] - found[1]).max() / np.abs(found[1]).max()
-    return {**dataclasses.asdict(work), "lead": LEAD, "own": OWN, "difference": float(apart), "rows": rows}
+    difference = float(np.abs(shared - unshared).max() / np.abs(unshared).max())
+    return {**dataclasses.asdict(work), "lead": SHARED_IDS, "own": OWN_IDS, "difference": difference, "rows": rows}
+
+
+def _finish(run: Callable[[], jax.Array]) -> None:
+    jax.block_until_ready(run())
 
 
 def table(record: dict[str, Any]) -> str:
-    """The record as a plain text table."""
+    """Returns the record as a plain text table."""
     lines = [
-        f"States of prompts of {record['own']} ids behind {record['lead']} shared ones: D={record['hidden']}, "
-        f"{record['layers']} layers, {record['prompts']} prompts; medians of {record['rounds']}; "
+        f"States of prompts with {record['own']} ids after {record['lead']} shared ones: D={record['hidden']}, "
+        f"{record['layers']} layers, {record['prompts']} prompts; medians of {record['rounds']} rounds; "
         f"largest difference {record['difference']:.0e}",
-        f"{'shared ids worked through':28}{'s':>8}{'ratio':>8}{'prompts/s':>27}",
+        f"{'shared ids are run':28}{'s':>8}{'ratio':>8}{'prompts/s':>27}",
     ]
     for row in record["rows"]:
         span = f"({row['ratio_lowest']:.2f} to {row['ratio_highest']:.2f})"

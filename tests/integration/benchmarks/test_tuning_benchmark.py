@@ -6,11 +6,12 @@ import json
 import pytest
 
 from mossa_jax.benchmarks import tuning as benchmark
+from mossa_jax.benchmarks.tuning_data import Shape, Workload
 from mossa_jax.config import Schedule
 from mossa_jax.errors import Refusal
 
-SHAPE = benchmark.Shape(hidden=16, feed_forward=24, layers=2, heads=2, kv_heads=1, vocab=64, tied=False)
-WORK = benchmark.Workload(
+SHAPE = Shape(hidden=16, feed_forward=24, layers=2, heads=2, kv_heads=1, vocab=64, tied=False)
+WORK = Workload(
     repeats=2, rest=0, threads=1, models=2, steps=1, rows=3, length=96, longest=56, examples=1_000, prompt=40,
     dense_steps=3, dense_rows=2, dense_length=12, dense=SHAPE, schedule=Schedule(learning_rate=3e-2),
 )  # fmt: skip
