@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from mossa_jax.benchmarks import measuring
-from mossa_jax.benchmarks.random_models import Workload, draw_prompts, row_length, write_models
+from mossa_jax.benchmarks.random_models import Workload, draw_prompts, write_models
 from mossa_jax.config import Mesh
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_CONFIG, Refusal
@@ -33,7 +35,10 @@ from mossa_jax.llama.model import merge
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.streamed.forward import stream_similarities
-from mossa_jax.states.forward import Pass, Prompts, keep_states, run_models
+from mossa_jax.states import PassConfig, keep_states
+from mossa_jax.states.forward import Layer, PassSpec, RowBatch, SharedPrefix, run_models
+from mossa_jax.states.prompts import PromptPass
+from mossa_jax.tokens.packing import Packing
 
 POOLS = ("last", "mean", "all")
 # The base, and adapters for an experimental and a control model.
@@ -42,14 +47,16 @@ PAIRS = ((0, 1), (0, 2), (1, 2))
 _CHILD = f"import sys; from {__name__} import write_row; write_row(*sys.argv[1:])"
 
 
-@partial(jax.jit, static_argnames=("made",))
-def _bare(made: Pass, base: Any, adapters: Adapters, rows: dict[str, jax.Array], prefix: dict | None) -> jax.Array:
-    """Runs the models as `states.forward` does, but returns a single number, of the last layer."""
+@partial(jax.jit, static_argnames=("spec",))
+def _run_models(
+    spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: SharedPrefix | None
+) -> jax.Array:
+    """Runs the models as `states.keep` does, but returns a single number, of the last layer."""
 
-    def keep(state: jax.Array | None, layer: Any, x: jax.Array, whole: bool) -> jax.Array:
+    def consume(state: jax.Array, layer: Layer, x: jax.Array, every_position: bool) -> jax.Array:
         return x.ravel()[0]
 
-    return run_models(made, merge(made.arch, base), adapters, rows, prefix, keep, None)
+    return run_models(spec, merge(spec.arch, base), adapters, batch, prefix, consume, jnp.zeros(()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,39 +67,29 @@ class Inputs:
       model: the base.
       adapters: stacked [M, ...] on the host.
       prompts: ids of each prompt.
-      pool: one of `POOLS`.
-      batch_rows: packed rows per forward pass.
+      config: pooling, batch size and packing.
     """
 
     model: Model
     adapters: HostAdapters
     prompts: Sequence[Sequence[int]]
-    pool: str
-    batch_rows: int
-
-    def packing(self) -> dict[str, Any]:
-        """Returns the keyword arguments that say how prompts are pooled and packed."""
-        return {"pool": self.pool, "row_length": row_length(self.prompts), "batch_rows": self.batch_rows}
+    config: PassConfig
 
 
 def forward_only(inputs: Inputs) -> None:
     """Runs the forward passes of `forward_and_compare` over the same packed rows, but pools and keeps nothing."""
-    model = inputs.model
-    packed = Prompts(model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, **inputs.packing())
-    for rows in packed.batches():
-        done = _bare(packed.made, *packed.arguments, rows, packed.prefix)
-    jax.block_until_ready(done)
+    prompt_pass = PromptPass(inputs.model, inputs.adapters, inputs.prompts, inputs.config)
+    for batch in prompt_pass.batches():
+        last = _run_models(prompt_pass.spec, *prompt_pass.arguments, batch, prompt_pass.prefix)
+    jax.block_until_ready(last)
 
 
 def forward_and_compare(inputs: Inputs) -> None:
     """Compares as a run does: pooled rows are kept and compared at the end, `all` tokens are streamed into moments."""
-    model, packing = inputs.model, inputs.packing()
-    if inputs.pool == "all":
-        stream_similarities(
-            model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, PAIRS, **packing
-        )
+    if inputs.config.pool == "all":
+        stream_similarities(inputs.model, inputs.adapters, inputs.prompts, inputs.config, PAIRS)
     else:
-        kept = keep_states(model.architecture, model.state, inputs.adapters, inputs.prompts, model.mesh, **packing)
+        kept = keep_states(inputs.model, inputs.adapters, inputs.prompts, inputs.config)
         compare_states(kept.states, kept.valid, PAIRS)
 
 
@@ -109,7 +106,8 @@ def overhead(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int, po
     Returns:
       Median seconds of both, and the share that the comparison adds (median, lowest and highest over rounds).
     """
-    inputs = Inputs(model, _adapters(model.architecture), prompts, pool, batch_rows)
+    config = PassConfig(pool, batch_rows, Packing.fitting(prompts))
+    inputs = Inputs(model, _adapters(model.architecture), prompts, config)
     runs = {"forward": partial(forward_only, inputs), "together": partial(forward_and_compare, inputs)}
     for run in runs.values():
         run()

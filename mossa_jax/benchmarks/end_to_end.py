@@ -19,10 +19,11 @@ import numpy as np
 
 from mossa_jax.benchmarks import machine, measuring, plain_cka
 from mossa_jax.benchmarks.end_to_end_tools import Values, packaged_flows, padded
-from mossa_jax.benchmarks.random_models import Workload, base_states, draw_prompts, row_length, write_models
+from mossa_jax.benchmarks.random_models import Workload, base_states, draw_prompts, write_models
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
+from mossa_jax.tokens.packing import Packing
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def our_flow(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_ro
       prompts: ids of each prompt.
       batch_rows: packed rows per forward pass.
     """
-    kept = [base_states(model, prompts, batch_rows, row_length=row_length(prompts)) for model in models]
+    kept = [base_states(model, prompts, batch_rows, Packing.fitting(prompts)) for model in models]
     similarities = compare_states(jnp.concatenate([states.states for states in kept]), kept[0].valid, [(0, 1)])
     # Hugging Face returns no state of the last block before the norm.
     value = np.delete(similarities.value[0], -2, axis=0)

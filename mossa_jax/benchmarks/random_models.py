@@ -13,7 +13,8 @@ from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.published import PUBLISHED, write_config
 from mossa_jax.similarity.estimators import MIN_ROWS
-from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.states import KeptStates, PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,30 +98,14 @@ def write_models(work: Workload, scratch: str, count: int = 2) -> list[str]:
     return folders
 
 
-def row_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Returns the positions of a packed row, as `mossa.compare` chooses them."""
-    return -(-max(map(len, prompts)) // 64) * 64
-
-
-def base_states(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    batch_rows: int,
-    *,
-    row_length: int,
-    share_prefix: bool = True,
-) -> KeptStates:
+def base_states(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int, packing: Packing) -> KeptStates:
     """Returns the states of the prompts' last tokens in a model by itself, as `mossa.compare` computes them.
 
     Args:
       model: the loaded model.
       prompts: ids of each prompt.
       batch_rows: packed rows per forward pass.
-      row_length: positions of a row.
-      share_prefix: as in `states.keep_states`.
+      packing: the rows that prompts are packed into.
     """
     adapters = stack(model.architecture, [zero_adapter(model.architecture)])
-    return keep_states(
-        model.architecture, model.state, adapters, prompts, model.mesh,
-        pool="last", row_length=row_length, batch_rows=batch_rows, share_prefix=share_prefix,
-    )  # fmt: skip
+    return keep_states(model, adapters, prompts, PassConfig("last", batch_rows, packing))

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from mossa_jax.benchmarks import measuring
-from mossa_jax.benchmarks.random_models import Workload, base_states, row_length, write_models
+from mossa_jax.benchmarks.random_models import Workload, base_states, write_models
 from mossa_jax.llama.files.load import Model, load_model
+from mossa_jax.tokens.packing import Packing
 
 # The shared prefix is as long as Llama-2's template with its system prompt.
 SHARED_IDS, OWN_IDS = 133, 60
@@ -38,8 +39,8 @@ def states(model: Model, prompts: list[list[int]], batch_rows: int, share: bool)
     Returns:
       [1, L + 2, n, D] float32.
     """
-    packed_ids = [prompt[SHARED_IDS:] for prompt in prompts] if share else prompts
-    kept = base_states(model, prompts, batch_rows, row_length=row_length(packed_ids), share_prefix=share)
+    row_length = Packing.fitting([prompt[SHARED_IDS:] for prompt in prompts] if share else prompts).row_length
+    kept = base_states(model, prompts, batch_rows, Packing(row_length, share_prefix=share))
     return kept.states[:, :, : len(prompts)]
 
 

@@ -1,34 +1,39 @@
-"""Models that exist already: their states, comparisons, and adapters merged into them.
-
-What `import mossa_jax` offers beside `load_model` and `cka`.
-"""
+"""States and comparisons of models that exist already: `mossa.layer_states` and `mossa.compare`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
+from jaxtyping import Float
 
 from mossa_jax.config import PRETRAINED
 from mossa_jax.devices.mesh import replicated
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.llama.adapters import Adapter, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
-from mossa_jax.similarity.cells import cells
-from mossa_jax.states import POOLS, KeptStates, keep_states
+from mossa_jax.similarity.cells import similarity_cells
+from mossa_jax.states import POOLS, KeptStates, PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 COLUMNS = ("layer", "estimator", "cka", "low", "high", "n", "undefined")
+"""Columns of a table of `compare` and `compare_saved`."""
+
 _BATCH_ROWS = 32
-_CACHED = 2048  # positions a forward pass on a CPU, whose states then stay in its cache: a fifth faster
+# Positions per forward pass on a CPU: the states of so few stay in its cache, which makes a pass a fifth faster.
+_CPU_POSITIONS = 2048
 
 
 def layer_states(
@@ -39,39 +44,50 @@ def layer_states(
     adapter: str | None = None,
     template: str = "none",
     max_tokens: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Pooled states of every layer for some prompts.
+) -> dict[str, Float[np.ndarray, "n D"]]:
+    """Computes the pooled states of every layer for a list of prompts.
 
     Args:
       model: from `load_model`.
-      prompts: texts; BOS is put in front exactly once.
-      pool: "last" (last prompt token) or "mean" (over the prompt's tokens).
-      adapter: a PEFT folder to run the model with; default: the model alone.
-      template: "none", "llama2" or "chat".
-      max_tokens: prompts are cut to so many on the right; default: what the model was made for.
+      prompts: n texts. BOS is put in front of each exactly once.
+      pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens.
+      adapter: a PEFT adapter folder to run the model with; by default the model runs alone.
+      template: "none", "llama2" or "chat"; the template that the prompts are put into.
+      max_tokens: longer prompts are cut on the right to this many tokens; by default to the positions that the model
+        was made for.
 
     Returns:
-      Layer name ("embed", "1".."L", "final_norm") -> [n, D] float32, row i for prompt i.
+      Layer name -> [n, D] float32, row i for prompt i. The names are "embed", "1" to "L" (the output of each block,
+      before the final norm) and "final_norm", in this order.
 
     Raises:
-      Refusal: 2 for a bad option, 3 for no prompts or an adapter that does not fit.
+      Refusal: 2 for an option that does not exist; 3 for no prompts, for an adapter that does not fit the model, and
+        for an adapter that was tuned with another template.
+
+    Example:
+      >>> import mossa_jax as mossa
+      >>> model = mossa.load_model("meta-llama/Llama-3.2-1B")
+      >>> states = mossa.layer_states(model, ["Translate to German: cat", "What is the capital of France?"])
+      >>> states["8"].shape
+      (2, 2048)
     """
-    folders = [] if adapter is None else [adapter]
-    for folder in folders:
-        _check_template(model, folder, template)
+    if adapter is not None:
+        _check_template(model, adapter, template)
     ids = _encode(model, prompts, template, max_tokens)
-    kept = _states(model, [load_adapter(folder, model.architecture) for folder in folders] or [{}], ids, pool)
-    states = np.asarray(jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0))[0, :, : len(prompts)]
+    loaded = {} if adapter is None else load_adapter(adapter, model.architecture)
+    kept = _keep(model, [loaded], ids, pool)
+    # [1, L + 2, slots, D] on the mesh -> [L + 2, n, D] on this host.
+    whole = jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0)
+    states = np.asarray(whole)[0, :, : len(prompts)]
     return dict(zip(kept.names, states, strict=True))
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One model of a comparison: the base with an adapter, or a whole model."""
+    """One side of a comparison: a model with an adapter; the empty adapter is the model itself."""
 
-    name: str
     model: Model
-    adapter: dict
+    adapter: Adapter
 
 
 def compare(
@@ -86,57 +102,69 @@ def compare(
     dtype: str = "float32",
     revision: str = "",
 ) -> pd.DataFrame:
-    """CKA between two models at every layer over the same prompts.
+    """Computes CKA between two models at every layer, over the same prompts.
 
     Args:
-      base: the base model: folder, hub id, or a loaded `Model`. Its tokenizer encodes the prompts for both sides.
+      base: the base model: a folder, a hub id or a loaded `Model`. Its tokenizer encodes the prompts for both sides.
       experimental: "pretrained" (the base itself), a PEFT adapter folder for the base, or a whole model.
-      control: an adapter folder or a whole model.
+      control: an adapter folder for the base, or a whole model.
       prompts: texts, at least 4.
-      pool, template, max_tokens: as in `layer_states`.
-      dtype, revision: as in `load_model`.
+      pool: as in `layer_states`.
+      template: as in `layer_states`.
+      max_tokens: as in `layer_states`.
+      dtype: number type of weights and compute, as in `load_model`.
+      revision: of the base if it is a hub id.
 
     Returns:
-      A row per layer name and estimator: `layer, estimator, cka, low, high, n, undefined`; `low` and `high` are the
-      95 % jackknife interval; where `undefined` holds a reason, the figures are NaN.
+      One row per layer name and estimator, with the columns `layer, estimator, cka, low, high, n, undefined`.
+      `estimator` is "biased" (the MOSSA paper's) or "debiased"; `low` and `high` are the ends of the 95 % jackknife
+      interval; `n` is the number of prompts that counted. If `undefined` holds a reason, the figures are NaN.
 
     Raises:
-      Refusal: 2 or 3 with the reason.
+      Refusal: 2 for an option that does not exist; 3 for a model, adapter or prompt that cannot be read, and for
+        sides with different numbers of layers, vocabularies or templates; 4 if access to a model is denied.
+
+    Example:
+      >>> import mossa_jax as mossa
+      >>> questions = [line.strip() for line in open("questions.txt")]
+      >>> table = mossa.compare("meta-llama/Llama-2-7b-hf", "pretrained", "adapters/boolq", questions, pool="mean")
+      >>> table[table.estimator == "debiased"].set_index("layer").cka.idxmin()  # where tuning changed most
     """
-    for name in (base, experimental, control):  # access is checked for all before anything is loaded
+    import pandas as pd
+
+    # Access is checked for all models before anything is loaded.
+    for name in (base, experimental, control):
         if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
             locate(name, revision if name == base else "", config_only=True)
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
-    sides = [_side(model, experimental, dtype), _side(model, control, dtype)]
+    sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]
     for name in (experimental, control):
         _check_template(model, name, template)
     depths = [side.model.architecture.layers for side in sides]
     if depths[0] != depths[1]:
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
     ids = _encode(model, prompts, template, max_tokens)
-    if repeats := len(ids) - len(set(map(tuple, ids))):
-        log.warning(
-            "%d of %d prompts repeat others, which raises debiased values and narrows intervals; leave them out",
-            repeats, len(ids),
-        )  # fmt: skip
+    _warn_of_repeats(ids)
     if sides[0].model is sides[1].model:
-        kept = _states(sides[0].model, [side.adapter for side in sides], ids, pool)
-        states, valid, names = kept.states, kept.valid, kept.names
+        kept = _keep(model, [side.adapter for side in sides], ids, pool)
+        states = kept.states  # [2, L + 2, n, D]
     else:
-        both = [_states(side.model, [side.adapter], ids, pool) for side in sides]
-        width = max(kept.states.shape[-1] for kept in both)  # zero columns change no inner product
-        padded = [jnp.pad(k.states, ((0, 0), (0, 0), (0, 0), (0, width - k.states.shape[-1]))) for k in both]
-        states, valid, names = jnp.concatenate(padded), both[0].valid, both[0].names
+        both = [_keep(side.model, [side.adapter], ids, pool) for side in sides]
+        kept = both[0]
+        # The narrower side gets zero columns, which change no inner product.
+        width = max(side.states.shape[-1] for side in both)
+        padded = [jnp.pad(s.states, ((0, 0), (0, 0), (0, 0), (0, width - s.states.shape[-1]))) for s in both]
+        states = jnp.concatenate(padded)
     pairs = [(0, 1)]
-    rows = cells(compare_states(states, valid, pairs), pairs, names)[0]
+    rows = similarity_cells(compare_states(states, kept.valid, pairs), pairs, kept.names)[0]
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 
-def _side(model: Model, name: str, dtype: str) -> _Side:
+def _load_side(model: Model, name: str, dtype: str) -> _Side:
     if name == PRETRAINED:
-        return _Side(name, model, {})
+        return _Side(model, {})
     if is_adapter(name):
-        return _Side(name, model, load_adapter(name, model.architecture))
+        return _Side(model, load_adapter(name, model.architecture))
     other = load_model(name, dtype, model.mesh)
     if other.architecture.vocab != model.architecture.vocab:
         raise Refusal(
@@ -144,25 +172,25 @@ def _side(model: Model, name: str, dtype: str) -> _Side:
             f"{name} has a vocabulary of {other.architecture.vocab}, {model.name} of {model.architecture.vocab}; "
             "both sides must read the same ids",
         )
-    return _Side(name, other, {})
+    return _Side(other, {})
 
 
 def _check_template(model: Model, name: str, template: str) -> None:
-    """Refuses to ask a tuned model in other words than it was tuned with, where its folder says in which."""
+    """Refuses to prompt a tuned model with another template than its folder says it was tuned with."""
     if name != PRETRAINED and template in TEMPLATES:
-        what = "adapter" if is_adapter(name) else "model"
-        model.tokenizer(template).check_record(read_about(name).get("template"), f"{what} {name}")
+        label = f"{'adapter' if is_adapter(name) else 'model'} {name}"
+        model.tokenizer(template).check_record(read_about(name).get("template"), label)
 
 
 def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int | None) -> list[list[int]]:
     if template not in TEMPLATES:
-        raise Refusal(BAD_CONFIG, f"template {template!r} is unknown; these are: {', '.join(TEMPLATES)}")
+        raise Refusal(BAD_CONFIG, f"template {template!r} is unknown; give one of {', '.join(TEMPLATES)}")
     if max_tokens is not None and max_tokens < 1:
         raise Refusal(BAD_CONFIG, f"max_tokens={max_tokens} leaves nothing to read; give at least 1")
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise Refusal(BAD_INPUT, "prompts must be a list of texts")
+        raise Refusal(BAD_INPUT, "prompts are not a list of texts; give a list, one text per prompt")
     if len(prompts) == 0:
-        raise Refusal(BAD_INPUT, "no prompts were given; similarity needs at least 4")
+        raise Refusal(BAD_INPUT, "there are no prompts; similarity needs at least 4")
     limit = model.architecture.positions if max_tokens is None else max_tokens
     ids, _ = encode_prompts(model.tokenizer(template), prompts, limit, "paper")
     empty = [index for index, prompt in enumerate(ids) if not prompt]
@@ -171,15 +199,23 @@ def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int
     return ids
 
 
-def _states(model: Model, adapters: list[dict], ids: list[list[int]], pool: str) -> KeptStates:
+def _warn_of_repeats(ids: Sequence[Sequence[int]]) -> None:
+    if repeats := len(ids) - len(set(map(tuple, ids))):
+        log.warning(
+            "%d of %d prompts repeat others, which raises debiased values and narrows intervals; leave them out",
+            repeats,
+            len(ids),
+        )
+
+
+def _keep(model: Model, adapters: Sequence[Adapter], ids: Sequence[Sequence[int]], pool: str) -> KeptStates:
+    """Runs a model with each of several adapters; the empty adapter is the model itself."""
     if pool not in POOLS:
-        raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; these are: {', '.join(POOLS)}")
+        raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; give one of {', '.join(POOLS)}")
     arch = model.architecture
     if not any(adapters):
         adapters = [zero_adapter(arch) for _ in adapters]
-    row_length = -(-max(len(prompt) for prompt in ids) // 64) * 64
+    packing = Packing.fitting(ids)
     on_cpu = model.mesh.devices.flat[0].platform == "cpu"
-    return keep_states(
-        arch, model.state, stack(arch, adapters), ids, model.mesh, pool=pool, row_length=row_length,
-        batch_rows=max(_CACHED // row_length, 1) if on_cpu else _BATCH_ROWS,
-    )  # fmt: skip
+    batch_rows = max(_CPU_POSITIONS // packing.row_length, 1) if on_cpu else _BATCH_ROWS
+    return keep_states(model, stack(arch, adapters), ids, PassConfig(pool, batch_rows, packing))

@@ -1,75 +1,103 @@
-"""Comparisons of states that lie in two folders, whoever wrote them: `mossa.compare_saved`."""
+"""Comparison of states that lie in two folders, whoever wrote them: `mossa.compare_saved`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
+from jaxtyping import Array, Bool, Float
 
 from mossa_jax.existing.compare import COLUMNS
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
-from mossa_jax.similarity.cells import cells
+from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.similarity.estimators import variance_missing
 from mossa_jax.states.folders import SavedStates, check_paired, open_states
 
-_NAMED = 5  # rows that a message names
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAMED_ROWS = 5  # a message names at most this many rows
 
 
 def compare_saved(states_a: str, states_b: str, *, ids_a: str | None = None, ids_b: str | None = None) -> pd.DataFrame:
-    """CKA at every layer between states in two folders; rows are paired in their order, which ids confirm.
+    """Computes CKA at every layer between states that two folders hold.
 
-    A layer of either side is in memory at a time. Widths may differ. Rows that hold NaN or infinity in any layer of
-    either side are left out of all layers on both sides, and named in one line of the log.
+    Row i of one side is paired with row i of the other; ids, if there are any, confirm the order. Only one layer of
+    either side is in memory at a time. Widths may differ. A row that holds NaN or infinity in any layer of either
+    side is left out of all layers on both sides, and the log names it.
 
     Args:
-      states_a, states_b: folders as `states.saved.open_states` reads them; layers are paired by name.
-      ids_a, ids_b: files of row ids (.txt, .json, .npy), for folders without.
+      states_a: a folder with one array [n, D] per layer, in .npy or .safetensors files; `states.folders.open_states`
+        says how it is read. Layers are paired by name.
+      states_b: the other folder.
+      ids_a: a file of row ids (.txt, .json or .npy) for `states_a`, if the folder has none.
+      ids_b: the same for `states_b`.
 
     Returns:
-      A row per layer and estimator as of `compare`; `attrs["dropped"]` lists the rows left out, by id or number.
+      One row per layer and estimator, as in `compare`. `attrs["dropped"]` lists the rows left out, by id or number.
 
     Raises:
-      Refusal: 3 where files cannot be read, or rows or layers do not match.
+      Refusal: 3 if a file cannot be read, or if rows, ids or layers do not match.
+
+    Example:
+      >>> import mossa_jax as mossa, numpy as np
+      >>> for name, array in my_states.items():  # {"embed": [n, D], "1": [n, D], ...}
+      ...     np.save(f"states/mine/{name}.npy", array)
+      >>> table = mossa.compare_saved("states/mine", "states/theirs")
+      >>> table[table.estimator == "debiased"][["layer", "cka", "low", "high"]]
     """
-    sides = [open_states(states_a, ids_a), open_states(states_b, ids_b)]
+    import pandas as pd
+
+    sides = open_states(states_a, ids_a), open_states(states_b, ids_b)
     check_paired(*sides)
-    finite = np.ones(sides[0].rows, bool)
-    for side in sides:
-        for read in side.layers.values():
-            finite &= np.isfinite(read()).all(axis=1)
-    dropped = [sides[0].label(row) for row in np.flatnonzero(~finite)]
+    finite = _finite_rows(sides)
+    dropped = [sides[0].label(int(row)) for row in np.flatnonzero(~finite)]
     if dropped:
-        names = ", ".join(dropped[:_NAMED]) + (", ..." if len(dropped) > _NAMED else "")
+        names = ", ".join(dropped[:_NAMED_ROWS]) + (", ..." if len(dropped) > _NAMED_ROWS else "")
         log.warning("%d of %d rows are not finite, left out on both sides: %s", len(dropped), len(finite), names)
+    pairs = [(0, 1)]
     rows = []
     for name in sides[0].layers:
-        pair = _paired(sides, name, finite)
-        rows += cells(compare_states(pair, finite, [(0, 1)]), [(0, 1)], [name])[0]
+        states = _layer_of_both(sides, name, finite)
+        rows += similarity_cells(compare_states(states, finite, pairs), pairs, [name])[0]
     table = pd.DataFrame(rows)[list(COLUMNS)]
     table.attrs["dropped"] = dropped
     return table
 
 
-def _paired(sides: list[SavedStates], name: str, finite: np.ndarray) -> jnp.ndarray:
-    """[2, 1, n, D] float32 of one layer; the narrower side has zero columns, which change no inner product."""
-    arrays = [_float32(side.layers[name](), finite) for side in sides]
-    pair = np.zeros((2, 1, len(finite), max(array.shape[1] for array in arrays)), np.float32)
+def _finite_rows(sides: Sequence[SavedStates]) -> Bool[np.ndarray, " n"]:
+    """Returns which rows are finite in every layer of every side."""
+    finite = np.ones(sides[0].rows, bool)
+    for side in sides:
+        for read in side.layers.values():
+            finite &= np.isfinite(read()).all(axis=1)
+    return finite
+
+
+def _layer_of_both(sides: Sequence[SavedStates], name: str, finite: Bool[np.ndarray, " n"]) -> Float[Array, "2 1 n D"]:
+    """Reads one layer of both sides; the narrower side gets zero columns, which change no inner product."""
+    arrays = [_as_float32(side.layers[name](), finite) for side in sides]  # each [n, D_side]
+    states = np.zeros((2, 1, len(finite), max(array.shape[1] for array in arrays)), np.float32)
     for index, array in enumerate(arrays):
-        pair[index, 0, :, : array.shape[1]] = array
-    return jnp.asarray(pair)
+        states[index, 0, :, : array.shape[1]] = array
+    return jnp.asarray(states)
 
 
-def _float32(array: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Rows as the device takes them. Float64 is centred here: its digits matter under an offset, and float32 cuts them.
+def _as_float32(array: Float[np.ndarray, "n D"], finite: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
+    """Returns the rows as the device takes them; rows that are left out become zero.
 
-    Rows that are left out become zero, and so do all rows of float64 whose spread is nothing but rounding.
+    Float64 is centred here: its digits matter under an offset, and float32 would cut them. If the spread of its rows
+    is nothing but rounding, all rows become zero.
     """
     if array.dtype != np.float64:
         return np.where(finite[:, None], array.astype(np.float32), 0)
     rows = np.asarray(array)[finite]
     out = np.zeros(array.shape, np.float32)
     if len(rows):
+        # Scaled by a power of two, which is exact, so that squares neither overflow nor vanish.
         rows = np.ldexp(rows, -np.frexp(np.abs(rows).max())[1])
         mean = rows.mean(0)
         rows = rows - mean

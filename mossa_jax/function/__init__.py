@@ -1,1 +1,4 @@
-"""What a model does with its layers: its answers."""
+"""What a model does with its layers: its answers.
+
+exact_match.py scores greedy answers on test prompts.
+"""

@@ -55,7 +55,7 @@ def similarity_flops(
       permutations: of the null.
     """
     layers, width = arch.layers + 2, arch.hidden
-    costs = engine.estimate(models, layers, rows, width, pairs, 1, "last")
+    costs = engine.estimate_costs(models, layers, rows, width, pairs, 1, "last")
     if rows <= MAX_GRAM_ROWS and GATHER_COST * rows <= width**2:
         # The Gram matrices are computed once; a permutation then only gathers from them.
         null = 2 * models * rows**2 * width
@@ -66,7 +66,7 @@ def similarity_flops(
 
 def moments_flops(arch: Architecture, models: int, rows: float, pairs: Sequence[tuple[int, int]], pool: str) -> float:
     """Counts the operations of summing the moments of `rows` rows, in bfloat16 products."""
-    costs = engine.estimate(models, arch.layers + 2, int(rows), arch.hidden, pairs, 1, pool)
+    costs = engine.estimate_costs(models, arch.layers + 2, int(rows), arch.hidden, pairs, 1, pool)
     return _EXACT_PASSES * costs.moments.flops
 
 

@@ -34,7 +34,8 @@ from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, Pr
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states
-from mossa_jax.states.forward import Pass, forward
+from mossa_jax.states.forward import PassSpec
+from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
 
 
@@ -157,7 +158,7 @@ def states_program(
       pairs: models whose moments are summed instead of keeping rows; only if the mesh has devices.
     """
     batch = batch.filling(base.grid)
-    spec = Pass(base.arch, pool, prefix.columns, prefix.max_own, 0, base.grid)
+    spec = PassSpec(base.arch, pool, prefix.columns, prefix.max_own, 0, base.grid)
     weights, stacked, rows, shared = states.abstract_arguments(
         spec, dtype=base.dtype, models=adapters.models, rank=adapters.rank, targets=adapters.targets,
         rows=batch.rows, row_length=batch.row_length,
@@ -167,11 +168,11 @@ def states_program(
     if pairs:
         run, state = stream_batch, abstract_moments(base.arch, base.grid, adapters.models, pairs)
     else:
-        run, state = forward, states.abstract_kept(base.arch, base.grid, adapters.models, prompts)
+        run, state = keep_batch, abstract_kept(base.arch, base.grid, adapters.models, prompts)
     arguments = (weights, stacked, rows, shared, state)
     unread = [leaf for path, leaf in jax.tree.leaves_with_path(weights) if leaf_name(path) == "head"]
-    if prefix.columns and pool == "last":
-        unread.append(shared["sums"])
+    if shared is not None and pool == "last":
+        unread.append(shared.sums)
     body = attention_body(base.grid, base.dtype, prefix.columns)
     return Program(base.grid, arguments, lambda: run.lower(spec, *arguments), body, tuple(unread))
 
@@ -189,14 +190,14 @@ def similarity_program(
       permutations: of the null.
     """
     grid = base.grid
-    kept = states.abstract_kept(base.arch, grid, models, prompts)
+    kept = abstract_kept(base.arch, grid, models, prompts)
     n = kept.shape[2]
     valid = mesh_lib.abstract(grid, (n,), (None,), jnp.bool_)
     ranks = mesh_lib.abstract(grid, (permutations, n), (None, None), jnp.int32)
 
     def lower() -> jax.stages.Lowered:
-        return gram.sums.lower(
-            kept, valid, ranks, combinations=gram.combinations(models, pairs), pairs=tuple(pairs),
+        return gram.gram_sums.lower(
+            kept, valid, ranks, combinations=gram.gram_combinations(models, pairs), pairs=tuple(pairs),
             tile=gram.tile_size(n), mesh=grid if grid.size > 1 else None,
         )  # fmt: skip
 

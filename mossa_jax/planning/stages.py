@@ -21,8 +21,9 @@ from mossa_jax.planning.programs import Program
 from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, PrefixSize
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
-from mossa_jax.similarity.cells import pairs_of
-from mossa_jax.states.forward import LEAD_STEP, abstract_kept, kept_rows, max_own_of
+from mossa_jax.similarity.cells import compared_pairs
+from mossa_jax.states.keep import abstract_kept, row_slots
+from mossa_jax.states.prompts import PREFIX_MULTIPLE, rounded_max_own
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
@@ -131,7 +132,7 @@ class PlannedRun:
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        return tuple(pairs_of(1 + self.config.compare.mismatched))
+        return tuple(compared_pairs(1 + self.config.compare.mismatched))
 
     @property
     def _compared_models(self) -> int:
@@ -143,7 +144,7 @@ class PlannedRun:
         compare = self.config.compare
         if compare.pool == "all":
             return True
-        costs = engine.estimate(
+        costs = engine.estimate_costs(
             self._compared_models, self.arch.layers + 2, self.work.prompts, self.arch.hidden, self._pairs,
             self.hardware.chips, compare.pool,
         )  # fmt: skip
@@ -235,7 +236,9 @@ class PlannedRun:
         if pairs:
             compared_rows = positions if pool == "all" else prompts
             flops += self.work.tasks * formulas.moments_flops(self.arch, models, compared_rows, pairs, pool)
-        prefix = PrefixSize(mesh_lib.round_up(shared, LEAD_STEP), max_own_of(config.tokens.max_tokens - shared))
+        prefix = PrefixSize(
+            mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
+        )
         kept = bytes_on_device(abstract_kept(self.arch, base.grid, models, prompts))
         return Stage(
             name="states",
@@ -253,7 +256,7 @@ class PlannedRun:
     def _similarity(self) -> Stage:
         base, permutations = self._base(adapters=False), self.config.compare.permutations
         models, prompts, pairs = self._compared_models, self.work.prompts, self._pairs
-        rows = kept_rows(prompts, base.grid.shape["fsdp"])
+        rows = row_slots(prompts, base.grid.shape["fsdp"])
         layout = BatchLayout.of(base, models, BatchSize(rows, 1))
         return Stage(
             name="similarity",

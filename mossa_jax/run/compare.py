@@ -1,6 +1,8 @@
-"""The comparison stage: CKA of base and E with the control models, task by task."""
+"""The comparison stage: CKA of the base and of E with the control models, task by task."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,91 +13,104 @@ from mossa_jax.files.write import write_table
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
+from mossa_jax.run import models
 from mossa_jax.run.context import Run
-from mossa_jax.run.models import chosen_engine, similarities
 from mossa_jax.run.prepare import prepare
-from mossa_jax.similarity.cells import cells, pairs_of, with_q
+from mossa_jax.similarity import Similarities
+from mossa_jax.similarity.cells import add_q_values, compared_pairs, similarity_cells
 from mossa_jax.tasks import Task
 
-ORDER = ("experimental", "control", "task", "cluster", "held_out")
+FIRST_COLUMNS = ("experimental", "control", "task", "cluster", "held_out")
 
 
 def compare(run: Run) -> pd.DataFrame | None:
-    """Compares pre-trained and tuned E with the control models, task by task; writes results/cka.parquet.
+    """Compares the pre-trained and the tuned E with the control models, task by task; writes results/cka.parquet.
+
+    Tasks that are compared already are left as they are.
 
     Returns:
       The table; None on processes that do not write.
+
+    Raises:
+      Refusal: 3 if a model is not tuned yet.
     """
     prepare(run)
     with run.ledger.stage("compare"):
-        return _compare(run)
+        return _compare_tasks(run)
 
 
-def _compare(run: Run) -> pd.DataFrame | None:
-    tasks, run_folder = run.suite.tasks, run.folder
-    lacking = run.untuned([TUNED, *(task.name for task in tasks)])
-    if lacking:
+def _compare_tasks(run: Run) -> pd.DataFrame | None:
+    tasks = run.suite.tasks
+    untuned = run.untuned([TUNED, *(task.name for task in tasks)])
+    if untuned:
         raise Refusal(
             BAD_INPUT,
-            f"{run_folder.path} has no adapter or model of {lacking[0]!r} yet; run launch.tune or launch.run first",
+            f"{run.folder.path} has no adapter or model of {untuned[0]!r} yet; run launch.tune or launch.run first",
         )
-    todo = run.unfinished("cka")
-    progress = Progress("compare", len(tasks), len(tasks) - len(todo))
-    how = _engine(run, tasks) if todo else ""
-    for number, task in enumerate(todo, len(tasks) - len(todo) + 1):
+    unfinished = run.unfinished("cka")
+    done = len(tasks) - len(unfinished)
+    progress = Progress("compare", len(tasks), done)
+    engine = _choose_engine(run, tasks) if unfinished else ""
+    for number, task in enumerate(unfinished, done + 1):
         with goodput.useful("compare", number - 1):
-            rows, text = _compare_task(run, task, how)
-        goodput.running(())  # nothing is any more: similarities are on the host
+            rows, summary = _compare_task(run, task, engine)
+        goodput.running(())  # the similarities are on the host: no program runs any more
         run.write_part("cka", task, rows)
-        progress.line(number, f"{task.name}: {text}")
+        progress.line(number, f"{task.name}: {summary}")
         run.stop.leave_if_asked()
     table = None
-    if run_folder.writer:
-        table = with_q(pd.concat([run.read_part("cka", task) for task in tasks]), _untouched(run))
-        table = table[[*ORDER, *[name for name in table.columns if name not in (*ORDER, "undefined")], "undefined"]]
-        write_table(run_folder / "results/cka.parquet", table)
+    if run.folder.writer:
+        table = add_q_values(pd.concat([run.read_part("cka", task) for task in tasks]), _untouched_layers(run))
+        between = [name for name in table.columns if name not in (*FIRST_COLUMNS, "undefined")]
+        table = table[[*FIRST_COLUMNS, *between, "undefined"]]
+        write_table(run.folder / "results/cka.parquet", table)
     agreement.wait_for_all("table")
     return table
 
 
-def _engine(run: Run, tasks: list[Task]) -> str:
-    """How similarities are found, by the task with the most prompts."""
+def _choose_engine(run: Run, tasks: Sequence[Task]) -> str:
+    """Chooses the engine for the task with the most prompts, so that all tasks of a run use the same one."""
     controls = 1 + run.config.compare.mismatched
     prompts = max(len(run.encoded(task, "test")) for task in tasks)
-    return chosen_engine(run, 2 + controls, prompts, pairs_of(controls))
+    return models.choose_engine(run, 2 + controls, prompts, compared_pairs(controls))
 
 
-def _compare_task(run: Run, task: Task, how: str) -> tuple[list[dict], str]:
-    controls = [task.name, *_mismatched(run, task)]
-    models, pairs = [None, TUNED, *controls], pairs_of(len(controls))
-    found = similarities(run, how, models, run.test_prompts(task), pairs)
+def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
+    """Returns the rows of a task's part of the table, and a line for the log."""
+    controls = [task.name, *draw_mismatched(run, task)]
+    names, pairs = [None, TUNED, *controls], compared_pairs(len(controls))
+    similarities = models.similarities(run, engine, names, run.test_prompts(task), pairs)
     rows = []
-    for (one, other), made in zip(pairs, cells(found, pairs, run.architecture.state_names()), strict=True):
-        named = {"experimental": models[one] or PRETRAINED, "control": models[other]}
-        rows += [{**named, **cell} for cell in made]
-    middle = str(run.architecture.layers // 2)
-    shown = [
+    pair_cells = similarity_cells(similarities, pairs, run.architecture.state_names())
+    for (a, b), cells in zip(pairs, pair_cells, strict=True):
+        sides = {"experimental": names[a] or PRETRAINED, "control": names[b]}
+        rows += [{**sides, **cell} for cell in cells]
+    return rows, _summary(rows, task, str(run.architecture.layers // 2), similarities)
+
+
+def _summary(rows: list[dict], task: Task, layer: str, similarities: Similarities) -> str:
+    """Says how similar E's models are to the task's own control at one layer."""
+    values = [
         f"{row['experimental']} {row['cka']:.3f}"
         for row in rows
-        if row["layer"] == middle and row["estimator"] == "debiased" and row["control"] == task.name
+        if row["layer"] == layer and row["estimator"] == "debiased" and row["control"] == task.name
     ]
-    dropped = f", {found.dropped} rows not finite" if found.dropped else ""
-    return rows, f"layer {middle}: {', '.join(shown)}, n {found.n}{dropped}"
+    dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
+    return f"layer {layer}: {', '.join(values)}, n {similarities.n}{dropped}"
 
 
-def _untouched(run: Run) -> list[str]:
-    """The layers below all adapters; none where models are tuned in full."""
-    tuning = run.config.tuning
-    if "full" in (tuning.control.method, tuning.experimental.method):
+def _untouched_layers(run: Run) -> Sequence[str]:
+    """Returns the layers below all adapters; none if models are tuned in full."""
+    if models.tunes_whole_models(run.config):
         return []
-    return run.architecture.state_names()[: 1 + tuning.first_layer]
+    return run.architecture.state_names()[: 1 + run.config.tuning.first_layer]
 
 
-def _mismatched(run: Run, task: Task) -> list[str]:
-    """Control models of other clusters for this task's prompts, drawn anew for each task.
+def draw_mismatched(run: Run, task: Task) -> list[str]:
+    """Draws control models of other clusters for a task's prompts, anew for each task.
 
-    Of tasks of the mixture, where there are any: E has not seen the others. One specialist that is odd must not stand
-    for "others" in a whole cluster.
+    They come from tasks of the mixture if there are any, since E has not seen the others. Each task has its own draw,
+    so that one odd specialist does not stand for "others" in a whole cluster.
     """
     suite = run.suite
     others = [other.name for other in suite.tasks if other.cluster != task.cluster]

@@ -1,21 +1,23 @@
-"""The models of a run over prompts, however each was tuned: adapters over the base together, whole models alone.
+"""The models of a run over prompts: by name, whether they are adapters over the base or models of their own.
 
-Models go by name; None is the base itself. A whole model is on the devices for its own turn only, beside the base.
+Models are named as in the run folder; None is the base itself. The base and all adapters over it run as one group. A
+model tuned in full is a group of its own; it is on the devices for its turn only, beside the base.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from mossa_jax.config import Config
 from mossa_jax.files.paths import on_disk
-from mossa_jax.function.exact_match import SCORE_ROWS, exact_match
+from mossa_jax.function.exact_match import AnswerConfig, exact_match
 from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
@@ -24,145 +26,184 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
-from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.states import KeptStates, PassConfig, keep_states
 from mossa_jax.tasks.suite import Example
+from mossa_jax.tokens.packing import Packing
 
-Found = TypeVar("Found")
+
+@dataclass(frozen=True)
+class ModelGroup:
+    """Models that run together: one base with stacked adapters.
+
+    Attributes:
+      model: the base on the devices.
+      adapters: stacked [m, ...] on the host, one per model; a zero adapter is `model` itself.
+      indices: where these models stand in the list of names that the groups were made from.
+    """
+
+    model: Model
+    adapters: HostAdapters
+    indices: tuple[int, ...]
 
 
-def chosen_engine(run: Run, models: int, prompts: int, pairs: Sequence[tuple[int, int]]) -> str:
-    """How similarities of so many models over so many prompts are found; the reasons go to the log.
+def model_groups(run: Run, names: Sequence[str | None]) -> Iterator[ModelGroup]:
+    """Loads the models of these names, group after group; each whole model replaces the one before it.
+
+    Drop every reference to a group's `model` before the next group is taken: otherwise both are on the devices.
+
+    Args:
+      run: the run that tuned the models.
+      names: of models; None is the base.
 
     Raises:
-      Refusal: 2 where nothing fits the devices.
+      Refusal: 3 if a model was tuned with another prompt template.
+    """
+    for name in names:
+        if name is not None:
+            _check_template(run, name)
+    whole = [index for index, name in enumerate(names) if name is not None and run.is_whole(name)]
+    over_base = [index for index in range(len(names)) if index not in whole]
+    if over_base:
+        yield _adapter_group(run, [names[index] for index in over_base], tuple(over_base))
+    for index in whole:
+        yield _whole_model(run, str(names[index]), index)
+
+
+def _check_template(run: Run, name: str) -> None:
+    """Refuses to prompt a tuned model with another template than it was tuned with."""
+    record = read_about(run.tuned_folder(name)).get("template")
+    run.tokenizer.check_record(record, f"{'model' if run.is_whole(name) else 'adapter'} {name!r}")
+
+
+def _adapter_group(run: Run, names: Sequence[str | None], indices: tuple[int, ...]) -> ModelGroup:
+    arch = run.architecture
+    with goodput.lost("load"):
+        adapters = [{} if name is None else load_adapter(run.tuned_folder(name), arch) for name in names]
+    if not any(adapters):
+        adapters = [zero_adapter(arch) for _ in adapters]
+    return ModelGroup(run.model, stack(arch, adapters), indices)
+
+
+def _whole_model(run: Run, name: str, index: int) -> ModelGroup:
+    with on_disk(run.tuned_folder(name)) as folder:
+        model = load_model(str(folder), run.config.dtype, run.mesh)
+    return ModelGroup(model, stack(run.architecture, [zero_adapter(run.architecture)]), (index,))
+
+
+def choose_engine(run: Run, models: int, prompts: int, pairs: Sequence[tuple[int, int]]) -> str:
+    """Chooses the engine that computes similarities in this run, and logs why.
+
+    Args:
+      run: whose configuration and devices decide.
+      models: how many are compared at once.
+      prompts: of the largest task.
+      pairs: indices of the models that are compared.
+
+    Returns:
+      `engine.KEPT` or `engine.MOMENTS`.
+
+    Raises:
+      Refusal: 2 if neither fits the devices.
     """
     config, arch = run.config.compare, run.architecture
     if config.pool == "all":
         return engine.MOMENTS
-    costs = engine.estimate(models, arch.layers + 2, prompts, arch.hidden, pairs, run.mesh.size, config.pool)
-    tuning = run.config.tuning
-    whole = "full" in (tuning.control.method, tuning.experimental.method)
-    memory = min(agreement.everywhere(engine.device_bytes()))
-    return engine.choose(costs, memory, engine.KEPT if whole else config.engine)
+    costs = engine.estimate_costs(models, arch.layers + 2, prompts, arch.hidden, pairs, run.mesh.size, config.pool)
+    # The smallest device of all processes decides.
+    memory = min(agreement.everywhere(engine.memory_per_device()))
+    # Models of their own run in turns, and only kept rows wait for one another.
+    return engine.choose(costs, memory, engine.KEPT if tunes_whole_models(run.config) else config.engine)
+
+
+def tunes_whole_models(config: Config) -> bool:
+    """Whether a configuration tunes any model in full."""
+    return "full" in (config.tuning.control.method, config.tuning.experimental.method)
 
 
 def similarities(
     run: Run,
-    how: str,
+    engine_name: str,
     names: Sequence[str | None],
     prompts: Sequence[Sequence[int]],
     pairs: Sequence[tuple[int, int]],
 ) -> Similarities:
-    """Same-layer CKA of pairs of these models over the same prompts (token ids, BOS included).
+    """Computes same-layer CKA of pairs of models over the same prompts.
 
     Args:
-      run: of the run.
-      how: as `chosen_engine` says.
-      names: of the models; None is the base.
-      prompts: of one task.
+      run: the run that tuned the models.
+      engine_name: from `choose_engine`.
+      names: of models; None is the base.
+      prompts: token ids of one task's prompts, BOS included.
       pairs: indices into `names`.
 
     Raises:
-      Refusal: 3 when a model was tuned with another prompt template.
+      Refusal: 3 if a model was tuned with another prompt template.
     """
-    if how == engine.KEPT:
-        kept, config = model_states(run, names, prompts), run.config
+    config = run.config
+    if engine_name == engine.KEPT:
+        kept = model_states(run, names, prompts)
         return compare_states(
             kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
         )
-
-    def streamed(model: Model, adapters: HostAdapters) -> Similarities:
-        arch, base = model.architecture, model.state
-        return stream_similarities(arch, base, adapters, prompts, run.mesh, pairs, **_packing(run))
-
-    ((_, found),) = _by_program(run, names, streamed)
-    return found
+    (group,) = model_groups(run, names)
+    return stream_similarities(group.model, group.adapters, prompts, _pass_config(config), pairs)
 
 
 def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
-    """Pooled states of these models, in this order, over the same prompts (token ids, BOS included).
+    """Returns the pooled states of these models, in this order, over the same prompts.
+
+    Args:
+      run: the run that tuned the models.
+      names: of models; None is the base.
+      prompts: token ids, BOS included.
 
     Raises:
-      Refusal: 3 when a model was tuned with another prompt template.
+      Refusal: 3 if a model was tuned with another prompt template.
     """
-
-    def states(model: Model, adapters: HostAdapters) -> KeptStates:
-        kept = keep_states(model.architecture, model.state, adapters, prompts, run.mesh, **_packing(run))
-        jax.block_until_ready(kept.states)  # until then the model's weights are in use
-        return kept
-
-    groups = _by_program(run, names, states)
-    first = groups[0][1]
-    if len(groups) == 1:
-        return first
-    place = {at: (group, row) for group, (positions, _) in enumerate(groups) for row, at in enumerate(positions)}
-    order = tuple(place[at] for at in range(len(names)))
-    return replace(first, states=_in_order(order, first.states.sharding, *(kept.states for _, kept in groups)))
-
-
-def _packing(run: Run) -> dict[str, Any]:
-    config, tokens = run.config.compare, run.config.tokens
-    return {
-        "pool": config.pool,
-        "row_length": tokens.row_length,
-        "batch_rows": config.batch_rows,
-        "long_row_length": tokens.long_row_length,
-        "share_prefix": tokens.share_prefix,
-    }
+    states: list[KeptStates] = []
+    order: list[int] = []
+    for group in model_groups(run, names):
+        states.append(keep_states(group.model, group.adapters, prompts, _pass_config(run.config)))
+        order += group.indices
+        jax.block_until_ready(states[-1].states)  # until then the weights of the group's model are in use
+        del group  # the next model takes its place
+    if len(states) == 1:
+        return states[0]
+    # `order` says which name each stacked model has; the inverse says where the model of each name is.
+    inverse = tuple(int(at) for at in np.argsort(order))
+    first = states[0]
+    joined = _join(inverse, first.states.sharding, *(kept.states for kept in states))
+    return replace(first, states=joined)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _in_order(order: tuple[tuple[int, int], ...], where: jax.sharding.Sharding, *groups: jax.Array) -> jax.Array:
-    """One array [M, ...] of groups [m, ...]: its model i is `order[i]`, a group and a row of it."""
-    return jax.lax.with_sharding_constraint(jnp.stack([groups[group][row] for group, row in order]), where)
+def _join(
+    order: tuple[int, ...], sharding: jax.sharding.Sharding, *groups: Float[Array, "m K n D"]
+) -> Float[Array, "M K n D"]:
+    """Stacks the models of all groups; model i of the result is the `order[i]`-th of them."""
+    models = [group[row] for group in groups for row in range(len(group))]
+    return jax.lax.with_sharding_constraint(jnp.stack([models[index] for index in order]), sharding)
 
 
-def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Example]) -> np.ndarray:
-    """Share of prompts that each of these models answers exactly: [M] float64, in this order.
+def _pass_config(config: Config) -> PassConfig:
+    return PassConfig(config.compare.pool, config.compare.batch_rows, Packing.of(config.tokens))
+
+
+def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Example]) -> Float[np.ndarray, " M"]:
+    """Returns the share of prompts that each of these models answers exactly, in this order.
+
+    Args:
+      run: the run that tuned the models.
+      names: of models; None is the base.
+      examples: prompts with their targets.
 
     Raises:
-      Refusal: 3 when a model was tuned with another prompt template.
+      Refusal: 3 if a model was tuned with another prompt template.
     """
     tokens = run.config.tokens
-
-    def shares(model: Model, adapters: HostAdapters) -> np.ndarray:
-        return exact_match(
-            model.architecture, model.state, adapters, run.tokenizer, examples, run.mesh,
-            max_tokens=tokens.max_tokens, truncation=tokens.truncation,
-            new_tokens=run.config.tuning.score_tokens, batch_rows=SCORE_ROWS,
-        )  # fmt: skip
-
-    found = np.zeros(len(names))
-    for positions, group in _by_program(run, names, shares):
-        found[positions] = group
-    return found
-
-
-def _by_program(
-    run: Run, names: Sequence[str | None], work: Callable[[Model, HostAdapters], Found]
-) -> list[tuple[list[int], Found]]:
-    """What `work` makes of the models that run together, with their positions in `names`.
-
-    The base and all adapters over it are one program; a whole model is one by itself, with an adapter that changes
-    nothing, and is let go of when `work` returns.
-    """
-    arch, config = run.architecture, run.config
-    for name in filter(None, names):
-        what = "model" if run.is_whole(name) else "adapter"
-        run.tokenizer.check_record(read_about(run.tuned_folder(name)).get("template"), f"{what} {name!r}")
-    whole = [at for at, name in enumerate(names) if name is not None and run.is_whole(name)]
-    over_base = [at for at in range(len(names)) if at not in whole]
-    found = []
-    if over_base:
-        folders = [names[at] and run.tuned_folder(names[at]) for at in over_base]
-        with goodput.lost("load"):
-            adapters = [load_adapter(folder, arch) if folder else {} for folder in folders]
-        if not any(adapters):
-            adapters = [zero_adapter(arch) for _ in adapters]
-        found.append((over_base, work(run.model, stack(arch, adapters))))
-    for at in whole:
-        with on_disk(run.tuned_folder(names[at])) as folder:
-            model = load_model(str(folder), config.dtype, run.mesh)
-        found.append(([at], work(model, stack(arch, [zero_adapter(arch)]))))
-        del model  # the next one takes its place
-    return found
+    config = AnswerConfig(tokens.max_tokens, tokens.truncation, run.config.tuning.score_tokens)
+    shares = np.zeros(len(names))
+    for group in model_groups(run, names):
+        shares[list(group.indices)] = exact_match(group.model, group.adapters, run.tokenizer, examples, config)
+        del group  # the next model takes its place
+    return shares

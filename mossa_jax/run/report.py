@@ -21,7 +21,7 @@ from mossa_jax.processes import agreement
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.run.context import Run
 from mossa_jax.run.prepare import read_record
-from mossa_jax.states.parity import parity_or_reason, relative
+from mossa_jax.states.parity import parity_or_reason, relative_differences
 from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS
 from mossa_jax.tokens.tokenizer import encode_prompts
 
@@ -87,7 +87,7 @@ def base_parity(run: Run) -> pd.DataFrame | str:
             log.info("parity with transformers: not checked: %s", found)
             write_json(kept_reason, {"not_checked": found})
         else:
-            log.info("parity with transformers: largest relative difference %.1e", relative(found).max())
+            log.info("parity with transformers: largest relative difference %.1e", relative_differences(found).max())
             write_table(kept, found)
             kept_reason.unlink(missing_ok=True)
     agreement.wait_for_all("parity")

@@ -1,4 +1,4 @@
-"""The scoring stage: exact match of base, E and C_t on each task's test prompts."""
+"""The scoring stage: exact match of the base, E and C_t on each task's test prompts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from mossa_jax.run.models import exact_matches
 
 
 def score(run: Run) -> None:
-    """Exact match of base, E and C_t on each task's test prompts."""
-    tuning = run.config.tuning
-    todo = run.unfinished("scores")
-    progress = Progress("scores", len(run.suite.tasks), len(run.suite.tasks) - len(todo))
-    for number, task in enumerate(todo, len(run.suite.tasks) - len(todo) + 1):
-        examples = task.examples("test", min(tuning.score_prompts, run.config.tasks.max_test))
+    """Scores the base, E and C_t on each task's test prompts; tasks that are scored already are left as they are."""
+    tasks, unfinished = run.suite.tasks, run.unfinished("scores")
+    done = len(tasks) - len(unfinished)
+    most = min(run.config.tuning.score_prompts, run.config.tasks.max_test)
+    progress = Progress("scores", len(tasks), done)
+    for number, task in enumerate(unfinished, done + 1):
+        examples = task.examples("test", most)
         with goodput.useful("score", number - 1):
             shares = exact_matches(run, [None, TUNED, task.name], examples)
         rows = [

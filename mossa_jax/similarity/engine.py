@@ -1,4 +1,4 @@
-"""Which engine a comparison uses: kept rows or streamed moments; what either costs, before it runs."""
+"""The two engines of a comparison, kept rows and streamed moments: what each costs, and which one is used."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from mossa_jax.devices.memory import device_room, host_memory
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.log import log
 from mossa_jax.similarity.gram import tile_size
-from mossa_jax.similarity.streamed.moments import blocks, crossed, strips
+from mossa_jax.similarity.streamed.moments import blocks, crossed_pairs, strips
 
 KEPT, MOMENTS = "kept", "moments"
-# Weights and the forward pass need the rest of a device.
+
 MEMORY_SHARE = 0.5
+"""Share of a device that a comparison may take; weights and the forward pass need the rest."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`bytes` that one device holds for the comparison, and floating-point operations of it on all devices together."""
+    """What one engine costs.
+
+    Attributes:
+      bytes: held by one device for the comparison.
+      flops: floating-point operations on all devices together.
+    """
 
     bytes: int
     flops: int
@@ -28,93 +34,104 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What both engines cost for the same comparison; `pool` says what a row is."""
+    """What both engines cost for the same comparison.
+
+    Attributes:
+      kept: cost of keeping the rows.
+      moments: cost of streaming the sums.
+      pool: what a row is.
+    """
 
     kept: Cost
     moments: Cost
     pool: str
 
 
-def estimate(
+def estimate_costs(
     models: int, layers: int, rows: int, width: int, pairs: Sequence[tuple[int, int]], devices: int, pool: str
 ) -> Estimate:
-    """Costs of same-layer CKA of pairs of models, without permutations.
+    """Estimates the costs of same-layer CKA of pairs of models, without permutations.
 
     Args:
-        models: M.
-        layers: K, with the embedding and the final norm.
-        rows: n, prompts; or tokens where `pool` is "all".
-        width: D.
-        pairs: of models.
-        devices: over which rows (kept) or sums (moments) are spread.
-        pool: of the states; "all" makes every token a row.
+      models: M.
+      layers: K, with the embedding and the final norm.
+      rows: n prompts; or tokens if `pool` is "all".
+      width: D.
+      pairs: of models.
+      devices: that rows (kept) or sums (moments) are spread over.
+      pool: of the states; "all" makes every token a row.
     """
-    cross = len(crossed(pairs))
-    # Kept rows: all layers spread, and one layer's centred rows whole on every device while its tiles are dealt.
+    cross = len(crossed_pairs(pairs))
+    # Kept rows: all layers are spread; one layer's centred rows are whole on every device while its tiles are dealt.
     layer = models * rows * width
     tile = tile_size(rows)
     kept = Cost(
         bytes=4 * (-(-layers * layer // devices) + 2 * layer + models * tile**2),
-        # Upper tiles of a Gram per model, diagonal tiles whole, and their products.
+        # Upper tiles of a Gram matrix per model, diagonal tiles whole, and their products.
         flops=layers * (models * rows * (rows + tile) * width + (models + cross) * rows * (rows + tile)),
     )
     count, block = blocks(width)
-    own = models * block**2 * count * (count + 1) // 2
-    made = models * sum((stop - at) * (count * block - at) for at, stop in strips(width))
-    across = cross * (count * block) ** 2
+    own_entries = models * block**2 * count * (count + 1) // 2
+    # More entries are multiplied than kept: a strip of blocks reaches below the diagonal.
+    multiplied = models * sum((stop - start) * (count * block - start) for start, stop in strips(width))
+    cross_entries = cross * (count * block) ** 2
     moments = Cost(
         # The sums, and as much again for what rounding keeps out of them.
-        bytes=4 * 2 * layers * -(-(own + across) // devices),
-        flops=2 * layers * rows * (made + across),
+        bytes=4 * 2 * layers * -(-(own_entries + cross_entries) // devices),
+        flops=2 * layers * rows * (multiplied + cross_entries),
     )
     return Estimate(kept, moments, pool)
 
 
-def device_bytes() -> int:
-    """Memory of a device of this process; where nothing is known of it, its share of the host's."""
+def memory_per_device() -> int:
+    """Returns the bytes of a device of this process; if they are unknown, its share of the host's memory."""
     return int(device_room(jax.local_devices()[0]) or host_memory() // jax.local_device_count())
 
 
 def choose(costs: Estimate, memory: int | None = None, engine: str = "auto") -> str:
-    """The engine to use, with one line in the log.
+    """Chooses the engine, and logs why.
 
-    Kept rows give intervals and p-values, so they are taken wherever they fit; except for "all" tokens, where n^2 D
-    operations are taken only if they are fewer than those of the moments.
+    Kept rows give intervals and p-values, so they are used whenever they fit; except for "all" tokens, where their
+    n^2 D operations must also be fewer than those of the moments.
 
     Args:
-        costs: from `estimate`.
-        memory: bytes of a device; default: what this one has.
-        engine: "auto", or the name of an engine, which is then used whatever it costs.
+      costs: from `estimate_costs`.
+      memory: bytes of a device; by default what this one has.
+      engine: "auto", or the name of an engine, which is then used whatever it costs.
+
+    Returns:
+      `KEPT` or `MOMENTS`.
 
     Raises:
-        Refusal: code 2 for an unknown engine, or where neither fits.
+      Refusal: 2 for an unknown engine, or if neither fits.
     """
     names = (KEPT, MOMENTS)
     if engine not in ("auto", *names):
         raise Refusal(BAD_CONFIG, f"engine is {engine!r}; give one of auto, {', '.join(names)}")
-    room = MEMORY_SHARE * (device_bytes() if memory is None else memory)
-    fits = {name: getattr(costs, name).bytes <= room for name in names}
+    room = MEMORY_SHARE * (memory_per_device() if memory is None else memory)
+    cost_of = {KEPT: costs.kept, MOMENTS: costs.moments}
+    fits = {name: cost.bytes <= room for name, cost in cost_of.items()}
     figures = ", ".join(
-        f"{name} {_size(getattr(costs, name).bytes)} a device and {getattr(costs, name).flops:.1e} operations"
-        for name in names
+        f"{name} {_format_bytes(cost.bytes)} per device and {cost.flops:.1e} operations"
+        for name, cost in cost_of.items()
     )
     if engine != "auto":
-        chosen, why = engine, "as asked"
+        choice, reason = engine, "as configured"
     elif not any(fits.values()):
         raise Refusal(
             BAD_CONFIG,
-            f"neither engine of similarities fits into {_size(room)} a device ({figures}); "
+            f"neither engine of similarities fits into {_format_bytes(room)} per device ({figures}); "
             "use more devices, or compare fewer models at once",
         )
     elif not fits[KEPT]:
-        chosen, why = MOMENTS, f"kept rows do not fit into {_size(room)}; no intervals and p-values"
+        choice, reason = MOMENTS, f"kept rows do not fit into {_format_bytes(room)}; no intervals and p-values"
     elif costs.pool == "all" and fits[MOMENTS] and costs.moments.flops < costs.kept.flops:
-        chosen, why = MOMENTS, "fewer operations for every token a row; no intervals and p-values"
+        choice, reason = MOMENTS, "fewer operations when every token is a row; no intervals and p-values"
     else:
-        chosen, why = KEPT, "with intervals and p-values"
-    log.info("similarities from %s: %s (%s)", chosen, why, figures)
-    return chosen
+        choice, reason = KEPT, "with intervals and p-values"
+    log.info("similarities from %s: %s (%s)", choice, reason, figures)
+    return choice
 
 
-def _size(count: float) -> str:
+def _format_bytes(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"

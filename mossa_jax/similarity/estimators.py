@@ -1,17 +1,26 @@
-"""The closed forms of linear CKA, from per-row sums, in float64 on the host.
+"""The closed forms of linear CKA, from row sums, in float64 on the host.
 
 Notation: `x_i`, `y_i` are centred rows, `K = X X^T`, `L = Y Y^T`, `r_i = K_ii`, `s_i = L_ii`,
 `g_i = sum_{j != i} K_ij L_ij`. The diagonal is kept apart from `g`, so that the debiased value is a sum of
 terms of its own size and loses no digits when n is much smaller than the width.
 """
 
-import dataclasses
+from __future__ import annotations
 
+import dataclasses
+from typing import TypeVar
+
+import jax
 import numpy as np
+from jaxtyping import Float
 
 ESTIMATORS = ("biased", "debiased")
+"""In the order of the last axis of arrays of estimates."""
+
 MIN_ROWS = 4
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
+
+AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 
 class UndefinedSimilarity(ValueError):
@@ -20,34 +29,46 @@ class UndefinedSimilarity(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """What one pair of states contributes: HSIC terms whole and with each row left out.
+    """HSIC terms of one pair of states, whole and with each row left out.
 
-    `biased`, `debiased`: [...] float64, unnormalised `h` and `u`; `biased_loo`, `debiased_loo`: [..., n], the
-    same quantities of the n samples of n - 1 rows; `noise`: [...], the float32 rounding level of `debiased`.
+    Attributes:
+      biased: [...] float64, the unnormalised `h`.
+      debiased: [...] float64, the unnormalised `u`.
+      biased_loo: [..., n], `h` of the n samples of n - 1 rows.
+      debiased_loo: [..., n], `u` of the same samples.
+      noise: [...], the float32 rounding level of `debiased`.
     """
 
-    biased: np.ndarray
-    debiased: np.ndarray
-    biased_loo: np.ndarray
-    debiased_loo: np.ndarray
-    noise: np.ndarray
+    biased: Float[np.ndarray, " ..."]
+    debiased: Float[np.ndarray, " ..."]
+    biased_loo: Float[np.ndarray, "... n"]
+    debiased_loo: Float[np.ndarray, "... n"]
+    noise: Float[np.ndarray, " ..."]
 
 
-def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> Products:
-    """HSIC of a pair of states, whole and leave-one-out, in closed form.
+def hsic_products(
+    g: Float[np.ndarray, "... n"],
+    r: Float[np.ndarray, "... n"],
+    s: Float[np.ndarray, "... n"],
+    cross: Float[np.ndarray, "... n"],
+) -> Products:
+    """Computes the HSIC of a pair of states, whole and leave-one-out, in closed form.
 
-    With rows centred on all n, `K 1 = 0`, so Song et al. (2012)'s unbiased form needs only the row sums: for the
-    whole `u = sum g - 2 r.s/(n-2) + R S/((n-1)(n-2))`, and without row i each of its three terms loses the row's
-    own part. The biased form re-centres: `C^(i) = C - n/(n-1) x_i y_i^T`.
+    With rows centred on all n, `K 1 = 0`, so the unbiased form needs only the row sums: for the whole
+    `u = sum g - 2 r.s/(n-2) + R S/((n-1)(n-2))`, and without row i each of its three terms loses the row's own part.
+    The biased form re-centres: `C^(i) = C - n/(n-1) x_i y_i^T`.
 
     Args:
-        g: [..., n] off-diagonal row sums of `K * L`.
-        r: [..., n] squared norms of the rows of X.
-        s: [..., n] squared norms of the rows of Y.
-        cross: [..., n] `(K s)_i + (L r)_i`.
+      g: [..., n] off-diagonal row sums of `K * L`.
+      r: [..., n] squared norms of the rows of X.
+      s: [..., n] squared norms of the rows of Y.
+      cross: [..., n] `(K s)_i + (L r)_i`.
 
     Returns:
-        The products; needs n >= 4 (n >= 5 for a meaningful `debiased_loo`).
+      The products; needs n >= 4 (n >= 5 for a meaningful `debiased_loo`).
+
+    References:
+      Song et al. 2012, "Feature selection via dependence maximization", equation 5.
     """
     n = g.shape[-1]
     rs = r * s
@@ -55,6 +76,7 @@ def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> 
     biased, debiased, noise = whole_products(g_all, rs_all, r_all * s_all, n)
     shrink = n / (n - 1)
     biased_loo = biased[..., None] - 2 * shrink * (g + rs) + shrink**2 * rs
+    # The three terms of `u` for the samples without row i.
     total = (r_all[..., None] - 2 * r) * (s_all[..., None] - 2 * s)
     inner = rs_all[..., None] - 3 * rs + cross + g
     m = n - 1
@@ -71,57 +93,65 @@ def products(g: np.ndarray, r: np.ndarray, s: np.ndarray, cross: np.ndarray) -> 
 def whole_products(
     off: np.ndarray, diagonal: np.ndarray, traces: np.ndarray, n: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HSIC of all n rows: `h`, `u` and the float32 rounding level of `u`.
+    """Computes the HSIC of all n rows: `h`, `u` and the float32 rounding level of `u`.
 
     Args:
-        off: [...] `sum_{i != j} K_ij L_ij`.
-        diagonal: [...] `r . s`.
-        traces: [...] `(sum r) (sum s)`.
-        n: number of rows, at least 3.
+      off: [...] `sum_{i != j} K_ij L_ij`.
+      diagonal: [...] `r . s`.
+      traces: [...] `(sum r) (sum s)`.
+      n: number of rows, at least 3.
     """
     inner, outer = 2 * diagonal / (n - 2), traces / ((n - 1) * (n - 2))
     return off + diagonal, off - inner + outer, 16 * FLOAT32_EPS * (np.abs(off) + inner + outer)
 
 
-def reasons(
+def undefined_reasons(
     estimator: str, flat: tuple[np.ndarray, np.ndarray], vanishing: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """[...] why an estimator has no value, in words; "" where it has one.
+    """Says why an estimator has no value.
 
     Args:
-        estimator: one of `ESTIMATORS`.
-        flat: for sides a and b, [...] bool: a state without variance.
-        vanishing: for sides a and b, [...] bool: debiased self-similarity is rounding. It is the squared norm of the
-            U-centred Gram, zero for equidistant rows.
+      estimator: one of `ESTIMATORS`.
+      flat: for sides a and b, [...] bool: the state has no variance.
+      vanishing: for sides a and b, [...] bool: the debiased self-similarity is rounding. It is the squared norm of
+        the U-centred Gram matrix, which is zero for equidistant rows.
+
+    Returns:
+      [...] the reasons in words; "" where there is a value.
     """
-    flawed = {"no variance in": flat}
+    flaws = {"no variance in": flat}
     if estimator == "debiased":
-        flawed = {"debiased self-similarity is not positive in": vanishing} | flawed
+        flaws = {"debiased self-similarity is not positive in": vanishing} | flaws
     reason = np.full(np.broadcast_shapes(flat[0].shape, flat[1].shape), "", dtype=object)
-    for words, (in_a, in_b) in flawed.items():
+    for words, (in_a, in_b) in flaws.items():
         for side, where in (("b", in_b), ("a", in_a), ("a and b", in_a & in_b)):
             reason[np.broadcast_to(where, reason.shape)] = f"{words} {side}"
     return reason
 
 
 def ratio(xy: np.ndarray, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:
-    """`xy / sqrt(xx yy)`; NaN where a self term is not positive."""
+    """Computes `xy / sqrt(xx yy)`; NaN where a self term is not positive."""
     positive = (xx > 0) & (yy > 0)
     return np.where(positive, xy / np.sqrt(np.where(positive, xx * yy, 1.0)), np.nan)
 
 
-def null_mean(r_all: np.ndarray, s_all: np.ndarray, h_xx: np.ndarray, h_yy: np.ndarray, n: int) -> np.ndarray:
-    """Mean biased CKA over all n! pairings of the rows: `R S / (n-1)` over the norms (debiased: exactly 0)."""
-    return ratio(r_all * s_all / (n - 1), h_xx, h_yy)
+def null_mean(
+    trace_a: np.ndarray, trace_b: np.ndarray, h_aa: np.ndarray, h_bb: np.ndarray, n: int | np.ndarray
+) -> np.ndarray:
+    """Computes the mean biased CKA over all n! pairings of the rows: `R S / (n-1)` over the norms.
+
+    The mean of the debiased one is exactly 0.
+    """
+    return ratio(trace_a * trace_b / (n - 1), h_aa, h_bb)
 
 
-def variance_missing(trace: np.ndarray, mean_square: np.ndarray, n: int, eps: float) -> np.ndarray:
-    """Whether `tr C <= (8 eps)^2 n |mu|^2`: the spread is rounding of the offset, CKA would be 0/0.
+def variance_missing(trace: AnyArray, mean_square: AnyArray, n: int | AnyArray, eps: float) -> AnyArray:
+    """Tells whether `tr C <= (8 eps)^2 n |mu|^2`: then the spread is rounding of the offset, and CKA would be 0/0.
 
     Args:
-        trace: `tr C`, the sum of squared norms of the centred rows.
-        mean_square: `|mu|^2` in the same unit.
-        n: number of rows.
-        eps: machine epsilon of the dtype in which the states were stored.
+      trace: `tr C`, the sum of the squared norms of the centred rows.
+      mean_square: `|mu|^2` in the same unit.
+      n: number of rows.
+      eps: machine epsilon of the dtype in which the states were stored.
     """
     return trace <= (8 * eps) ** 2 * n * mean_square

@@ -3,8 +3,11 @@
 Rows are never resampled with replacement: copies of a row enter the off-diagonal pairs and undo the debiasing.
 """
 
+from __future__ import annotations
+
 import numpy as np
-from scipy import stats
+from jaxtyping import Float
+from scipy.special import stdtrit
 
 from mossa_jax.similarity.estimators import ratio
 
@@ -12,22 +15,24 @@ LEVEL = 0.95
 _RESOLUTION = 1e-6
 
 
-def jackknife_error(value: np.ndarray, whole: tuple, left_out: tuple) -> np.ndarray:
-    """Jackknife standard error of `xy / sqrt(xx yy)`.
+def jackknife_error(
+    value: Float[np.ndarray, " ..."], whole: tuple[np.ndarray, ...], left_out: tuple[np.ndarray, ...]
+) -> Float[np.ndarray, " ..."]:
+    """Computes the jackknife standard error of `xy / sqrt(xx yy)`.
 
     Args:
-        value: [...] the ratio of all rows.
-        whole: `(xy, xx, yy)`, each [...], of all rows.
-        left_out: the same three with each row left out, each [..., n].
+      value: [...] the ratio over all rows.
+      whole: `(xy, xx, yy)`, each [...], over all rows.
+      left_out: the same three with each row left out, each [..., n].
 
     Returns:
-        [...] standard errors, finite wherever `value` is.
+      [...] standard errors, finite wherever `value` is.
     """
     n = left_out[0].shape[-1]
     xy, xx, yy = (np.where(np.isfinite(value), w, 1.0)[..., None] for w in whole)
-    # Where one row carries a state, what is left without it may have no ratio: linearise it there.
+    # If one row carries a state, what is left without it may have no ratio: there the ratio is linearised.
     floor = 1e-6
-    steady = (left_out[1] > floor * xx) & (left_out[2] > floor * yy)
+    steady = (left_out[1] > floor * xx) & (left_out[2] > floor * yy)  # [..., n]
     exact = ratio(left_out[0], np.where(steady, left_out[1], 1.0), np.where(steady, left_out[2], 1.0))
     slope = (left_out[0] - xy) / np.sqrt(xx * yy) - xy / np.sqrt(xx * yy) / 2 * (
         (left_out[1] - xx) / xx + (left_out[2] - yy) / yy
@@ -39,21 +44,26 @@ def jackknife_error(value: np.ndarray, whole: tuple, left_out: tuple) -> np.ndar
     return np.where(np.isfinite(value), np.sqrt((n - 1) / n * spread), np.nan)
 
 
-def interval(value: np.ndarray, error: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval by Student's quantile on Fisher's z scale; it contains the value and stays within -1 and 1.
+def confidence_interval(
+    value: Float[np.ndarray, " ..."], error: Float[np.ndarray, " ..."], n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes a 95 % interval by Student's quantile on Fisher's z scale; it contains the value, within -1 and 1.
 
     On the plain scale intervals of 12 to 30 rows covered 91 to 93 % of synthetic truths, on this one 94 to 96 %;
     from 200 rows on the two agree.
 
     Args:
-        value: [...] CKA.
-        error: [...] its standard error.
-        n: rows.
+      value: [...] CKA.
+      error: [...] its standard error.
+      n: rows.
+
+    Returns:
+      Lower and upper ends, each [...].
     """
-    # Nearer to 1 than the sums are exact to, the z scale would stretch rounding over the whole range.
+    # Closer to 1 than the sums are exact to, the z scale would stretch rounding over the whole range.
     inside = np.clip(np.where(np.abs(value) < 1, value, 0.0), _RESOLUTION - 1, 1 - _RESOLUTION)
-    reach = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error / (1 - inside**2)
-    low, high = np.tanh(np.arctanh(inside) - reach), np.tanh(np.arctanh(inside) + reach)
-    # At 1 (the same state twice) the interval is the point; elsewhere undo rounding of tanh.
+    half_width = stdtrit(n - 1, (1 + LEVEL) / 2) * error / (1 - inside**2)
+    low, high = np.tanh(np.arctanh(inside) - half_width), np.tanh(np.arctanh(inside) + half_width)
+    # At 1 (the same state twice) the interval is a point; elsewhere rounding of tanh is undone.
     at_end = ~(np.abs(value) < 1)
     return np.where(at_end, value, np.minimum(low, value)), np.where(at_end, value, np.maximum(high, value))

@@ -3,64 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
 
-from mossa_jax.errors import Refusal
-
-
-def check(states: jax.Array, valid: np.ndarray) -> None:
-    """Raises Refusal 3 unless states are floating [M, K, n, D] and valid is [n] bool."""
-    if states.ndim != 4 or not jnp.issubdtype(states.dtype, jnp.floating):
-        raise Refusal(3, f"states are {states.dtype}{list(states.shape)}; give floating [models, layers, rows, width]")
-    if valid.shape != states.shape[2:3] or valid.dtype != bool:
-        raise Refusal(3, f"valid is {valid.dtype}{list(valid.shape)}; give one bool for each of {states.shape[2]} rows")
+Tree = TypeVar("Tree")
 
 
-def mesh_of(states: jax.Array) -> Mesh | None:
-    """The mesh on which the states lie, None on a single device."""
-    mesh = states.sharding.mesh if isinstance(states.sharding, NamedSharding) else None
-    return mesh if mesh is not None and mesh.size > 1 else None
-
-
-def kept_rows(states: jax.Array, valid: jax.Array) -> jax.Array:
-    """[n] bool: the valid rows that are finite in every model and layer."""
+def counted_rows(states: Float[Array, "M K n D"], valid: Bool[Array, " n"]) -> Bool[Array, " n"]:
+    """Returns which rows count: the valid ones that are finite in every model and layer."""
     return valid & jnp.isfinite(states).all((0, 1, 3))
 
 
 def over_layers(
-    function: Callable[[jax.Array, jax.Array], Any], states: jax.Array, kept: jax.Array, mesh: Mesh | None
+    function: Callable[[jax.Array, jax.Array], Any],
+    states: Float[Array, "M K n D"],
+    kept: Bool[Array, " n"],
+    mesh: Mesh | None,
 ) -> Any:
     """Runs `function(states of one layer [M, n, D], kept [n])` for every layer; to be called under `jax.jit`.
 
-    On a mesh the rows' axis is given up for the layers' (an all-to-all, no device ever holds more than its share of
-    whole layers), so that a function may sort, factorise and compare rows as if it were alone.
+    On a mesh an all-to-all exchanges the sharding of the rows for one of the layers: no device ever holds more than
+    its share of whole layers, and the function may sort, factorise and compare rows as if it were alone.
 
     Args:
-        function: returns a pytree of arrays.
-        states: [M, K, n, D], sharded anyhow.
-        kept: [n] bool.
-        mesh: over which layers are dealt, or None.
+      function: returns a pytree of arrays.
+      states: [M, K, n, D], in any sharding.
+      kept: [n] bool.
+      mesh: the mesh that layers are dealt over, or None.
 
     Returns:
-        The function's pytree, each array with K layers as its first axis.
+      The function's pytree, each array with the K layers as its first axis.
     """
     layers = states.shape[1]
 
     def run(states: jax.Array, kept: jax.Array) -> Any:
-        def one(k: jax.Array) -> Any:
+        def one_layer(k: jax.Array) -> Any:
             return function(lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False), kept)
 
-        return lax.map(one, jnp.arange(states.shape[1]))
+        return lax.map(one_layer, jnp.arange(states.shape[1]))
 
     if mesh is None:
         return run(states, kept)
+    # Padded to a multiple of the devices, [M, K', n, D].
     states = jnp.pad(states, ((0, 0), (0, -layers % mesh.size), (0, 0), (0, 0)))
     dealt = jax.shard_map(
         run, mesh=mesh, in_specs=(P(None, mesh.axis_names), P()), out_specs=P(mesh.axis_names), check_vma=False
@@ -68,6 +58,6 @@ def over_layers(
     return jax.tree.map(lambda a: a[:layers], dealt(states, kept))
 
 
-def replicated(tree: Any, mesh: Mesh | None) -> Any:
-    """The same arrays whole on every device, so that every process can read them."""
+def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Puts the arrays whole on every device, so that every process can read them; to be called under `jax.jit`."""
     return lax.with_sharding_constraint(tree, NamedSharding(mesh, P())) if mesh else tree

@@ -1,9 +1,14 @@
 """CKA of every state (model and layer) against every other: exact, biased and debiased, for about the diagonal's price.
 
-A tile of the Gram matrices of all S states is made, `K_s = Z_s[I] Z_s[J]^T`, and contracted over its entries,
-`off += K K^T` [S, S]; only tiles of the upper half, nothing of size n x n. Rows are centred as a tile is taken, so that
+A tile of the Gram matrices of all S states is computed, `K_s = Z_s[I] Z_s[J]^T`, and contracted over its entries,
+`off += K K^T` [S, S]; only tiles of the upper half, and nothing of size n x n. Rows are centred as a tile is taken, so
 no centred copy of the states exists, and they stay where they are: a device gathers one tile of one state at a time.
+
+Shape letters: S states, n rows, m rows of one device, D width, I and J rows of a tile, c rows of a device's chunk of a
+tile.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
@@ -14,19 +19,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
-from mossa_jax.errors import Refusal
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.estimators import ESTIMATORS, MIN_ROWS, ratio, reasons, variance_missing, whole_products
+from mossa_jax.similarity.checks import check_states, mesh_of
+from mossa_jax.similarity.estimators import (
+    ESTIMATORS,
+    MIN_ROWS,
+    ratio,
+    undefined_reasons,
+    variance_missing,
+    whole_products,
+)
+from mossa_jax.similarity.kahan import add_compensated
+from mossa_jax.similarity.layerwise import replicate
 
 # The Gram blocks of all states at one tile: at least this many bytes, at most this share of what a device holds.
 BLOCK_BYTES = 64 << 20
 BLOCK_SHARE = 16
-# Up to so many entries of a block are contracted row by row, which is slower and exact to the last digit.
+# Blocks with at most this many entries are contracted row by row, which is slower and exact to the last digit.
 SMALL_BLOCK = 1 << 16
-# Larger ones in parts of at most so many entries of all states, which stay in a processor's cache.
-PART_ENTRIES = 1 << 21
+# Larger ones are contracted in slices of at most this many entries of all states, which stay in a processor's cache.
+SLICE_ENTRIES = 1 << 21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,37 +49,44 @@ class Matrix:
     """CKA of S states with one another; from states [M, K, n, D], state `m * K + k` is layer k of model m.
 
     Attributes:
-        biased: [S, S] float64, symmetric, 1 on the diagonal; NaN exactly where `undefined` is not empty.
-        debiased: [S, S] the same, signed, never clamped.
-        undefined: [S, S, 2] the reason in words, or ""; last axis in the order of `ESTIMATORS`.
-        participation_ratio: [S] `(tr C)^2 / tr C^2` of the covariance; NaN for a state without variance.
-        offset: [S] norm of the mean row over the root mean square norm of the centred rows.
-        n: rows that counted.
-        dropped: valid rows left out, in all states at once, as one of them was not finite.
+      biased: [S, S] float64, symmetric, 1 on the diagonal; NaN exactly where `undefined` is not empty.
+      debiased: [S, S] the same, signed, never clamped.
+      undefined: [S, S, 2] the reason in words, or ""; last axis in the order of `ESTIMATORS`.
+      participation_ratio: [S] `(tr C)^2 / tr C^2` of the covariance; NaN for a state without variance.
+      offset: [S] norm of the mean row over the root mean square norm of the centred rows.
+      n: rows that counted.
+      dropped: valid rows left out, in all states at once, because one of them was not finite.
     """
 
-    biased: np.ndarray
-    debiased: np.ndarray
+    biased: Float[np.ndarray, "S S"]
+    debiased: Float[np.ndarray, "S S"]
     undefined: np.ndarray
-    participation_ratio: np.ndarray
-    offset: np.ndarray
+    participation_ratio: Float[np.ndarray, " S"]
+    offset: Float[np.ndarray, " S"]
     n: int
     dropped: int
 
 
-class Sums(NamedTuple):
-    """Device results, replicated: `kept` [n] bool; `off` [S, S] off-diagonal sums; `r` [S, n] squared row norms;
-    `mean_square`, `exponent` [S] as in `gram.Centred`."""
+class MatrixSums(NamedTuple):
+    """Sums over the rows, replicated over the devices.
 
-    kept: jax.Array
-    off: jax.Array
-    r: jax.Array
-    mean_square: jax.Array
-    exponent: jax.Array
+    Attributes:
+      kept: [n] bool, the rows that count.
+      off: [S, S] off-diagonal sums.
+      r: [S, n] squared row norms.
+      mean_square: [S] as in `gram.Centred`.
+      exponent: [S] as in `gram.Centred`.
+    """
+
+    kept: Bool[Array, " n"]
+    off: Float[Array, "S S"]
+    r: Float[Array, "S n"]
+    mean_square: Float[Array, " S"]
+    exponent: Int[Array, " S"]
 
 
 def tile_rows(states: int, rows: int, width: int, devices: int) -> int:
-    """Rows of a gathered tile: as `gram.tile_size`, within the bytes that the blocks of all states may take."""
+    """Returns the rows of a gathered tile: as `gram.tile_size`, within the bytes that blocks of all states may take."""
     room = math.isqrt(_block_bytes(states, rows, width, devices) // (4 * states)) // 16 * 16
     return max(8, min(gram.tile_size(rows), room))
 
@@ -73,47 +95,41 @@ def _block_bytes(states: int, rows: int, width: int, devices: int) -> int:
     return max(BLOCK_BYTES, 4 * states * width * -(-rows // devices) // BLOCK_SHARE)
 
 
-def _add(total: tuple[jax.Array, jax.Array], more: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Kahan addition: (sum, what rounding has put into it too much)."""
-    value, excess = total
-    term = more - excess
-    new = value + term
-    # The barrier keeps the compiler from cancelling the compensation algebraically.
-    return new, (lax.optimization_barrier(new) - value) - term
-
-
-def _contract(blocks: jax.Array) -> jax.Array:
-    """`<K_s, K_t>` of Gram blocks [S, I, J] -> [S, S] float32."""
+def _contract(blocks: Float[Array, "S I J"]) -> Float[Array, "S S"]:
+    """Returns `<K_s, K_t>` of the Gram blocks of all pairs of states, float32."""
     states, rows, columns = blocks.shape
-    if rows * columns <= SMALL_BLOCK:  # in one go a backend may add up all entries one after the other
+    if rows * columns <= SMALL_BLOCK:  # in one product a backend may add up all entries one after the other
         return jnp.einsum("sij,tij->ist", blocks, blocks, precision=gram.EXACT).sum(0)
-    part = rows
-    while part % 2 == 0 and states * part * columns > PART_ENTRIES:
-        part //= 2
+    slice_rows = rows
+    while slice_rows % 2 == 0 and states * slice_rows * columns > SLICE_ENTRIES:
+        slice_rows //= 2
 
     def step(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        # With entries first the CPU's product needs no transposed copy of its own making.
-        entries = lax.dynamic_slice_in_dim(blocks, start, part, 1).reshape(states, -1).T
+        # With entries first, [entries, S], the CPU's product does not make a transposed copy.
+        entries = lax.dynamic_slice_in_dim(blocks, start, slice_rows, 1).reshape(states, -1).T
         return total + jnp.einsum("ks,kt->st", entries, entries, precision=gram.EXACT), None
 
-    return lax.scan(step, jnp.zeros((states, states), jnp.float32), jnp.arange(0, rows, part))[0]
+    return lax.scan(step, jnp.zeros((states, states), jnp.float32), jnp.arange(0, rows, slice_rows))[0]
 
 
-def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: int, mesh: Mesh | None) -> jax.Array:
-    """`sum_{i != j} K_s[i, j] K_t[i, j]` for all pairs of states, from this device's rows.
+def off_diagonal_sums(
+    x: Float[Array, "S m D"], kept: Bool[Array, " m"], by: gram.Centring, tile: int, mesh: Mesh | None
+) -> Float[Array, "S S"]:
+    """Computes `sum_{i != j} K_s[i, j] K_t[i, j]` for all pairs of states, from this device's rows.
 
-    Every device cuts its rows into as many chunks; chunk c of all devices together is tile c. A device multiplies its
-    rows of earlier chunks with the tile (these products count twice), and its own chunk c, without the diagonal.
+    Every device cuts its rows into the same number of chunks; chunk number b of all devices together is tile b. A
+    device multiplies its rows of earlier chunks with the tile (these products count twice), and its own chunk of the
+    tile without the diagonal.
 
     Args:
-        x: [S, m, D] this device's raw rows.
-        kept: [m] bool.
-        by: centring of all rows, leading axis S.
-        tile: rows of a tile.
-        mesh: over whose axes the rows are spread (this is one device's part), or None for one device.
+      x: [S, m, D] this device's raw rows.
+      kept: [m] bool.
+      by: centring of all rows, leading axis S.
+      tile: rows of a tile.
+      mesh: the mesh that the rows are spread over (this is one device's share), or None for one device.
 
     Returns:
-        [S, S] float32, of all devices.
+      [S, S] float32, over all devices.
     """
     states, m, width = x.shape
     axes, devices = (mesh.axis_names, mesh.size) if mesh else ((), 1)
@@ -122,32 +138,33 @@ def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: in
     slab = max(chunk, min(room, gram.MAX_TILE, m)) if mesh else chunk
     product = functools.partial(jnp.matmul, precision=gram.EXACT)
 
-    def rows(s: jax.Array, start: jax.Array, size: int, end: jax.Array) -> jax.Array:
-        """[size, D] centred rows from `start`, zero from `end` on; a window that would pass m starts earlier."""
+    def rows(s: jax.Array, start: jax.Array, size: int, end: jax.Array | int) -> jax.Array:
+        """Returns [size, D] centred rows from `start`, zero from `end` on; a window that passes m starts earlier."""
         first = jnp.minimum(start, m - size)
         at = first + jnp.arange(size)
         counted = lax.dynamic_slice_in_dim(kept, first, size) & (at >= start) & (at < end)
         raw = lax.dynamic_slice(x, (s, first, 0), (1, size, width))
         return gram.centred_rows(raw, counted, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, s, 1), by))[0]
 
-    def gathered(s: jax.Array, c: jax.Array) -> jax.Array:
-        """[tile, D] centred rows of tile c."""
-        own = rows(s, c * chunk, chunk, m)
+    def gathered(s: jax.Array, b: jax.Array) -> jax.Array:
+        """Returns the [tile, D] centred rows of tile b."""
+        own = rows(s, b * chunk, chunk, m)
         return lax.all_gather(own, axes, tiled=True) if mesh else own
 
-    def with_itself(c: jax.Array) -> jax.Array:
-        """This device's chunk of tile c with the tile, without the diagonal."""
+    def with_itself(b: jax.Array) -> jax.Array:
+        """Contracts this device's chunk of tile b with the tile, without the diagonal: [S, S]."""
         if mesh or chunk % 2 or chunk**2 <= SMALL_BLOCK:
-            place = lax.axis_index(axes) * chunk if mesh else 0
-            diagonal = place + jnp.arange(chunk)[:, None] == jnp.arange(chunk * devices)
+            first = lax.axis_index(axes) * chunk if mesh else 0
+            diagonal = first + jnp.arange(chunk)[:, None] == jnp.arange(chunk * devices)  # [c, tile]
 
             def whole(s: jax.Array) -> jax.Array:
-                return jnp.where(diagonal, 0, product(rows(s, c * chunk, chunk, m), gathered(s, c).T))
+                return jnp.where(diagonal, 0, product(rows(s, b * chunk, chunk, m), gathered(s, b).T))
 
             return _contract(lax.map(whole, jnp.arange(states)))
 
+        # On one device a tile is symmetric: two diagonal quarters, and one other that counts twice.
         def halves(s: jax.Array) -> tuple[jax.Array, jax.Array]:
-            first, second = jnp.split(gathered(s, c), 2)
+            first, second = jnp.split(gathered(s, b), 2)
             own = jnp.stack([product(first, first.T), product(second, second.T)])
             own = own * (1 - jnp.eye(chunk // 2, dtype=jnp.float32))
             return own.reshape(chunk, chunk // 2), product(first, second.T)
@@ -155,32 +172,35 @@ def off_diagonal_sums(x: jax.Array, kept: jax.Array, by: gram.Centring, tile: in
         own, across = lax.map(halves, jnp.arange(states))
         return _contract(own) + 2 * _contract(across)
 
-    def step(total: tuple[jax.Array, jax.Array], c: jax.Array):
-        def earlier(b: jax.Array, total: tuple[jax.Array, jax.Array]):
-            def one(s: jax.Array) -> jax.Array:
-                return product(rows(s, b * slab, slab, c * chunk), gathered(s, c).T)
+    def step(total: tuple[jax.Array, jax.Array], b: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        def earlier(at: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            def block(s: jax.Array) -> jax.Array:
+                return product(rows(s, at * slab, slab, b * chunk), gathered(s, b).T)  # [slab, tile]
 
-            return _add(total, 2 * _contract(lax.map(one, jnp.arange(states))))
+            return add_compensated(*total, 2 * _contract(lax.map(block, jnp.arange(states))))
 
-        return lax.fori_loop(0, (c * chunk + slab - 1) // slab, earlier, _add(total, with_itself(c))), None
+        total = add_compensated(*total, with_itself(b))
+        return lax.fori_loop(0, (b * chunk + slab - 1) // slab, earlier, total), None
 
     zero = jnp.zeros((states, states), jnp.float32)
-    value, excess = lax.scan(step, (zero, zero), jnp.arange(-(-m // chunk)))[0]
-    return lax.psum(value - excess, axes) if mesh else value - excess
+    value, carry = lax.scan(step, (zero, zero), jnp.arange(-(-m // chunk)))[0]
+    return lax.psum(value - carry, axes) if mesh else value - carry
 
 
 @functools.partial(jax.jit, static_argnames=("tile", "mesh"))
-def sums(states: jax.Array, valid: jax.Array, *, tile: int, mesh: Mesh | None) -> Sums:
-    """Everything of the matrix that needs the rows, in one program.
+def matrix_sums(
+    states: Float[Array, "... n D"], valid: Bool[Array, " n"], *, tile: int, mesh: Mesh | None
+) -> MatrixSums:
+    """Computes everything of the matrix that needs the rows, in one program.
 
     Args:
-        states: [..., n, D] floating; the leading axes together are the S states.
-        valid: [n] bool.
-        tile: rows of a tile.
-        mesh: the mesh over whose axes the rows are spread, or None for one device.
+      states: [..., n, D] floating; the leading axes together are the S states.
+      valid: [n] bool.
+      tile: rows of a tile.
+      mesh: the mesh that the rows are spread over, or None for one device.
     """
     n = states.shape[-2]
-    states = states.reshape(-1, *states.shape[-2:])
+    states = states.reshape(-1, *states.shape[-2:])  # [S, n, D]
 
     def finite(kept: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
         return kept & jnp.isfinite(lax.dynamic_index_in_dim(states, s, keepdims=False)).all(1), None
@@ -190,13 +210,13 @@ def sums(states: jax.Array, valid: jax.Array, *, tile: int, mesh: Mesh | None) -
         states = jnp.pad(states, ((0, 0), (0, -n % mesh.size), (0, 0)))
         kept = jnp.pad(kept, (0, -n % mesh.size))
 
-    def one(s: jax.Array) -> tuple[gram.Centring, jax.Array]:
-        x = lax.dynamic_index_in_dim(states, s, 0)
+    def one_state(s: jax.Array) -> tuple[gram.Centring, jax.Array]:
+        x = lax.dynamic_index_in_dim(states, s, 0)  # [1, n, D]
         by = gram.centring(x, kept)
         r = jnp.square(gram.centred_rows(x, kept, by)).sum(2)
         return jax.tree.map(lambda a: a[0], by), r[0]
 
-    by, r = lax.map(one, jnp.arange(states.shape[0]))
+    by, r = lax.map(one_state, jnp.arange(states.shape[0]))
     if mesh:
         whole, spread = PartitionSpec(), PartitionSpec(mesh.axis_names)
         run = jax.shard_map(
@@ -209,70 +229,63 @@ def sums(states: jax.Array, valid: jax.Array, *, tile: int, mesh: Mesh | None) -
         off = run(states, kept, by)
     else:
         off = off_diagonal_sums(states, kept, by, tile, None)
-    result = Sums(kept[:n], off, r[:, :n], by.mean_square, by.exponent)
-    return lax.with_sharding_constraint(result, NamedSharding(mesh, PartitionSpec())) if mesh else result
+    return replicate(MatrixSums(kept[:n], off, r[:, :n], by.mean_square, by.exponent), mesh)
 
 
-def cka_matrix(states: jax.Array, valid: np.ndarray | jax.Array) -> Matrix:
-    """Exact linear CKA of every state against every other.
+def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -> Matrix:
+    """Computes exact linear CKA of every state against every other.
 
-    On a mesh the rows stay spread: beside its own a device holds one gathered tile of one state and the tile's Gram
-    blocks (`BLOCK_BYTES` or a sixteenth of its own rows, whichever is more). Where n is no multiple of the number of
+    On a mesh the rows stay spread: beside its own rows a device holds one gathered tile of one state and the tile's
+    Gram blocks (`BLOCK_BYTES` or a sixteenth of its own rows, whichever is more). If n is no multiple of the number of
     devices, the rows are copied once to be padded.
 
     Args:
-        states: [M, K, n, D] or [S, n, D] floating; if sharded by `NamedSharding`, the work is dealt over its mesh.
-        valid: [n] bool, rows that are no padding; on the host or replicated.
+      states: [M, K, n, D] or [S, n, D] floating; if sharded by `NamedSharding`, the work is dealt over its mesh.
+      valid: [n] bool, rows that are no padding; on the host or replicated.
 
     Raises:
-        Refusal: code 3, arguments that do not fit.
+      Refusal: 3 for arguments that do not fit.
     """
     if not isinstance(states, jax.Array):
         states = jnp.asarray(states)
-    if states.ndim not in (3, 4) or not jnp.issubdtype(states.dtype, jnp.floating):
-        raise Refusal(
-            3, f"states are {states.dtype}{list(states.shape)}; give floating [models, layers, rows, width] or 3-d"
-        )
     valid = np.asarray(valid)
+    check_states(states, valid, may_be_flat=True)
+    mesh = mesh_of(states)
     rows, width = states.shape[-2:]
-    if valid.shape != states.shape[-2:-1] or valid.dtype != bool:
-        raise Refusal(3, f"valid is {valid.dtype}{list(valid.shape)}; give one bool for each of {rows} rows")
-    mesh = states.sharding.mesh if isinstance(states.sharding, NamedSharding) else None
-    mesh = mesh if mesh is not None and mesh.size > 1 else None
-    eps = float(jnp.finfo(states.dtype).eps)
     tile = tile_rows(math.prod(states.shape[:-2]), rows, width, mesh.size if mesh else 1)
-    found = Sums(*(np.asarray(a) for a in sums(states, valid, tile=tile, mesh=mesh)))
-    return _combine(found, int(valid.sum()), eps)
+    sums = jax.tree.map(np.asarray, matrix_sums(states, valid, tile=tile, mesh=mesh))
+    return _combine(sums, int(valid.sum()), float(jnp.finfo(states.dtype).eps))
 
 
-def _combine(found: Sums, valid_rows: int, eps: float) -> Matrix:
-    """Both estimates from the device's sums, in float64; `eps` of the stored states."""
-    n = int(found.kept.sum())
-    count = found.r.shape[0]
-    r = found.r[:, found.kept].astype(np.float64)
-    trace = r.sum(1)
-    mean_square = found.mean_square.astype(np.float64) * 4.0 ** -found.exponent.astype(np.float64)
+def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
+    """Combines the sums of the devices in float64; `eps` is that of the stored states."""
+    kept = np.asarray(sums.kept)
+    n = int(kept.sum())
+    r = np.asarray(sums.r)[:, kept].astype(np.float64)  # [S, n]
+    count = r.shape[0]
+    trace = r.sum(1)  # [S]
+    mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         offset = np.sqrt(mean_square * n / trace)
     values = {name: np.full((count, count), np.nan) for name in ESTIMATORS}
     undefined = np.full((count, count, len(ESTIMATORS)), f"{n} finite rows; at least {MIN_ROWS} are needed", object)
-    participation = np.full(count, np.nan)
+    participation_ratio = np.full(count, np.nan)
     if n >= MIN_ROWS:
-        off = found.off.astype(np.float64)
+        off = np.asarray(sums.off, np.float64)
         off = (off + off.T) / 2
-        biased, debiased, noise = whole_products(off, r @ r.T, np.outer(trace, trace), n)
-        flat = variance_missing(trace, mean_square, n, eps)
+        biased, debiased, noise = whole_products(off, r @ r.T, np.outer(trace, trace), n)  # each [S, S]
+        is_flat = variance_missing(trace, mean_square, n, eps)
         vanishing = np.diag(debiased) <= np.diag(noise)
         with np.errstate(divide="ignore", invalid="ignore"):
-            participation = np.where(flat, np.nan, trace**2 / np.diag(biased))
-        for e, (name, own) in enumerate(zip(ESTIMATORS, (biased, debiased), strict=True)):
-            undefined[..., e] = reasons(name, (flat[:, None], flat), (vanishing[:, None], vanishing))
-            value = ratio(own, np.diag(own)[:, None], np.diag(own))
+            participation_ratio = np.where(is_flat, np.nan, trace**2 / np.diag(biased))
+        for e, (name, products) in enumerate(zip(ESTIMATORS, (biased, debiased), strict=True)):
+            undefined[..., e] = undefined_reasons(name, (is_flat[:, None], is_flat), (vanishing[:, None], vanishing))
+            value = ratio(products, np.diag(products)[:, None], np.diag(products))
             values[name] = np.where(undefined[..., e] == "", value, np.nan)
     return Matrix(
         **values,
         undefined=undefined,
-        participation_ratio=participation,
+        participation_ratio=participation_ratio,
         offset=offset,
         n=n,
         dropped=valid_rows - n,

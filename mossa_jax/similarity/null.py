@@ -1,4 +1,6 @@
-"""The permutation null of CKA: the rows of one side are re-paired at random, nothing is forwarded again."""
+"""The permutation null of CKA: the rows of one side are re-paired at random, and no model runs again."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -6,78 +8,82 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 # Three bfloat16 passes on a TPU: errors of 1e-6 cannot move a p-value.
 PRECISE = lax.Precision.HIGH
-# Few rows of wide states: gathering n^2 entries of kept Grams beats the 2 n D^2 operations of X^T P Y. Measured on a
-# CPU, one gathered entry costs about as much as 100 to 150 operations; above MAX_GRAM_ROWS (64 MiB a model) the
-# Gram is never kept.
+# Few rows of wide states: gathering n^2 entries of kept Gram matrices beats the 2 n D^2 operations of X^T P Y. On a
+# CPU one gathered entry was measured to cost about as much as 100 to 150 operations; above MAX_GRAM_ROWS (64 MiB per
+# model) Gram matrices are never kept.
 GATHER_COST = 64
 MAX_GRAM_ROWS = 4096
 
 
-def draw_ranks(valid: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Random ranks of the valid rows, one independent permutation a line; padding does not change the draw.
+def draw_ranks(valid: Bool[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, "R n"]:
+    """Draws random ranks of the valid rows, one independent permutation per row; padding does not change the draw.
 
     Returns:
-        [count, n] int32; -1 in slots that are not valid.
+      [R, n] int32 with R = `count`; -1 in slots that are not valid.
     """
     ranks = np.full((count, valid.shape[0]), -1, np.int32)
     rows = int(valid.sum())
     if count:
-        lines = np.tile(np.arange(rows, dtype=np.int32), (count, 1))
-        ranks[:, valid] = np.random.default_rng(seed).permuted(lines, axis=1)
+        ordered = np.tile(np.arange(rows, dtype=np.int32), (count, 1))
+        ranks[:, valid] = np.random.default_rng(seed).permuted(ordered, axis=1)
     return ranks
 
 
-def permutations(ranks: jax.Array, kept: jax.Array) -> jax.Array:
+def permutations(ranks: Int[Array, "R n"], kept: Bool[Array, " n"]) -> Int[Array, "R n"]:
     """Turns ranks into permutations of the kept slots; other slots stay among themselves.
 
     Args:
-        ranks: [R, n] int32.
-        kept: [n] bool.
+      ranks: [R, n] int32.
+      kept: [n] bool.
 
     Returns:
-        [R, n] int32: line p pairs slot i with slot `p[i]`.
+      [R, n] int32: permutation p pairs slot i with slot `p[i]`.
     """
     if ranks.shape[0] == 0:
         return jnp.zeros(ranks.shape, jnp.int32)
-    home = jnp.argsort(~kept, stable=True)
-    drawn = jnp.argsort(jnp.where(kept, ranks, jnp.iinfo(jnp.int32).max), axis=1, stable=True)
+    home = jnp.argsort(~kept, stable=True)  # [n], kept slots first
+    drawn = jnp.argsort(jnp.where(kept, ranks, jnp.iinfo(jnp.int32).max), axis=1, stable=True)  # [R, n]
     return jnp.zeros_like(drawn).at[:, home].set(drawn).astype(jnp.int32)
 
 
 def permuted_products(
-    x: jax.Array, r: jax.Array, permutations: jax.Array, pairs: Sequence[tuple[int, int]]
-) -> jax.Array:
-    """`<K_a, P K_b P^T> = |X_a^T P X_b|^2` and `r_a . P r_b` for each permutation and pair.
+    x: Float[Array, "M n D"],
+    r: Float[Array, "M n"],
+    permutations: Int[Array, "R n"],
+    pairs: Sequence[tuple[int, int]],
+) -> Float[Array, "P 2 R"]:
+    """Computes `<K_a, P K_b P^T> = |X_a^T P X_b|^2` and `r_a . P r_b` for each permutation and pair.
 
-    Both forms are exact; the cheaper one is chosen from n and D.
+    Both forms of the first are exact; n and D decide which one is cheaper.
 
     Args:
-        x: [M, n, D] float32 centred rows.
-        r: [M, n] their squared norms.
-        permutations: [R, n] int32.
-        pairs: pairs (a, b) of models.
+      x: [M, n, D] float32 centred rows.
+      r: [M, n] their squared norms.
+      permutations: [R, n] int32.
+      pairs: pairs (a, b) of models.
 
     Returns:
-        [P, 2, R] float32.
+      [P, 2, R] float32.
     """
     if permutations.shape[0] == 0:
         return jnp.zeros((len(pairs), 2, 0), jnp.float32)
 
     n, width = x.shape[1:]
     keep_grams = n <= MAX_GRAM_ROWS and GATHER_COST * n <= width**2
-    grams = jnp.einsum("mid,mjd->mij", x, x, precision=PRECISE) if keep_grams else None
+    grams = jnp.einsum("mid,mjd->mij", x, x, precision=PRECISE) if keep_grams else None  # [M, n, n]
 
     def step(_: None, permutation: jax.Array) -> tuple[None, jax.Array]:
         values = []
         for a, b in pairs:
-            if keep_grams:
-                terms = grams[a] * grams[b][permutation][:, permutation]
+            if grams is not None:
+                terms = grams[a] * grams[b][permutation][:, permutation]  # [n, n]
             else:
-                terms = jnp.square(jnp.einsum("id,ie->de", x[a], x[b][permutation], precision=PRECISE))
+                terms = jnp.square(jnp.einsum("id,ie->de", x[a], x[b][permutation], precision=PRECISE))  # [D, D]
             values.append(jnp.stack([terms.sum(0).sum(), r[a] @ r[b][permutation]]))
-        return None, jnp.stack(values)
+        return None, jnp.stack(values)  # [P, 2]
 
     return jnp.moveaxis(lax.scan(step, None, permutations)[1], 0, 2)

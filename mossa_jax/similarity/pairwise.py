@@ -1,4 +1,6 @@
-"""Exact linear CKA of two arrays of any widths: the function for data of one's own."""
+"""Exact linear CKA of two arrays of any widths: the function for one's own data."""
+
+from __future__ import annotations
 
 import functools
 from typing import NamedTuple
@@ -6,11 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
-from mossa_jax.errors import Refusal
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.similarity import gram
+from mossa_jax.similarity.checks import mesh_of
 from mossa_jax.similarity.estimators import (
     ESTIMATORS,
     MIN_ROWS,
@@ -19,6 +22,7 @@ from mossa_jax.similarity.estimators import (
     variance_missing,
     whole_products,
 )
+from mossa_jax.similarity.layerwise import replicate
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
 # strips of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.
@@ -27,38 +31,45 @@ OWN_STRIPS = 4
 
 
 class PairSums(NamedTuple):
-    """`off` [3, *] parts of the HSIC of (x, y), (x, x), (y, y): off-diagonal by Gram tiles, whole by features.
+    """Sums over the rows of two arrays x and y, replicated over the devices.
 
-    `r`, `s` [n] squared row norms, followed by zeros; `mean_square`, `exponent` [2] as in `gram.Centred`; `finite` []
-    bool.
+    Attributes:
+      off: [3, *] terms of the HSIC of (x, y), (x, x), (y, y), to be summed: off-diagonal by Gram tiles, whole by
+        features.
+      r: [n] squared row norms of x, followed by zeros.
+      s: [n] the same of y.
+      mean_square: [2] as in `gram.Centred`.
+      exponent: [2] as in `gram.Centred`.
+      finite: [] bool.
     """
 
-    off: jax.Array
-    r: jax.Array
-    s: jax.Array
-    mean_square: jax.Array
-    exponent: jax.Array
-    finite: jax.Array
+    off: Float[Array, "3 *"]
+    r: Float[Array, " n"]
+    s: Float[Array, " n"]
+    mean_square: Float[Array, " 2"]
+    exponent: Int[Array, " 2"]
+    finite: Bool[Array, ""]
 
 
-def _squares(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Row sums of `(x^T y)^2`, [D]."""
+def _squares(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"]) -> Float[Array, " Dx"]:
+    """Returns the row sums of `(x^T y)^2`."""
     return jnp.square(jnp.matmul(x.T, y, precision=gram.EXACT)).sum(1)
 
 
-def _own_squares(x: jax.Array) -> jax.Array:
-    """Parts of `|x^T x|^2`, to be summed: strips from the diagonal on, so that half of the product is not made."""
+def _own_squares(x: Float[Array, "n D"]) -> Float[Array, " ..."]:
+    """Returns terms of `|x^T x|^2`, to be summed: strips from the diagonal on, which is half of the product."""
     width = -(-x.shape[1] // OWN_STRIPS) if x.shape[1] >= 128 * OWN_STRIPS else x.shape[1]
-    parts = []
+    terms = []
     for start in range(0, x.shape[1], width):
         strip = x[:, start : start + width]
         square = jnp.square(jnp.matmul(strip.T, x[:, start:], precision=gram.EXACT))
-        parts.append(square.sum(1) + square[:, strip.shape[1] :].sum(1))
-    return jnp.concatenate(parts)
+        # What stands right of the diagonal block stands for its mirror image too.
+        terms.append(square.sum(1) + square[:, strip.shape[1] :].sum(1))
+    return jnp.concatenate(terms)
 
 
 @functools.partial(jax.jit, static_argnames=("use_gram", "mesh"))
-def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None) -> PairSums:
+def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bool, mesh: Mesh | None) -> PairSums:
     n = x.shape[0]
     tile = gram.tile_size(n)
     kept = jnp.arange(n + (-n % tile if use_gram else 0)) < n
@@ -71,14 +82,14 @@ def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None)
     a, b = centred(x), centred(y)
     x0, y0 = a.rows[0], b.rows[0]
     if use_gram:
-        rows = jnp.concatenate([a.rows, b.rows])
+        rows = jnp.concatenate([a.rows, b.rows])  # [2, n, D]
         tiles = jnp.asarray(gram.tile_pairs(kept.shape[0] // tile, 1))
         off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)
     else:
-        parts = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
-        longest = max(p.shape[0] for p in parts)
-        off = jnp.stack([jnp.pad(p, (0, longest - p.shape[0])) for p in parts])
-    result = PairSums(
+        terms = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
+        longest = max(t.shape[0] for t in terms)
+        off = jnp.stack([jnp.pad(t, (0, longest - t.shape[0])) for t in terms])
+    sums = PairSums(
         off=off,
         r=jnp.square(x0).sum(1),
         s=jnp.square(y0).sum(1),
@@ -86,27 +97,26 @@ def _pair_sums(x: jax.Array, y: jax.Array, *, use_gram: bool, mesh: Mesh | None)
         exponent=jnp.concatenate([a.exponent, b.exponent]),
         finite=jnp.isfinite(x).all() & jnp.isfinite(y).all(),
     )
-    if mesh:
-        result = lax.with_sharding_constraint(result, NamedSharding(mesh, PartitionSpec()))
-    return result
+    return replicate(sums, mesh)
 
 
 def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Array, float]:
-    """The rows as the device takes them, and the epsilon below which their spread is rounding."""
+    """Returns the rows as the device takes them, and the epsilon below which their spread is rounding."""
     if not isinstance(x, jax.Array):
         x = np.asarray(x)
     if x.ndim != 2:
-        raise Refusal(3, f"{name} has shape {list(x.shape)}; give a two-dimensional array [rows, width]")
+        raise Refusal(BAD_INPUT, f"{name} has shape {list(x.shape)}; give a two-dimensional array [rows, width]")
     if x.shape[0] < MIN_ROWS or x.shape[1] == 0:
-        raise Refusal(3, f"{name} has shape {list(x.shape)}; CKA needs at least {MIN_ROWS} rows and one column")
+        raise Refusal(BAD_INPUT, f"{name} has shape {list(x.shape)}; give at least {MIN_ROWS} rows and one column")
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != np.float64:
         return x, float(jnp.finfo(x.dtype).eps)
     if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise Refusal(3, f"{name} has dtype {x.dtype}; give real numbers")
-    # Float64 has digits that the device's float32 would cut, and they matter under an offset: centre here.
+        raise Refusal(BAD_INPUT, f"{name} has dtype {x.dtype}; give real numbers")
+    # Float64 has digits that the device's float32 would cut, and they matter under an offset: it is centred here.
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
-        raise Refusal(3, f"{name} has {int((~np.isfinite(x)).any(1).sum())} rows that are not finite; leave them out")
+        bad = int((~np.isfinite(x)).any(1).sum())
+        raise Refusal(BAD_INPUT, f"{name} has {bad} rows that are not finite; leave them out")
     peak = np.abs(x).max()
     x = np.ldexp(x, -np.frexp(peak)[1])
     mean = x.mean(0)
@@ -118,39 +128,48 @@ def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Arr
 
 
 def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "debiased") -> float:
-    """Exact linear CKA of two sets of paired rows; signed, never clamped.
+    """Computes exact linear CKA of two sets of paired rows; signed, never clamped.
 
     Args:
-        x: [n, D_x] real array, NumPy or JAX, n >= 4.
-        y: [n, D_y] real array; D_y may differ.
-        estimator: `"debiased"` (about 0 for independent data at any width) or `"biased"` (Kornblith et al. 2019,
-            the one of the MOSSA paper; near 1 for independent data once D is much larger than n).
+      x: [n, D_x] real array, NumPy or JAX, n >= 4.
+      y: [n, D_y] real array; D_y may differ.
+      estimator: `"debiased"` (about 0 for independent data at any width) or `"biased"` (Kornblith et al. 2019, the
+        one of the MOSSA paper; near 1 for independent data once D is much larger than n).
 
     Returns:
-        The value; within 1e-6 of float64.
+      The value, within 1e-6 of float64.
 
     Raises:
-        UndefinedSimilarity: a side has no variance, or its debiased self-similarity is not positive.
-        Refusal: code 2 for an unknown estimator; 3 for differing n, fewer than 4 rows, non-finite rows, wrong rank.
+      UndefinedSimilarity: a side has no variance, or its debiased self-similarity is not positive.
+      Refusal: 2 for an unknown estimator; 3 for different n, fewer than 4 rows, rows that are not finite, or arrays
+        that are not two-dimensional.
+
+    Example:
+      >>> import mossa_jax as mossa, numpy as np
+      >>> x = np.random.default_rng(0).normal(size=(100, 16))
+      >>> mossa.cka(x, 3 * x[:, ::-1] + 7)  # neither order, scale nor offset of the columns matters
+      1.0
     """
     if estimator not in ESTIMATORS:
-        raise Refusal(2, f"estimator is {estimator!r}; give one of {', '.join(ESTIMATORS)}")
+        raise Refusal(BAD_CONFIG, f"estimator is {estimator!r}; give one of {', '.join(ESTIMATORS)}")
     (x, eps_x), (y, eps_y) = _prepare(x, "x"), _prepare(y, "y")
     n = x.shape[0]
     if y.shape[0] != n:
-        raise Refusal(3, f"x has {n} rows and y has {y.shape[0]}; rows are paired, give the same examples in order")
+        raise Refusal(
+            BAD_INPUT, f"x has {n} rows and y has {y.shape[0]}; rows are paired, give the same examples in order"
+        )
     use_gram = n < GRAM_ROWS_PER_COLUMN * max(x.shape[1], y.shape[1])
-    shardings = [a.sharding for a in (x, y) if isinstance(a, jax.Array) and isinstance(a.sharding, NamedSharding)]
-    mesh = shardings[0].mesh if shardings and shardings[0].mesh.size > 1 else None
-    sums = PairSums(*(np.asarray(a) for a in _pair_sums(x, y, use_gram=use_gram, mesh=mesh)))
+    meshes = [mesh_of(a) for a in (x, y) if isinstance(a, jax.Array)]
+    mesh = next((m for m in meshes if m), None)
+    sums = jax.tree.map(np.asarray, _pair_sums(x, y, use_gram=use_gram, mesh=mesh))
     if not sums.finite:
-        raise Refusal(3, "x or y has rows that are not finite; leave them out of both")
+        raise Refusal(BAD_INPUT, "x or y has rows that are not finite; leave them out of both")
     r, s = sums.r.astype(np.float64), sums.s.astype(np.float64)
     mean_square = sums.mean_square.astype(np.float64) * 4.0 ** -sums.exponent.astype(np.float64)
     for name, rows, square, eps in (("x", r, mean_square[0], eps_x), ("y", s, mean_square[1], eps_y)):
         if variance_missing(rows.sum(), square, n, eps):
             raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
-    off = sums.off.astype(np.float64).sum(1)
+    off = sums.off.astype(np.float64).sum(1)  # [3]
     diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
     traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))])
     if not use_gram:

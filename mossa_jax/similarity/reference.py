@@ -1,6 +1,9 @@
 """Float64 NumPy reference of linear CKA: slow, explicit, written from the definitions rather than closed forms."""
 
+from __future__ import annotations
+
 import numpy as np
+from jaxtyping import Float
 
 
 def _grams(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -9,16 +12,24 @@ def _grams(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x @ x.T, y @ y.T
 
 
-def biased(x: np.ndarray, y: np.ndarray) -> float:
-    """Biased linear CKA (Kornblith et al. 2019) of [n, D_x] and [n, D_y] from doubly centred Gram matrices."""
+def biased(x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"]) -> float:
+    """Computes biased linear CKA from doubly centred Gram matrices.
+
+    References:
+      Kornblith et al. 2019, "Similarity of neural network representations revisited".
+    """
     n = len(x)
     centring = np.eye(n) - 1 / n
     k, m = (centring @ a @ centring for a in _grams(x, y))
     return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
 
 
-def u_centre(gram: np.ndarray) -> np.ndarray:
-    """U-centred [n, n] Gram matrix with zero diagonal (Szekely and Rizzo 2014)."""
+def u_centre(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Returns the U-centred Gram matrix, whose diagonal is zero.
+
+    References:
+      Szekely and Rizzo 2014, "Partial distance correlation with methods for dissimilarities".
+    """
     n = len(gram)
     gram = gram - np.diag(np.diag(gram))
     rows = gram.sum(0) / (n - 2)
@@ -27,14 +38,16 @@ def u_centre(gram: np.ndarray) -> np.ndarray:
     return out
 
 
-def debiased(x: np.ndarray, y: np.ndarray) -> float:
-    """Debiased linear CKA of [n, D_x] and [n, D_y]: cosine of the U-centred Gram matrices."""
+def debiased(x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"]) -> float:
+    """Computes debiased linear CKA: the cosine of the U-centred Gram matrices."""
     k, m = (u_centre(a) for a in _grams(x, y))
     return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
 
 
-def jackknife(x: np.ndarray, y: np.ndarray, estimator: str) -> tuple[np.ndarray, float]:
-    """Values with each row left out, recomputed one by one ([n]), and the jackknife standard error."""
+def jackknife(
+    x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"], estimator: str
+) -> tuple[Float[np.ndarray, " n"], float]:
+    """Returns the values with each row left out, recomputed one by one ([n]), and the jackknife standard error."""
     compute = {"biased": biased, "debiased": debiased}[estimator]
     n = len(x)
     values = np.array([compute(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(n)])

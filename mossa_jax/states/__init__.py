@@ -1,5 +1,15 @@
-"""Layerwise forward passes of several adapters at once, pooled per prompt inside the layer scan."""
+"""Layer states: forward passes of several models at once, pooled per prompt inside the scan over layers.
 
-from mossa_jax.states.forward import POOLS, KeptStates, keep_states
+Read in this order:
+  forward.py  the compiled pass: all models over one batch of packed prompts, layer by layer
+  prompts.py  packed prompts on a mesh, the batches that the pass runs over, and the sizes that programs share
+  keep.py     states of every prompt and layer, kept on the devices
+  folders.py  states that another program saved to a folder
+  parity.py   states and logits compared with those of transformers on torch
+"""
 
-__all__ = ["POOLS", "KeptStates", "keep_states"]
+from mossa_jax.states.forward import POOLS
+from mossa_jax.states.keep import KeptStates, keep_states
+from mossa_jax.states.prompts import PassConfig
+
+__all__ = ["POOLS", "KeptStates", "PassConfig", "keep_states"]

@@ -1,8 +1,8 @@
-"""States that somebody else's program saved: a folder of arrays, one [n, D] a layer, and ids of the rows.
+"""States that another program saved: a folder with one array [n, D] per layer, and ids of the rows.
 
-Nothing is unpickled, and no rows are put in another order: two folders with other ids, or with the same ids in another
-order, are refused. Putting them in order here would hide a slip in the program that wrote them, which has likely put
-other things in that order, too; and a wrong order is the one fault that no figure shows.
+Nothing is unpickled, and no rows are reordered: two folders with different ids, or with the same ids in another order,
+are refused. Sorting them here would hide a mistake of the program that wrote them, which has likely put other things in
+that order too; and a wrong order is the one mistake that no figure shows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,21 +20,23 @@ from safetensors import SafetensorError, safe_open
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 
-IDS = "ids"
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_IDS = "ids"
+_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16}
+# Formats that may run code when they are read, or that hold several arrays under one name.
 _UNREADABLE = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".npz", ".ckpt")
 
 
 @dataclass(frozen=True)
 class SavedStates:
-    """A folder's layers, read when they are asked for.
+    """The layers of a folder, read when they are asked for.
 
     Attributes:
-      folder: where they lie.
-      layers: name -> a call that gives [n, D] as stored (float16, bfloat16, float32 or float64), mapped from the file.
-      rows: n, the same of all.
-      ids: of the rows, each once; None where the folder has none.
+      folder: its path.
+      layers: name -> a call that returns [n, D] as stored (float16, bfloat16, float32 or float64), mapped from the
+        file.
+      rows: n, the same for all layers.
+      ids: of the rows, each once; None if the folder has none.
     """
 
     folder: str
@@ -42,111 +45,130 @@ class SavedStates:
     ids: tuple[str, ...] | None
 
     def label(self, row: int) -> str:
-        """How a message calls a row: its id, or its number."""
+        """Returns what a message calls a row: its id, or its number."""
         return f"row {row}" if self.ids is None else self.ids[row]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a file says of one layer, before it is read."""
+
+    read: Callable[[], np.ndarray]
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def open_states(folder: str, ids: str | None = None) -> SavedStates:
     """Finds and checks the layers of a folder; reads headers only.
 
     A file `NAME.npy` is layer NAME. So is `NAME.safetensors` if it holds one tensor and is not the only layer file;
-    otherwise its tensors are the layers, by their names. Layers stand in natural order (2 before 10), `embed` first and
-    `final_norm` last. Ids are in `ids.txt` (one a line), `ids.json` (a list), `ids.npy` or a tensor `ids`.
+    otherwise its tensors are the layers, by their names. Layers are put in natural order (2 before 10), `embed` first
+    and `final_norm` last. Ids are in `ids.txt` (one per line), `ids.json` (a list), `ids.npy` or a tensor `ids`.
 
     Args:
-      folder: path.
-      ids: one more file of ids (.txt, .json or .npy), beside the folder's own if it has any.
+      folder: its path.
+      ids: another file of ids (.txt, .json or .npy); the folder's own, if it has any, must agree with it.
 
     Raises:
-      Refusal: 3 for what is missing, pickled, of another number type or shape, or does not agree.
+      Refusal: 3 if something is missing, is a pickle, has another number type or shape, or does not agree.
     """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
+    path = Path(folder).expanduser()
+    if not path.is_dir():
         raise Refusal(BAD_INPUT, f"states folder {folder} does not exist; give a folder of .npy or .safetensors files")
-    files = sorted(path for path in place.iterdir() if path.suffix in (".npy", ".safetensors") and path.stem != IDS)
-    layers: dict[str, tuple[Callable[[], np.ndarray], tuple[int, ...], str]] = {}
-    found: dict[str, tuple[str, ...]] = {}
-    for path in files:
-        for name, layer in _layers_of(path, alone=len(files) == 1, ids=found).items():
+    files = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".safetensors") and file.stem != _IDS)
+    layers: dict[str, _Layer] = {}
+    ids_by_source: dict[str, tuple[str, ...]] = {}
+    for file in files:
+        for name, layer in _layers_of(file, is_only_file=len(files) == 1, ids_by_source=ids_by_source).items():
             if name in layers:
                 raise Refusal(BAD_INPUT, f"{folder} has layer {name!r} twice; leave one of the files out")
             layers[name] = layer
     if not layers:
-        strange = sorted(path.name for path in place.iterdir() if path.suffix in _UNREADABLE)
-        hint = f"{strange[0]} is not read (a pickle can run code); " if strange else ""
-        raise Refusal(BAD_INPUT, f"{folder} holds no layer; {hint}save one [rows, width] array a layer as .npy")
+        unreadable = sorted(file.name for file in path.iterdir() if file.suffix in _UNREADABLE)
+        hint = f"{unreadable[0]} is not read (a pickle can run code); " if unreadable else ""
+        raise Refusal(BAD_INPUT, f"{folder} holds no layer; {hint}save one [rows, width] array per layer as .npy")
     rows = _common_rows(folder, layers)
-    for path in [*(place / f"{IDS}{suffix}" for suffix in (".txt", ".json", ".npy")), *([Path(ids)] if ids else [])]:
-        if path.exists() or str(path) == ids:
-            found[str(path)] = _read_ids(path)
-    order = sorted(layers, key=_natural)
-    return SavedStates(folder, {name: layers[name][0] for name in order}, rows, _common_ids(found, rows))
+    for file in [*(path / f"{_IDS}{suffix}" for suffix in (".txt", ".json", ".npy")), *([Path(ids)] if ids else [])]:
+        if file.exists() or str(file) == ids:
+            ids_by_source[str(file)] = _read_ids(file)
+    order = sorted(layers, key=_natural_order)
+    return SavedStates(folder, {name: layers[name].read for name in order}, rows, _common_ids(ids_by_source, rows))
 
 
 def check_paired(a: SavedStates, b: SavedStates) -> None:
-    """Refuses, with code 3, two folders whose rows or layers are not those of each other."""
-    for one, other in ((a, b), (b, a)):
-        missing = [name for name in one.layers if name not in other.layers]
+    """Checks that two folders have the same layers and the same rows.
+
+    Raises:
+      Refusal: 3 if they do not.
+    """
+    for side, other in ((a, b), (b, a)):
+        missing = [name for name in side.layers if name not in other.layers]
         if missing:
             raise Refusal(
                 BAD_INPUT,
-                f"{other.folder} lacks layer {missing[0]!r} of {one.folder} ({len(missing)} such); layers are paired "
-                "by name, so leave it out or rename the files",
+                f"{other.folder} lacks layer {missing[0]!r} of {side.folder} ({len(missing)} in all); layers are "
+                "paired by name, so leave it out or rename the files",
             )
     if a.rows != b.rows:
         raise Refusal(
             BAD_INPUT, f"{a.folder} has {a.rows} rows and {b.folder} {b.rows}; save the same examples, in one order"
         )
-    if (a.ids is None) != (b.ids is None):
+    if a.ids is None and b.ids is None:
+        return
+    if a.ids is None or b.ids is None:
         with_ids, without = (a, b) if b.ids is None else (b, a)
         raise Refusal(
             BAD_INPUT,
-            f"{with_ids.folder} has ids of its rows and {without.folder} none, so that their order cannot be checked; "
+            f"{with_ids.folder} has row ids and {without.folder} has none, so their order cannot be checked; "
             "give ids to both, or to neither",
         )
     if a.ids != b.ids:
         row = next(i for i, (left, right) in enumerate(zip(a.ids, b.ids, strict=True)) if left != right)
-        reordered = set(a.ids) == set(b.ids)
+        is_reordered = set(a.ids) == set(b.ids)
         raise Refusal(
             BAD_INPUT,
             f"row {row} is {a.ids[row]!r} in {a.folder} and {b.ids[row]!r} in {b.folder}; "
-            + ("both have the same ids: put the rows in one order" if reordered else "save the same examples for both"),
+            + (
+                "both have the same ids: put the rows in one order"
+                if is_reordered
+                else "save the same examples for both"
+            ),
         )
 
 
-def _natural(name: str) -> tuple[int, list[str | int]]:
-    parts = re.split(r"(\d+)", name)
-    return {"embed": 0, "final_norm": 2}.get(name, 1), [int(p) if i % 2 else p for i, p in enumerate(parts)]
+def _natural_order(name: str) -> tuple[int, list[str | int]]:
+    pieces = re.split(r"(\d+)", name)
+    return {"embed": 0, "final_norm": 2}.get(name, 1), [int(p) if i % 2 else p for i, p in enumerate(pieces)]
 
 
-def _layers_of(path: Path, alone: bool, ids: dict[str, tuple[str, ...]]) -> dict:
-    """Layer name -> (reader, shape, number type) of a file; ids that stand in it are put into `ids`."""
+def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[str, ...]]) -> dict[str, _Layer]:
+    """Returns the layers of a file by name; ids that the file holds are added to `ids_by_source`."""
     if path.suffix == ".npy":
         array = _load_npy(path)
-        return {path.stem: (lambda: _load_npy(path), array.shape, array.dtype.name)}
+        return {path.stem: _Layer(lambda: _load_npy(path), array.shape, array.dtype.name)}
     header, start = _safetensors_header(path)
 
-    def reader(entry: dict, kinds: dict) -> Callable[[], np.ndarray]:
+    def reader(entry: dict[str, Any], dtypes: dict[str, Any]) -> Callable[[], np.ndarray]:
         shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
+        dtype = dtypes.get(entry["dtype"], np.uint8)  # a layer of another type is refused before it is read
         if 0 in shape:
-            return lambda: np.zeros(shape, kinds[entry["dtype"]])
-        return lambda: np.memmap(path, kinds[entry["dtype"]], "r", offset, shape)
+            return lambda: np.zeros(shape, dtype)
+        return lambda: np.memmap(path, dtype, "r", offset, shape)
 
-    if IDS in header:
-        entry = header.pop(IDS)
+    if _IDS in header:
+        entry = header.pop(_IDS)
         if entry["dtype"] not in _INTEGERS or len(entry["shape"]) != 1:
             raise Refusal(
                 BAD_INPUT, f"{path}: tensor 'ids' is {entry['dtype']}{entry['shape']}; give whole numbers [n]"
             )
-        ids[f"{path}:{IDS}"] = tuple(str(int(number)) for number in reader(entry, _INTEGERS)())
-    single = len(header) == 1 and not alone
-    return {
-        path.stem if single else name: (
-            reader(entry, _TYPES) if entry["dtype"] in _TYPES else None, tuple(entry["shape"]),
-            np.dtype(_TYPES[entry["dtype"]]).name if entry["dtype"] in _TYPES else entry["dtype"],
-        )
-        for name, entry in header.items()
-    }  # fmt: skip
+        ids_by_source[f"{path}:{_IDS}"] = tuple(str(int(number)) for number in reader(entry, _INTEGERS)())
+    is_single = len(header) == 1 and not is_only_file
+    layers = {}
+    for name, entry in header.items():
+        stored = entry["dtype"]
+        dtype = np.dtype(_FLOATS[stored]).name if stored in _FLOATS else stored
+        layers[path.stem if is_single else name] = _Layer(reader(entry, _FLOATS), tuple(entry["shape"]), dtype)
+    return layers
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -154,14 +176,15 @@ def _load_npy(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise Refusal(
-            BAD_INPUT, f"{path} is a pickle or no NumPy array ({error}); save plain numbers with numpy.save"
+            BAD_INPUT, f"{path} is a pickle or not a NumPy array ({error}); save plain numbers with numpy.save"
         ) from None
     if not isinstance(array, np.ndarray):
-        raise Refusal(BAD_INPUT, f"{path} is an archive of arrays; save one array a file with numpy.save")
+        raise Refusal(BAD_INPUT, f"{path} is an archive of arrays; save one array per file with numpy.save")
     return array
 
 
-def _safetensors_header(path: Path) -> tuple[dict, int]:
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns a file's entries by tensor name, and the offset in bytes at which the data begins."""
     try:
         with safe_open(str(path), framework="numpy"):  # the library checks header and length
             pass
@@ -174,22 +197,26 @@ def _safetensors_header(path: Path) -> tuple[dict, int]:
     return header, 8 + size
 
 
-def _common_rows(folder: str, layers: dict) -> int:
-    allowed = [np.dtype(kind).name for kind in _TYPES.values()]
-    first = min(layers, key=_natural)
-    for name, (_, shape, kind) in layers.items():
-        if kind not in allowed:
-            hint = " (bfloat16 has no place in .npy: save it as safetensors)" if kind.startswith("void") else ""
-            raise Refusal(BAD_INPUT, f"{folder}: layer {name!r} is of type {kind}; give {', '.join(allowed)}{hint}")
-        if len(shape) != 2 or 0 in shape:
-            raise Refusal(BAD_INPUT, f"{folder}: layer {name!r} has shape {list(shape)}; give [rows, width]")
-        if shape[0] != layers[first][1][0]:
+def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
+    """Checks number types and shapes; returns the number of rows that all layers have."""
+    allowed = [np.dtype(dtype).name for dtype in _FLOATS.values()]
+    first = min(layers, key=_natural_order)
+    for name, layer in layers.items():
+        if layer.dtype not in allowed:
+            is_void = layer.dtype.startswith("void")
+            hint = " (.npy cannot hold bfloat16: save it as safetensors)" if is_void else ""
+            raise Refusal(
+                BAD_INPUT, f"{folder}: layer {name!r} is of type {layer.dtype}; give {', '.join(allowed)}{hint}"
+            )
+        if len(layer.shape) != 2 or 0 in layer.shape:
+            raise Refusal(BAD_INPUT, f"{folder}: layer {name!r} has shape {list(layer.shape)}; give [rows, width]")
+        if layer.shape[0] != layers[first].shape[0]:
             raise Refusal(
                 BAD_INPUT,
-                f"{folder}: layer {name!r} has {shape[0]} rows and {first!r} {layers[first][1][0]}; "
+                f"{folder}: layer {name!r} has {layer.shape[0]} rows and {first!r} {layers[first].shape[0]}; "
                 "save the same examples for every layer",
             )
-    return layers[first][1][0]
+    return layers[first].shape[0]
 
 
 def _read_ids(path: Path) -> tuple[str, ...]:
@@ -206,22 +233,23 @@ def _read_ids(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise Refusal(BAD_INPUT, f"ids {path} cannot be read ({error})") from None
     if not isinstance(values, list) or not all(type(value) in (str, int) for value in values):
-        raise Refusal(BAD_INPUT, f"{path} is no list of strings or whole numbers; give one id a row")
+        raise Refusal(BAD_INPUT, f"{path} is not a list of strings or whole numbers; give one id per row")
     return tuple(map(str, values))
 
 
-def _common_ids(found: dict[str, tuple[str, ...]], rows: int) -> tuple[str, ...] | None:
-    if not found:
+def _common_ids(ids_by_source: dict[str, tuple[str, ...]], rows: int) -> tuple[str, ...] | None:
+    """Checks that all sources agree and that each row has one id of its own; returns the ids, or None without any."""
+    if not ids_by_source:
         return None
-    first, ids = next(iter(found.items()))
-    for path, others in found.items():
+    first, ids = next(iter(ids_by_source.items()))
+    for source, others in ids_by_source.items():
         if others != ids:
-            raise Refusal(BAD_INPUT, f"{first} and {path} give other ids for the same rows; keep one of them")
+            raise Refusal(BAD_INPUT, f"{first} and {source} give different ids to the same rows; keep one of them")
     if len(ids) != rows:
-        raise Refusal(BAD_INPUT, f"{first} has {len(ids)} ids for {rows} rows; give one a row")
-    seen: dict[str, int] = {}
+        raise Refusal(BAD_INPUT, f"{first} has {len(ids)} ids for {rows} rows; give one per row")
+    row_of: dict[str, int] = {}
     for row, name in enumerate(ids):
-        if name in seen:
-            raise Refusal(BAD_INPUT, f"{first}: rows {seen[name]} and {row} are both {name!r}; an id names one row")
-        seen[name] = row
+        if name in row_of:
+            raise Refusal(BAD_INPUT, f"{first}: rows {row_of[name]} and {row} are both {name!r}; an id names one row")
+        row_of[name] = row
     return ids

@@ -1,4 +1,4 @@
-"""Parity: every layer's states and the logits of a model beside those that transformers computes on torch."""
+"""Parity: the states of every layer and the logits of a model, compared with those of transformers on torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from etils import epath
+from flax import nnx
 from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
@@ -21,23 +23,28 @@ from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import logits, merge, parameter_count, run_blocks
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 COLUMNS = ("layer", "max_abs_difference", "largest")
 _MEMORY = epath.Path("/proc/meminfo")
-_LIMIT_ELSEWHERE = 2e9  # bytes, where the system does not say how much memory is available
-_ONE_THREAD = 2**27  # parameters; below, a thread pool beside XLA's costs more than it gives
+# Bytes that a model may take on systems that do not say how much memory is available.
+_LIMIT_ELSEWHERE = 2e9
+# Parameters; below this, torch's thread pool beside XLA's costs more than it gains.
+_ONE_THREAD = 2**27
 
 
 def parity_or_reason(arch: Architecture, inputs: Callable[[], tuple[Model, list[list[int]]]]) -> pd.DataFrame | str:
-    """`parity`, or in words why it was not checked.
+    """Runs `parity` if this host can; all processes have to call this together.
 
     Args:
-      arch: the model's architecture, from which follows whether it can be checked at all.
-      inputs: gives the model and the prompts; called only when they are used.
+      arch: the model's architecture, which decides whether it can be checked at all.
+      inputs: returns the model and the prompts; called only if they are used.
 
     Returns:
-      The table, or the reason. In processes other than the first always a reason; all have to call this together.
+      The table, or in words why there is none. Processes other than the first always get a reason.
     """
-    if reason := obstacle(arch):
+    if reason := parity_obstacle(arch):
         return reason
     model, prompts = inputs()
     try:
@@ -47,20 +54,20 @@ def parity_or_reason(arch: Architecture, inputs: Callable[[], tuple[Model, list[
     return "another process checks it" if table is None else table
 
 
-def relative(table: pd.DataFrame) -> np.ndarray:
-    """Each layer's largest difference in units of the reference's largest value: [L + 3] float64."""
+def relative_differences(table: pd.DataFrame) -> np.ndarray:
+    """Returns each layer's largest difference as a share of the reference's largest value: [L + 3] float64."""
     return table["max_abs_difference"].to_numpy(float) / table["largest"].to_numpy(float)
 
 
-def obstacle(arch: Architecture) -> str:
-    """Why a model of `arch` cannot be checked on process 0's host; "" if it can. All processes agree."""
-    reason = _obstacle(arch) if jax.process_index() == 0 else ""
+def parity_obstacle(arch: Architecture) -> str:
+    """Returns why a model of `arch` cannot be checked on process 0's host; "" if it can. All processes agree."""
+    reason = _host_obstacle(arch) if jax.process_index() == 0 else ""
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.asarray(bool(reason))):
         return reason or "process 0 cannot check it"
     return reason
 
 
-def _obstacle(arch: Architecture) -> str:
+def _host_obstacle(arch: Architecture) -> str:
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -71,19 +78,19 @@ def _obstacle(arch: Architecture) -> str:
     if available is None:
         if needed > _LIMIT_ELSEWHERE:
             return (
-                f"the model in float32 takes {needed / 1e9:.1f} GB, above the {_LIMIT_ELSEWHERE / 1e9:.0f} GB that are "
-                "tried where the system does not say how much memory is available"
+                f"the model in float32 takes {needed / 1e9:.1f} GB, above the limit of {_LIMIT_ELSEWHERE / 1e9:.0f} GB "
+                "on systems that do not say how much memory is available"
             )
     elif needed > available / 2:
         return (
             f"the model in float32 takes {needed / 1e9:.1f} GB, more than half of the {available / 1e9:.1f} GB of "
-            "memory that are available on this host"
+            "memory available on this host"
         )
     return ""
 
 
 def _available_memory() -> int | None:
-    """Bytes; None on systems that do not say."""
+    """Returns the available memory in bytes; None on systems that do not say."""
     if not _MEMORY.exists():
         return None
     fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
@@ -91,41 +98,43 @@ def _available_memory() -> int | None:
 
 
 def parity(model: Model, prompts: list[list[int]]) -> pd.DataFrame | None:
-    """Compares a model with transformers on torch, float32, over the same folder and every token of some prompts.
+    """Compares a model with transformers on torch in float32, from the same folder, at every token of some prompts.
 
     Args:
-      model: from `load_model`; runs on its own mesh, in its own number type.
-      prompts: token ids, at least one prompt and none empty.
+      model: from `load_model`; it runs on its own mesh, in its own number type.
+      prompts: token ids; at least one prompt, and none of them empty.
 
     Returns:
-      A row per layer name ("embed", "1".."L" as the blocks give them, "final_norm") and one for "logits":
-      `layer, max_abs_difference, largest`; `largest` is the largest absolute value of the reference. None in
-      processes other than the first, which take part in the forward pass alone.
+      One row per layer name ("embed", "1".."L" as the blocks return them, "final_norm") and one for "logits", with
+      the columns `layer, max_abs_difference, largest`; `largest` is the largest absolute value of the reference. None
+      in processes other than the first, which only take part in the forward pass.
 
     Raises:
-      Refusal: 3 when transformers cannot load or run the folder (process 0 only).
+      Refusal: 3 if transformers cannot load or run the folder (process 0 only).
       ImportError: torch is not installed.
     """
-    ours = _every_state(model, prompts)
+    import pandas as pd
+
+    ours = _states_and_logits(model, prompts)
     if jax.process_index() != 0:
         return None
     small = parameter_count(model.architecture) < _ONE_THREAD
     try:
-        with _undisturbed(one_thread=small):
-            found = _distances(model.folder, prompts, ours)
+        with _torch_settings(one_thread=small):
+            differences = _differences(model.folder, prompts, ours)
     except ImportError:
         raise
-    except Exception as error:  # transformers raises many kinds, and a check must not break what it checks
+    except Exception as error:  # transformers raises errors of many types, and a check must not break what it checks
         raise Refusal(BAD_INPUT, f"transformers cannot run {model.folder} ({_why(error)})") from None
     finally:
-        gc.collect()  # modules refer to one another in circles
+        gc.collect()  # torch's modules refer to one another in cycles
     names = (*model.architecture.state_names(), "logits")
-    rows = [(name, *pair) for name, pair in zip(names, found.tolist(), strict=True)]
+    rows = [(name, *pair) for name, pair in zip(names, differences.tolist(), strict=True)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _every_state(model: Model, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """Whole on every host: of each layer [n, S, D], of the logits [n, S, V]; a row per prompt, padded."""
+def _states_and_logits(model: Model, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Returns [n, S, D] of each layer and [n, S, V] of the logits, whole on every host; one padded row per prompt."""
     shape = (mesh_lib.round_up(len(prompts), model.mesh.shape["fsdp"]), max(map(len, prompts)))
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, ids in enumerate(prompts):
@@ -137,35 +146,47 @@ def _every_state(model: Model, prompts: Sequence[Sequence[int]]) -> list[np.ndar
 
 
 @partial(jax.jit, static_argnames=("arch", "mesh", "count"))
-def _forward(arch: Architecture, mesh: jax.sharding.Mesh, count: int, state, tokens, positions, segments):
-    """([L + 2, count, S, D], logits [count, S, V]) of the first `count` rows, whole on every device."""
+def _forward(
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    count: int,
+    state: nnx.State,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    segments: Int[Array, "B S"],
+) -> tuple[Float[Array, "L+2 n S D"], Float[Array, "n S V"]]:
+    """Returns states and logits of the first n = `count` rows, whole on every device."""
     model = merge(arch, state)
-    tap = lambda x, _: x[:count]  # noqa: E731
-    embedded, last, layers = run_blocks(model, arch, {}, tokens, positions, Segments(segments, mesh), tap)
-    ends = [x[None, :count] for x in (embedded, model.final_norm(last))]
-    states = jnp.concatenate([ends[0], layers, ends[1]])
+
+    def first_rows(x: jax.Array, _: Any) -> jax.Array:
+        return x[:count]
+
+    # [B, S, D], [B, S, D], [L, n, S, D]
+    embedded, last, layers = run_blocks(model, arch, {}, tokens, positions, Segments(segments, mesh), first_rows)
+    embedded, normed = (x[None, :count] for x in (embedded, model.final_norm(last)))
+    states = jnp.concatenate([embedded, layers, normed])
     return jax.lax.with_sharding_constraint((states, logits(model, arch, last[:count])), mesh_lib.replicated(mesh))
 
 
-def _distances(folder: epath.Path, prompts: Sequence[Sequence[int]], ours: list[np.ndarray]) -> np.ndarray:
-    """Largest difference and largest reference value over all tokens: [L + 3, 2] float64."""
+def _differences(folder: epath.Path, prompts: Sequence[Sequence[int]], ours: list[np.ndarray]) -> np.ndarray:
+    """Returns the largest difference and the largest reference value over all tokens: [L + 3, 2] float64."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
     ).eval()
-    states = []
+    states: list[Any] = []
 
-    def keep(module, inputs, output):
+    def keep(module: Any, inputs: Any, output: Any) -> None:
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    # Hooks, not the library's `hidden_states`: their last entry is normed already.
+    # Hooks rather than the library's `hidden_states`, whose last entry has passed the final norm already.
     decoder = model.base_model
     for module in (decoder.embed_tokens, *decoder.layers, decoder.norm):
         module.register_forward_hook(keep)
-    found = np.zeros((len(ours), 2))
-    # Shortest first: dynamic RoPE in the library remembers the longest sequence it has seen.
+    largest = np.zeros((len(ours), 2))
+    # Shortest first: the library's dynamic RoPE remembers the longest sequence that it has seen.
     for row, ids in sorted(enumerate(prompts), key=lambda item: len(item[1])):
         states.clear()
         with torch.no_grad():
@@ -173,13 +194,13 @@ def _distances(folder: epath.Path, prompts: Sequence[Sequence[int]], ours: list[
         for layer, (mine, theirs) in enumerate(zip(ours, [*states, last], strict=True)):
             theirs = theirs[0].numpy().astype(np.float64)
             difference = np.abs(theirs - mine[row, : len(ids)].astype(np.float64)).max()
-            found[layer] = np.maximum(found[layer], (difference, np.abs(theirs).max()))
-    return found
+            largest[layer] = np.maximum(largest[layer], (difference, np.abs(theirs).max()))
+    return largest
 
 
 @contextlib.contextmanager
-def _undisturbed(one_thread: bool) -> Iterator[None]:
-    """Gives torch's number of threads and transformers' progress bars back as they were."""
+def _torch_settings(one_thread: bool) -> Iterator[None]:
+    """Sets torch's threads and hides transformers' progress bars, and restores both afterwards."""
     import torch
     from transformers.utils import logging
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mossa_jax.similarity import compare_states, matrix
 from mossa_jax.similarity.streamed import moments
-from mossa_jax.similarity.streamed.values import finish
+from mossa_jax.similarity.streamed.values import similarities_of
 from tests.support.traps import PAIRS
 
 BATCH = 16
@@ -68,7 +68,7 @@ def streamed(states, valid):
     mesh = states.sharding.mesh if placed else None
     host = np.asarray(multihost_utils.process_allgather(states, tiled=True) if placed else states)
     empty = jnp.zeros((1, len(host), host.shape[2]))
-    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh))(empty)
+    state = jax.vmap(functools.partial(moments.start_stream, pairs=PAIRS, mesh=mesh))(empty)
     for first in range(0, host.shape[1], BATCH):
         batch, counts = host[:, first : first + BATCH], valid[first : first + BATCH]
         missing = BATCH - len(counts)
@@ -76,7 +76,7 @@ def streamed(states, valid):
         if mesh:
             batch = _place(batch, mesh, PartitionSpec(None, None, "fsdp"))
         state = add(state, batch, np.pad(counts, (0, missing)))
-    return _first_layer(finish(state))
+    return _first_layer(similarities_of(state))
 
 
 ENGINES = {"kept rows": kept, "whole matrix": whole, "moments": streamed}

@@ -2,8 +2,13 @@
 
 Distances come from Gram tiles of centred rows, `d_ij^2 = K_ii + K_jj - 2 K_ij`, with the diagonal taken from the very
 same products: rows that are equal to the bit are then at distance exactly 0 and equally far from every other row, so
-that ties of the data stay ties.
+ties in the data stay ties.
+
+Shape letters: M models, n rows (a multiple of the tile), D width, C combinations of models, T tiles of the upper half,
+t rows of a tile.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,79 +17,95 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
-from mossa_jax.similarity.gram import EXACT, tile_pairs
+from mossa_jax.similarity.gram import EXACT, add_tile, tile_pairs
 
 _DIGIT_BITS = 8
 _DIGITS = 1 << _DIGIT_BITS
 
 
 class Rows(NamedTuple):
-    """`x` [M, n, D] float32 centred rows, n a multiple of the tile; `norms` [M, n] squared; `kept` [n] bool."""
+    """Rows that distances are computed from.
 
-    x: jax.Array
-    norms: jax.Array
-    kept: jax.Array
+    Attributes:
+      x: [M, n, D] float32 centred rows, n a multiple of the tile.
+      norms: [M, n] float32, their squared norms.
+      kept: [n] bool, rows that count.
+    """
+
+    x: Float[Array, "M n D"]
+    norms: Float[Array, "M n"]
+    kept: Bool[Array, " n"]
 
 
-def _gram(x: jax.Array, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
-    """[M, tile, tile] inner products of the rows of tile i with those of tile j."""
+def _gram(x: Float[Array, "M n D"], i: jax.Array, j: jax.Array, tile: int) -> Float[Array, "M t t"]:
+    """Returns the inner products of the rows of tile i with those of tile j."""
     rows = lax.dynamic_slice_in_dim(x, i * tile, tile, 1)
     columns = lax.dynamic_slice_in_dim(x, j * tile, tile, 1)
     return jnp.einsum("mid,mjd->mij", rows, columns, precision=EXACT)
 
 
-def tiled_rows(x: jax.Array, kept: jax.Array, tile: int) -> Rows:
-    """Rows with their squared norms, from the diagonals of the Gram tiles."""
+def tiled_rows(x: Float[Array, "M n D"], kept: Bool[Array, " n"], tile: int) -> Rows:
+    """Returns rows with their squared norms, from the diagonals of the Gram tiles."""
 
-    def one(i: jax.Array) -> jax.Array:
-        return jnp.diagonal(_gram(x, i, i, tile), axis1=1, axis2=2)
+    def tile_norms(i: jax.Array) -> jax.Array:
+        return jnp.diagonal(_gram(x, i, i, tile), axis1=1, axis2=2)  # [M, t]
 
-    norms = lax.map(one, jnp.arange(x.shape[1] // tile))
+    norms = lax.map(tile_norms, jnp.arange(x.shape[1] // tile))  # [n / t, M, t]
     return Rows(x, jnp.moveaxis(norms, 0, 1).reshape(x.shape[:2]), kept)
 
 
-def _squared(gram: jax.Array, row_norms: jax.Array, column_norms: jax.Array) -> jax.Array:
-    """Squared distances [M, p, q] of an [M, p, q] Gram tile; rounding below 0 is 0."""
+def _squared(
+    gram: Float[Array, "M p q"], row_norms: Float[Array, "M p"], column_norms: Float[Array, "M q"]
+) -> Float[Array, "M p q"]:
+    """Returns the squared distances of a Gram tile; rounding below 0 becomes 0."""
     return jnp.maximum(row_norms[:, :, None] + column_norms[:, None, :] - 2 * gram, 0)
 
 
-def _tile_distances(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
-    parts = (lax.dynamic_slice_in_dim(rows.norms, t * tile, tile, 1) for t in (i, j))
-    return _squared(_gram(rows.x, i, j, tile), *parts)
+def _tile_distances(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> Float[Array, "M t t"]:
+    """Returns the squared distances of the rows of tile i from those of tile j."""
+    norms_i, norms_j = (lax.dynamic_slice_in_dim(rows.norms, t * tile, tile, 1) for t in (i, j))
+    return _squared(_gram(rows.x, i, j, tile), norms_i, norms_j)
 
 
-def _tile_kept(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
-    """[tile, tile] bool: pairs of which both rows count."""
+def _tile_kept(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> Bool[Array, "t t"]:
+    """Returns which pairs of a tile have two rows that count."""
     left, right = (lax.dynamic_slice_in_dim(rows.kept, t * tile, tile, 0) for t in (i, j))
     return left[:, None] & right[None, :]
 
 
-def _tile_above(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> jax.Array:
-    """[tile, tile] bool: kept pairs above the diagonal, each pair of rows once."""
+def _tile_above(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> Bool[Array, "t t"]:
+    """Returns which pairs of a tile count and stand above the diagonal, so that each pair of rows counts once."""
     index = jnp.arange(tile)
     return _tile_kept(rows, i, j, tile) & (i * tile + index[:, None] < j * tile + index[None, :])
 
 
-def _upper_tiles(rows: Rows, tile: int) -> jax.Array:
-    """[T, 2] indices I <= J of the tiles of the upper half."""
+def _upper_tiles(rows: Rows, tile: int) -> Int[Array, "T 2"]:
+    """Returns the indices I <= J of the tiles of the upper half."""
     return jnp.asarray(tile_pairs(rows.x.shape[1] // tile, 1)[:, :2])
 
 
-def median_distance(rows: Rows, tile: int) -> jax.Array:
-    """The median of the n (n - 1) / 2 distances of each state, exactly, without storing them.
+def _distance_count(rows: Rows) -> Int[Array, ""]:
+    """Returns n (n - 1) / 2 of the rows that count, int32."""
+    count = rows.kept.sum()
+    # Halved before it is multiplied: n (n - 1) may pass 2^31.
+    return jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
 
-    Radix selection: non-negative floats order like their bits, so four passes over the tiles count the next eight
-    bits of those that still share the leading bits of the middle one (of the two middle ones, of which the mean is
-    taken, as NumPy does).
+
+def median_distance(rows: Rows, tile: int) -> Float[Array, " M"]:
+    """Computes the median of the n (n - 1) / 2 distances of each state, exactly, without storing them.
+
+    This is a radix selection: non-negative floats order like their bits, so four passes over the tiles count the next
+    eight bits of those distances that still share the leading bits of the middle one. Two middle ones are tracked and
+    their mean is taken, as NumPy does.
 
     Returns:
-        [M] float32, in the unit of `rows.x`.
+      [M] float32, in the unit of `rows.x`.
     """
     models = rows.x.shape[0]
-    count = rows.kept.sum()
-    # Halve before multiplying: n (n - 1) may pass 2^31.
-    total = jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
+    total = _distance_count(rows)
+    # Ranks of the two middle distances, [M, 2]; the same if their number is odd.
     middle = jnp.broadcast_to(jnp.stack([(total - 1) // 2, total // 2]), (models, 2)).astype(jnp.int32)
     tiles = _upper_tiles(rows, tile)
     bins = 2 * models * _DIGITS
@@ -96,10 +117,11 @@ def median_distance(rows: Rows, tile: int) -> jax.Array:
         def count_tile(counts: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
             i, j = pair[0], pair[1]
             bits = lax.bitcast_convert_type(_tile_distances(rows, i, j, tile), jnp.int32)[:, None] >> shift
-            alike = _tile_above(rows, i, j, tile) & (bits >> _DIGIT_BITS == prefix[:, :, None, None])
+            # [M, 2, t, t]
+            has_prefix = _tile_above(rows, i, j, tile) & (bits >> _DIGIT_BITS == prefix[:, :, None, None])
             # What does not count falls out of the histogram.
-            where = jnp.where(alike, first_bin + bits % _DIGITS, bins)
-            return counts.at[where.ravel()].add(1, mode="drop"), None
+            bin_of = jnp.where(has_prefix, first_bin + bits % _DIGITS, bins)
+            return counts.at[bin_of.ravel()].add(1, mode="drop"), None
 
         counts = lax.scan(count_tile, jnp.zeros(bins, jnp.int32), tiles)[0].reshape(models, 2, _DIGITS)
         upto = jnp.cumsum(counts, axis=-1)
@@ -113,18 +135,24 @@ def median_distance(rows: Rows, tile: int) -> jax.Array:
 
 
 class KernelSums(NamedTuple):
-    """`product` [C, n] row sums of the products of two kernels, `single` [M, n] row sums of each; `median` [M]."""
+    """Row sums of Gaussian kernels.
 
-    product: jax.Array
-    single: jax.Array
-    median: jax.Array
+    Attributes:
+      product: [C, n], of the products of two kernels.
+      single: [M, n], of each kernel.
+      median: [M], the median distances that set the widths.
+    """
+
+    product: Float[Array, "C n"]
+    single: Float[Array, "M n"]
+    median: Float[Array, " M"]
 
 
 def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]], tile: int) -> KernelSums:
-    """Row sums of the kernels `exp(-d^2 / (2 sigma^2)) - c`, sigma = `fraction` times the median distance.
+    """Computes row sums of the kernels `exp(-d^2 / (2 sigma^2)) - c`, sigma = `fraction` times the median distance.
 
-    `c = exp(-1 / (2 fraction^2))` is the kernel at the median distance. Centring takes any constant out, so it may go
-    beforehand: in wide states distances are nearly equal, and what matters is their small difference.
+    `c = exp(-1 / (2 fraction^2))` is the kernel at the median distance. Centring takes any constant out, so it may be
+    taken out beforehand: in wide states distances are nearly equal, and it is their small difference that matters.
     """
     median = median_distance(rows, tile)
     at_median = jnp.float32(0.5 / fraction**2)
@@ -137,11 +165,8 @@ def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]
         t = (_tile_distances(rows, i, j, tile) - square) / square * at_median
         kernel = jnp.sign(t) * jnp.exp(-(at_median + jnp.minimum(t, 0))) * jnp.expm1(-jnp.abs(t))
         kernel = jnp.where(_tile_kept(rows, i, j, tile), kernel, 0)
-        values = jnp.concatenate([kernel[left] * kernel[right], kernel])
-        for start, axis, use in ((i, 2, 1.0), (j, 1, jnp.where(i == j, 0.0, 1.0))):
-            old = lax.dynamic_slice_in_dim(sums, start * tile, tile, 1)
-            sums = lax.dynamic_update_slice_in_dim(sums, old + use * values.sum(axis), start * tile, 1)
-        return sums, None
+        values = jnp.concatenate([kernel[left] * kernel[right], kernel])  # [C + M, t, t]
+        return add_tile(sums, values, i, j, tile), None
 
     sums = jnp.zeros((len(combinations) + len(median), rows.x.shape[1]), jnp.float32)
     sums = lax.scan(step, sums, _upper_tiles(rows, tile))[0]
@@ -149,19 +174,23 @@ def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]
 
 
 class NeighbourSums(NamedTuple):
-    """Row sums [C, n]: `shared`, of the products of two memberships; `local`, of the two Grams times these.
+    """Row sums over neighbours.
 
-    `nearest`, `farthest` [M] the smallest and the largest squared distance of two rows.
+    Attributes:
+      shared: [C, n], of the products of two memberships.
+      local: [C, n], of the products of the two Gram matrices at these.
+      nearest: [M], the smallest squared distance of two rows.
+      farthest: [M], the largest one.
     """
 
-    shared: jax.Array
-    local: jax.Array
-    nearest: jax.Array
-    farthest: jax.Array
+    shared: Float[Array, "C n"]
+    local: Float[Array, "C n"]
+    nearest: Float[Array, " M"]
+    farthest: Float[Array, " M"]
 
 
 def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int, int]], tile: int) -> NeighbourSums:
-    """What pairs of states share among the k nearest neighbours of each row, strip by strip of tiles.
+    """Sums what pairs of states share among the k nearest neighbours of each row, strip by strip of tiles.
 
     Membership is 1 for a neighbour and 0 for any other row; rows tied for the last places share them equally.
     """
@@ -171,7 +200,7 @@ def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int
 
     def strip(i: jax.Array) -> tuple[jax.Array, ...]:
         gram = lax.map(lambda j: _gram(rows.x, i, j, tile), jnp.arange(n // tile))
-        gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)
+        gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)  # [M, t, n]
         squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
         others = rows.kept & (column != i * tile + jnp.arange(tile)[:, None])
         counts = lax.dynamic_slice_in_dim(rows.kept, i * tile, tile, 0)[:, None]
@@ -191,23 +220,28 @@ def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int
 
 
 class RankProducts(NamedTuple):
-    """`product` [C, T, tile] of two states' centred ranks; `nearest`, `farthest` [M] as for `NeighbourSums`."""
+    """Products of ranks.
 
-    product: jax.Array
-    nearest: jax.Array
-    farthest: jax.Array
+    Attributes:
+      product: [C, T, t], of two states' centred ranks.
+      nearest: [M] as in `NeighbourSums`.
+      farthest: [M] as in `NeighbourSums`.
+    """
+
+    product: Float[Array, "C T t"]
+    nearest: Float[Array, " M"]
+    farthest: Float[Array, " M"]
 
 
 def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int) -> RankProducts:
-    """Products of the centred ranks of two states' distances, summed over rows of tiles; ties get their mean rank.
+    """Computes products of the centred ranks of two states' distances, summed over rows of tiles.
 
-    Memory: 4 bytes for each of the n (n - 1) / 2 distances (and the other halves of diagonal tiles) and for each of
-    the M states, and about 20 bytes more while one is sorted: with 10,000 rows and 3 models 1.8 GB.
-    Ranks are divided by the number of distances.
+    Ties get their mean rank, and ranks are divided by the number of distances. Memory: 4 bytes for each of the
+    n (n - 1) / 2 distances (and the other halves of diagonal tiles) of each of the M states, and about 20 bytes more
+    while one is sorted: 1.8 GB with 10,000 rows and 3 models.
     """
     tiles = _upper_tiles(rows, tile)
-    count = rows.kept.sum()
-    total = jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
+    total = _distance_count(rows)
 
     def ranks(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = tiled_rows(x[None], rows.kept, tile)
@@ -216,16 +250,18 @@ def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int
             squared = _tile_distances(own, pair[0], pair[1], tile)[0]
             return jnp.where(_tile_above(own, pair[0], pair[1], tile), squared, jnp.inf)
 
-        found = lax.map(distances, tiles)
-        index = lax.iota(jnp.int32, found.size)
-        ordered, order = lax.sort((found.ravel(), index), num_keys=1)
+        squared = lax.map(distances, tiles)  # [T, t, t]
+        index = lax.iota(jnp.int32, squared.size)
+        ordered, order = lax.sort((squared.ravel(), index), num_keys=1)
+        # The first and the last index of each run of ties.
         new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
         first = lax.cummax(jnp.where(new, index, 0))
-        last = lax.cummin(jnp.where(jnp.roll(new, -1).at[-1].set(True), index, found.size), reverse=True)
+        last = lax.cummin(jnp.where(jnp.roll(new, -1).at[-1].set(True), index, squared.size), reverse=True)
         # Twice the centred mean rank is a whole number: exact in int32, and only then a float.
         centred = jnp.where(jnp.isfinite(ordered), first + last - (total - 1), 0) / total.astype(jnp.float32)
-        placed = jnp.zeros(found.size, jnp.float32).at[order].set(centred, unique_indices=True)
-        return placed.reshape(found.shape), ordered[0], ordered[total - 1]
+        placed = jnp.zeros(squared.size, jnp.float32).at[order].set(centred, unique_indices=True)
+        return placed.reshape(squared.shape), ordered[0], ordered[total - 1]
 
-    every, nearest, farthest = lax.map(ranks, rows.x)
-    return RankProducts(jnp.stack([(every[a] * every[b]).sum(-1) for a, b in combinations]), nearest, farthest)
+    all_ranks, nearest, farthest = lax.map(ranks, rows.x)  # [M, T, t, t], [M], [M]
+    products = jnp.stack([(all_ranks[a] * all_ranks[b]).sum(-1) for a, b in combinations])
+    return RankProducts(products, nearest, farthest)

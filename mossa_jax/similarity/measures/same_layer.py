@@ -1,6 +1,9 @@
-"""Other similarity measures of same-layer pairs, beside linear CKA: what each one is, and what it does not see.
+"""Seven similarity measures of same-layer pairs beside linear CKA: what each one is, and what it is invariant to.
 
-All are exact: of all kept rows, no sampling. Rows are centred in float32 first, as for CKA.
+All are exact: over all kept rows, without sampling. Rows are centred in float32 first, as for CKA.
+
+Shape letters: M models, K layers, n rows, D width, m = min(n, D), P pairs, C = M + P combinations: every model with
+itself, then the pairs.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
-from mossa_jax.errors import Refusal
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.similarity import gram, layerwise
+from mossa_jax.similarity.checks import check_pairs, check_states, mesh_of
 from mossa_jax.similarity.estimators import FLOAT32_EPS, MIN_ROWS, ratio, variance_missing
 from mossa_jax.similarity.measures import distances, subspaces
 
@@ -26,14 +31,14 @@ MAX_RANKED_ROWS = 46_340
 
 @dataclasses.dataclass(frozen=True)
 class Invariances:
-    """What may be done to one side without a change of the value.
+    """What may be done to one side without changing the value.
 
     Attributes:
-        permutation: of the dimensions.
-        orthogonal: any rotation or reflection of the dimensions.
-        isotropic_scaling: all entries times one number.
-        translation: the same vector added to every row.
-        invertible_linear: any invertible map of the dimensions.
+      permutation: of the dimensions.
+      orthogonal: any rotation or reflection of the dimensions.
+      isotropic_scaling: all entries times one number.
+      translation: the same vector added to every row.
+      invertible_linear: any invertible map of the dimensions.
     """
 
     permutation: bool = True
@@ -43,7 +48,8 @@ class Invariances:
     invertible_linear: bool = False
 
 
-# SVCCA would stand any invertible map if it kept all components; which ones hold 99 % of the variance depends on it.
+# SVCCA would be invariant to any invertible map if it kept all components; which ones hold 99 % of the variance
+# depends on the map.
 INVARIANCES = {
     "rbf_cka": Invariances(),
     "procrustes": Invariances(),
@@ -61,20 +67,20 @@ class Measured:
     """Similarities of P pairs of models at K layers, by measure.
 
     Attributes:
-        value: name -> [P, K] float64, never clamped; NaN exactly where `undefined` is not empty.
-        undefined: name -> [P, K] the reason in words, or "".
-        n: rows that counted.
-        dropped: valid rows left out, in all models and layers at once, as one of them was not finite.
+      value: name -> [P, K] float64, never clamped; NaN exactly where `undefined` is not empty.
+      undefined: name -> [P, K] the reason in words, or "".
+      n: rows that counted.
+      dropped: valid rows left out, in all models and layers at once, because one of them was not finite.
     """
 
-    value: dict[str, np.ndarray]
+    value: dict[str, Float[np.ndarray, "P K"]]
     undefined: dict[str, np.ndarray]
     n: int
     dropped: int
 
 
 def measure_states(
-    states: jax.Array,
+    states: Float[Array, "M K n D"],
     valid: np.ndarray | jax.Array,
     pairs: Sequence[tuple[int, int]],
     measures: Sequence[str] = MEASURES,
@@ -83,7 +89,7 @@ def measure_states(
     neighbours: int = 10,
     share: float = 0.99,
 ) -> Measured:
-    """Measures pairs of models at every layer, on the device(s).
+    """Measures the similarity of pairs of models at every layer, on the devices.
 
     - `rbf_cka`: biased CKA of Gaussian kernels, 0 to 1 (Kornblith et al. 2019).
     - `procrustes`: `|X^T Y|_* / (|X| |Y|)` with the nuclear norm above, 0 to 1; its arccos is the angular distance of
@@ -98,39 +104,45 @@ def measure_states(
     Huh et al. divide every row by its norm first (`variants.unit_rows`). Their released code masks the raw kernels and
     debiases them afterwards; this is the paper's equation, on centred rows. Neighbours tied for the last places are
     counted by their chance of being drawn, and normalised so that a state shares everything with itself. SVCCA of
-    states that keep `k_a + k_b >= n` components has correlations of 1 for want of room: look at `spectrum` first.
+    states that keep `k_a + k_b >= n` components has correlations of 1 for lack of room: look at `spectrum` first.
+
+    Costs per layer and model: `rbf_cka` makes five passes over the tiles of the upper half of the Gram matrix (four of
+    them find the median exactly), the neighbours one over all tiles, `rsa` one and a sort of n (n - 1) / 2 distances
+    (memory in `distances.rank_products`), `procrustes` an SVD of m x m per pair, `svcca` one more per model.
 
     Args:
-        states: [M, K, n, D] float32 or bfloat16 pooled states, possibly sharded on a mesh.
-        valid: [n] bool, False for padding and for prompts left out; the same on every process.
-        pairs: (a, b) indices of models.
-        measures: names of the list above.
-        bandwidth: of the Gaussian kernel, as a fraction of each state's median distance; the default is the largest
-            of Kornblith et al. (0.2, 0.4, 0.8).
-        neighbours: k of `mutual_knn` and `cknna`; 10 in Huh et al.
-        share: of the variance that SVCCA keeps; 0.99 in Raghu et al.
-
-    Costs per layer and model, with m = min(n, D): `rbf_cka` five passes over the tiles of the upper half of the Gram
-    matrix (four find the median exactly), the neighbours one over all tiles, `rsa` one and a sort of n (n - 1) / 2
-    distances (memory in `distances.rank_products`), `procrustes` an SVD of m x m for each pair, `svcca` one more for
-    each model.
+      states: [M, K, n, D] float32 or bfloat16 pooled states, possibly sharded on a mesh.
+      valid: [n] bool, False on padding and on prompts left out; the same on every process.
+      pairs: (a, b) indices of models.
+      measures: names from the list above.
+      bandwidth: of the Gaussian kernel, as a fraction of each state's median distance; the default is the largest of
+        Kornblith et al. (0.2, 0.4, 0.8).
+      neighbours: k of `mutual_knn` and `cknna`; 10 in Huh et al.
+      share: of the variance that SVCCA keeps; 0.99 in Raghu et al.
 
     Raises:
-        Refusal: code 2 for an unknown measure or a setting out of range; 3 where shapes or indices do not fit, and
-            for more rows than distances can be counted for.
+      Refusal: 2 for an unknown measure or a setting out of range; 3 if shapes or indices do not fit, and for more rows
+        than distances can be counted for.
+
+    References:
+      Kornblith et al. 2019, "Similarity of neural network representations revisited". Williams et al. 2021,
+      "Generalized shape metrics on neural representations". Ding et al. 2021, "Grounding representation similarity
+      through statistical testing". Huh et al. 2024, "The platonic representation hypothesis". Raghu et al. 2017,
+      "SVCCA". Kriegeskorte et al. 2008, "Representational similarity analysis".
     """
     valid = np.asarray(valid)
     pairs = tuple((int(a), int(b)) for a, b in pairs)
     measures = tuple(measures)
     states = jnp.asarray(states)
-    layerwise.check(states, valid)
+    check_states(states, valid)
     models, _, rows, _ = states.shape
-    if not pairs or any(not 0 <= m < models for pair in pairs for m in pair):
-        raise Refusal(3, f"pairs are {list(pairs)}; give pairs of indices below {models}")
+    check_pairs(pairs, models)
     _check_settings(measures, bandwidth, neighbours, share)
     if rows > MAX_RANKED_ROWS and {"rbf_cka", "rsa"} & set(measures):
-        raise Refusal(3, f"states have {rows} rows; rbf_cka and rsa take at most {MAX_RANKED_ROWS}, leave both out")
-    kept, sums = _sums(
+        raise Refusal(
+            BAD_INPUT, f"states have {rows} rows; rbf_cka and rsa take at most {MAX_RANKED_ROWS}, leave both out"
+        )
+    kept, sums = _measure_sums(
         states,
         valid,
         pairs=tuple(sorted({(min(pair), max(pair)) for pair in pairs})),
@@ -139,41 +151,47 @@ def measure_states(
         neighbours=int(neighbours),
         share=float(share),
         tile=gram.tile_size(rows),
-        mesh=layerwise.mesh_of(states),
+        mesh=mesh_of(states),
     )
     n = int(np.asarray(kept).sum())
     sums = jax.tree.map(np.asarray, sums)
     eps = float(jnp.finfo(states.dtype).eps)
     value, undefined = {}, {}
     for name in measures:
-        value[name], undefined[name] = _finish(name, sums, pairs, n, neighbours, eps)
+        value[name], undefined[name] = _pair_values(name, sums, pairs, n, neighbours, eps)
     return Measured(value, undefined, n, int(valid.sum()) - n)
 
 
 def _check_settings(measures: tuple[str, ...], bandwidth: float, neighbours: int, share: float) -> None:
     unknown = [name for name in measures if name not in INVARIANCES]
     if unknown or not measures:
-        raise Refusal(2, f"measures are {list(measures)}; give some of {', '.join(MEASURES)}")
+        raise Refusal(BAD_CONFIG, f"measures are {list(measures)}; give some of {', '.join(MEASURES)}")
     if not bandwidth > 0:
-        raise Refusal(2, f"bandwidth is {bandwidth}; give a positive fraction of the median distance")
+        raise Refusal(BAD_CONFIG, f"bandwidth is {bandwidth}; give a positive fraction of the median distance")
     if neighbours < 1:
-        raise Refusal(2, f"neighbours is {neighbours}; give at least 1")
+        raise Refusal(BAD_CONFIG, f"neighbours is {neighbours}; give at least 1")
     if not 0 < share < 1:
-        raise Refusal(2, f"share is {share}; give a share of the variance between 0 and 1")
+        raise Refusal(BAD_CONFIG, f"share is {share}; give a share of the variance between 0 and 1")
 
 
-class Sums(NamedTuple):
-    """Device results of all layers, replicated; K layers first. Families of measures not wanted are None.
+class MeasureSums(NamedTuple):
+    """Sums of all layers, replicated over the devices, with the K layers first. Families not asked for are None.
 
-    `norms` [K, M, n] squared norms of the centred rows; `mean_square`, `exponent` [K, M] as in `gram.Centred`;
-    `nuclear` [K, P, m] singular values. Pairs are in the order given; `kernels`, `neighbours` and `ranks` have every
-    model with itself first.
+    Attributes:
+      norms: [K, M, n] squared norms of the centred rows.
+      mean_square: [K, M] as in `gram.Centred`.
+      exponent: [K, M] as in `gram.Centred`.
+      nuclear: [K, P, m] singular values of `X_a^T X_b`.
+      canonical: of the pairs.
+      kernels: of the combinations.
+      neighbours: of the combinations.
+      ranks: of the combinations.
     """
 
-    norms: jax.Array
-    mean_square: jax.Array
-    exponent: jax.Array
-    nuclear: jax.Array | None
+    norms: Float[Array, "K M n"]
+    mean_square: Float[Array, "K M"]
+    exponent: Int[Array, "K M"]
+    nuclear: Float[Array, "K P m"] | None
     canonical: subspaces.Canonical | None
     kernels: distances.KernelSums | None
     neighbours: distances.NeighbourSums | None
@@ -181,9 +199,9 @@ class Sums(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("pairs", "measures", "bandwidth", "neighbours", "share", "tile", "mesh"))
-def _sums(
-    states: jax.Array,
-    valid: jax.Array,
+def _measure_sums(
+    states: Float[Array, "M K n D"],
+    valid: Bool[Array, " n"],
     *,
     pairs: tuple[tuple[int, int], ...],
     measures: tuple[str, ...],
@@ -192,13 +210,13 @@ def _sums(
     share: float,
     tile: int,
     mesh: Mesh | None,
-) -> tuple[jax.Array, Sums]:
-    """Kept rows, and the device's part of all measures."""
+) -> tuple[Bool[Array, " n"], MeasureSums]:
+    """Computes everything of the measures that needs the rows; returns the rows that count, and the sums."""
     wanted = set(measures)
-    own_and_pairs = (*((m, m) for m in range(states.shape[0])), *pairs)
+    combinations = (*((m, m) for m in range(states.shape[0])), *pairs)
     padding = -states.shape[2] % tile
 
-    def layer(x: jax.Array, kept: jax.Array) -> Sums:
+    def layer(x: jax.Array, kept: jax.Array) -> MeasureSums:
         x, mean_square, exponent = gram.centre(x, kept)
         nuclear = canonical = kernels = near = ranks = None
         if wanted & {"procrustes", "procrustes_distance"}:
@@ -209,107 +227,120 @@ def _sums(
             padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             rows = distances.tiled_rows(padded, jnp.pad(kept, (0, padding)), tile)
             if "rbf_cka" in wanted:
-                kernels = distances.rbf_sums(rows, bandwidth, own_and_pairs, tile)
+                kernels = distances.rbf_sums(rows, bandwidth, combinations, tile)
             if wanted & {"mutual_knn", "cknna"}:
-                near = distances.neighbour_sums(rows, min(neighbours, x.shape[1]), own_and_pairs, tile)
+                near = distances.neighbour_sums(rows, min(neighbours, x.shape[1]), combinations, tile)
             if "rsa" in wanted:
-                ranks = distances.rank_products(rows, own_and_pairs, tile)
-        return Sums(jnp.square(x).sum(2), mean_square, exponent, nuclear, canonical, kernels, near, ranks)
+                ranks = distances.rank_products(rows, combinations, tile)
+        norms = jnp.square(x).sum(2)
+        return MeasureSums(norms, mean_square, exponent, nuclear, canonical, kernels, near, ranks)
 
-    kept = layerwise.kept_rows(states, valid)
-    return layerwise.replicated((kept, layerwise.over_layers(layer, states, kept, mesh)), mesh)
+    kept = layerwise.counted_rows(states, valid)
+    return layerwise.replicate((kept, layerwise.over_layers(layer, states, kept, mesh)), mesh)
 
 
-class Finished(NamedTuple):
-    """`value` [P, K] of the device's pairs; `flaws`: (reason, [K, M] states that have no value for it)."""
+class MeasureValues(NamedTuple):
+    """One measure of the pairs.
 
-    value: np.ndarray
+    Attributes:
+      value: [P, K].
+      flaws: (reason, [K, M] bool: the states that have no value for it).
+    """
+
+    value: Float[np.ndarray, "P K"]
     flaws: list[tuple[str, np.ndarray]]
 
 
-def _finish(
-    name: str, sums: Sums, pairs: Sequence[tuple[int, int]], n: int, neighbours: int, eps: float
+def _pair_values(
+    name: str, sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int, neighbours: int, eps: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One measure of the wanted pairs: values and reasons, both [P, K]."""
+    """Returns one measure of the pairs: values and reasons, both [P, K]."""
     layers = sums.norms.shape[0]
     undefined = np.full((len(pairs), layers), "", dtype=object)
     least = max(MIN_ROWS, neighbours + 2 if name in ("mutual_knn", "cknna") else 0)
     if n < least:
         undefined[:] = f"{n} finite rows; at least {least} are needed"
         return np.full(undefined.shape, np.nan), undefined
-    mean_square = sums.mean_square.astype(np.float64) * 4.0 ** -sums.exponent.astype(np.float64)
-    flat = variance_missing(_total(sums.norms), mean_square, n, eps)
+    mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
+    is_flat = variance_missing(_total(sums.norms), mean_square, n, eps)
     ordered = sorted({(min(pair), max(pair)) for pair in pairs})
-    found = _FINISH[name](sums, ordered, n)
-    value = np.stack([found.value[ordered.index((min(pair), max(pair)))] for pair in pairs])
+    values = _VALUES[name](sums, ordered, n)
+    value = np.stack([values.value[ordered.index((min(pair), max(pair)))] for pair in pairs])
     for i, (a, b) in enumerate(pairs):
-        for words, flawed in [*found.flaws, ("no variance in", flat)]:
+        for words, flawed in [*values.flaws, ("no variance in", is_flat)]:
             sides = (("b", flawed[:, b]), ("a", flawed[:, a]), ("a and b", flawed[:, a] & flawed[:, b]))
             for side, where in sides:
                 undefined[i, where] = f"{words} {side}"
     return np.where(undefined == "", value, np.nan), undefined
 
 
-def _total(rows: np.ndarray) -> np.ndarray:
+def _total(rows: np.ndarray | jax.Array | None) -> np.ndarray:
     """Sums over the last axis in float64."""
-    return rows.astype(np.float64).sum(-1)
+    return np.asarray(rows).astype(np.float64).sum(-1)
 
 
 def _normalised(products: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """[P, ...] `<a, b> / sqrt(<a, a> <b, b>)` from [M + P, ...] products, those of models with themselves first."""
+    """Returns `<a, b> / sqrt(<a, a> <b, b>)` [P, ...] from the products [C, ...] of all combinations."""
     models = len(products) - len(pairs)
     return np.stack([ratio(products[models + i], products[a], products[b]) for i, (a, b) in enumerate(pairs)])
 
 
-def _procrustes(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
+def _procrustes(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
     squares = _total(sums.norms).T
-    return Finished(_normalised(np.concatenate([squares, _total(sums.nuclear).T]), pairs), [])
+    return MeasureValues(_normalised(np.concatenate([squares, _total(sums.nuclear).T]), pairs), [])
 
 
-def _procrustes_distance(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    return Finished(2 - 2 * _procrustes(sums, pairs, n).value, [])
+def _procrustes_distance(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    return MeasureValues(2 - 2 * _procrustes(sums, pairs, n).value, [])
 
 
-def _svcca(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    found = sums.canonical
-    left, right = (found.components.T[list(side)] for side in zip(*pairs, strict=True))
-    return Finished(_total(found.correlations).T / np.minimum(left, right), [])
+def _svcca(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.canonical is not None
+    components = np.asarray(sums.canonical.components).T  # [M, K]
+    left, right = (components[list(side)] for side in zip(*pairs, strict=True))
+    return MeasureValues(_total(sums.canonical.correlations).T / np.minimum(left, right), [])
 
 
-def _rbf_cka(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    found = sums.kernels
-    single = np.moveaxis(found.single.astype(np.float64), 1, 0)
-    products = _total(found.product).T
+def _rbf_cka(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.kernels is not None
+    single = np.moveaxis(np.asarray(sums.kernels.single, np.float64), 1, 0)  # [M, K, n]
+    products = _total(sums.kernels.product).T  # [C, K]
     models = len(products) - len(pairs)
     for c, (a, b) in enumerate([*((m, m) for m in range(models)), *pairs]):
         # <H K H, L> = sum K L - 2/n (K 1).(L 1) + (1 K 1)(1 L 1)/n^2.
         products[c] += single[a].sum(-1) * single[b].sum(-1) / n**2 - 2 / n * (single[a] * single[b]).sum(-1)
-    return Finished(_normalised(products, pairs), [("the median distance is zero in", found.median == 0)])
+    return MeasureValues(
+        _normalised(products, pairs), [("the median distance is zero in", np.asarray(sums.kernels.median) == 0)]
+    )
 
 
-def _equidistant(found: distances.NeighbourSums | distances.RankProducts) -> tuple[str, np.ndarray]:
-    spread = found.farthest - found.nearest
-    return "all distances are equal in", spread <= 16 * FLOAT32_EPS * found.farthest
+def _equidistant(sums: distances.NeighbourSums | distances.RankProducts) -> tuple[str, np.ndarray]:
+    """Returns the flaw of states whose rows are all equally far from one another."""
+    nearest, farthest = np.asarray(sums.nearest), np.asarray(sums.farthest)
+    return "all distances are equal in", farthest - nearest <= 16 * FLOAT32_EPS * farthest
 
 
-def _mutual_knn(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    shared = np.moveaxis(sums.neighbours.shared.astype(np.float64), 1, 0)
+def _mutual_knn(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.neighbours is not None
+    shared = np.moveaxis(np.asarray(sums.neighbours.shared, np.float64), 1, 0)  # [C, K, n]
     # Rows that do not count have no neighbours, hence no ratio.
-    return Finished(np.nansum(_normalised(shared, pairs), -1) / n, [_equidistant(sums.neighbours)])
+    return MeasureValues(np.nansum(_normalised(shared, pairs), -1) / n, [_equidistant(sums.neighbours)])
 
 
-def _cknna(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    local = _total(sums.neighbours.local).T
+def _cknna(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.neighbours is not None
+    local = _total(sums.neighbours.local).T  # [C, K]
     missing = "neighbours at right angles to every row in", local[: len(local) - len(pairs)].T <= 0
-    return Finished(_normalised(local, pairs), [missing, _equidistant(sums.neighbours)])
+    return MeasureValues(_normalised(local, pairs), [missing, _equidistant(sums.neighbours)])
 
 
-def _rsa(sums: Sums, pairs: Sequence[tuple[int, int]], n: int) -> Finished:
-    products = _total(sums.ranks.product).sum(-1).T
-    return Finished(_normalised(products, pairs), [_equidistant(sums.ranks)])
+def _rsa(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.ranks is not None
+    products = _total(sums.ranks.product).sum(-1).T  # [C, K]
+    return MeasureValues(_normalised(products, pairs), [_equidistant(sums.ranks)])
 
 
-_FINISH: dict[str, Callable[[Sums, Sequence[tuple[int, int]], int], Finished]] = {
+_VALUES: dict[str, Callable[[MeasureSums, Sequence[tuple[int, int]], int], MeasureValues]] = {
     "rbf_cka": _rbf_cka,
     "procrustes": _procrustes,
     "procrustes_distance": _procrustes_distance,

@@ -1,9 +1,12 @@
-"""CKA of unlimited rows from streamed moments: constant memory in n, any batching, any order, any sharding.
+"""CKA of any number of rows from streamed moments: constant memory in n, any batching, any order, any sharding.
 
 Rows of M models are shifted by fixed vectors (the first batch's means: `with_shift`); then every statistic is a plain
-sum, so that batches add and streams merge. The sums are float32 with compensated (Kahan) carry-over from batch to
-batch, each model in the unit of a power of two that grows with the largest entry seen. `update` is pure and may stand
-in a scan over layers. The values come from `moments_values`.
+sum, so batches add and streams merge. The sums are float32 with a compensated (Kahan) carry from batch to batch, each
+model in units of a power of two that grows with the largest entry seen. `update` is pure and may stand in a scan over
+layers. The values are computed by `values.similarities_of`.
+
+Shape letters: M models, R rows of a batch, D width, D' = D rounded up to whole blocks, U upper blocks, d their width,
+C crossed pairs.
 """
 
 from __future__ import annotations
@@ -19,36 +22,47 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
-from mossa_jax.errors import Refusal
+from mossa_jax.similarity.checks import check_pairs
 from mossa_jax.similarity.gram import EXACT, peak_exponent, power_of_two
+from mossa_jax.similarity.kahan import add_compensated
 
 # On a TPU three bfloat16 passes in place of six, on a GPU three of TF32; the values differ by at most about 2e-6.
 FAST = lax.Precision.HIGH
-# Symmetric products are made in upper blocks: of at most so many a side, at least so wide.
+# Symmetric products are computed in upper blocks: at most this many per side, at least this wide.
 MAX_BLOCKS = 8
 MIN_BLOCK = 64
-MIN_STRIP = 384  # columns of a product: narrow ones cost more than the half that is left out
-COUNT_BITS = 24  # bits of the lower part of a count
+# Columns of a product: narrow ones cost more than the half that is left out.
+MIN_STRIP = 384
+# Bits of the lower part of a count.
+COUNT_BITS = 24
 
 
-class Sums(NamedTuple):
-    """Plain sums over shifted and scaled rows x_m with `a_m = |x_m|^2`; every leaf adds. D' is D rounded up to blocks.
+class MomentSums(NamedTuple):
+    """Plain sums over shifted and scaled rows x_m, with `a_m = |x_m|^2`; every leaf adds.
 
-    `x` [M, D'] rows; `own` [M, U, d, d] upper blocks of the sums of x_m x_m^T; `own_weighted` [M, D'] of a_m x_m;
-    `a`, `aa` [M] of a_m, a_m^2; and for each of C crossed pairs (p, q) `cross` [C, D', D'] of x_p x_q^T, `left`,
-    `right` [C, D'] of a_q x_p and a_p x_q, `ab` [C] of a_p a_q.
+    Attributes:
+      x: [M, D'] sum of rows.
+      own: [M, U, d, d] upper blocks of the sum of x_m x_m^T.
+      own_weighted: [M, D'] sum of a_m x_m.
+      a: [M] sum of a_m.
+      aa: [M] sum of a_m^2.
+      cross: [C, D', D'] sum of x_p x_q^T, for each crossed pair (p, q).
+      left: [C, D'] sum of a_q x_p.
+      right: [C, D'] sum of a_p x_q.
+      ab: [C] sum of a_p a_q.
     """
 
-    x: jax.Array
-    own: jax.Array
-    own_weighted: jax.Array
-    a: jax.Array
-    aa: jax.Array
-    cross: jax.Array
-    left: jax.Array
-    right: jax.Array
-    ab: jax.Array
+    x: Float[Array, "M D"]
+    own: Float[Array, "M U d d"]
+    own_weighted: Float[Array, "M D"]
+    a: Float[Array, " M"]
+    aa: Float[Array, " M"]
+    cross: Float[Array, "C D D"]
+    left: Float[Array, "C D"]
+    right: Float[Array, "C D"]
+    ab: Float[Array, " C"]
 
 
 @functools.partial(
@@ -58,93 +72,100 @@ class Sums(NamedTuple):
 )
 @dataclass(frozen=True)
 class Moments:
-    """A stream's state.
+    """The state of a stream.
 
     Attributes:
-        shift: [M, D] float32, fixed.
-        exponent: [M] int32; the sums are in units of `2**exponent`.
-        sums: what was added.
-        carry: what rounding has put into the sums too much.
-        rows: [2] int32, rows that counted: `rows[0] + rows[1] * 2**24`, exact beyond 10^12.
-        dropped: [2] int32, valid rows left out as one of the models was not finite there.
-        pairs: of models, static.
-        fast: matmuls in three passes, static.
-        mesh: over which the D x D sums are spread, static; or None.
+      shift: [M, D] float32, fixed.
+      exponent: [M] int32; the sums are in units of `2**exponent`.
+      sums: of all batches.
+      carry: what rounding has put into the sums too much.
+      rows: [2] int32, rows that counted: `rows[0] + rows[1] * 2**24`, exact beyond 10^12.
+      dropped: [2] int32, valid rows left out because one of the models was not finite there.
+      pairs: of models, static.
+      fast: matmuls in three passes, static.
+      mesh: the mesh that the D x D sums are spread over, static; or None.
     """
 
-    shift: jax.Array
-    exponent: jax.Array
-    sums: Sums
-    carry: Sums
-    rows: jax.Array
-    dropped: jax.Array
+    shift: Float[Array, "M D"]
+    exponent: Int[Array, " M"]
+    sums: MomentSums
+    carry: MomentSums
+    rows: Int[Array, " 2"]
+    dropped: Int[Array, " 2"]
     pairs: tuple[tuple[int, int], ...]
     fast: bool
     mesh: Mesh | None
 
 
-def crossed(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The products of two different models that the pairs need, each once, in order."""
+def crossed_pairs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Returns the products of two different models that the pairs need, each once, in order."""
     return sorted({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]})
 
 
+def crossed_side(pairs: Sequence[tuple[int, int]], side: int) -> Int[np.ndarray, " C"]:
+    """Returns the first (0) or the second (1) model of each of `crossed_pairs`, int32."""
+    return np.asarray([pair[side] for pair in crossed_pairs(pairs)], np.int32)
+
+
 def blocks(width: int) -> tuple[int, int]:
-    """Blocks a side and their width; together at least `width` columns."""
+    """Returns the blocks per side and their width; together they have at least `width` columns."""
     count = max(1, min(MAX_BLOCKS, width // MIN_BLOCK))
     return count, -(-width // count)
 
 
 def strips(width: int) -> list[tuple[int, int]]:
-    """Columns [start, stop) whose products with all from `start` on are made at once: whole blocks."""
+    """Returns columns [start, stop) whose products with all from `start` on are computed at once: whole blocks."""
     count, block = blocks(width)
     together = -(-MIN_STRIP // block) * block
     return [(at, min(at + together, count * block)) for at in range(0, count * block, together)]
 
 
-def start(
-    shift: jax.Array, pairs: Sequence[tuple[int, int]], *, fast: bool = False, mesh: Mesh | None = None
+def start_stream(
+    shift: Float[Array, "M D"], pairs: Sequence[tuple[int, int]], *, fast: bool = False, mesh: Mesh | None = None
 ) -> Moments:
-    """An empty stream; for K layers `jax.vmap(lambda s: start(s, pairs))(shifts)`.
+    """Returns an empty stream; for K layers use `jax.vmap(lambda s: start_stream(s, pairs))(shifts)`.
 
     Args:
-        shift: [M, D] vectors near the means of the models, the same for all streams that are to be merged.
-        pairs: pairs (a, b) of models that are wanted.
-        fast: three passes a matmul in place of full float32; adds an error of about 2e-6 on TPU and GPU.
-        mesh: spreads the D x D sums over its axes `fsdp` and `tensor`.
+      shift: [M, D] vectors near the means of the models, the same for all streams that are to be merged.
+      pairs: (a, b) indices of the models to compare.
+      fast: three passes per matmul in place of full float32; adds an error of about 2e-6 on TPU and GPU.
+      mesh: spreads the D x D sums over its axes `fsdp` and `tensor`.
 
     Raises:
-        Refusal: code 3 for pairs that name no model.
+      Refusal: 3 for pairs that name no model.
     """
     shift = jnp.asarray(shift, jnp.float32)
     models, width = shift.shape
     pairs = tuple((int(a), int(b)) for a, b in pairs)
-    if not pairs or any(not 0 <= m < models for pair in pairs for m in pair):
-        raise Refusal(3, f"pairs are {list(pairs)}; give pairs of indices below {models}")
+    check_pairs(pairs, models)
     count, block = blocks(width)
-    padded, cross = count * block, len(crossed(pairs))
-    shapes = Sums(
-        x=(models, padded),
-        own=(models, count * (count + 1) // 2, block, block),
-        own_weighted=(models, padded),
-        a=(models,),
-        aa=(models,),
-        cross=(cross, padded, padded),
-        left=(cross, padded),
-        right=(cross, padded),
-        ab=(cross,),
+    padded, cross = count * block, len(crossed_pairs(pairs))
+
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.float32)
+
+    empty = MomentSums(
+        x=zeros(models, padded),
+        own=zeros(models, count * (count + 1) // 2, block, block),
+        own_weighted=zeros(models, padded),
+        a=zeros(models),
+        aa=zeros(models),
+        cross=zeros(cross, padded, padded),
+        left=zeros(cross, padded),
+        right=zeros(cross, padded),
+        ab=zeros(cross),
     )
-    empty = Sums(*(jnp.zeros(shape, jnp.float32) for shape in shapes))
     none = jnp.zeros(2, jnp.int32)
     return placed(Moments(shift, jnp.full(models, -126, jnp.int32), empty, empty, none, none, pairs, fast, mesh))
 
 
-def _spread(sums: Sums, mesh: Mesh | None) -> Sums:
-    """The D x D sums with their first column axis over as many devices as it divides over; the others whole on each."""
+def _spread(sums: MomentSums, mesh: Mesh | None) -> MomentSums:
+    """Spreads the D x D sums by their first column axis over the devices it divides over; keeps the others whole."""
     if mesh is None:
         return sums
 
     def over(x: jax.Array, spread: bool = False) -> jax.Array:
-        spec: list = [None] * x.ndim
+        spec: list[tuple[str, ...] | None] = [None] * x.ndim
         for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
             devices = math.prod(mesh.shape[name] for name in axes)
             if spread and devices > 1 and x.shape[-2] % devices == 0:
@@ -152,36 +173,36 @@ def _spread(sums: Sums, mesh: Mesh | None) -> Sums:
                 break
         return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    return Sums(*map(over, sums))._replace(own=over(sums.own, True), cross=over(sums.cross, True))
+    return MomentSums(*map(over, sums))._replace(own=over(sums.own, True), cross=over(sums.cross, True))
 
 
 def placed(state: Moments) -> Moments:
-    """The state, of one layer or of several stacked, where `start` puts it.
+    """Puts a state, of one layer or of several stacked, where `start_stream` puts it.
 
-    A program that takes the state that it gave is then compiled once.
+    A program that takes the state that it returned is then compiled once.
     """
     if state.mesh is None:
         return state
     whole = NamedSharding(state.mesh, PartitionSpec())
-    rest = {name: getattr(state, name) for name in ("shift", "exponent", "rows", "dropped")}
-    rest = lax.with_sharding_constraint(rest, whole)
-    return replace(state, sums=_spread(state.sums, state.mesh), carry=_spread(state.carry, state.mesh), **rest)
+    small = {name: getattr(state, name) for name in ("shift", "exponent", "rows", "dropped")}
+    small = lax.with_sharding_constraint(small, whole)
+    return replace(state, sums=_spread(state.sums, state.mesh), carry=_spread(state.carry, state.mesh), **small)
 
 
-def _rows(x: jax.Array, mesh: Mesh | None, dealt: bool = False) -> jax.Array:
-    """Rows [M, R, ...] over `fsdp`; `dealt`: the last axis over `tensor`, for a part of a product a device."""
+def _place_rows(x: Float[Array, "M R ..."], mesh: Mesh | None, by_column: bool = False) -> Float[Array, "M R ..."]:
+    """Spreads rows over `fsdp`; `by_column` spreads the last axis over `tensor`, so a device has its part of a product."""
     if mesh is None or mesh.size == 1 or x.shape[1] % mesh.shape["fsdp"]:
         return x
-    spec = [None, "fsdp"] + [None] * (x.ndim - 2)
-    if dealt and x.shape[-1] % mesh.shape["tensor"] == 0:
+    spec: list[str | None] = [None, "fsdp"] + [None] * (x.ndim - 2)
+    if by_column and x.shape[-1] % mesh.shape["tensor"] == 0:
         spec[-1] = "tensor"
     return lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-def _scaled(sums: Sums, by: jax.Array, pairs: Sequence[tuple[int, int]]) -> Sums:
-    """The sums in other units: rows of model m times `by[m]`."""
-    p, q = by[side(pairs, 0)], by[side(pairs, 1)]
-    return Sums(
+def _scaled(sums: MomentSums, by: Float[Array, " M"], pairs: Sequence[tuple[int, int]]) -> MomentSums:
+    """Returns the sums in other units: rows of model m times `by[m]`."""
+    p, q = by[crossed_side(pairs, 0)], by[crossed_side(pairs, 1)]
+    return MomentSums(
         x=sums.x * by[:, None],
         own=sums.own * jnp.square(by)[:, None, None, None],
         own_weighted=sums.own_weighted * jnp.square(by)[:, None] * by[:, None],
@@ -194,37 +215,29 @@ def _scaled(sums: Sums, by: jax.Array, pairs: Sequence[tuple[int, int]]) -> Sums
     )
 
 
-def side(pairs: Sequence[tuple[int, int]], which: int) -> np.ndarray:
-    """[C] int32: the first (0) or the second (1) model of each of `crossed`."""
-    return np.asarray([pair[which] for pair in crossed(pairs)], np.int32)
-
-
-def _regauged(state: Moments, exponent: jax.Array) -> Moments:
-    """The same stream in larger units; what is 2**63 times smaller than the unit is nothing in float32."""
+def _in_units(state: Moments, exponent: Int[Array, " M"]) -> Moments:
+    """Returns the stream in larger units; what is 2**63 times smaller than the unit is nothing in float32."""
     by = power_of_two(jnp.maximum(state.exponent - exponent, -63))
-    scaled = (_scaled(part, by, state.pairs) for part in (state.sums, state.carry))
-    return replace(state, exponent=exponent, **dict(zip(("sums", "carry"), scaled, strict=True)))
+    sums, carry = _scaled(state.sums, by, state.pairs), _scaled(state.carry, by, state.pairs)
+    return replace(state, exponent=exponent, sums=sums, carry=carry)
 
 
-def _kahan(state: Moments, more: Sums) -> tuple[Sums, Sums]:
-    """Compensated addition, leaf by leaf: (sums, carry)."""
-    term = jax.tree.map(jnp.subtract, more, state.carry)
-    new = jax.tree.map(jnp.add, state.sums, term)
-    # The barrier keeps the compiler from cancelling the compensation algebraically.
-    moved = jax.tree.map(jnp.subtract, lax.optimization_barrier(new), state.sums)
-    return _spread(new, state.mesh), _spread(jax.tree.map(jnp.subtract, moved, term), state.mesh)
+def _add_sums(state: Moments, more: MomentSums) -> tuple[MomentSums, MomentSums]:
+    """Adds `more` to the sums; returns sums and carry, spread over the mesh."""
+    sums, carry = add_compensated(state.sums, state.carry, more)
+    return _spread(sums, state.mesh), _spread(carry, state.mesh)
 
 
-def _counted(total: jax.Array, more: jax.Array) -> jax.Array:
-    """A count in two parts and another one, or one number below 2**24."""
+def _add_count(total: Int[Array, " 2"], more: Int[Array, " ..."]) -> Int[Array, " 2"]:
+    """Adds to a count in two parts another one [2], or one number [] below 2**24."""
     low, high = (total[0] + more, total[1]) if more.ndim == 0 else (total[0] + more[0], total[1] + more[1])
     return jnp.stack([low & ((1 << COUNT_BITS) - 1), high + (low >> COUNT_BITS)])
 
 
-def with_shift(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
-    """The stream with the mean of these rows for its shift, where none has counted yet; arguments as of `update`.
+def with_shift(state: Moments, x: Float[Array, "M R D"], valid: Bool[Array, " R"]) -> Moments:
+    """Sets the shift to the mean of these rows if no row has counted yet; arguments as in `update`.
 
-    What is merged later must have the same shift: only for a stream that takes all rows itself.
+    Streams that are merged must have the same shift, so this is only for a stream that takes all rows itself.
     """
 
     def mean() -> jax.Array:
@@ -236,43 +249,46 @@ def with_shift(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
 
 
 @jax.jit
-def update(state: Moments, x: jax.Array, valid: jax.Array) -> Moments:
-    """Adds a batch.
+def update(state: Moments, x: Float[Array, "M R D"], valid: Bool[Array, " R"]) -> Moments:
+    """Adds a batch to a stream.
 
     Args:
-        state: of the stream.
-        x: [M, R, D] rows of the M models, paired, of any floating dtype; R below 2**24.
-        valid: [R] bool; rows that do not count, or are not finite in one of the models, add nothing.
+      state: the stream so far.
+      x: [M, R, D] rows of the M models, paired, of any floating dtype; R below 2**24.
+      valid: [R] bool; rows that are not valid, or not finite in one of the models, add nothing.
     """
     x = x.astype(jnp.float32) - state.shift[:, None]
     kept = valid & jnp.isfinite(x).all((0, 2))
     x = jnp.where(kept[:, None], x, 0)
     exponent = jnp.maximum(state.exponent, peak_exponent(jnp.abs(x).max((1, 2))))
-    state = _regauged(state, exponent)
+    state = _in_units(state, exponent)
     x = x * power_of_two(-exponent)[:, None, None]
     count, block = blocks(x.shape[2])
-    x = _rows(jnp.pad(x, ((0, 0), (0, 0), (0, count * block - x.shape[2]))), state.mesh)
-    sums, carry = _kahan(state, _batch(x, state.pairs, FAST if state.fast else EXACT, state.mesh))
+    # [M, R, D']
+    x = _place_rows(jnp.pad(x, ((0, 0), (0, 0), (0, count * block - x.shape[2]))), state.mesh)
+    sums, carry = _add_sums(state, _batch_sums(x, state.pairs, FAST if state.fast else EXACT, state.mesh))
     return replace(
         state,
         sums=sums,
         carry=carry,
-        rows=_counted(state.rows, kept.sum(dtype=jnp.int32)),
-        dropped=_counted(state.dropped, (valid & ~kept).sum(dtype=jnp.int32)),
+        rows=_add_count(state.rows, kept.sum(dtype=jnp.int32)),
+        dropped=_add_count(state.dropped, (valid & ~kept).sum(dtype=jnp.int32)),
     )
 
 
-def _batch(x: jax.Array, pairs: Sequence[tuple[int, int]], precision: lax.Precision, mesh: Mesh | None = None) -> Sums:
-    """The sums of one batch, [M, R, D'] float32."""
-    p, q = side(pairs, 0), side(pairs, 1)
-    a = jnp.square(x).sum(2)
+def _batch_sums(
+    x: Float[Array, "M R D"], pairs: Sequence[tuple[int, int]], precision: lax.Precision, mesh: Mesh | None = None
+) -> MomentSums:
+    """Computes the sums of one batch [M, R, D'] float32."""
+    p, q = crossed_side(pairs, 0), crossed_side(pairs, 1)
+    a = jnp.square(x).sum(2)  # [M, R]
     none = jnp.zeros((0, x.shape[2], x.shape[2]), jnp.float32)
     product = functools.partial(jnp.einsum, precision=precision)
     weighted = functools.partial(jnp.einsum, "mr,mri->mi", precision=EXACT)
-    dealt = _rows(x, mesh, True)
-    return Sums(
+    dealt = _place_rows(x, mesh, by_column=True)
+    return MomentSums(
         x=x.sum(1),
-        own=_own(x, product, mesh),
+        own=_own_blocks(x, product, mesh),
         own_weighted=weighted(a, x),
         a=a.sum(1),
         aa=jnp.square(a).sum(1),
@@ -284,31 +300,33 @@ def _batch(x: jax.Array, pairs: Sequence[tuple[int, int]], precision: lax.Precis
     )
 
 
-def _own(x: jax.Array, product: Callable[..., jax.Array], mesh: Mesh | None) -> jax.Array:
-    """Upper blocks of `x_m^T x_m` [M, U, d, d], some rows of blocks at a time: wide products, no copy of the rows."""
+def _own_blocks(
+    x: Float[Array, "M R D"], product: Callable[..., jax.Array], mesh: Mesh | None
+) -> Float[Array, "M U d d"]:
+    """Computes the upper blocks of `x_m^T x_m`, several rows of blocks at once: wide products, no copy of the rows."""
     count, block = blocks(x.shape[2])
-    # By blocks, since a device has a part of each: strips of columns that are dealt would have to travel.
-    dealt = _rows(x.reshape(*x.shape[:2], count, block), mesh, True)
-    parts = []
+    # [M, R, count, d]. By blocks, since a device has a part of each: strips of dealt columns would have to travel.
+    dealt = _place_rows(x.reshape(*x.shape[:2], count, block), mesh, by_column=True)
+    upper = []
     for start, stop in strips(x.shape[2]):
         left = dealt[:, :, start // block : stop // block].reshape(*x.shape[:2], stop - start)
-        strip = product("mri,mrj->mij", left, x[:, :, start:])
+        strip = product("mri,mrj->mij", left, x[:, :, start:])  # [M, stop - start, D' - start]
         for low in range(0, stop - start, block):
-            row = strip[:, low : low + block, low:]
-            parts.append(row.reshape(*row.shape[:2], -1, block).swapaxes(1, 2))
-    return jnp.concatenate(parts, 1)
+            row = strip[:, low : low + block, low:]  # one row of blocks, from the diagonal on
+            upper.append(row.reshape(*row.shape[:2], -1, block).swapaxes(1, 2))
+    return jnp.concatenate(upper, 1)
 
 
 @jax.jit
 def merge(a: Moments, b: Moments) -> Moments:
     """Joins two streams that started from the same shifts and pairs; any leading axes must be vmapped over."""
     exponent = jnp.maximum(a.exponent, b.exponent)
-    a, b = _regauged(a, exponent), _regauged(b, exponent)
-    sums, carry = _kahan(a, b.sums)
+    a, b = _in_units(a, exponent), _in_units(b, exponent)
+    sums, carry = _add_sums(a, b.sums)
     return replace(
         a,
         sums=sums,
         carry=jax.tree.map(jnp.add, carry, b.carry),
-        rows=_counted(a.rows, b.rows),
-        dropped=_counted(a.dropped, b.dropped),
+        rows=_add_count(a.rows, b.rows),
+        dropped=_add_count(a.dropped, b.dropped),
     )

@@ -1,7 +1,9 @@
-"""What a stream of moments says: CKA of every pair at every layer, combined in float64 on the host.
+"""From streamed moments to values: CKA of every pair at every layer, combined in float64 on the host.
 
-What rounding leaves of a value is estimated: where that is more than `TOLERANCE`, the value is undefined. That happens
-where the shift lies far from the mean, or, debiased, with far fewer rows than columns: keep the rows there.
+The rounding error of each value is estimated; above `TOLERANCE` the value is undefined. That happens if the shift lies
+far from the mean or, debiased, with far fewer rows than columns: keep the rows there.
+
+Shape letters: K layers, M models, C crossed pairs, P pairs, D' width rounded up to whole blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from mossa_jax.log import log
 from mossa_jax.similarity.compare import Similarities
@@ -23,181 +25,256 @@ from mossa_jax.similarity.estimators import (
     MIN_ROWS,
     null_mean,
     ratio,
-    reasons,
+    undefined_reasons,
     variance_missing,
 )
-from mossa_jax.similarity.streamed.moments import COUNT_BITS, Moments, Sums, blocks, crossed, side
+from mossa_jax.similarity.layerwise import replicate
+from mossa_jax.similarity.streamed.moments import (
+    COUNT_BITS,
+    Moments,
+    MomentSums,
+    blocks,
+    crossed_pairs,
+    crossed_side,
+)
 
 TOLERANCE = 1e-5
+
 # Rounding level of a term relative to its size. All errors of values that were measured (n 4 to 2000, D 12 to 4096,
 # shifts up to 30 spreads off, isotropic to low-rank) lay below 0.55 of the level made from it, most below 0.3.
 ROUNDING = FLOAT32_EPS / 2
 
 
 class _Condensed(NamedTuple):
-    """A stream without its D x D sums; `n` rows, mu the means of the shifted rows, leading layer axis K.
+    """Streams without their D x D sums; mu are the means of the shifted rows of each model.
 
-    `h_own` [K, M, D'], `h_cross` [K, C, D'] and `mean_own`, `mean_cross` alike: parts, to be summed in float64, of
-    `|C|^2` and of `mu^T S nu`. The others as in `Sums`, with the carry taken out.
+    The first four hold terms that are to be summed over their last axis in float64.
+
+    Attributes:
+      h_own: [K, M, *] terms of `|C|^2`, C the covariance of a model with itself (times n).
+      mean_own: [K, M, *] terms of `mu^T S mu`, S the sum of x x^T.
+      h_cross: [K, C, *] as `h_own`, for crossed pairs.
+      mean_cross: [K, C, *] as `mean_own`, for crossed pairs: `mu^T S nu`.
+      sums: the other sums of the stream; `own` and `cross` are empty.
+      carry: the other carries.
+      shift: [K, M, D] as in `Moments`.
+      exponent: [K, M] as in `Moments`.
+      rows: [K, 2] as in `Moments`.
+      dropped: [K, 2] as in `Moments`.
     """
 
-    h_own: jax.Array
-    mean_own: jax.Array
-    h_cross: jax.Array
-    mean_cross: jax.Array
-    high: Sums
-    low: Sums
+    h_own: Float[Array, "K M *"]
+    mean_own: Float[Array, "K M *"]
+    h_cross: Float[Array, "K C *"]
+    mean_cross: Float[Array, "K C *"]
+    sums: MomentSums
+    carry: MomentSums
+    shift: Float[Array, "K M D"]
+    exponent: Int[Array, "K M"]
+    rows: Int[Array, "K 2"]
+    dropped: Int[Array, "K 2"]
 
 
 def _condense(state: Moments) -> _Condensed:
-    """One layer's D x D sums brought down to vectors, on the device.
+    """Reduces one layer's D x D sums to vectors, on the device.
 
     Float32 is enough: an entry's rounding is of the size of the batches' own, and of random sign.
     """
     sums, carry = state.sums, state.carry
     n = state.rows[0].astype(jnp.float32) + state.rows[1].astype(jnp.float32) * 2.0**COUNT_BITS
-    mean = (sums.x - carry.x) / jnp.maximum(n, 1)
+    mean = (sums.x - carry.x) / jnp.maximum(n, 1)  # [M, D']
     count, block = blocks(state.shift.shape[1])
     rows, columns = np.triu_indices(count)
-    parts = mean.reshape(-1, count, block)
-    outer = parts[:, rows, :, None] * parts[:, columns, None, :]
-    twice = jnp.asarray(np.where(rows == columns, 1, 2), jnp.float32)[:, None]
+    by_block = mean.reshape(-1, count, block)
+    outer = by_block[:, rows, :, None] * by_block[:, columns, None, :]  # [M, U, d, d]
+    # Blocks off the diagonal stand for their mirror images too.
+    weight = jnp.asarray(np.where(rows == columns, 1, 2), jnp.float32)[:, None]
     own = sums.own - carry.own
-    p, q = side(state.pairs, 0), side(state.pairs, 1)
-    outer_cross = mean[p][:, :, None] * mean[q][:, None, :]
+    p, q = crossed_side(state.pairs, 0), crossed_side(state.pairs, 1)
+    outer_cross = mean[p][:, :, None] * mean[q][:, None, :]  # [C, D', D']
     cross = sums.cross - carry.cross
 
-    def flat(x: jax.Array) -> jax.Array:
-        return (x * twice).reshape(x.shape[0], -1)
+    def weighted(x: jax.Array) -> jax.Array:
+        return (x * weight).reshape(x.shape[0], -1)  # [M, U d]
 
     none = jnp.zeros(())
     return _Condensed(
-        h_own=flat(jnp.square(own - n * outer).sum(3)),
-        mean_own=flat((own * outer).sum(3)),
+        h_own=weighted(jnp.square(own - n * outer).sum(3)),
+        mean_own=weighted((own * outer).sum(3)),
         h_cross=jnp.square(cross - n * outer_cross).sum(2),
         mean_cross=(cross * outer_cross).sum(2),
-        high=sums._replace(own=none, cross=none),
-        low=carry._replace(own=none, cross=none),
+        sums=sums._replace(own=none, cross=none),
+        carry=carry._replace(own=none, cross=none),
+        shift=state.shift,
+        exponent=state.exponent,
+        rows=state.rows,
+        dropped=state.dropped,
     )
 
 
 @jax.jit
-def _condensed(states: Moments) -> tuple[_Condensed, Moments]:
-    found = lax.map(_condense, states)
-    rest = {name: getattr(states, name) for name in ("shift", "exponent", "rows", "dropped")}
-    if states.mesh is not None:
-        return lax.with_sharding_constraint((found, rest), NamedSharding(states.mesh, PartitionSpec()))
-    return found, rest
+def _condense_layers(states: Moments) -> _Condensed:
+    """Condenses every layer, and puts the result whole on every device."""
+    return replicate(lax.map(_condense, states), states.mesh)
+
+
+class _PairSums(NamedTuple):
+    """Sums over the shifted rows x of one model and y of another, in float64; see `MomentSums` for the letters.
+
+    Attributes:
+      mu: [K, D'] mean of x.
+      nu: [K, D'] mean of y.
+      h: [K] `|C|^2`, C the cross-covariance (times n).
+      mean: [K] `mu^T S nu`.
+      a: [K] sum of |x|^2.
+      b: [K] sum of |y|^2.
+      ab: [K] sum of |x|^2 |y|^2.
+      bx: [K, D'] sum of |y|^2 x.
+      ay: [K, D'] sum of |x|^2 y.
+    """
+
+    mu: Float[np.ndarray, "K D"]
+    nu: Float[np.ndarray, "K D"]
+    h: Float[np.ndarray, " K"]
+    mean: Float[np.ndarray, " K"]
+    a: Float[np.ndarray, " K"]
+    b: Float[np.ndarray, " K"]
+    ab: Float[np.ndarray, " K"]
+    bx: Float[np.ndarray, "K D"]
+    ay: Float[np.ndarray, "K D"]
 
 
 class _Terms(NamedTuple):
-    """[K] float64: `h`, `u` of a product of two models and the rounding levels of both."""
+    """HSIC of a pair of models and its rounding level, each [K] float64: biased `h` and debiased `u`."""
 
-    h: np.ndarray
-    u: np.ndarray
-    h_noise: np.ndarray
-    u_noise: np.ndarray
+    h: Float[np.ndarray, " K"]
+    u: Float[np.ndarray, " K"]
+    h_noise: Float[np.ndarray, " K"]
+    u_noise: Float[np.ndarray, " K"]
 
 
-def _terms(n: np.ndarray, mu, nu, h, mean, a, b, ab, bx, ay) -> _Terms:
-    """HSIC from the sums of shifted rows, all [K, ...] float64; see `moments.Sums` for the letters."""
-    mu2, nu2 = np.square(mu).sum(-1), np.square(nu).sum(-1)
-    parts = np.stack(
+def _hsic_terms(n: Float[np.ndarray, " K"], sums: _PairSums) -> _Terms:
+    """Computes HSIC of `n` rows from the sums of shifted rows."""
+    mu2, nu2 = np.square(sums.mu).sum(-1), np.square(sums.nu).sum(-1)
+    # The sum of |x - mu|^2 |y - nu|^2 over the rows, term by term: [7, K].
+    diagonal = np.stack(
         [
-            ab,
-            -2 * (nu * ay).sum(-1),
-            -2 * (mu * bx).sum(-1),
-            4 * mean,
-            nu2 * a,
-            mu2 * b,
+            sums.ab,
+            -2 * (sums.nu * sums.ay).sum(-1),
+            -2 * (sums.mu * sums.bx).sum(-1),
+            4 * sums.mean,
+            nu2 * sums.a,
+            mu2 * sums.b,
             -3 * n * mu2 * nu2,
         ]
     )
-    traces = (a - n * mu2) * (b - n * nu2) / ((n - 1) * (n - 2))
+    traces = (sums.a - n * mu2) * (sums.b - n * nu2) / ((n - 1) * (n - 2))
     drift = n * np.sqrt(mu2 * nu2)
-    h_noise = ROUNDING * (h + 2 * np.sqrt(h) * drift) + (ROUNDING * drift) ** 2
+    h_noise = ROUNDING * (sums.h + 2 * np.sqrt(sums.h) * drift) + (ROUNDING * drift) ** 2
     inner = n / (n - 2)
-    u_noise = h_noise + ROUNDING * (inner * np.abs(parts).sum(0) + traces)
-    return _Terms(h, h - inner * parts.sum(0) + traces, h_noise, u_noise)
+    u_noise = h_noise + ROUNDING * (inner * np.abs(diagonal).sum(0) + traces)
+    return _Terms(sums.h, sums.h - inner * diagonal.sum(0) + traces, h_noise, u_noise)
 
 
-def finish(states: Moments) -> Similarities:
-    """Both estimates of CKA of every pair at every layer, combined in float64.
+def similarities_of(states: Moments) -> Similarities:
+    """Computes both estimates of CKA of every pair at every layer, in float64.
 
     Args:
-        states: of K streams, stacked: every array leaf with a leading axis K.
+      states: of K streams, stacked: every array leaf has a leading axis K.
 
     Returns:
-        The similarities. `low`, `high` and `p` are NaN: leave-one-out and re-pairing need the rows. Layers drop rows by
-        themselves, so `n` is the fewest rows of any layer and `dropped` the most; a line is logged where they differ.
+      The similarities. `low`, `high` and `p` are NaN: leave-one-out and re-pairing need the rows. Each layer drops its
+      own rows, so `n` is the fewest rows of any layer and `dropped` the most; the log says if they differ.
     """
     pairs = states.pairs
-    made, rest = jax.tree.map(np.asarray, _condensed(states))
-    sums = jax.tree.map(lambda high, low: np.asarray(high, np.float64) - low, made.high, made.low)
-    rows, dropped = (rest[name] @ np.array([1, 1 << COUNT_BITS], np.int64) for name in ("rows", "dropped"))
+    condensed = jax.tree.map(np.asarray, _condense_layers(states))
+    sums = jax.tree.map(lambda total, carry: np.asarray(total, np.float64) - carry, condensed.sums, condensed.carry)
+    rows, dropped = (count @ np.array([1, 1 << COUNT_BITS], np.int64) for count in (condensed.rows, condensed.dropped))
     if len(set(rows.tolist())) > 1:
         log.info("rows that are not finite differ by layer: %d to %d rows counted", rows.min(), rows.max())
-    n = np.maximum(rows, MIN_ROWS).astype(np.float64)  # fewer have no value anyway
-    mu = sums.x / n[:, None, None]
+    n = np.maximum(rows, MIN_ROWS).astype(np.float64)  # fewer rows have no value anyway
+    mu = sums.x / n[:, None, None]  # [K, M, D']
     h_own, mean_own, h_cross, mean_cross = (
-        np.asarray(part, np.float64).sum(-1) for part in (made.h_own, made.mean_own, made.h_cross, made.mean_cross)
+        np.asarray(terms, np.float64).sum(-1)
+        for terms in (condensed.h_own, condensed.mean_own, condensed.h_cross, condensed.mean_cross)
     )
-    terms = {
-        (m, m): _terms(
-            n, mu[:, m], mu[:, m], h_own[:, m], mean_own[:, m], sums.a[:, m], sums.a[:, m], sums.aa[:, m],
-            sums.own_weighted[:, m], sums.own_weighted[:, m],
+    pair_sums = {}
+    for m in range(mu.shape[1]):
+        pair_sums[m, m] = _PairSums(
+            mu=mu[:, m],
+            nu=mu[:, m],
+            h=h_own[:, m],
+            mean=mean_own[:, m],
+            a=sums.a[:, m],
+            b=sums.a[:, m],
+            ab=sums.aa[:, m],
+            bx=sums.own_weighted[:, m],
+            ay=sums.own_weighted[:, m],
         )
-        for m in range(mu.shape[1])
-    }  # fmt: skip
-    for c, (p, q) in enumerate(crossed(pairs)):
-        terms[p, q] = _terms(
-            n, mu[:, p], mu[:, q], h_cross[:, c], mean_cross[:, c], sums.a[:, p], sums.a[:, q], sums.ab[:, c],
-            sums.left[:, c], sums.right[:, c],
-        )  # fmt: skip
-    shifted = np.square(mu).sum(-1)
+    for c, (p, q) in enumerate(crossed_pairs(pairs)):
+        pair_sums[p, q] = _PairSums(
+            mu=mu[:, p],
+            nu=mu[:, q],
+            h=h_cross[:, c],
+            mean=mean_cross[:, c],
+            a=sums.a[:, p],
+            b=sums.a[:, q],
+            ab=sums.ab[:, c],
+            bx=sums.left[:, c],
+            ay=sums.right[:, c],
+        )
+    terms = {pair: _hsic_terms(n, own) for pair, own in pair_sums.items()}
+    shifted = np.square(mu).sum(-1)  # [K, M]
     trace = sums.a - n[:, None] * shifted
-    units = np.ldexp(1.0, rest["exponent"])[..., None]
-    mean = rest["shift"].astype(np.float64) / units + mu[..., : rest["shift"].shape[-1]]
+    units = np.ldexp(1.0, condensed.exponent)[..., None]
+    mean = condensed.shift.astype(np.float64) / units + mu[..., : condensed.shift.shape[-1]]
     mean_square = np.square(mean).sum(-1)
     # A trace is a difference too: below its rounding there is no variance to speak of.
-    flat = variance_missing(trace, mean_square, n[:, None], FLOAT32_EPS)
-    flat |= trace <= 8 * FLOAT32_EPS * n[:, None] * shifted
-    return _similarities(pairs, terms, flat, trace, mean_square, rows, dropped)
+    is_flat = variance_missing(trace, mean_square, n[:, None], FLOAT32_EPS)
+    is_flat |= trace <= 8 * FLOAT32_EPS * n[:, None] * shifted
+    return _similarities(pairs, terms, is_flat, trace, mean_square, rows, dropped)
 
 
 def _similarities(
     pairs: Sequence[tuple[int, int]],
     terms: dict[tuple[int, int], _Terms],
-    flat: np.ndarray,
+    is_flat: np.ndarray,
     trace: np.ndarray,
     mean_square: np.ndarray,
     rows: np.ndarray,
     dropped: np.ndarray,
 ) -> Similarities:
-    """The table: values where they are defined to `TOLERANCE`, else the reason."""
+    """Returns the values that are exact to `TOLERANCE`, and reasons in place of the others.
+
+    Args:
+      pairs: P, (a, b) indices of models.
+      terms: of each model with itself and of each crossed pair.
+      is_flat: [K, M] bool, states without variance.
+      trace: [K, M].
+      mean_square: [K, M].
+      rows: [K] int, rows that counted.
+      dropped: [K] int.
+    """
     n = np.maximum(rows, MIN_ROWS).astype(np.float64)
     shape = (len(pairs), len(rows), len(ESTIMATORS))
     values = {name: np.full(shape, np.nan) for name in ("value", "low", "high", "null_mean", "p")}
     undefined = np.full(shape, "", dtype=object)
     with np.errstate(divide="ignore", invalid="ignore"):
-        participation = np.stack(
-            [np.where(flat[:, m], np.nan, trace[:, m] ** 2 / terms[m, m].h) for m in range(flat.shape[1])]
-        )
+        participation_ratio = np.stack(
+            [np.where(is_flat[:, m], np.nan, trace[:, m] ** 2 / terms[m, m].h) for m in range(is_flat.shape[1])]
+        )  # [M, K]
         offset = np.sqrt(mean_square * n[:, None] / np.maximum(trace, 0)).T
-    participation[:, rows < MIN_ROWS] = np.nan
+    participation_ratio[:, rows < MIN_ROWS] = np.nan
     for i, (a, b) in enumerate(pairs):
         trio = (terms[min(a, b), max(a, b)], terms[a, a], terms[b, b])
-        # Not where rounding alone is of the size of the whole: that is said of the error below.
-        vanishing = tuple((t.u <= 2 * t.u_noise) & (t.u_noise <= TOLERANCE * t.h) for t in trio[1:])
-        for e, (name, kind) in enumerate(zip(ESTIMATORS, ("h", "u"), strict=True)):
-            reason = reasons(name, (flat[:, a], flat[:, b]), vanishing)
-            whole = [np.where(reason == "", getattr(t, kind), np.nan) for t in trio]
-            value = ratio(*whole)
-            noise = [getattr(t, f"{kind}_noise") for t in trio]
+        vanishing = _vanishes(trio[1]), _vanishes(trio[2])
+        for e, (name, field) in enumerate(zip(ESTIMATORS, ("h", "u"), strict=True)):
+            reason = undefined_reasons(name, (is_flat[:, a], is_flat[:, b]), vanishing)
+            xy, xx, yy = (np.where(reason == "", getattr(t, field), np.nan) for t in trio)
+            value = ratio(xy, xx, yy)
+            noise = [getattr(t, f"{field}_noise") for t in trio]
             with np.errstate(divide="ignore", invalid="ignore"):
-                error = noise[0] / np.sqrt(whole[1] * whole[2]) + np.abs(value) / 2 * (
-                    noise[1] / whole[1] + noise[2] / whole[2]
-                )
+                error = noise[0] / np.sqrt(xx * yy) + np.abs(value) / 2 * (noise[1] / xx + noise[2] / yy)
             reason[(reason == "") & ~(error <= TOLERANCE)] = "float32 sums are not exact to 1e-5 here; keep the rows"
             reason[rows < MIN_ROWS] = [
                 f"{count} finite rows; at least {MIN_ROWS} are needed" for count in rows[rows < MIN_ROWS]
@@ -209,8 +286,16 @@ def _similarities(
     return Similarities(
         **values,
         undefined=undefined,
-        participation_ratio=participation,
+        participation_ratio=participation_ratio,
         offset=offset,
         n=int(rows.min()),
         dropped=int(dropped.max()),
     )
+
+
+def _vanishes(own: _Terms) -> np.ndarray:
+    """Tells where a debiased self-similarity is rounding: [K] bool.
+
+    Not where rounding alone is of the size of the whole: there the error of the value says so.
+    """
+    return (own.u <= 2 * own.u_noise) & (own.u_noise <= TOLERANCE * own.h)

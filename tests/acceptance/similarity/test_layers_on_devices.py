@@ -13,7 +13,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.similarity import compare_states, layerwise
-from mossa_jax.similarity.measures import MEASURES, measure_states
+from mossa_jax.similarity.measures.same_layer import MEASURES, measure_states
 from mossa_jax.similarity.measures.spectrum import spectrum
 from mossa_jax.similarity.measures.variants import standardised, unit_rows, without_top_components
 

@@ -190,7 +190,7 @@ def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_p
     run_folder = pipeline.open_run(config, str(workdir))
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
     asked = []
-    monkeypatch.setattr(compare, "_engine", lambda run, tasks: asked.extend(tasks) or engine.KEPT)
+    monkeypatch.setattr(compare, "_choose_engine", lambda run, tasks: asked.extend(tasks) or engine.KEPT)
     try:
         compare.compare(pipeline.Run(config, run_folder, Stop()))
     finally:
@@ -210,14 +210,14 @@ def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
             config=SimpleNamespace(compare=SimpleNamespace(mismatched=2)),
         )
 
-    drawn = {task.name: compare._mismatched(run(), task) for task in tasks}
-    assert drawn == {task.name: compare._mismatched(run(), task) for task in reversed(tasks)}
+    drawn = {task.name: compare.draw_mismatched(run(), task) for task in tasks}
+    assert drawn == {task.name: compare.draw_mismatched(run(), task) for task in reversed(tasks)}
     cluster = {task.name: task.cluster for task in tasks}
     for name, others in drawn.items():
         assert len(set(others)) == 2 and not set(others) & suite.held_out
         assert cluster[name] not in {cluster[other] for other in others}
     assert len({other for others in drawn.values() for other in others}) > 35  # of 54, 120 draws
-    assert compare._mismatched(run(set(names)), tasks[0])  # where there are no others, any
+    assert compare.draw_mismatched(run(set(names)), tasks[0])  # where there are no others, any
 
 
 def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):

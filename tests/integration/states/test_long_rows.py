@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.states import keep_states
+from mossa_jax.states import PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 from tests.support.tiny_llama import random_prompts
 
 
@@ -19,9 +19,8 @@ def test_states_do_not_depend_on_the_lengths_of_rows(tiny, tiny_adapters, pool):
     prompts = [*random_prompts(20), *random_prompts(3, seed=1, shortest=30, longest=60)]
 
     def states(**lengths):
-        found = keep_states(
-            model.architecture, model.state, adapters, prompts, single_device(), pool=pool, batch_rows=4, **lengths
-        )
+        config = PassConfig(pool, batch_rows=4, packing=Packing(**lengths))
+        found = keep_states(model, adapters, prompts, config)
         assert found.valid.sum() == 23
         return np.asarray(jax.device_get(found.states))[:, :, :23]
 

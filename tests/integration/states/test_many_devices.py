@@ -15,9 +15,10 @@ from mossa_jax.config import Mesh
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.devices.mesh import make_mesh
-from mossa_jax.similarity.streamed.values import finish
-from mossa_jax.similarity.streamed import start, stream_batch
-from mossa_jax.states.forward import Prompts
+from mossa_jax.similarity.streamed.forward import start_layers, stream_batch
+from mossa_jax.similarity.streamed.values import similarities_of
+from mossa_jax.states.prompts import PassConfig, PromptPass
+from mossa_jax.tokens.packing import Packing
 
 folder, adapters, texts = json.loads(sys.argv[1])
 assert len(jax.devices()) == 8
@@ -39,17 +40,17 @@ for name, values in states.items():
     np.testing.assert_allclose(values, alone[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 rng = np.random.default_rng(0)
-pairs, packing = ((0, 1), (0, 2), (1, 2)), {"pool": "all", "row_length": 64, "batch_rows": 4}
+pairs, config = ((0, 1), (0, 2), (1, 2)), PassConfig("all", 4, Packing(64))
 prompts = [rng.integers(3, one.architecture.vocab, size).tolist() for size in rng.integers(5, 20, 40)]
 found = []
 for model in (one, many):
     arch = model.architecture
     stacked = stack(arch, [{}, *(load_adapter(path, arch) for path in adapters)])
-    packed = Prompts(arch, model.state, stacked, prompts, model.mesh, **packing)
-    state, batches = start(arch, 3, pairs, model.mesh), 0
-    for rows in packed.batches():
+    run = PromptPass(model, stacked, prompts, config)
+    state, batches = start_layers(arch, 3, pairs, model.mesh), 0
+    for batch in run.batches():
         places = [(leaf.sharding, leaf.ndim) for leaf in jax.tree.leaves(state)]
-        state = stream_batch(packed.made, *packed.arguments, rows, packed.prefix, state)
+        state = stream_batch(run.spec, *run.arguments, batch, run.prefix, state)
         # Where it is handed on otherwise than it came, the next batch compiles again.
         after = [leaf.sharding for leaf in jax.tree.leaves(state)]
         assert all(new.is_equivalent_to(*old) for new, old in zip(after, places, strict=True))
@@ -58,7 +59,7 @@ for model in (one, many):
     for sums in (state.sums, state.carry):
         for leaf in (sums.own, sums.cross):
             assert leaf.addressable_shards[0].data.size * model.mesh.size == leaf.size, leaf.sharding
-    found.append(finish(state))
+    found.append(similarities_of(state))
 assert (found[0].undefined == "").any() and (found[0].undefined == found[1].undefined).all()
 np.testing.assert_allclose(found[0].value, found[1].value, atol=1e-5)
 print("equal")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.states import parity as parity_lib
-from mossa_jax.states.parity import parity, parity_or_reason, relative
+from mossa_jax.states.parity import parity, parity_or_reason, relative_differences
 from tests.support.tiny_llama import NAMES, import_torch, random_prompts, torch_states, write_family
 
 torch = import_torch()
@@ -27,9 +27,9 @@ def test_float32_equals_transformers_and_bfloat16_visibly_less(tiny):
     assert table.columns.tolist() == ["layer", "max_abs_difference", "largest"]
     assert table.layer.tolist() == [*NAMES, "logits"] == narrow.layer.tolist()
     # The embedding is looked up: equal to the last bit.
-    assert table.max_abs_difference[0] == 0 and relative(table)[1:].min() > 0
-    assert relative(table).max() < 1e-4
-    assert relative(narrow)[1:].min() > 1e-3 and relative(narrow).max() < 0.1
+    assert table.max_abs_difference[0] == 0 and relative_differences(table)[1:].min() > 0
+    assert relative_differences(table).max() < 1e-4
+    assert relative_differences(narrow)[1:].min() > 1e-3 and relative_differences(narrow).max() < 0.1
     # `largest` is the reference's own, over every token and prompt.
     wanted = torch_states(tiny.torch_model, PROMPTS)
     largest = [max(np.abs(states[name]).max() for states in wanted) for name in table.layer]
@@ -42,7 +42,7 @@ def test_other_families(tmp_path, name):
     write_family(tmp_path, name)
     lengths = (31, 27, 4, 9)  # two beyond the 24 positions that dynamic RoPE starts from, the longest first
     prompts = [random_prompts(1, seed=length, shortest=length, longest=length)[0] for length in lengths]
-    assert relative(parity(load_model(str(tmp_path)), prompts)).max() < 1e-4
+    assert relative_differences(parity(load_model(str(tmp_path)), prompts)).max() < 1e-4
 
 
 def test_weights_that_changed_on_disk_are_seen_from_their_layer_on(tiny, tmp_path):
@@ -52,21 +52,21 @@ def test_weights_that_changed_on_disk_are_seen_from_their_layer_on(tiny, tmp_pat
     tensors = {name: np.array(tensor) for name, tensor in tensors.items()}
     tensors["model.layers.1.mlp.down_proj.weight"] *= 1.01
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    found = relative(parity(model, PROMPTS))
+    found = relative_differences(parity(model, PROMPTS))
     names = [*NAMES, "logits"]
     assert found[: names.index("2")].max() < 1e-5 and found[names.index("2") :].min() > 1e-4
 
 
 def test_every_token_counts(tiny, monkeypatch):
     model = load_model(str(tiny.folder))
-    honest = parity_lib._every_state
+    honest = parity_lib._states_and_logits
 
     def one_value_off(*arguments):
         states = [np.array(part) for part in honest(*arguments)]
         states[2][1, 0, 3] += 1.0
         return states
 
-    monkeypatch.setattr(parity_lib, "_every_state", one_value_off)
+    monkeypatch.setattr(parity_lib, "_states_and_logits", one_value_off)
     found = parity(model, PROMPTS).max_abs_difference
     assert found[2] == pytest.approx(1, abs=1e-3) and found.drop(2).max() < 1e-3
 
@@ -102,9 +102,9 @@ def test_a_model_too_large_for_this_host_is_not_checked(tiny, tmp_path, monkeypa
     memory.write_text(f"MemTotal: 999999999 kB\nMemAvailable:   {2 * needed // 1024 + 1} kB\n")
     assert len(parity_or_reason(model.architecture, lambda: (model, PROMPTS))) == len(NAMES) + 1
     memory.unlink()
-    assert parity_lib.obstacle(model.architecture) == ""
+    assert parity_lib.parity_obstacle(model.architecture) == ""
     monkeypatch.setattr(parity_lib, "_LIMIT_ELSEWHERE", needed - 1)
-    assert "does not say" in parity_lib.obstacle(model.architecture)
+    assert "do not say" in parity_lib.parity_obstacle(model.architecture)
 
 
 def test_a_folder_that_transformers_cannot_load_is_said_in_a_line(tiny, tmp_path):
@@ -123,11 +123,11 @@ import json, sys
 import mossa_jax as mossa
 from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
-from mossa_jax.states.parity import parity, relative
+from mossa_jax.states.parity import parity, relative_differences
 
 folder, prompts = json.loads(sys.argv[1])
 model = mossa.load_model(folder, mesh=make_mesh(Mesh(adapter=1, fsdp=4, tensor=2)))
-assert relative(parity(model, prompts)).max() < 1e-4
+assert relative_differences(parity(model, prompts)).max() < 1e-4
 print("equal")
 """
 

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.states import forward, keep_states
+from mossa_jax.states import PassConfig, keep, keep_states
+from mossa_jax.states.prompts import first_changed_block
+from mossa_jax.tokens.packing import Packing, common_prefix
 from tests.support.tiny_llama import (
     LAYERS,
     NAMES,
@@ -33,8 +34,8 @@ def states(folder, adapters, prompts, pool="last", **options):
     parts = {None: lambda _: {}, ZERO: lambda _: zero_adapter(model.architecture)}
     loaded = [parts.get(path, lambda path: load_adapter(path, model.architecture))(path) for path in adapters]
     stacked = stack(model.architecture, loaded)
-    options = {"row_length": 96, "batch_rows": 3, **options}
-    kept = keep_states(model.architecture, model.state, stacked, prompts, single_device(), pool=pool, **options)
+    config = PassConfig(pool, 3, Packing(**{"row_length": 96, **options}))
+    kept = keep_states(model, stacked, prompts, config)
     return np.asarray(jax.device_get(kept.states))[:, :, kept.valid], kept.names
 
 
@@ -49,12 +50,12 @@ def test_shared_ids_are_worked_through_once(tiny, tiny_adapters, pool, lengths, 
     """Prompts of a few own ids each, or of more than a block of queries."""
     prompts = behind_lead(12, **lengths)
     seen = []
-    run = forward.forward
-    monkeypatch.setattr(forward, "forward", lambda made, *rest: (seen.append((made, rest[2])), run(made, *rest))[1])
+    run = keep.keep_batch
+    monkeypatch.setattr(keep, "keep_batch", lambda spec, *rest: (seen.append((spec, rest[2])), run(spec, *rest))[1])
     paths = [None, tiny_adapters[0][0]]
     shared, names = states(tiny.folder, paths, prompts, pool)
     assert names == tuple(NAMES)
-    assert seen and all(made.prefix == 64 and int((rows["segments"] > 0).sum(1).max()) <= 96 for made, rows in seen)
+    assert seen and all(spec.prefix_length == 64 and int((rows.segments > 0).sum(1).max()) <= 96 for spec, rows in seen)
     apart, _ = states(tiny.folder, paths, prompts, pool, row_length=160, share_prefix=False)
     assert distance(shared, apart) < 1e-5
     for found, reference in zip(shared, (tiny.torch_model, tiny_adapters[0][1]), strict=True):
@@ -74,16 +75,16 @@ def test_other_families(name, tmp_path):
 def test_blocks_below_the_first_adapter_are_worked_through_once(tiny, tmp_path, monkeypatch):
     reference = write_adapter(tiny.folder, tmp_path / "late", seed=5, layers=[LAYERS - 2])
     prompts, widths = random_prompts(9), []
-    run = forward.run_models
+    run = keep.run_models
 
-    def counted(made, model, adapters, rows, prefix, put, state):
-        def spying(state, layer, x, whole):
+    def counted(spec, model, adapters, batch, prefix, consume, state):
+        def spying(state, layer, x, every_position):
             widths.append(len(x))
-            return put(state, layer, x, whole)
+            return consume(state, layer, x, every_position)
 
-        return run(made, model, adapters, rows, prefix, spying, state)
+        return run(spec, model, adapters, batch, prefix, spying, state)
 
-    monkeypatch.setattr(forward, "run_models", counted)
+    monkeypatch.setattr(keep, "run_models", counted)
     jax.clear_caches()
     found, _ = states(tiny.folder, [None, tmp_path / "late"], prompts, row_length=32)
     assert sorted(set(widths)) == [1, 2]
@@ -96,16 +97,16 @@ def test_blocks_below_the_first_adapter_are_worked_through_once(tiny, tmp_path, 
 def test_first_changed_block(tiny, tiny_adapters):
     arch = load_model(str(tiny.folder)).architecture
     full = load_adapter(tiny_adapters[0][0], arch)
-    assert forward._first_changed(arch, stack(arch, [{}, full])) == 0
+    assert first_changed_block(arch, stack(arch, [{}, full])) == 0
     nothing = {name: {**part, "b": 0 * part["b"]} for name, part in full.items()}
-    assert forward._first_changed(arch, stack(arch, [nothing])) == arch.layers - 1
+    assert first_changed_block(arch, stack(arch, [nothing])) == arch.layers - 1
     late = {
         name: {**part, "scale": np.where(np.arange(arch.layers) < 1, 0, part["scale"])} for name, part in full.items()
     }
-    assert forward._first_changed(arch, stack(arch, [nothing, late])) == 1
+    assert first_changed_block(arch, stack(arch, [nothing, late])) == 1
 
 
 def test_only_long_enough_a_beginning_is_shared():
-    assert forward.common_prefix(behind_lead(5)) == len(LEAD)
-    assert forward.common_prefix(random_prompts(5)) == 0  # BOS alone
-    assert forward.common_prefix([LEAD, LEAD]) == len(LEAD) - 1  # every prompt keeps an id of its own
+    assert common_prefix(behind_lead(5)) == len(LEAD)
+    assert common_prefix(random_prompts(5)) == 0  # BOS alone
+    assert common_prefix([LEAD, LEAD]) == len(LEAD) - 1  # every prompt keeps an id of its own

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from mossa_jax.devices.mesh import single_device
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.similarity.streamed.forward import stream_similarities
+from mossa_jax.states import PassConfig
+from mossa_jax.tokens.packing import Packing
 from tests.support.float64_cka import ESTIMATORS
 from tests.support.tiny_llama import NAMES, random_prompts, torch_states
 
@@ -34,9 +35,8 @@ def test_every_layer_equals_torch_and_float64(tiny, tiny_adapters, pool, prefix)
     arch = model.architecture
     adapters = stack(arch, [{}, load_adapter(path, arch), load_adapter(other, arch)])
     pairs = [(0, 2), (1, 2), (0, 1)]
-    found = stream_similarities(
-        arch, model.state, adapters, prompts, single_device(), pairs, pool=pool, row_length=64, batch_rows=4
-    )
+    config = PassConfig(pool, 4, Packing(64))
+    found = stream_similarities(model, adapters, prompts, config, pairs)
     rows = []
     for torch_model in (tiny.torch_model, reference, other_reference):
         states = torch_states(torch_model, prompts)

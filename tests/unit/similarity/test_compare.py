@@ -161,7 +161,7 @@ def test_padding_and_order_change_nothing():
 def test_many_tiles_agree_with_one():
     states = make_states(1, n=200)
     sums = [
-        gram.sums(
+        gram.gram_sums(
             jnp.asarray(states),
             np.ones(200, bool),
             np.zeros((0, 200), np.int32),

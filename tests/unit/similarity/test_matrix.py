@@ -51,7 +51,7 @@ def test_tiles_of_any_size_give_the_same_sums(n, tile):
     states = benign(n, d=9, models=17)
     kept = np.ones(n, bool)
     kept[[0, n - 1]] = False
-    found = matrix.sums(states, kept, tile=tile, mesh=None)
+    found = matrix.matrix_sums(states, kept, tile=tile, mesh=None)
     rows = states[:, kept].astype(np.float64)
     rows -= rows.mean(1, keepdims=True)
     rows *= np.sqrt(np.asarray(found.r).sum(1) / np.square(rows).sum((1, 2)))[:, None, None]
@@ -96,7 +96,7 @@ def test_bad_arguments_are_refused():
 def test_memory_holds_no_copy_of_the_states_and_nothing_of_size_n_by_n():
     shape = (24, 4096, 512)
     tile = matrix.tile_rows(24, 4096, 512, 1)
-    compiled = matrix.sums.lower(
+    compiled = matrix.matrix_sums.lower(
         jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((4096,), bool), tile=tile, mesh=None
     ).compile()
     held = compiled.memory_analysis().temp_size_in_bytes
@@ -123,7 +123,7 @@ for n, spec in ((320, P(None, "fsdp")), (320, P(None, ("fsdp", "tensor"))), (300
 shape = (24, 16384, 1024)
 states = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
 tile = matrix.tile_rows(24, 16384, 1024, 8)
-compiled = matrix.sums.lower(states, jax.ShapeDtypeStruct((16384,), bool), tile=tile, mesh=mesh).compile()
+compiled = matrix.matrix_sums.lower(states, jax.ShapeDtypeStruct((16384,), bool), tile=tile, mesh=mesh).compile()
 memory = compiled.memory_analysis()
 total = 4 * np.prod(shape)
 assert memory.argument_size_in_bytes < total / 7

@@ -9,8 +9,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist, squareform
 
 from mossa_jax.errors import Refusal
-from mossa_jax.similarity.measures import distances, measures
-from mossa_jax.similarity.measures.measures import INVARIANCES, MEASURES, measure_states
+from mossa_jax.similarity.measures import distances, same_layer
+from mossa_jax.similarity.measures.same_layer import INVARIANCES, MEASURES, measure_states
 
 K = 10
 
@@ -224,6 +224,8 @@ def test_bad_arguments_are_refused():
 def test_every_product_is_at_full_precision():
     states = jnp.asarray(related(60, 100, models=2, layers=1))
     settings = {"bandwidth": 0.8, "neighbours": K, "share": 0.99, "tile": 64, "mesh": None}
-    text = measures._sums.lower(states, np.ones(60, bool), pairs=((0, 1),), measures=MEASURES, **settings).as_text()
+    text = same_layer._measure_sums.lower(
+        states, np.ones(60, bool), pairs=((0, 1),), measures=MEASURES, **settings
+    ).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert len(products) >= 5 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)

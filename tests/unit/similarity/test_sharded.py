@@ -36,14 +36,14 @@ MOMENTS = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mossa_jax.similarity import moments
-from mossa_jax.similarity.streamed.values import finish
+from mossa_jax.similarity.streamed import moments
+from mossa_jax.similarity.streamed.values import similarities_of
 from tests.support.traps import PAIRS, benign, expected
 
 mesh = jax.make_mesh((1, 4, 2), ("adapter", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 layers = np.stack([benign(n=256, d=256, seed=k) + 20 for k in range(2)])
 layers[1, 2, 5, 0] = np.nan
-state = jax.jit(jax.vmap(functools.partial(moments.start, pairs=PAIRS, mesh=mesh)))(layers[:, :, :5].mean(2))
+state = jax.jit(jax.vmap(functools.partial(moments.start_stream, pairs=PAIRS, mesh=mesh)))(layers[:, :, :5].mean(2))
 
 @jax.jit
 def forward(state, x):
@@ -55,7 +55,7 @@ for first in range(0, 256, 64):
 for sums in (state.sums, state.carry):
     for leaf in (sums.own, sums.cross):
         assert leaf.addressable_shards[0].data.size == leaf.size // 8, leaf.sharding
-found = finish(state)
+found = similarities_of(state)
 assert (found.n, found.dropped) == (255, 1)
 for k, states in enumerate((layers[0], np.delete(layers[1], 5, 1))):
     exact = expected(states)

@@ -13,7 +13,7 @@ import pytest
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import ESTIMATORS, reference
 from mossa_jax.similarity.streamed import moments
-from mossa_jax.similarity.streamed.values import finish
+from mossa_jax.similarity.streamed.values import similarities_of
 from tests.support.paths import ROOT
 from tests.support.traps import PAIRS, benign, expected, shifted
 
@@ -21,8 +21,8 @@ BATCH = 32
 
 
 def begin(shifts, pairs=PAIRS):
-    """A stream of one layer, so that a leading axis stands there for `finish`."""
-    return jax.vmap(functools.partial(moments.start, pairs=pairs))(jnp.asarray(shifts, jnp.float32)[None])
+    """A stream of one layer, so that a leading axis stands there for `similarities_of`."""
+    return jax.vmap(functools.partial(moments.start_stream, pairs=pairs))(jnp.asarray(shifts, jnp.float32)[None])
 
 
 add = jax.jit(jax.vmap(moments.update, in_axes=(0, 0, None)))
@@ -39,7 +39,7 @@ def stream(state, states, batch=BATCH):
 
 
 def values(state):
-    found = finish(state)
+    found = similarities_of(state)
     assert (found.undefined == "").all(), found.undefined
     return found.value[:, 0]
 
@@ -53,7 +53,7 @@ def exact(states, pairs=PAIRS):
 def test_any_width_is_cut_into_blocks(width):
     states = benign(n=200, d=width)
     pairs = [(0, 1), (2, 1), (1, 0), (2, 2)]
-    found = finish(stream(begin(states[:, :BATCH].mean(1), pairs), states))
+    found = similarities_of(stream(begin(states[:, :BATCH].mean(1), pairs), states))
     assert found.value[:, 0] == pytest.approx(exact(states, pairs), abs=1e-6)
     assert found.n == 200 and np.isnan(found.p).all() and np.isnan(found.low).all() and np.isnan(found.high).all()
 
@@ -75,14 +75,14 @@ def test_any_order_batches_and_merging_give_the_same(seed):
 
 def test_inside_a_scan_over_layers():
     layers = np.stack([shifted(benign(n=64, seed=k), 10 * k) for k in range(3)])
-    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS))(layers[:, :, :8].mean(2))
+    state = jax.vmap(functools.partial(moments.start_stream, pairs=PAIRS))(layers[:, :, :8].mean(2))
     valid = np.arange(64) < 60
 
     @jax.jit
     def forward(state, x):
         return jax.lax.scan(lambda _, at: (None, moments.update(*at, valid)), None, (state, x))[1]
 
-    found = finish(forward(state, layers))
+    found = similarities_of(forward(state, layers))
     for k, states in enumerate(layers):
         assert found.value[:, k] == pytest.approx(exact(states[:, :60]), abs=1e-6)
 
@@ -136,7 +136,7 @@ def test_a_trillion_rows():
     copies = 1
     while 61 * copies < 10**12:
         state, copies = join(state, state), 2 * copies
-    found = finish(state)
+    found = similarities_of(state)
     n = 61 * copies
     assert found.n == n and n > 10**12
     centred = states.astype(np.float64) - states.astype(np.float64).mean(1, keepdims=True)
@@ -153,7 +153,7 @@ def test_a_trillion_rows():
         assert found.value[i, 0, 1] == pytest.approx(ratio, abs=1e-6)
     odd = benign(n=3)
     odd[0, 1] = np.nan
-    more = finish(stream(join(state, once), odd))
+    more = similarities_of(stream(join(state, once), odd))
     assert (more.n, more.dropped) == (n + 61 + 2, 1)
 
 
@@ -165,7 +165,7 @@ def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
         for width in (32, 2048):
             states = rng.normal(size=(3, n, width)).astype(np.float32)
             states[1] += states[0]
-            found = finish(stream(begin(states.mean(1)), states))
+            found = similarities_of(stream(begin(states.mean(1)), states))
             for i, (a, b) in enumerate(PAIRS):
                 assert found.value[i, 0, 0] == pytest.approx(reference.biased(states[a], states[b]), abs=1e-6)
                 if found.undefined[i, 0, 1]:
@@ -179,19 +179,19 @@ def test_debiased_is_right_or_undefined_with_far_fewer_rows_than_columns():
 
 def test_a_shift_far_from_the_mean_is_noticed():
     states = shifted(benign(), 300)
-    found = finish(stream(begin(np.zeros((3, 24))), states))
+    found = similarities_of(stream(begin(np.zeros((3, 24))), states))
     assert (found.undefined == "float32 sums are not exact to 1e-5 here; keep the rows").all()
     assert np.isnan(found.value).all()
     constant = np.tile(states[:, :1], (1, 40, 1))
-    found = finish(stream(begin(np.zeros((3, 24))), constant))
+    found = similarities_of(stream(begin(np.zeros((3, 24))), constant))
     assert (found.undefined == "no variance in a and b").all()
 
 
 def test_layers_drop_their_own_rows():
     layers = np.stack([benign(seed=1), benign(seed=2)])
     layers[1, 0, 5, 0] = np.inf
-    state = jax.vmap(functools.partial(moments.start, pairs=PAIRS))(np.zeros((2, 3, 24)))
-    found = finish(jax.vmap(moments.update, (0, 0, None))(state, layers, np.ones(40, bool)))
+    state = jax.vmap(functools.partial(moments.start_stream, pairs=PAIRS))(np.zeros((2, 3, 24)))
+    found = similarities_of(jax.vmap(moments.update, (0, 0, None))(state, layers, np.ones(40, bool)))
     assert (found.n, found.dropped) == (39, 1)
     assert found.value[:, 0] == pytest.approx(exact(layers[0]), abs=1e-6)
     assert found.value[:, 1] == pytest.approx(exact(np.delete(layers[1], 5, 1)), abs=1e-6)
@@ -199,7 +199,7 @@ def test_layers_drop_their_own_rows():
 
 def test_null_mean_is_that_over_all_pairings():
     states = benign(n=5, d=3)
-    found = finish(stream(begin(states.mean(1)), states))
+    found = similarities_of(stream(begin(states.mean(1)), states))
     assert found.null_mean[:, 0, ESTIMATORS.index("debiased")] == pytest.approx(0)
     rows = np.array(np.meshgrid(*[range(5)] * 5)).reshape(5, -1).T
     rows = [order for order in rows if len(set(order)) == 5]
@@ -211,33 +211,33 @@ def test_null_mean_is_that_over_all_pairings():
 def test_fast_products_are_asked_for():
     """On this platform they give the same; the compiled text says what a TPU or GPU is told."""
     states = benign()
-    slow, fast = (moments.start(states.mean(1), PAIRS, fast=fast) for fast in (False, True))
+    slow, fast = (moments.start_stream(states.mean(1), PAIRS, fast=fast) for fast in (False, True))
     texts = [moments.update.lower(state, states, np.ones(40, bool)).as_text() for state in (slow, fast)]
-    assert "[HIGH, HIGH]" not in texts[0] and texts[1].count("[HIGH, HIGH]") == 1 + len(moments.crossed(PAIRS))
+    assert "[HIGH, HIGH]" not in texts[0] and texts[1].count("[HIGH, HIGH]") == 1 + len(moments.crossed_pairs(PAIRS))
 
 
 def test_pairs_without_a_model_are_refused():
     for pairs in ([], [(0, 3)]):
         with pytest.raises(Refusal, match="indices below 3"):
-            moments.start(np.zeros((3, 4)), pairs)
+            moments.start_stream(np.zeros((3, 4)), pairs)
 
 
 MEMORY = """
 import resource
 import jax, numpy as np
-from mossa_jax.similarity import moments
-from mossa_jax.similarity.streamed.values import finish
+from mossa_jax.similarity.streamed import moments
+from mossa_jax.similarity.streamed.values import similarities_of
 
-state = moments.start(np.zeros((2, 64)), [(0, 1)])
+state = moments.start_stream(np.zeros((2, 64)), [(0, 1)])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 rng, rows, valid = np.random.default_rng(0), 0, np.ones(1000, bool)
 while rows < 10**6:
     state = jax.block_until_ready(moments.update(state, rng.normal(size=(2, 1000, 64)).astype(np.float32), valid))
     rows += 1000
     if rows == 1000:
-        finish(jax.tree.map(lambda leaf: leaf[None], state))
+        similarities_of(jax.tree.map(lambda leaf: leaf[None], state))
         first = peak()
-print(peak() - first, finish(jax.tree.map(lambda leaf: leaf[None], state)).n)
+print(peak() - first, similarities_of(jax.tree.map(lambda leaf: leaf[None], state)).n)
 """
 
 

@@ -1,0 +1,53 @@
+"""Checks of what is compared, and the mesh that it lies on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from mossa_jax.errors import BAD_INPUT, Refusal
+
+
+def check_states(states: jax.Array, valid: np.ndarray, may_be_flat: bool = False) -> None:
+    """Checks that states are floating [M, K, n, D] and that `valid` is [n] bool.
+
+    Args:
+      states: of M models at K layers.
+      valid: which rows count.
+      may_be_flat: whether [S, n, D] is allowed too.
+
+    Raises:
+      Refusal: 3 if they are not.
+    """
+    shapes, ranks = "[models, layers, rows, width]", (4,)
+    if may_be_flat:
+        shapes, ranks = f"{shapes} or [states, rows, width]", (3, 4)
+    if states.ndim not in ranks or not jnp.issubdtype(states.dtype, jnp.floating):
+        raise Refusal(BAD_INPUT, f"states are {states.dtype}{list(states.shape)}; give floating {shapes}")
+    if valid.shape != states.shape[-2:-1] or valid.dtype != bool:
+        raise Refusal(
+            BAD_INPUT,
+            f"valid is {valid.dtype}{list(valid.shape)}; give one bool for each of {states.shape[-2]} rows",
+        )
+
+
+def check_pairs(pairs: Sequence[tuple[int, int]], models: int) -> None:
+    """Checks that there are pairs and that they name models.
+
+    Raises:
+      Refusal: 3 if not.
+    """
+    if not pairs or any(not 0 <= model < models for pair in pairs for model in pair):
+        raise Refusal(BAD_INPUT, f"pairs are {list(pairs)}; give pairs of indices below {models}")
+
+
+def mesh_of(states: jax.Array) -> Mesh | None:
+    """Returns the mesh that an array is spread over; None on a single device."""
+    if not isinstance(states.sharding, NamedSharding):
+        return None
+    mesh = states.sharding.mesh
+    return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None

@@ -1,0 +1,104 @@
+"""States of every prompt, layer and model, kept on the devices: what intervals and p-values need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.llama.adapters import Adapters, HostAdapters
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.load import Model
+from mossa_jax.llama.model import merge
+from mossa_jax.states.forward import Layer, PassSpec, RowBatch, SharedPrefix, run_models, similarity_rows
+from mossa_jax.states.prompts import PassConfig, PromptPass
+
+STATE_AXES = ("adapter", None, "rows", "kept")
+"""Logical axes of kept states [M, L + 2, n, D]."""
+
+
+@dataclass(frozen=True)
+class KeptStates:
+    """Pooled states of M models over the same prompts.
+
+    Attributes:
+      states: [M, L + 2, n, D] float32 on the mesh, rows spread over `fsdp` and columns over `tensor`; row i is
+        prompt i.
+      valid: [n] bool, False on rows that only pad the array.
+      names: the L + 2 layer names.
+    """
+
+    states: Float[Array, "M L+2 n D"]
+    valid: Bool[np.ndarray, " n"]
+    names: tuple[str, ...]
+
+
+def keep_states(
+    model: Model, adapters: HostAdapters, prompts: Sequence[Sequence[int]], config: PassConfig
+) -> KeptStates:
+    """Runs all models over all prompts and keeps the pooled states of every layer.
+
+    Args:
+      model: the base model, on a mesh whose adapter axis has size one: a comparison has few models and many rows.
+      adapters: stacked [M, ...] on the host; a zero adapter is the base model itself.
+      prompts: token ids, BOS included.
+      config: pooling (`last` or `mean`), batch size and packing.
+
+    Raises:
+      ValueError: a prompt has no ids or fits no row.
+    """
+    arch, mesh = model.architecture, model.mesh
+    run = PromptPass(model, adapters, prompts, config)
+    slots = row_slots(run.prompts, mesh.shape["fsdp"])
+    shape = (run.models, arch.layers + 2, slots, arch.hidden)
+    kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
+    for batch in run.batches():
+        kept = keep_batch(run.spec, *run.arguments, batch, run.prefix, kept)
+    return KeptStates(kept, np.arange(slots) < run.prompts, arch.state_names())
+
+
+@partial(jax.jit, static_argnames=("spec",), donate_argnames=("kept",))
+def keep_batch(
+    spec: PassSpec,
+    base: nnx.State,
+    adapters: Adapters,
+    batch: RowBatch,
+    prefix: SharedPrefix | None,
+    kept: Float[Array, "M L+2 n D"],
+) -> Float[Array, "M L+2 n D"]:
+    """Runs all models over one batch and writes the pooled states to the prompts' rows of `kept`, which is donated."""
+    layout = _layout(spec.mesh, kept.shape)
+    ids = batch.ids.reshape(-1)  # [R]
+    # A slot without a prompt is sent beyond the end, where the scatter drops it.
+    ids = jnp.where(ids < 0, kept.shape[2], ids)
+
+    def write(kept: jax.Array, layer: Layer, x: jax.Array, every_position: bool) -> jax.Array:
+        x, _ = similarity_rows(spec, batch, prefix, layer, x, every_position)
+        x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))  # [M, R, D]
+        # Layer by layer: one scatter over all layers takes the TPU compiler many minutes.
+        return jax.lax.with_sharding_constraint(kept.at[:, layer, ids].set(x, mode="drop"), layout)
+
+    return run_models(spec, merge(spec.arch, base), adapters, batch, prefix, write, kept)
+
+
+def row_slots(prompts: int, devices: int) -> int:
+    """Returns how many rows are kept for `prompts` prompts: rounded up, so that similar tasks share their programs."""
+    multiple = 128 if prompts <= 1024 else 1024
+    return mesh_lib.round_up(mesh_lib.round_up(prompts, multiple), devices)
+
+
+def abstract_kept(arch: Architecture, mesh: jax.sharding.Mesh, models: int, prompts: int) -> jax.ShapeDtypeStruct:
+    """Describes the array that `keep_states` keeps by shape, dtype and sharding."""
+    shape = (models, arch.layers + 2, row_slots(prompts, mesh.shape["fsdp"]), arch.hidden)
+    return mesh_lib.abstract(mesh, shape, STATE_AXES, jnp.float32)
+
+
+def _layout(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+    return mesh_lib.sharding(mesh, shape, STATE_AXES)
