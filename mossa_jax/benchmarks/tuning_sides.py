@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.encoded import Encoded
 from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning import population
+from mossa_jax.tuning.batch import place_batch
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class Side(Protocol):
 
 
 class Ours:
-    """The population step, set up as in `loop.tune_population`, without checkpoints."""
+    """The population step, set up as in `population_run.tune_population`, without checkpoints."""
 
     def __init__(self, work: Workload, model: Model, initial: Sequence[adapters_lib.Adapter], case: Case) -> None:
         """Places the models on the devices and compiles nothing yet.
@@ -71,14 +72,14 @@ class Ours:
         prefix = max(packed.prefix_length for packed in case.packed)
         max_own = max(packed.max_own for packed in case.packed)
         remat = work.tuning.remat == "on"
-        self._step = population.make_step(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
-        # `trainable` and `scales` only pick leaves, of arrays on the host as well as on devices.
-        host_arrays = cast(adapters_lib.Adapters, stacked)
-        self._initial = population.start(adapters_lib.trainable(host_arrays), optimizer, model.mesh)
-        self._scale = {
-            target: self._place(np.asarray(scale), "adapter", "layers")
-            for target, scale in adapters_lib.scales(host_arrays).items()
-        }
+        spec = population.StepSpec(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
+        self._step = population.make_step(spec)
+        # Both functions only pick leaves, so they take arrays on the host as well as on devices.
+        on_host: Any = stacked
+        trainable: Any = adapters_lib.trainable(on_host)
+        scales: Any = adapters_lib.scales(on_host)
+        self._initial = population.initial_state(trainable, optimizer, model.mesh)
+        self._scale = {target: self._place(scale, "adapter", "layers") for target, scale in scales.items()}
         self._total = self._place(np.full(len(initial), case.steps, np.int32), "adapter")
         self._active = self._place(np.ones(len(initial), bool), "adapter")
         self._width = max(packed.width for packed in case.packed)
@@ -102,7 +103,7 @@ class Ours:
             batch = TrainingRows(
                 *(np.stack([getattr(taken, field.name) for taken in rows]) for field in fields(TrainingRows))
             )
-            placed = population.place_batch(self._model.mesh, batch)
+            placed = place_batch(self._model.mesh, batch)
             state, metrics = self._step(self._model.state, self._scale, self._total, state, placed, self._active)
             losses.append(metrics["loss"])
             counts.append(metrics["tokens"])

@@ -18,11 +18,10 @@ from mossa_jax.similarity import engine
 from mossa_jax.similarity.gram import tile_size
 from mossa_jax.similarity.null import GATHER_COST, MAX_GRAM_ROWS
 from mossa_jax.tuning.flops import mean_keys
+from mossa_jax.tuning.loss import HEAD_TOKENS
 
 # bfloat16 products that make up one float32 product, at the precision of the Gram tiles and of the permutations.
 _EXACT_PASSES, _PERMUTED_PASSES = 6, 3
-# Answer tokens whose logits a chip holds at once: the chunk of the loss, `tuning.loss`.
-_HEAD_COLUMNS = 1024
 _FLOAT32 = 4
 
 Transfers = dict[str, float]
@@ -78,7 +77,7 @@ def tuning_bytes(arch: Architecture, layout: BatchLayout, remat: bool) -> float:
     """
     positions, activations = layout.positions_per_chip / layout.parts, _activation_bytes(arch, layout)
     stored = positions * arch.layers * (arch.hidden * layout.itemsize if remat else activations)
-    head = _HEAD_COLUMNS * layout.models / layout.mesh.adapter * arch.vocab / layout.mesh.tensor * _FLOAT32
+    head = HEAD_TOKENS * layout.models / layout.mesh.adapter * arch.vocab / layout.mesh.tensor * _FLOAT32
     return stored + positions * activations + gathered_bytes(arch, layout) + 2 * head
 
 

@@ -118,8 +118,8 @@ def tuning_program(
       adapters: that are trained at once; their number is a multiple of the adapter axis.
       batch: packed rows per model and step.
       answers: the most answer tokens in a row.
-      remat: whether blocks are recomputed, as in `tuning.population.make_step`.
-      parts: micro-batches per step, as in `tuning.population.make_step`.
+      remat: whether blocks are recomputed in the backward pass.
+      parts: micro-batches per step.
       prefix: ids that a task's prompts share.
     """
     optimizer = population.optimizer_for(Tuning(), Schedule())
@@ -128,10 +128,10 @@ def tuning_program(
         row_length=batch.row_length, rank=adapters.rank, targets=adapters.targets, answers=answers,
     )  # fmt: skip
 
+    spec = population.StepSpec(base.arch, optimizer, base.grid, remat, parts, prefix.columns, prefix.max_own)
+
     def lower() -> jax.stages.Lowered:
-        # A function that `jax.jit` made, which its annotation does not say.
-        step: Any = population.make_step(base.arch, optimizer, base.grid, remat, parts, prefix.columns, prefix.max_own)
-        return step.lower(*arguments)
+        return population.make_step(spec).lower(*arguments)
 
     return Program(base.grid, arguments, lower, attention_body(base.grid, base.dtype, prefix.columns))
 

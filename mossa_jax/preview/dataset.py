@@ -36,7 +36,7 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, encode_split, join
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
-from mossa_jax.tuning.loop import steps_for
+from mossa_jax.tuning.members import steps_for
 
 _NAMED = 6  # tasks that a warning names; the table marks them all
 _SHARES = ("truncated", "truncated_test", "overlap", "overlap_others", "top_answer")

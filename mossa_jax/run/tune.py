@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.load import Model, may_share
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import save_adapter
@@ -22,150 +24,176 @@ from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, join
 from mossa_jax.tokens.packing import Packing
-from mossa_jax.tuning.full_finetuning import checkpoints_of, save_full, tune_full
-from mossa_jax.tuning.loop import Adapter, Member, steps_for, tune_population
+from mossa_jax.tuning.checkpoints import checkpoint_folder
+from mossa_jax.tuning.full_finetuning import save_full, tune_full
+from mossa_jax.tuning.members import Member, TuningContext, steps_for
+from mossa_jax.tuning.population_run import tune_population
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models that are tuned by one schedule.
+
+    Attributes:
+      label: of the stage, progress lines and checkpoints: "E" or "controls".
+      members: the models.
+      records: what is written beside each exported model, by its name.
+    """
+
+    label: str
+    members: list[Member]
+    records: dict[str, dict[str, Any]]
+
+    @property
+    def names(self) -> list[str]:
+        """The members' names."""
+        return [member.name for member in self.members]
 
 
 def tune(run: Run) -> None:
-    """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters or whole models."""
+    """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters or full models.
+
+    Raises:
+      Refusal: 2 for a `tuning.first_layer` that the model does not have; and whatever preparing the data, loading the
+        model, training and scoring refuse.
+    """
     config = run.config
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     prepare(run)
-    layers = run.architecture.layers
-    if not 0 <= config.tuning.first_layer < layers:
+    first_layer, layers = config.tuning.first_layer, run.architecture.layers
+    if not 0 <= first_layer < layers:
         raise Refusal(
-            BAD_CONFIG, f"config.tuning.first_layer={config.tuning.first_layer}: the model has {layers} layers"
+            BAD_CONFIG,
+            f"config.tuning.first_layer={first_layer}: the model has {layers} layers; give 0 to {layers - 1}",
         )
-    names = run.experimental_names
-    if run.untuned(names):
+    if run.untuned(run.experimental_names):
         with run.ledger.stage("E"):
-            _tune_experimental(run, names)
-    controls = _controls(run)
-    if run.untuned(controls):
+            _tune_group(run, _experimental_group(run), lambda: run.model)
+    control_tasks = _control_tasks(run)
+    if run.untuned(control_tasks):
         with run.ledger.stage("controls"):
-            _tune_controls(run, controls)
+            _tune_group(run, _control_group(run, control_tasks), lambda: run.population_model)
     if config.tuning.score_prompts:
         with run.ledger.stage("score"):
             score(run)
 
 
-def _tune_experimental(run: Run, names: list[str]) -> None:
-    """E on the mixture, by as many seeds as the configuration asks for."""
+def _experimental_group(run: Run) -> Group:
+    """Returns E on the mixture, one model for each of its seeds."""
     config = run.config
     with goodput.lost("input"):
         encoded = {task.name: run.encoded(task, "train") for task in run.suite.tasks}
         shares = mixture_counts(run.suite, {name: len(split) for name, split in encoded.items()}, config.tasks)
-        chosen = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
-        mixture = join([encoded[name].examples.select(items) for name, items in chosen.items()])
-        cut = sum(int(encoded[name].cut[items].sum()) for name, items in chosen.items())
-        about = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
-        member = _member(run, TUNED, mixture, config.tuning.experimental)
-    log.info("E learns from %d examples in %d packed rows", len(mixture), sum(len(rows) for rows in member.rows))
-    members = [replace(member, name=name, seed=run.seed(name)) for name in names]
-    _tune(run, "E", members, dict.fromkeys(names, about), lambda: run.model)
+        items = {name: sample(name, len(encoded[name]), count, config.seed) for name, count in shares.items()}
+        mixture = join([encoded[name].examples.select(index) for name, index in items.items()])
+        cut = sum(int(encoded[name].cut[index].sum()) for name, index in items.items())
+        first = _pack_member(run, TUNED, mixture, config.tuning.experimental)
+    log.info("E: training on %s examples in %s packed rows", f"{len(mixture):,}", f"{_row_count(first):,}")
+    data = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
+    members = [replace(first, name=name, seed=run.seed(name)) for name in run.experimental_names]
+    return Group("E", members, {member.name: _record(run, member, data) for member in members})
 
 
-def _controls(run: Run) -> dict[str, Task]:
-    """Control models by name, one for each task, some by several seeds; and the task of each."""
+def _control_tasks(run: Run) -> dict[str, Task]:
+    """Returns the task of each control model by the model's name; some tasks have a model for each of several seeds."""
     tuning = run.config.tuning
     seeded = select_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
-    of = {}
+    tasks: dict[str, Task] = {}
     for task in run.suite.tasks:
         seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
-        of |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
-    return of
+        tasks |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
+    return tasks
 
 
-def _tune_controls(run: Run, controls: dict[str, Task]) -> None:
-    """The control models (name -> task)."""
-    members, about = [], {}
+def _control_group(run: Run, tasks: Mapping[str, Task]) -> Group:
+    """Returns the control models, each on its own task."""
+    group = Group("controls", [], {})
     with goodput.lost("input"):
-        for name, task in controls.items():
+        for name, task in tasks.items():
             encoded = run.encoded(task, "train")
-            members.append(_member(run, name, encoded.examples, run.config.tuning.control))
-            about[name] = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
-            about[name]["bad_rows"] = encoded.bad_rows
-    _tune(run, "controls", members, about, lambda: run.population_model)
+            member = _pack_member(run, name, encoded.examples, run.config.tuning.control)
+            data = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
+            group.members.append(member)
+            group.records[name] = _record(run, member, data | {"bad_rows": encoded.bad_rows})
+    return group
 
 
-def _member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
+def _pack_member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
     """Packs a model's examples and counts its steps."""
     rows = Packing.of(run.config.tokens).examples(examples, may_share(run.config))
     return Member(name, rows, steps_for(schedule, Batches.of(rows, schedule.batch_rows)), run.seed(name))
 
 
-def _tune(run: Run, label: str, members: list[Member], about: dict[str, dict], model: Callable[[], Model]) -> None:
-    """Tunes a group of models as its schedule says, each exported as soon as it is done.
+def _row_count(member: Member) -> int:
+    return sum(len(rows) for rows in member.rows)
 
-    Args:
-      run: of the run.
-      label: "E" or "controls".
-      members: of one kind.
-      about: what to write beside each, by name.
-      model: gives the base that adapters are tuned over.
-    """
-    facts = {
-        member.name: {
-            "model": member.name,
-            **about[member.name],
-            "steps": member.steps,
-            "packed_rows": sum(len(rows) for rows in member.rows),
-            "seed": list(member.seed),
-            "template": run.tokenizer.record,
-            "tuning": asdict(run.config.tuning),
-        }
-        for member in members
+
+def _record(run: Run, member: Member, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is written beside an exported model; `data` says what it learned from."""
+    return {
+        "model": member.name,
+        **data,
+        "steps": member.steps,
+        "packed_rows": _row_count(member),
+        "seed": list(member.seed),
+        "template": run.tokenizer.record,
+        "tuning": asdict(run.config.tuning),
     }
-    if run.is_whole(members[0].name):
-        _tune_whole(run, label, members, facts)
+
+
+def _tune_group(run: Run, group: Group, base: Callable[[], Model]) -> None:
+    """Tunes a group as its schedule says; `base` returns the model that adapters are tuned over."""
+    if run.is_whole(group.members[0].name):
+        _tune_in_full(run, group)
     else:
-        _tune_adapters(run, label, members, facts, model())
+        _tune_adapters(run, group, base())
 
 
-def _tune_adapters(run: Run, label: str, members: list[Member], facts: dict[str, dict], model: Model) -> None:
-    """Tunes adapters over the base, together; exports them as PEFT folders."""
-    schedule = run.schedule(members[0].name)
+def _tune_adapters(run: Run, group: Group, base: Model) -> None:
+    """Tunes adapters over one base, together; exports them as PEFT folders."""
+    _tune_together(run, group, group.label, group.members, base)
+    # The group's checkpoint is past a model that was exported once and whose folder is missing now: it is tuned anew.
+    missing = run.untuned(group.names)
+    if missing:
+        members = [member for member in group.members if member.name in missing]
+        _tune_together(run, group, f"{group.label} again", members, base)
+
+
+def _tune_together(run: Run, group: Group, label: str, members: list[Member], base: Model) -> None:
+    """Tunes some of a group's adapters in one program, and exports each as soon as it is done."""
 
     def export(member: Member, adapter: Adapter) -> None:
         if run.folder.writer and not run.is_tuned(member.name):
-            run.folder.flush()  # who is exported is not trained again, so its curve must be there
-            save_adapter(run.tuned_folder(member.name), adapter, run.base, facts[member.name])
+            run.folder.flush()  # an exported model is not trained again, so its curve must be on disk before
+            save_adapter(run.tuned_folder(member.name), adapter, run.base, group.records[member.name])
 
-    def train(label: str, members: list[Member]) -> None:
-        todo = run.untuned(member.name for member in members)
-        tune_population(
-            label, members, model.state, model.architecture, run.config.tuning, schedule, model.mesh, run.folder,
-            run.stop, export, exported={member.name for member in members} - set(todo),
-        )  # fmt: skip
-        agreement.wait_for_all("export")
-
-    train(label, members)
-    # Who was exported once and is gone again: the group is past them.
-    gone = run.untuned(member.name for member in members)
-    if gone:
-        train(f"{label} again", [member for member in members if member.name in gone])
+    names = [member.name for member in members]
+    exported = set(names) - set(run.untuned(names))
+    context = TuningContext(run.config.tuning, run.folder, run.stop)
+    tune_population(label, members, base, run.schedule(names[0]), context, export, exported)
+    agreement.wait_for_all("export")
 
 
-def _tune_whole(run: Run, label: str, members: list[Member], facts: dict[str, dict]) -> None:
-    """Tunes all parameters of one model after the other; exports them as Hugging Face folders.
+def _tune_in_full(run: Run, group: Group) -> None:
+    """Tunes all parameters of one model after another; exports them as Hugging Face folders.
 
-    What is exported is not done again, and its checkpoints, six times as large as a bfloat16 model, are deleted.
+    An exported model is not tuned again. Its checkpoints, six times as large as a bfloat16 model, are deleted.
     """
-    names = run.untuned(member.name for member in members)
-    todo = [member for member in members if member.name in names]
-    progress = Progress(label, len(members), len(members) - len(todo))
-    for number, member in enumerate(todo, len(members) - len(todo) + 1):
-        name, outline = member.name, run.outline
-        run.release()  # the parameters take its place; where they begin, it is read once more
-        parameters = tune_full(
-            f"{label} {name}", member, outline, run.weights, run.config.tuning, run.schedule(name),
-            run.folder, run.stop,
-        )  # fmt: skip
+    untuned = run.untuned(group.names)
+    members = [member for member in group.members if member.name in untuned]
+    done = len(group.members) - len(members)
+    progress = Progress(group.label, len(group.members), done)
+    context = TuningContext(run.config.tuning, run.folder, run.stop)
+    for number, member in enumerate(members, done + 1):
+        label, outline = f"{group.label} {member.name}", run.outline
+        run.release()  # the parameters take the base's place; `run.weights` reads it once more at the first step
+        parameters = tune_full(label, member, outline, run.weights, run.schedule(member.name), context)
         with goodput.lost("export"):
-            save_full(run.tuned_folder(name), outline, parameters, {"base": run.base, **facts[name]})
+            record = {"base": run.base, **group.records[member.name]}
+            save_full(run.tuned_folder(member.name), outline, parameters, record)
         del parameters
         agreement.wait_for_all("export")
         if run.folder.writer:
-            checkpoints_of(run.folder, f"{label} {name}").rmtree(missing_ok=True)
-        progress.line(number, f"{name} exported")
+            checkpoint_folder(run.folder, label).rmtree(missing_ok=True)
+        progress.line(number, f"{member.name} exported")

@@ -1,11 +1,11 @@
-"""Checkpoints of a training state that can be trusted: Orbax, asynchronous, restored onto whatever mesh is there.
+"""Checkpoints of a training state that can be trusted: saved by Orbax in the background, restored onto any mesh.
 
-A step is a folder that Orbax writes. Once it is whole, a manifest outside of it seals it: the size and SHA-256 of each
-of its files. Only what still agrees with its manifest is ever restored.
+Each step is a folder that Orbax writes. Once it is whole, a manifest beside it seals it, with the size and SHA-256 of
+each of its files. Only a step that still agrees with its manifest is restored.
 
-Orbax reads and writes disks and `gs://`, where objects are whole or not there and the sizes must do, since a digest
-would read all of it again. For every other object store a step is written to the cache of this machine and copied from
-there before it is sealed, and copied back to be restored.
+Orbax reads and writes disks and `gs://`. There, an object is either whole or missing, so a manifest holds sizes alone:
+a digest would read everything again. For every other object store, a step is written to this machine's cache and
+copied to the store before it is sealed, and copied back to be restored.
 """
 
 from __future__ import annotations
@@ -14,37 +14,46 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from mossa_jax.errors import BAD_CONFIG, DISK, Refusal
-from mossa_jax.files.names import digest
+from mossa_jax.files.names import digest, slug
 from mossa_jax.files.paths import as_path, cache_root, copy_folder, file_names, is_remote
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import storing, write_json
+from mossa_jax.log import log
 from mossa_jax.processes.watchdog import sign, unlimited
 
-log = logging.getLogger("mossa_jax")
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
-_KEPT = 2
-_READERS = 4  # threads that hash files; hashlib lets go of the interpreter
-_CHUNK = 1 << 20
+State = TypeVar("State")
+
+_KEPT = 2  # newest steps that are kept
+_READERS = 4  # threads that hash files; hashlib releases the interpreter's lock
+_CHUNK = 1 << 20  # bytes that are hashed at once
+# Errors of the disk itself, by their numbers.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def checkpoint_folder(run_folder: RunFolder, label: str) -> epath.Path:
+    """Returns where the checkpoints of the group with this label are."""
+    return run_folder / f"checkpoints/{slug(label)}"
 
 
 class Checkpoints:
     """The steps saved for one group of models; the newest two are kept.
 
     Attributes:
-      folder: where they lie: `<step>/` as Orbax writes it, `manifests/<step>.json` beside.
+      folder: holds `<step>/` as Orbax writes it, and `manifests/<step>.json` beside it.
     """
 
     def __init__(
@@ -53,18 +62,18 @@ class Checkpoints:
         alone: bool = False,
         config: str = "",
         stacked: bool = False,
-        before_sealing: Callable[[], None] = lambda: None,
+        before_sealing: Callable[[], None] | None = None,
     ):
         """Opens the folder and removes what an interrupted save left there.
 
         Args:
-          folder: of this group of models; on a file system that all processes share.
+          folder: of this group of models, on a file system that all processes share.
           alone: only this process takes part, whatever the others do.
           config: digest of the configuration; steps of another one are refused.
           stacked: the first axis of every array may be longer or shorter than it was when saved (places on another
-            mesh): it is filled up with zeros, or cut. All else about shapes must follow from `config`.
-          before_sealing: called before a step counts, to write what is not written again after a restart from it; in
-            a thread of its own.
+            mesh); it is filled up with zeros, or cut. Everything else about shapes must follow from `config`.
+          before_sealing: called before a step is sealed, to write what a run that resumes from it will not write
+            again; called in a thread of its own.
 
         Raises:
           Refusal: 2 when several processes would have to share this machine's cache.
@@ -86,15 +95,17 @@ class Checkpoints:
         self._writes = alone or jax.process_index() == 0
         self._orbax = self._new_orbax()
         self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._saving: Future | None = None
+        self._saving: Future[None] | None = None
         if self._writes:
             if self._staged:
-                self._near.rmtree(missing_ok=True)  # what a killed run left
+                self._near.rmtree(missing_ok=True)  # left by a run that was killed
             if not is_remote(self._near):
                 self._near.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
 
     def _new_orbax(self) -> ocp.StandardCheckpointer:
+        import orbax.checkpoint as ocp
+
         options = ocp.options.MultiprocessingOptions()
         if self._alone:
             options = ocp.options.MultiprocessingOptions(
@@ -104,17 +115,23 @@ class Checkpoints:
             )
         return ocp.StandardCheckpointer(multiprocessing_options=options)
 
-    def restore(self, state: Any) -> tuple[Any, int]:
-        """The newest state that can be trusted, shaped and placed like `state`, and its step; else `state`, 0.
+    def restore(self, state: State) -> tuple[State, int]:
+        """Restores the newest step that can be trusted.
 
-        Every step that is passed over is deleted: with one warning where a file of it is not what was saved, with a
-        line at info level where the save was not finished.
+        Every step that is passed over is deleted. A step with a file that is not as it was saved gets a warning; a save
+        that was not finished gets a line at info level.
+
+        Args:
+          state: a tree of arrays, or of shapes with shardings; what is restored is shaped and placed like it.
+
+        Returns:
+          (the restored state, its step), or (`state`, 0) where there is no step to be trusted.
 
         Raises:
-          Refusal: 2 when the steps are of another configuration, or of a state of another shape.
+          Refusal: 2 when the steps belong to another configuration, or to a state of another shape.
         """
-        step, ours = self._agreed(self._newest() if self._writes else (0, True))
-        if not ours:
+        step, is_ours = self._agreed(self._newest() if self._writes else (0, True))
+        if not is_ours:
             raise Refusal(
                 BAD_CONFIG,
                 f"{self.folder} holds checkpoints of another config; name a new --workdir or restore the old values",
@@ -128,13 +145,13 @@ class Checkpoints:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
             )
         try:
-            found = self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked)
+            restored = self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked)
             if self._alone:
-                # Committed to devices only if it was: else the next step would be another program.
-                found = jax.tree.map(
-                    lambda new, leaf: jax.device_put(new, leaf.sharding if leaf.committed else None), found, state
+                # Committed to its device only if `state` was; otherwise the next step would be compiled again.
+                restored = jax.tree.map(
+                    lambda new, leaf: jax.device_put(new, leaf.sharding if leaf.committed else None), restored, state
                 )
-            return found, step
+            return restored, step
         except ValueError as error:
             if (disk := _disk_error(error, self._near)) is not None:
                 raise disk from error
@@ -147,13 +164,17 @@ class Checkpoints:
             self._clear(step)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to save; returns before it is on disk, but not before the save before is.
+        """Starts to save a step; returns before it is on disk, but after the previous save is.
+
+        Args:
+          step: number of steps done.
+          state: a tree of arrays; may be donated as soon as this returns.
 
         Raises:
-          OSError: with its errno, when this save or the one before failed; older steps are left as they were.
+          OSError: with its errno, when this save or the previous one failed; older steps are left as they were.
         """
         self._wait()
-        if self._alone:  # of arrays on devices Orbax takes those alone that all processes share
+        if self._alone:  # Orbax takes arrays on devices only where all processes share them
             state = jax.tree.map(np.asarray, state)
         with self._cleaning_up():
             self._orbax.save(self._orbax_folder(step), state)
@@ -163,7 +184,7 @@ class Checkpoints:
         return epath.Path(str(self._near / str(step)))  # of the class that Orbax expects for the scheme
 
     def close(self) -> None:
-        """Waits until the last save is sealed; raises as `save`."""
+        """Waits until the last save is sealed; raises what `save` raises."""
         try:
             self._wait()
         finally:
@@ -176,7 +197,7 @@ class Checkpoints:
             saving.result()
 
     def _finish(self, step: int) -> None:
-        """In a thread of its own: waits for Orbax, seals the step, and only then deletes old ones."""
+        """Waits for Orbax, seals the step, and only then deletes old ones; runs in a thread of its own."""
         with self._cleaning_up():
             self._orbax.wait_until_finished()
             if self._writes:
@@ -186,7 +207,8 @@ class Checkpoints:
                     with storing(self.folder / str(step)):
                         copy_folder(near, self.folder / str(step))
                     self._clear(step)
-                self._before_sealing()
+                if self._before_sealing is not None:
+                    self._before_sealing()
                 record = {"step": step, "config": self._config, "files": files}
                 write_json(self._manifest(step), record | {"digest": digest(record)})
                 steps = self._steps()
@@ -196,21 +218,21 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _cleaning_up(self) -> Iterator[None]:
-        """Leaves nothing of a save that fails, and gives its error the number that the system gave it."""
+        """Removes the remains of a save that fails, and raises its error with the errno of the system."""
         try:
             yield
         except Exception as error:
-            self._orbax = self._new_orbax()  # the old one would raise what else went wrong in saves to come
+            self._orbax = self._new_orbax()  # the old one would raise further errors of this save in later ones
             if self._writes:
                 self._remove_unfinished()
-            told = isinstance(error, Refusal) and is_remote(self.folder)
-            disk = None if told else _disk_error(error, self._near)
+            is_told = isinstance(error, Refusal) and is_remote(self.folder)
+            disk = None if is_told else _disk_error(error, self._near)
             if disk is None:
                 raise
             raise disk from error
 
     def _newest(self) -> tuple[int, bool]:
-        """The newest step to be trusted, -1 for none, and whether it is of this configuration."""
+        """Returns the newest step to be trusted, -1 for none, and whether it belongs to this configuration."""
         for step in sorted(self._steps(), reverse=True):
             if not self._manifest(step).exists():
                 log.info("checkpoint of step %d in %s was not finished; going back", step, self.folder)
@@ -226,7 +248,7 @@ class Checkpoints:
         return -1, True
 
     def _damage(self, step: int, files: dict[str, dict[str, Any]]) -> str | None:
-        """The first thing that is wrong with a step; a sound one lies where Orbax reads it afterwards."""
+        """Returns the first thing that is wrong with a step; a sound one is where Orbax reads it afterwards."""
         if self._staged:
             copy_folder(self.folder / str(step), self._near / str(step))
         damage = _damage(self._near / str(step), files)
@@ -235,19 +257,19 @@ class Checkpoints:
         return damage
 
     def _clear(self, step: int) -> None:
-        """Deletes the copy of a step in this machine's cache, where there is one."""
+        """Deletes the copy of a step in this machine's cache, if there is one."""
         if self._staged:
             (self._near / str(step)).rmtree(missing_ok=True)
 
     def _agreed(self, verdict: tuple[int, bool]) -> tuple[int, bool]:
-        """What process 0 found, on every process that takes part."""
+        """Returns the verdict of process 0 on every process that takes part."""
         if jax.process_count() > 1 and not self._alone:
-            with unlimited():  # it reads every file of the step
+            with unlimited():  # process 0 reads every file of the step
                 verdict = multihost_utils.broadcast_one_to_all(np.asarray(verdict, np.int32))
         return int(verdict[0]), bool(verdict[1])
 
     def _steps(self) -> set[int]:
-        """Of which there is a folder, a manifest or both."""
+        """Returns the steps that have a folder, a manifest or both."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         names += [path.stem for path in (self.folder / "manifests").glob("*.json")]
         return {int(name) for name in names if name.isdigit()}
@@ -256,18 +278,20 @@ class Checkpoints:
         return self.folder / "manifests" / f"{step}.json"
 
     def _delete(self, step: int) -> None:
-        """The manifest first: what a kill leaves of the step is then not finished, rather than damaged."""
+        """Deletes a step, its manifest first: if a kill interrupts this, the step is unfinished, not damaged."""
         self._manifest(step).unlink(missing_ok=True)
         (self.folder / str(step)).rmtree(missing_ok=True)
 
     def _remove_unfinished(self) -> None:
+        import orbax.checkpoint as ocp
+
         for path in self._near.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            with contextlib.suppress(OSError):  # writes that Orbax gave up may go on; the next opening tries again
+            with contextlib.suppress(OSError):  # writes that Orbax abandoned may continue; the next opening tries again
                 path.rmtree()
 
 
 def _measure(folder: epath.Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and, on a disk, SHA-256 of each of these files."""
+    """Returns the size in bytes and, on a disk, the SHA-256 of each of these files."""
 
     def measured(name: str) -> dict[str, Any]:
         if is_remote(folder):
@@ -285,7 +309,7 @@ def _measure(folder: epath.Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _read(path: epath.Path, step: int) -> dict[str, Any] | None:
-    """The manifest of this step; None when it is not what was written."""
+    """Returns the manifest of a step; None when it is not as it was written."""
     try:
         record = json.loads(path.read_text())
         seal = record.pop("digest")
@@ -297,16 +321,24 @@ def _read(path: epath.Path, step: int) -> dict[str, Any] | None:
 
 
 def _damage(folder: epath.Path, files: dict[str, dict[str, Any]]) -> str | None:
-    """The first thing that is wrong with a step, given what its manifest says; None when all is right."""
-    found = set(file_names(folder))
+    """Returns the first thing that is wrong with a step.
+
+    Args:
+      folder: of the step.
+      files: what its manifest says of each file.
+
+    Returns:
+      The file and what is wrong with it; None where nothing is.
+    """
+    names = set(file_names(folder))
     for name in sorted(files):
-        if name not in found:
+        if name not in names:
             return f"{name} is missing"
         if (size := (folder / name).stat().length) != files[name]["size"]:
             return f"{name} has {size} bytes, not {files[name]['size']}"
-    strange = sorted(name for name in found - set(files) if _is_looked_for(name))
-    if strange:
-        return f"{strange[0]} was not saved"
+    unknown = sorted(name for name in names - set(files) if _is_read_unasked(name))
+    if unknown:
+        return f"{unknown[0]} was not saved"
     try:
         measured = _measure(folder, sorted(files))
     except OSError as error:
@@ -314,20 +346,20 @@ def _damage(folder: epath.Path, files: dict[str, dict[str, Any]]) -> str | None:
     return next((f"{name} has another content" for name in measured if measured[name] != files[name]), None)
 
 
-def _is_looked_for(name: str) -> bool:
-    """Whether Orbax would read such a file though nothing that it wrote refers to it."""
+def _is_read_unasked(name: str) -> bool:
+    """Returns whether Orbax would read a file of this name although nothing that it wrote refers to it."""
     return name == "checkpoint" or name.startswith("array_metadatas/")
 
 
 def _disk_error(error: Exception, folder: epath.Path) -> OSError | None:
-    """An error of the disk as an OSError that names the folder; None for any other, or where it names a file already.
+    """Returns an error of the disk as an OSError that names the folder; None for others, and for one that names a file.
 
-    TensorStore says in words alone what the system said.
+    TensorStore passes on the system's words, but not its errno.
     """
     if isinstance(error, OSError):
         nameless = error.errno is not None and error.filename is None
         return OSError(error.errno, error.strerror, str(folder)) if nameless else None
     if isinstance(error, Refusal) and error.code == DISK:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-    found = next((number for number in _DISK_ERRORS if os.strerror(number) in str(error)), None)
-    return None if found is None else OSError(found, os.strerror(found), str(folder))
+    number = next((number for number in _DISK_ERRORS if os.strerror(number) in str(error)), None)
+    return None if number is None else OSError(number, os.strerror(number), str(folder))

@@ -1,45 +1,54 @@
 """The objective: cross-entropy on answer tokens and EOS only.
 
-In tuning, head and final norm are frozen. So the loss and its gradient by the states are found together, some columns
-at a time, and no logits are kept for the backward pass, which only scales that gradient.
+When adapters are tuned, head and final norm are frozen. Then the loss and its gradient by the states are computed
+together, a chunk of columns at a time. No logits are kept for the backward pass, which only scales that gradient.
+
+Shape letters: B rows, S positions, M answer tokens of a row (a column each), C columns of a chunk, D hidden, V
+vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments, exact
 from mossa_jax.llama.model import Llama, Lora, RMSNorm, head_weight, logits, run_blocks, score
+from mossa_jax.tuning.batch import Batch
 
-_CHUNK = 1_024  # answer tokens whose logits a device holds at once
+HEAD_TOKENS = 1_024
+"""Answer tokens whose logits a device holds at once, per model."""
 
 
 def answer_loss(
     model: Llama,
     arch: Architecture,
     adapter: Lora,
-    rows: dict[str, jax.Array],
+    rows: Batch,
     remat: bool,
-    mesh=None,
+    mesh: jax.sharding.Mesh | None = None,
     *,
     prefix: int = 0,
     max_own: int = 0,
     frozen: bool = True,
-) -> tuple:
-    """Sum of the negative log likelihoods of all answer tokens, in nats, and how many they are.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sums the negative log likelihoods of all answer tokens, in nats, and counts these tokens.
 
-    The head runs only where an answer token is predicted.
+    The head runs only at positions that predict an answer token.
 
     Args:
       model: the base.
       arch: its architecture.
-      adapter: one model's adapter, no leading axis; {} for the base alone.
-      rows: fields of `tokens.rows.TrainingRows`, each [B, ...].
+      adapter: one model's adapter, without a leading axis; {} for the base alone.
+      rows: a batch [B, ...].
       remat: recompute the inside of every block in the backward pass, for memory.
       mesh: the devices that rows are spread over; None for one.
       prefix: columns at the head of rows that may hold ids which all their examples share.
@@ -50,108 +59,141 @@ def answer_loss(
       (sum [] float32, count [] float32).
 
     Raises:
-      ValueError: head or final norm is differentiated, but said to be frozen.
+      ValueError: head or final norm is differentiated although `frozen` says otherwise.
     """
     visible = Segments(rows["segments"], mesh, prefix, max_own)
+    # [B, S, D]
     _, last, _ = run_blocks(
         model, arch, adapter, rows["tokens"], rows["positions"], visible, tap=lambda *_: None, remat=remat
     )
     labels = rows["labels"]
     count = jnp.sum(labels >= 0, dtype=jnp.float32)
     if frozen:
-        return _frozen_loss(model, arch, last, rows["predict"], labels, mesh), count
+        return frozen_loss(model, arch, last, rows["predict"], labels, mesh), count
+    # [B, M, D] -> [B, M, V] -> [B, M]
     answers = jnp.take_along_axis(last, rows["predict"][..., None], axis=1)
     log_probabilities = jax.nn.log_softmax(logits(model, arch, answers), axis=-1)
     likelihood = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return -jnp.sum(likelihood * (labels >= 0)), count
 
 
-def _frozen_loss(model: Llama, arch: Architecture, last, predict, labels, mesh) -> jax.Array:
-    """The summed loss of states [B, S, D] at columns `predict` [B, M], differentiable by the states alone."""
-    head, per_device = head_weight(model, arch), len(labels)
+def frozen_loss(
+    model: Llama,
+    arch: Architecture,
+    last: Float[Array, "B S D"],
+    predict: Int[Array, "B M"],
+    labels: Int[Array, "B M"],
+    mesh: jax.sharding.Mesh | None,
+) -> Float[Array, ""]:
+    """Sums the loss of final states, differentiable by the states alone.
+
+    Args:
+      model: the base.
+      arch: its architecture.
+      last: output of the last block.
+      predict: positions that predict an answer token.
+      labels: those tokens, the filled columns of a row first; -1 where there is none.
+      mesh: as in `answer_loss`.
+    """
+    head, rows_per_device = head_weight(model, arch), len(labels)
     if mesh is not None:
-        # Gathered over `fsdp` here, once, rather than in every turn of the loop.
+        # [V, D] is gathered over `fsdp` once, rather than in every turn of the loop over chunks.
         head = jax.lax.with_sharding_constraint(head, mesh_lib.sharding(mesh, head.shape, ("vocab", None)))
-        per_device = mesh_lib.sharding(mesh, labels.shape, ("rows", None)).shard_shape(labels.shape)[0]
-    chunks = -(-labels.shape[1] * per_device // _CHUNK)
+        rows_per_device = mesh_lib.sharding(mesh, labels.shape, ("rows", None)).shard_shape(labels.shape)[0]
+    # As few chunks as hold HEAD_TOKENS each, made equal, and the columns padded to a multiple of their size.
+    chunks = -(-labels.shape[1] * rows_per_device // HEAD_TOKENS)
     size = -(-labels.shape[1] // chunks)
-    extra = ((0, 0), (0, chunks * size - labels.shape[1]))
-    predict, labels = jnp.pad(predict, extra), jnp.pad(labels, extra, constant_values=-1)
-    answers = jnp.take_along_axis(last, predict[..., None], axis=1)
-    return _chunked_loss(size, model.final_norm, head, answers, labels)
+    padding = ((0, 0), (0, chunks * size - labels.shape[1]))
+    predict, labels = jnp.pad(predict, padding), jnp.pad(labels, padding, constant_values=-1)
+    answers = jnp.take_along_axis(last, predict[..., None], axis=1)  # [B, M, D]
+    return _loss_by_chunks(size, model.final_norm, head, answers, labels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_loss(size: int, norm: RMSNorm, head, states, labels) -> jax.Array:
-    """The summed loss of `states` [B, M, D] with `labels` [B, M], by `size` columns at a time; size divides M.
+def _loss_by_chunks(
+    size: int, norm: RMSNorm, head: Float[Array, "V D"], states: Float[Array, "B M D"], labels: Int[Array, "B M"]
+) -> Float[Array, ""]:
+    """Sums the loss over chunks of `size` columns, which divides M.
 
-    Labels stand on the left: columns behind the last one of the fullest row are never looked at.
+    Labels fill a row from the left, so chunks after the last column of the fullest row are never computed.
     """
-    add = lambda chunk, totals: totals + _loss(chunk, norm, head, states, labels, size)[0]  # noqa: E731
-    return jnp.sum(jax.lax.fori_loop(0, _chunks(labels, size), add, jnp.zeros(len(labels), _wide(states))))
+
+    def add(chunk: jax.Array, totals: jax.Array) -> jax.Array:
+        return totals + _chunk_loss(chunk, norm, head, states, labels, size)[0]
+
+    return jnp.sum(jax.lax.fori_loop(0, _chunk_count(labels, size), add, jnp.zeros(len(labels), _wide(states))))
 
 
-def _chunked_loss_forward(size, *inputs):
+def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the loss, and as residual its gradient by the states [B, M, D]."""
     norm, head, states, labels = jax.tree.map(lambda leaf: leaf.value, inputs)
     if any(leaf.perturbed for leaf in jax.tree.leaves(inputs[:2])):
         raise ValueError("head or final norm is differentiated; answer_loss needs frozen=False")
 
-    def add(chunk, carry):
+    def add(chunk: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         totals, gradient = carry
-        losses, part = _loss(chunk, norm, head, states, labels, size)
-        return totals + losses, jax.lax.dynamic_update_slice_in_dim(gradient, part(), chunk * size, axis=1)
+        losses, chunk_gradient = _chunk_loss(chunk, norm, head, states, labels, size)
+        return totals + losses, jax.lax.dynamic_update_slice_in_dim(gradient, chunk_gradient(), chunk * size, axis=1)
 
-    nothing = jnp.zeros(len(labels), _wide(states)), jnp.zeros_like(states)
-    totals, gradient = jax.lax.fori_loop(0, _chunks(labels, size), add, nothing)
+    zeros = jnp.zeros(len(labels), _wide(states)), jnp.zeros_like(states)  # [B], [B, M, D]
+    totals, gradient = jax.lax.fori_loop(0, _chunk_count(labels, size), add, zeros)
     return jnp.sum(totals), gradient
 
 
-def _chunked_loss_backward(size, gradient, outer):
+def _loss_by_chunks_backward(size: int, gradient: jax.Array, outer: jax.Array) -> tuple[None, None, jax.Array, None]:
     return None, None, (outer * gradient).astype(gradient.dtype), None
 
 
-_chunked_loss.defvjp(_chunked_loss_forward, _chunked_loss_backward, symbolic_zeros=True)
+_loss_by_chunks.defvjp(_loss_by_chunks_forward, _loss_by_chunks_backward, symbolic_zeros=True)
 
 
-def _loss(chunk, norm: RMSNorm, head, states, labels, size: int) -> tuple:
-    """Each row's loss [B] in one chunk of columns and, when called, the gradient by their states [B, C, D]."""
-    part, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
-    normed, back = jax.vjp(norm, part)
-    scores = score(normed, head)
+def _chunk_loss(
+    chunk: Int[Array, ""],
+    norm: RMSNorm,
+    head: Float[Array, "V D"],
+    states: Float[Array, "B M D"],
+    labels: Int[Array, "B M"],
+    size: int,
+) -> tuple[Float[Array, " B"], Callable[[], Float[Array, "B C D"]]]:
+    """Returns each row's loss in one chunk of columns, and a function that returns its gradient by their states."""
+    states, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
+    normed, norm_gradient = jax.vjp(norm, states)  # [B, C, D]
+    scores = score(normed, head)  # [B, C, V]
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
-    counted = labels[..., None] >= 0
-    # By comparison, not by index: so a vocabulary that is spread over devices stays where it is.
-    label = labels[..., None] == jnp.arange(len(head))
+    is_label = labels[..., None] >= 0  # [B, C, 1]
+    # A comparison instead of an index, so that a vocabulary that is spread over devices stays where it is.
+    label = labels[..., None] == jnp.arange(len(head))  # [B, C, V]
     weights = jnp.exp(scores)
     sums = jnp.sum(weights, axis=-1, keepdims=True)
-    losses = jnp.where(counted, jnp.log(sums), 0) - jnp.sum(jnp.where(label, scores, 0), axis=-1, keepdims=True)
+    losses = jnp.where(is_label, jnp.log(sums), 0) - jnp.sum(jnp.where(label, scores, 0), axis=-1, keepdims=True)
 
-    def gradient():
-        by_score = (jnp.where(counted, weights / sums, 0) - label).astype(part.dtype)
+    def gradient() -> jax.Array:
+        by_score = (jnp.where(is_label, weights / sums, 0) - label).astype(states.dtype)  # [B, C, V]
         by_normed = jnp.einsum(
-            "bcv,vd->bcd", by_score, head, precision=exact(part.dtype), preferred_element_type=_wide(part)
+            "bcv,vd->bcd", by_score, head, precision=exact(states.dtype), preferred_element_type=_wide(states)
         )
-        return back(by_normed.astype(part.dtype))[0]
+        return norm_gradient(by_normed.astype(states.dtype))[0]
 
     return jnp.sum(losses, axis=(1, 2)), gradient
 
 
 @jax.custom_batching.custom_vmap
-def _most(columns: jax.Array) -> jax.Array:
+def _last_column(columns: Int[Array, "B M"]) -> Int[Array, ""]:
     return jnp.max(columns)
 
 
-@_most.def_vmap
-def _most_of_all(axis_size, batched, columns):
-    """One number for all models, so that a loop over it runs as often for each and selects nothing between them."""
-    return _most(columns), False
+@_last_column.def_vmap
+def _last_column_of_all(axis_size: int, batched: Any, columns: Int[Array, "A B M"]) -> tuple[jax.Array, bool]:
+    """One number for all models: a loop over it runs equally often for each, and selects nothing between them."""
+    return _last_column(columns), False
 
 
-def _chunks(labels: jax.Array, size: int) -> jax.Array:
-    """How many chunks hold all labels."""
+def _chunk_count(labels: Int[Array, "B M"], size: int) -> Int[Array, ""]:
+    """Counts the chunks that hold all labels."""
     columns = jnp.where(labels >= 0, jnp.arange(1, labels.shape[1] + 1), 0)
-    return (_most(columns) + size - 1) // size
+    return (_last_column(columns) + size - 1) // size
 
 
-def _wide(states: jax.Array):
+def _wide(states: jax.Array) -> DTypeLike:
+    """Returns the dtype that sums are made in: float32, or float64 for float64 states."""
     return jnp.promote_types(states.dtype, jnp.float32)

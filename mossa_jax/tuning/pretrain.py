@@ -1,14 +1,15 @@
 """Pre-training of the miniature base model: all parameters, next token, from scratch.
 
-Only the embedded suite needs it. The model is so small that one device trains it, so that its weights do not depend
-on how many devices a machine has; the result is cached as an ordinary Hugging Face folder.
+Only the embedded suite needs it. The model is small enough for one device, so its weights do not depend on how many
+devices a machine has. The result is cached as an ordinary Hugging Face folder.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 import optax.contrib
 from etils import epath
+from flax import nnx
 
 from mossa_jax.config import Pretraining
 from mossa_jax.errors import DISK, NOT_FINITE, STOPPED, Refusal
@@ -33,44 +35,62 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.rows import pack_text
 from mossa_jax.tokens.tokenizer import load_tokenizer
+from mossa_jax.tuning.batch import Batch
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.loop import train
 from mossa_jax.tuning.loss import answer_loss
 
+# Gradient clip by global norm, Adam's second decay, and the share of the peak learning rate at the last step.
 _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
 
 
+class PretrainingState(NamedTuple):
+    """What a step changes. The names and their order are part of the checkpoint format."""
+
+    moments: optax.OptState
+    parameters: nnx.State
+
+
 def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop) -> epath.Path:
-    """The folder of the miniature base model for this configuration; trains it when it is not in the cache."""
+    """Returns the folder of the miniature base model; trains the model when it is not in the cache.
+
+    All processes call it; the writer trains, on one device, and the others wait.
+
+    Args:
+      config: size of the model and of its training.
+      seed: of the weights and of the order of rows.
+      run_folder: for checkpoints and metrics.jsonl.
+      stop: asked after every step.
+
+    Raises:
+      Refusal: 5 for a loss that is not finite; 6 where this host does not see the folder; 75 on a request to stop.
+    """
     from mossa_jax.tasks.miniature import TOKENIZER, pretraining_text
 
     documents = pretraining_text(documents=config.documents)
     text = hashlib.sha256("\n".join(documents).encode()).hexdigest()
     vocabulary = hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()
-    key = digest([dataclasses.asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
+    key = digest([asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
     folder = epath.Path(cache_root() / f"miniature-{key}")
     if not folder.exists() and run_folder.writer:
         try:
             _pretrain(folder, documents, config, seed, run_folder, stop)
         except Refusal as refusal:
-            if refusal.code != STOPPED:  # else all processes leave together, below
+            if refusal.code != STOPPED:  # on a stop, all processes leave together below
                 raise
     agreement.wait_for_all("pre-training")
     stop.leave_if_asked()
     if not folder.exists():
-        raise Refusal(DISK, f"{folder} is not there on this host; set MOSSA_CACHE to a folder that all hosts share")
+        raise Refusal(
+            DISK,
+            f"{folder}: the miniature base is missing on this host; set MOSSA_CACHE to a folder that all hosts share",
+        )
     return folder
 
 
-def _pretrain(folder, documents, config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop) -> None:
-    from mossa_jax.tasks.miniature import TOKENIZER
-
-    log.info("pre-training the miniature base model (kept in %s)", folder)
-    tokenizer = load_tokenizer(TOKENIZER, "none", bos=1, eos=(2,))
-    ids = [[*prompt, tokenizer.eos] for prompt in tokenizer.prompts(documents)]
-    rows = pack_text(ids, config.row_length)
-    arch = Architecture(
-        vocab=len(tokenizer.library),
+def _miniature_architecture(config: Pretraining, vocab: int) -> Architecture:
+    return Architecture(
+        vocab=vocab,
         hidden=config.hidden,
         feed_forward=config.feed_forward,
         layers=config.layers,
@@ -84,37 +104,40 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, run_folder: Run
         bos=1,
         eos=(2,),
     )
+
+
+def _pretrain(
+    folder: epath.Path, documents: Sequence[str], config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop
+) -> None:
+    """Trains the miniature base on one device and writes its Hugging Face folder."""
+    from mossa_jax.tasks.miniature import TOKENIZER
+
+    log.info("pre-training the miniature base model (kept in %s)", folder)
+    tokenizer = load_tokenizer(TOKENIZER, "none", bos=1, eos=(2,))
+    ids = [[*prompt, tokenizer.eos] for prompt in tokenizer.prompts(documents)]
+    rows = pack_text(ids, config.row_length)
+    arch = _miniature_architecture(config, len(tokenizer.library))
     parameters = initial_state(arch, seed)
     optimizer = _muon(config, parameters)
-    state = {"parameters": parameters, "moments": jax.jit(optimizer.init)(parameters)}
+    update = _make_update(arch, optimizer)
 
-    @jax.jit
-    def update(state, batch):
-        def loss(parameters):
-            return answer_loss(merge(arch, parameters), arch, {}, batch, remat=False, frozen=False)
-
-        (summed, count), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"])
-        gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
-        updates, moments = optimizer.update(gradients, state["moments"], state["parameters"])
-        return {"parameters": optax.apply_updates(state["parameters"], updates), "moments": moments}, summed / count
-
-    def step(state, number):
+    def step(state: PretrainingState, number: int) -> tuple[PretrainingState, jax.Array]:
         with goodput.lost("input"):
-            batch = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
-            batch = {field.name: jnp.asarray(getattr(batch, field.name)) for field in fields(batch)}
+            taken = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
+            batch = {field.name: jnp.asarray(getattr(taken, field.name)) for field in fields(taken)}
         return update(state, batch)
 
-    def report(done, loss):
-        loss = float(loss)
-        if not np.isfinite(loss):
-            raise Refusal(NOT_FINITE, f"pre-training loss is {loss} at step {done}; lower pretraining.learning_rate")
-        run_folder.append_metrics({"model": "pretraining", "step": done, "loss": round(loss, 6)})
-        return f"loss {loss:.3f}"
+    def report(done: int, loss: jax.Array) -> str:
+        value = float(loss)
+        if not np.isfinite(value):
+            raise Refusal(NOT_FINITE, f"pre-training loss is {value} at step {done}; lower pretraining.learning_rate")
+        run_folder.append_metrics({"model": "pretraining", "step": done, "loss": round(value, 6)})
+        return f"loss {value:.3f}"
 
     state = train(
         "pre-training",
         config.steps,
-        state,
+        PretrainingState(jax.jit(optimizer.init)(parameters), parameters),
         step,
         report,
         checkpoints=Checkpoints(
@@ -126,15 +149,37 @@ def _pretrain(folder, documents, config: Pretraining, seed: int, run_folder: Run
         alone=True,
     )
     with goodput.lost("export"):
-        save_weights(folder, arch, state["parameters"], to_config(arch), epath.Path(TOKENIZER))
+        save_weights(folder, arch, state.parameters, to_config(arch), epath.Path(TOKENIZER))
 
 
-def _muon(config: Pretraining, parameters) -> optax.GradientTransformation:
-    """Muon for the blocks' matrices, Adam for embedding and norms; linear warm-up, then linear decay.
+def _make_update(
+    arch: Architecture, optimizer: optax.GradientTransformation
+) -> Callable[[PretrainingState, Batch], tuple[PretrainingState, jax.Array]]:
+    """Makes the jitted `(state, batch) -> (state, nats per token)`; the batch's fields are [B, ...]."""
+
+    @jax.jit
+    def update(state: PretrainingState, batch: Batch) -> tuple[PretrainingState, jax.Array]:
+        def loss(parameters: nnx.State) -> tuple[jax.Array, jax.Array]:
+            return answer_loss(merge(arch, parameters), arch, {}, batch, remat=False, frozen=False)
+
+        (nats, count), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters)
+        gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
+        updates, moments = optimizer.update(gradients, state.moments, state.parameters)
+        return PretrainingState(moments, optax.apply_updates(state.parameters, updates)), nats / count
+
+    return update
+
+
+def _muon(config: Pretraining, parameters: nnx.State) -> optax.GradientTransformation:
+    """Returns Muon for the blocks' matrices, Adam for embedding and norms; linear warm-up, then linear decay.
 
     On this model Muon reaches in 400 thousand tokens what AdamW did not in a million (BUILD_NOTES.md).
+
+    References:
+      Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1)  # axis 0 is the stack of layers
+    # Matrices of the blocks are stacked over layers, axis 0: [L, output, input].
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1)
     matrices = jax.tree.map(lambda leaf: matrix if leaf.ndim == 3 else None, parameters)
     rise = max(int(config.warmup * config.steps), 1)
 

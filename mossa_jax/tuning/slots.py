@@ -7,27 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each of n models is trained.
+    """When and where each of n models is trained. Steps count from the beginning of the population's training.
 
     Attributes:
-      slots: how many are trained at once.
-      slot: [n] int64, where.
-      start: [n] int64, the first step, counted from the beginning of all.
+      slots: how many models are trained at once.
+      slot: [n] int64, the slot of each model.
+      start: [n] int64, its first step.
       stop: [n] int64, the step after its last one.
     """
 
     slots: int
-    slot: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
+    slot: Int[np.ndarray, " n"]
+    start: Int[np.ndarray, " n"]
+    stop: Int[np.ndarray, " n"]
 
     @property
     def steps(self) -> int:
-        """Steps until all are done."""
+        """Steps until all models are done."""
         return int(self.stop.max(initial=0))
 
     @property
@@ -35,26 +36,37 @@ class Timeline:
         """Share of all slots' steps in which a model is trained."""
         return float((self.stop - self.start).sum() / max(self.slots * self.steps, 1))
 
-    def at(self, step: int, places: int = 0) -> np.ndarray:
-        """[max(slots, places)] int64: the model in each slot at a step; -1 in an empty one, and behind the last."""
-        found = np.full(max(self.slots, places), -1)
-        here = np.flatnonzero((self.start <= step) & (step < self.stop))
-        found[self.slot[here]] = here
-        return found
+    def at(self, step: int, places: int = 0) -> Int[np.ndarray, " places"]:
+        """Returns the model in each slot at a step.
+
+        Args:
+          step: from 0.
+          places: the result's length, where it is more than the slots.
+
+        Returns:
+          [max(slots, places)] int64, -1 in an empty slot and in places after the last slot.
+        """
+        models = np.full(max(self.slots, places), -1)
+        running = np.flatnonzero((self.start <= step) & (step < self.stop))
+        models[self.slot[running]] = running
+        return models
 
 
 def plan_slots(steps: Sequence[int], slots: int) -> Timeline:
     """Gives each model the slot that is free first, the longest model first; deterministic.
 
-    (Graham's rule: at most 4/3 - 1/(3 slots) times the shortest possible plan.)
+    The plan takes at most 4/3 - 1/(3 slots) times as many steps as the shortest possible one.
 
     Args:
       steps: of each model, at least 1.
       slots: how many there are.
+
+    References:
+      Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
     """
     count = len(steps)
     slot, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    free = [(0, index) for index in range(slots)]
+    free = [(0, index) for index in range(slots)]  # (step from which it is free, slot)
     for model in sorted(range(count), key=lambda model: (-steps[model], model)):
         start[model], slot[model] = heapq.heappop(free)
         heapq.heappush(free, (int(start[model]) + steps[model], int(slot[model])))

@@ -23,6 +23,7 @@ from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
 from mossa_jax.tokens.rows import pack_examples  # noqa: E402
 from mossa_jax.tuning import population  # noqa: E402
+from mossa_jax.tuning.batch import place_batch  # noqa: E402
 
 MODELS, ROWS, STEPS = 6, 4, 8
 TARGETS = ("q_proj", "down_proj")
@@ -41,19 +42,20 @@ def learn(mesh, reproducible: bool):
     arch = model.architecture
     stacked = adapters.stack(arch, [adapters.initial_adapter(arch, TARGETS, 4, 8.0, 0, (n,)) for n in range(MODELS)])
     optimizer = population.optimizer_for(Tuning(), Schedule(learning_rate=2e-2))
-    state = population.start(adapters.trainable(stacked), optimizer, mesh)
+    state = population.initial_state(adapters.trainable(stacked), optimizer, mesh)
     scale = {t: place(mesh, leaf, adapters.AXES["scale"]) for t, leaf in adapters.scales(stacked).items()}
     total = place(mesh, np.full(MODELS, STEPS, np.int32), ("adapter",))
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))
     packed = [rows_of(number) for number in range(MODELS)]
     width = max(part.width for part in packed)
-    step = population.make_step(arch, optimizer, mesh, False, max_own=16, reproducible=reproducible)
+    spec = population.StepSpec(arch, optimizer, mesh, False, max_own=16, reproducible=reproducible)
+    step = population.make_step(spec)
     losses = []
     for number in range(STEPS):
         chosen = np.random.default_rng(number).permutation(min(map(len, packed)))[:ROWS]
         parts = [part.take(chosen, width) for part in packed]
         batch = type(parts[0])(*(np.stack([getattr(p, f) for p in parts]) for f in vars(parts[0])))
-        state, metrics = step(model.state, scale, total, state, population.place_batch(mesh, batch), active)
+        state, metrics = step(model.state, scale, total, state, place_batch(mesh, batch), active)
         losses.append(metrics["loss"])
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))((state, losses))
     return jax.tree.map(np.asarray, whole)
@@ -68,6 +70,6 @@ for sizes in meshes.split():
     found[sizes] = {"digest": digest}
     if mesh.size == 1:
         plain = learn(mesh, False)
-        gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole[0]["adapters"], plain[0]["adapters"])
+        gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole[0].adapters, plain[0].adapters)
         found[sizes]["gap"] = max(jax.tree.leaves(gaps))
 print(json.dumps(found))

@@ -25,18 +25,21 @@ from mossa_jax.llama.files.load import load_model  # noqa: E402
 from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tokens.encoded import Encoded, in_memory  # noqa: E402
 from mossa_jax.tokens.rows import pack_examples  # noqa: E402
-from mossa_jax.tuning import loop, population  # noqa: E402
+from mossa_jax.tuning import population  # noqa: E402
+from mossa_jax.tuning.batch import place_batch  # noqa: E402
+from mossa_jax.tuning.members import Member, TuningContext  # noqa: E402
+from mossa_jax.tuning.population_run import tune_population  # noqa: E402
 
 MODELS, STEPS = 8, 20
 tuning = Tuning(rank=2, targets=("q_proj", "v_proj", "down_proj"), log_every=1, checkpoint_every=1000)
 schedule = Schedule(batch_rows=4, learning_rate=5e-3)
 
 
-def member(number: int) -> loop.Member:
+def member(number: int) -> Member:
     rng = np.random.default_rng(number)
     draw = lambda size: rng.integers(4, 60, size).tolist()  # noqa: E731
     examples = [Encoded([1, *draw(rng.integers(4, 14))], [*draw(3), 2]) for _ in range(40)]
-    return loop.Member(f"model {number}", pack_examples(in_memory(examples), 32), STEPS, (1, number))
+    return Member(f"model {number}", pack_examples(in_memory(examples), 32), STEPS, (1, number))
 
 
 def gathers_over_adapter(mesh, model) -> list[str]:
@@ -44,7 +47,7 @@ def gathers_over_adapter(mesh, model) -> list[str]:
     starts = [adapters.initial_adapter(model.architecture, tuning.targets, 2, 4.0, 0, (n,)) for n in range(MODELS)]
     stacked = adapters.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, schedule)
-    state = population.start(adapters.trainable(stacked), optimizer, mesh)
+    state = population.initial_state(adapters.trainable(stacked), optimizer, mesh)
     scale = {t: place(mesh, leaf, adapters.AXES["scale"]) for t, leaf in adapters.scales(stacked).items()}
     rows = [member(n).rows[0] for n in range(MODELS)]
     width = max(part.width for part in rows)
@@ -52,8 +55,8 @@ def gathers_over_adapter(mesh, model) -> list[str]:
     batch = type(parts[0])(*(np.stack([getattr(p, f) for p in parts]) for f in vars(parts[0])))
     total = place(mesh, np.full(MODELS, STEPS, np.int32), ("adapter",))
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))
-    step = population.make_step(model.architecture, optimizer, mesh)
-    placed = population.place_batch(mesh, batch)
+    step = population.make_step(population.StepSpec(model.architecture, optimizer, mesh))
+    placed = place_batch(mesh, batch)
     text = step.lower(model.state, scale, total, state, placed, active).compile().as_text()
     return [line.strip()[:200] for line in text.splitlines() if re.search(r"= .*all-gather(-start)?\(", line)]
 
@@ -65,10 +68,9 @@ for sizes in meshes.split():
     place_ = pathlib.Path(workdir) / sizes
     place_.mkdir(parents=True, exist_ok=True)
     run_folder = RunFolder(place_, writer=jax.process_index() == 0)
-    loop.tune_population(
-        "group", [member(n) for n in range(MODELS)], model.state, model.architecture, tuning, schedule, mesh,
-        run_folder, Stop(), lambda member, adapter: None,
-    )  # fmt: skip
+    context = TuningContext(tuning, run_folder, Stop())
+    members = [member(n) for n in range(MODELS)]
+    tune_population("group", members, model, schedule, context, export=lambda member, adapter: None)
     if jax.process_index() == 0:
         curves = [[0.0] * STEPS for _ in range(MODELS)]
         for record in run_folder.metrics():

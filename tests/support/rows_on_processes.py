@@ -27,10 +27,11 @@ from mossa_jax.processes.stop import Stop  # noqa: E402
 from mossa_jax.tasks import load_suite  # noqa: E402
 from mossa_jax.tokens.encoded import encode_split  # noqa: E402
 from mossa_jax.tokens.rows import pack_examples  # noqa: E402
-from mossa_jax.tuning import population  # noqa: E402
-from mossa_jax.tuning.loop import Member, tune_population  # noqa: E402
+from mossa_jax.tuning import batch  # noqa: E402
+from mossa_jax.tuning.members import Member, TuningContext  # noqa: E402
+from mossa_jax.tuning.population_run import tune_population  # noqa: E402
 
-placed, place, stop = [], population.place_batch, Stop()
+placed, place, stop = [], batch.place_batch, Stop()
 
 
 def recorded(mesh, rows):
@@ -43,7 +44,7 @@ def recorded(mesh, rows):
     return found
 
 
-population.place_batch = recorded
+batch.place_batch = recorded
 model = load_model(folder, mesh=make_mesh(Mesh(1, -1, 1)))
 tokens = Tokens(max_tokens=48, row_length=24, long_row_length=48)
 members = []
@@ -54,10 +55,8 @@ pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
 run_folder = RunFolder(workdir, writer=jax.process_index() == 0)
 for attempt in range(2):
     try:
-        tune_population(
-            "group", members, model.state, model.architecture, Tuning(rank=2, log_every=1), Schedule(batch_rows=8),
-            model.mesh, run_folder, stop, lambda member, adapter: None,
-        )  # fmt: skip
+        context = TuningContext(Tuning(rank=2, log_every=1), run_folder, stop)
+        tune_population("group", members, model, Schedule(batch_rows=8), context, export=lambda member, adapter: None)
     except Refusal as refusal:
         assert refusal.code == STOPPED and attempt == 0
 print(json.dumps(placed))

@@ -12,25 +12,33 @@ from pathlib import Path
 
 import jax
 
-from mossa_jax.tuning import loop
+from mossa_jax.tuning import population_run
+from mossa_jax.tuning.roster import Roster
 
 PAUSE, HANGS = float(os.environ.get("PAUSE", "0")), int(os.environ.get("HANGS", "-1"))
 
 
-class Run(loop._Run):
-    def step(self, base, state, number):
+train = population_run.train
+
+
+def slow_train(label, total, state, step, report, **options):
+    def slow_step(state, number):
         if number == 2 and jax.process_index() == HANGS:
             time.sleep(10_000)
         time.sleep(PAUSE)
-        return super().step(base, state, number)
+        return step(state, number)
 
-    def _batch(self, model, number):
-        kind, rows = super()._batch(model, number)
+    return train(label, total, state, slow_step, report, **options)
+
+
+class TracedRoster(Roster):
+    def batch(self, model, step):
+        which, rows = super().batch(model, step)
         with (Path(os.environ["TRACE"]) / f"{jax.process_index()}.txt").open("a") as file:
-            file.write(f"{self.members[model].name} {number} {rows.tolist()}\n")
-        return kind, rows
+            file.write(f"{self.members[model].name} {step} {rows.tolist()}\n")
+        return which, rows
 
 
-loop._Run = Run
+population_run.train, population_run.Roster = slow_train, TracedRoster
 sys.argv[0] = "launch.run"
 runpy.run_module("launch.run", run_name="__main__", alter_sys=True)

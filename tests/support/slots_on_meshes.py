@@ -21,18 +21,19 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
-from mossa_jax.tuning import loop
+from mossa_jax.tuning.members import Member, TuningContext
+from mossa_jax.tuning.population_run import tune_population
 
 folder, workdir, sizes, stop_at = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 mesh = make_mesh(Mesh(*map(int, sizes.split(","))))
 workdir.mkdir(exist_ok=True)
 
 
-def member(number: int, steps: int) -> loop.Member:
+def member(number: int, steps: int) -> Member:
     rng = np.random.default_rng(number)
     draw = lambda size: rng.integers(4, 60, size).tolist()  # noqa: E731
     examples = [Encoded([1, *draw(rng.integers(4, 14))], [*draw(3), 2]) for _ in range(30)]
-    return loop.Member(f"model{number}", pack_examples(in_memory(examples), 32), steps, (1, number))
+    return Member(f"model{number}", pack_examples(in_memory(examples), 32), steps, (1, number))
 
 
 def export(member, adapter):
@@ -58,10 +59,8 @@ members = [member(number, steps) for number, steps in enumerate((30, 5, 21, 12, 
 tuning = Tuning(rank=2, targets=("q_proj", "v_proj", "down_proj"), slots=3, log_every=1, checkpoint_every=1000)
 run_folder = Asking(workdir)
 try:
-    loop.tune_population(
-        "group", members, model.state, model.architecture, tuning, Schedule(batch_rows=4, learning_rate=5e-3),
-        mesh, run_folder, stop, export,
-    )  # fmt: skip
+    schedule = Schedule(batch_rows=4, learning_rate=5e-3)
+    tune_population("group", members, model, schedule, TuningContext(tuning, run_folder, stop), export)
     assert not stop_at
 except Refusal as refusal:
     assert refusal.code == 75 and stop_at

@@ -20,18 +20,19 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
-from mossa_jax.tuning import loop
+from mossa_jax.tuning import population_run
+from mossa_jax.tuning.members import Member, TuningContext
 
 folder, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
 jax.config.update("jax_compilation_cache_dir", str(workdir.parent / "compiled"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def member(number: int, steps: int) -> loop.Member:
+def member(number: int, steps: int) -> Member:
     rng = np.random.default_rng(number)
     draw = lambda size: rng.integers(4, 60, size).tolist()  # noqa: E731
     examples = [Encoded([1, *draw(rng.integers(4, 14))], [*draw(3), 2]) for _ in range(30)]
-    return loop.Member(f"model{number}", pack_examples(in_memory(examples), 32), steps, (1, number))
+    return Member(f"model{number}", pack_examples(in_memory(examples), 32), steps, (1, number))
 
 
 def export(member, adapter):
@@ -46,29 +47,32 @@ def digest(tree) -> str:
     return found.hexdigest()
 
 
-class Run(loop._Run):
-    """Slow enough to be hit, and with a trace of its steps."""
+train = population_run.train
 
-    def step(self, base, state, number):
+
+def traced_train(label, total, state, step, report, **options):
+    """The training loop, slow enough to be hit, and with a trace of its steps."""
+
+    def traced(state, number):
         with (workdir / "steps.txt").open("a") as file:
             file.write(f"{number}\n")
         time.sleep(0.02)
-        self.last = super().step(base, state, number)
-        if number + 1 == self.timeline.steps:
-            write_bytes(workdir / "state.txt", digest(self.last[0]).encode())
-        return self.last
+        state, metrics = step(state, number)
+        if number + 1 == total:
+            write_bytes(workdir / "state.txt", digest(state).encode())
+        return state, metrics
+
+    return train(label, total, state, traced, report, **options)
 
 
-loop._Run = Run
+population_run.train = traced_train
 model = load_model(folder)
 members = [member(number, steps) for number, steps in enumerate((90, 13, 61, 34, 77, 50, 8, 70, 41))]
 tuning = Tuning(rank=2, targets=("q_proj", "v_proj"), slots=3, log_every=5, checkpoint_every=10)
 with Stop().listening() as stop:
     (workdir / "ready.txt").touch()
     try:
-        loop.tune_population(
-            "group", members, model.state, model.architecture, tuning, Schedule(batch_rows=2, learning_rate=5e-3),
-            model.mesh, RunFolder(workdir), stop, export,
-        )  # fmt: skip
+        schedule, context = Schedule(batch_rows=2, learning_rate=5e-3), TuningContext(tuning, RunFolder(workdir), stop)
+        population_run.tune_population("group", members, model, schedule, context, export)
     except Refusal as refusal:
         sys.exit(refusal.code)

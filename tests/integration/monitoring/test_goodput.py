@@ -26,6 +26,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
 from mossa_jax.tuning import loop
 from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.members import RowLength
 
 
 class Clock:
@@ -342,13 +343,13 @@ def test_a_control_that_is_trained_once_more_waits_for_its_rows(tiny_run, tmp_pa
     config, workdir = tiny_run
     folder = shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(folder / "adapters/last_word")
-    batch, steps = loop._Kind.batch, []
+    stack, steps = RowLength.stack, []
 
     def slow(*arguments):
         steps.append(time.sleep(0.1))
-        return batch(*arguments)
+        return stack(*arguments)
 
-    monkeypatch.setattr(loop._Kind, "batch", slow)
+    monkeypatch.setattr(RowLength, "stack", slow)
     run_folder = pipeline.open_run(config, str(folder))
     before = len(run_folder.metrics())
     try:

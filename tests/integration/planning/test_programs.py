@@ -23,6 +23,7 @@ from mossa_jax.planning.programs import check_fits, compile_program, grid_for, t
 from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning import population
+from mossa_jax.tuning.batch import place_batch
 from mossa_jax.tuning.flops import step_flops
 from tests.support.processes import cpu
 
@@ -71,7 +72,7 @@ def test_flops_agree_with_xlas_own_count_within_two_percent(remat, targets):
     sizes = {"rows": 2, "row_length": 128, "rank": 4, "targets": targets, "answers": 32}
     mesh = make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1])
     optimizer = population.optimizer_for(Tuning(), Schedule())
-    step = population.make_step(arch, optimizer, mesh, remat)
+    step = population.make_step(population.StepSpec(arch, optimizer, mesh, remat))
     compiled = step.lower(
         *population.abstract_arguments(arch, optimizer, mesh, dtype="float32", slots=3, **sizes)
     ).compile()
@@ -88,11 +89,11 @@ def test_abstract_arguments_are_those_that_a_run_places(tiny):
     optimizer = population.optimizer_for(Tuning(), Schedule())
     starts = [initial_adapter(arch, ("q_proj", "down_proj"), 2, 16, 0, (seed,)) for seed in range(3)]
     stacked = stack(arch, starts)
-    state = population.start(trainable(stacked), optimizer, mesh)
+    state = population.initial_state(trainable(stacked), optimizer, mesh)
     widths = {"tokens": 24, "segments": 24, "positions": 24, "predict": 5, "labels": 5}
     batch = TrainingRows(**{name: np.zeros((3, 4, width), np.int32) for name, width in widths.items()})
     scale = {target: place(mesh, leaf, ("adapter", "layers")) for target, leaf in scales(stacked).items()}
-    placed = scale, place(mesh, np.zeros(3, np.int32), ("adapter",)), state, population.place_batch(mesh, batch)
+    placed = scale, place(mesh, np.zeros(3, np.int32), ("adapter",)), state, place_batch(mesh, batch)
     _, *planned, active = population.abstract_arguments(
         arch,
         optimizer,
@@ -228,15 +229,15 @@ def test_only_splash_needs_rows_that_divide_over_devices(body, prefix, refused):
 
 
 def test_the_step_with_a_shared_prefix_is_the_one_compiled(monkeypatch):
-    calls = []
+    specs = []
     make_step = population.make_step
-    monkeypatch.setattr(
-        population, "make_step", lambda *arguments: calls.append(arguments[3:]) or make_step(*arguments)
-    )
+    monkeypatch.setattr(population, "make_step", lambda spec: specs.append(spec) or make_step(spec))
     monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # Which this machine could not compile.
     program = small_program(prefix=PrefixSize(3, 5), parts=2)
     program.lower()
-    assert calls == [(True, 2, 3, 5)] and program.attention == "xla"
+    (spec,) = specs
+    assert (spec.remat, spec.micro_batches, spec.prefix, spec.max_own) == (True, 2, 3, 5)
+    assert program.attention == "xla"
 
 
 def test_the_same_program_is_compiled_once_and_another_one_again(monkeypatch):

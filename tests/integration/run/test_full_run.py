@@ -302,11 +302,11 @@ def test_a_poisoned_batch_skips_its_update_and_is_counted(tiny_config, tmp_path,
         update = compile_step(*arguments)
 
         def step(state, batch, number, total):
-            before = jax.tree.map(np.array, state["parameters"])
+            before = jax.tree.map(np.array, state.parameters)
             if number == 1:  # answers beyond their row: NaN
                 batch = batch | {"predict": batch["predict"] + 10_000}
             state, metrics = update(state, batch, number, total)
-            same = jax.tree.map(np.array_equal, before, jax.tree.map(np.array, state["parameters"]))
+            same = jax.tree.map(np.array_equal, before, jax.tree.map(np.array, state.parameters))
             moved.append(not jax.tree.all(same))
             return state, metrics
 

@@ -24,6 +24,11 @@ from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.errors import Refusal
 from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.full_finetuning import FullState
+from mossa_jax.tuning.guards import Guards
+from mossa_jax.tuning.optimizer import Optimizer
+from mossa_jax.tuning.population import PopulationState
+from mossa_jax.tuning.pretrain import PretrainingState
 from tests.support.processes import cpu, free_address, together
 
 # What Orbax leaves behind when a save or a restore fails: reads and writes that nobody waits for.
@@ -253,6 +258,47 @@ def test_a_state_of_another_shape_is_refused_and_deletes_nothing(copy):
         checkpoints.close()
         assert caught.value.code == 2 and str(copy) in str(caught.value) and "step 8" in str(caught.value)
     assert contents(copy) == before
+
+
+def population_state(fill: float) -> PopulationState:
+    adapters = {"q_proj": {"a": jnp.full((4, 2, 8, 3), fill), "b": jnp.full((4, 2, 3, 8), fill)}}
+    moments = Optimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0).transformation().init(adapters)
+    guards = Guards.of(lambda dtype: jnp.full(4, fill, dtype))
+    return PopulationState(adapters, guards, jax.tree.map(lambda leaf: leaf + 2, moments), jnp.full(4, fill, jnp.int32))
+
+
+def full_state(fill: float) -> FullState:
+    parameters = {"embedding": jnp.full((16, 8), fill), "blocks": {"weight": jnp.full((2, 8, 8), fill)}}
+    moments = Optimizer(1e-3, 0.0, 0.9, 0.999, 0.0, 1.0).transformation().init(parameters)
+    guards = Guards.of(lambda dtype: jnp.full((), fill, dtype))
+    return FullState(guards, jax.tree.map(lambda leaf: leaf + 2, moments), parameters)
+
+
+def pretraining_state(fill: float) -> PretrainingState:
+    return PretrainingState(optax.adam(1e-3).init({"head": jnp.ones(3)}), {"head": jnp.full(3, fill)})
+
+
+@pytest.mark.parametrize("make", [population_state, full_state, pretraining_state])
+def test_the_layout_on_disk_is_that_of_plain_dicts_with_the_fields_names(make, tmp_path):
+    """Run folders from before the states were named tuples hold dicts: they resume, and new ones look the same."""
+    state, blank_state = make(3.0), make(0.0)
+    plain = state._asdict()
+    if "guards" in plain:
+        plain["guards"] = plain["guards"]._asdict()
+        assert list(plain["guards"]) == ["bad", "skipped", "spikes", "usual"]
+    names = [["adapters", "guards", "moments", "step"], ["guards", "moments", "parameters"], ["moments", "parameters"]]
+    assert list(plain) in names
+    for folder, tree in (("plain", plain), ("named", state)):
+        checkpoints = Checkpoints(tmp_path / folder, stacked=True)
+        checkpoints.save(7, tree)
+        checkpoints.close()
+    metadata = [(tmp_path / folder / "7/_METADATA").read_bytes() for folder in ("plain", "named")]
+    assert metadata[0] == metadata[1]
+    checkpoints = Checkpoints(tmp_path / "plain", stacked=True)
+    restored, step = checkpoints.restore(blank_state)
+    checkpoints.close()
+    assert step == 7 and jax.tree.structure(restored) == jax.tree.structure(state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, restored, state))
 
 
 def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):

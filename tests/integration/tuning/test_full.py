@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import sys
 from dataclasses import replace
 
@@ -23,15 +22,17 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import full_finetuning as full
+from mossa_jax.tuning.batch import place_batch
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
-from mossa_jax.tuning.loop import Member
+from mossa_jax.tuning.members import Member, TuningContext
 from mossa_jax.tuning.optimizer import FullOptimizer
+from tests.support.paths import ROOT
 from tests.support.processes import together
 from tests.support.tiny_llama import VOCAB, distance, import_torch, random_prompts, torch_model, write_family
 
 SCHEDULE = Schedule(batch_rows=4, learning_rate=2e-3)
 TUNING = Tuning(warmup=0.2, beta1=0.8, beta2=0.95, weight_decay=0.1, clip=1.0, log_every=1)
-PROGRAM = pathlib.ROOT / "tests/support/full_on_devices.py"
+PROGRAM = ROOT / "tests/support/full_on_devices.py"
 
 
 def make_examples(token: int | None = None) -> list[Encoded]:
@@ -47,7 +48,8 @@ def make_member(steps: int = 10, token: int | None = None) -> Member:
 
 def tune(model, member, run_folder, stop=None, tuning=TUNING, **schedule):
     chosen = replace(SCHEDULE, **schedule)
-    return tune_full("E", member, model, lambda: model.state, tuning, chosen, run_folder, stop or Stop())
+    context = TuningContext(tuning, run_folder, stop or Stop())
+    return tune_full("E", member, model, lambda: model.state, chosen, context)
 
 
 def open_folder(path, kind=RunFolder, **options):
@@ -251,15 +253,27 @@ def test_a_batch_in_parts_gives_the_same_model_as_whole(optimizer, model, tuned_
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, parts, one)))
 
 
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_abstract_arguments_are_those_of_a_run(kind, model):
+    optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0, kind)
+    rows = make_member().rows[0]
+    batch = place_batch(model.mesh, rows.take(np.arange(4)))
+    begin, _ = full.make_initialize(model, optimizer)
+    planned = full.abstract_arguments(model, optimizer, rows=4, row_length=rows.length, answers=rows.width)
+    described = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)  # noqa: E731
+    assert described(planned[:2]) == described((begin(model.state), batch))
+    assert all(number.shape == () and number.dtype == jnp.int32 for number in planned[2:])
+
+
 @pytest.mark.slow
 def test_parts_take_less_memory_for_the_pass(model):
     """By the compiled programs of a model that is small beside its batch; nothing is run."""
     optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
-    begin, where = full._start(model, optimizer)
+    begin, where = full.make_initialize(model, optimizer)
     widths = {"tokens": 96, "segments": 96, "positions": 96, "predict": 8, "labels": 8}
     batch = {name: jax.ShapeDtypeStruct((64, width), np.int32) for name, width in widths.items()}
     whole, parts = (
-        full.make_step(model, optimizer, where, parts=count)
+        full.make_step(full.FullStepSpec(model, optimizer, where, micro_batches=count))
         .lower(jax.eval_shape(begin, model.state), batch, 0, 10)
         .compile()
         .memory_analysis()
@@ -393,10 +407,10 @@ def test_a_step_takes_room_for_one_gradient_and_for_no_second_copy(model):
     )  # fmt: skip
     large = replace(model, architecture=arch, state=shapes)
     optimizer = FullOptimizer(1e-3, 0.0, 0.9, 0.999, 0.1, 1.0)
-    begin, where = full._start(large, optimizer)
+    begin, where = full.make_initialize(large, optimizer)
     widths = {"tokens": 8, "segments": 8, "positions": 8, "predict": 2, "labels": 2}
     batch = {name: jax.ShapeDtypeStruct((1, width), np.int32) for name, width in widths.items()}
-    step = full.make_step(large, optimizer, where).lower(jax.eval_shape(begin, shapes), batch, 0, 10)
+    step = full.make_step(full.FullStepSpec(large, optimizer, where)).lower(jax.eval_shape(begin, shapes), batch, 0, 10)
     memory, bytes_ = step.compile().memory_analysis(), 4 * parameter_count(arch)
     assert 3 * bytes_ <= memory.alias_size_in_bytes < 3.01 * bytes_  # parameters and two moments, in place
     assert bytes_ <= memory.temp_size_in_bytes < 1.5 * bytes_

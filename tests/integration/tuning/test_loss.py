@@ -82,7 +82,7 @@ def loss_and_gradients(arch, base, adapter, rows, remat=False, times=1.0):
 # Head and loss in one piece, and in pieces of two columns of which the last is cut short.
 @pytest.mark.parametrize(("remat", "chunk"), [(False, 1_024), (True, 1_024), (False, 6)])
 def test_packed_loss_and_gradients_equal_torch_example_by_example(tiny, tiny_adapters, monkeypatch, remat, chunk):
-    monkeypatch.setattr(objective, "_CHUNK", chunk)
+    monkeypatch.setattr(objective, "HEAD_TOKENS", chunk)
     folder, reference = tiny_adapters[0]
     total, count, wanted = torch_loss_and_gradients(reference, examples())
     model = load_model(str(tiny.folder))
@@ -99,7 +99,7 @@ def test_packed_loss_and_gradients_equal_torch_example_by_example(tiny, tiny_ada
 
 
 def test_a_tied_head_in_pieces_equals_torch(tiny_tied, tmp_path, monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 6)
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 6)
     # Targets of one input that are not all in the adapter: their products with `a` are joined as they come.
     reference = write_adapter(tiny_tied.folder, tmp_path, seed=5, targets=("v_proj", "q_proj", "up_proj"))
     total, _, wanted = torch_loss_and_gradients(reference, examples())
@@ -152,7 +152,7 @@ def test_joined_products_of_different_ranks_equal_updates_inside_the_weights():
 
 
 def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_precision(monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 16)
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 16)
     rng = np.random.default_rng(0)
     narrow = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)  # noqa: E731
     states, head, labels = narrow(4, 40, 32), narrow(VOCAB, 32), jnp.asarray(rng.integers(0, VOCAB, (4, 40)))
@@ -163,7 +163,7 @@ def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_p
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), initial_state(ARCH, 1))
         state["head"] = state["head"].replace(head.astype(dtype))
         model = merge(ARCH, state)
-        loss = lambda x: objective._frozen_loss(model, ARCH, x, columns, labels, None)  # noqa: E731
+        loss = lambda x: objective.frozen_loss(model, ARCH, x, columns, labels, None)  # noqa: E731
         return jax.value_and_grad(loss)(states.astype(dtype))
 
     (wanted, theirs), (found, gradient) = both(jnp.float32), both(jnp.bfloat16)
@@ -175,14 +175,14 @@ def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_p
 
 @pytest.mark.slow
 def test_models_together_take_as_many_pieces_as_the_fullest_and_get_what_each_gets_alone(monkeypatch):
-    monkeypatch.setattr(objective, "_CHUNK", 8)
-    state, taken, plain = initial_state(ARCH, 1), [], objective._loss
+    monkeypatch.setattr(objective, "HEAD_TOKENS", 8)
+    state, taken, plain = initial_state(ARCH, 1), [], objective._chunk_loss
 
     def counting(chunk, *rest):
         jax.debug.callback(lambda chunk: taken.append(int(chunk)), chunk)
         return plain(chunk, *rest)
 
-    monkeypatch.setattr(objective, "_loss", counting)
+    monkeypatch.setattr(objective, "_chunk_loss", counting)
     adapters = [random_adapter(seed, {"q_proj": 2, "v_proj": 2}) for seed in (1, 2)]
     (few,) = pack_examples(in_memory(examples(4, 1, longest=1)), 24)
     (many,) = pack_examples(in_memory(examples(4, 2, longest=9)), 24)
@@ -261,7 +261,7 @@ print("largest", spread({head!r}, {meshes!r}))
 
 def spread(head: str, meshes: str) -> float:
     """Two models of eight rows on meshes of eight devices: the largest relative difference from one device."""
-    objective._CHUNK = 16
+    objective.HEAD_TOKENS = 16
     arch = dataclasses.replace(ARCH, tied_head=head == "tied")
     state = initial_state(arch, 1)
     adapters = stack(arch, [random_adapter(seed, {"k_proj": 2, "v_proj": 3, "up_proj": 2}) for seed in (1, 2)])

@@ -1,7 +1,6 @@
 """Tuning against PEFT on torch: the usual loop, one task after the other, every example padded by itself."""
 
 import json
-import pathlib
 import re
 from dataclasses import dataclass, fields
 
@@ -18,10 +17,12 @@ from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import TrainingRows, pack_examples
 from mossa_jax.tokens.tokenizer import cut_pair
 from mossa_jax.tuning import population
+from mossa_jax.tuning.batch import place_batch
+from tests.support.paths import SHARED
 from tests.support.tiny_llama import TARGETS, VOCAB, distance, import_torch, torch_model
 
 RATE, ROWS = 1e-3, 2
-DATA = pathlib.ROOT.parent / "shared/data/instructions"
+DATA = SHARED / "data/instructions"
 
 
 @dataclass
@@ -47,8 +48,8 @@ def tune_ours(model, tasks, length, targets, steps, starts):
     tuning = Tuning(targets=targets)
     stacked = adapters_lib.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, Schedule(learning_rate=RATE))
-    step = population.make_step(model.architecture, optimizer, model.mesh)
-    state = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
+    step = population.make_step(population.StepSpec(model.architecture, optimizer, model.mesh))
+    state = population.initial_state(adapters_lib.trainable(stacked), optimizer, model.mesh)
     scale = {
         name: mesh_lib.place(model.mesh, leaf, ("adapter", "layers"))
         for name, leaf in adapters_lib.scales(stacked).items()
@@ -62,10 +63,10 @@ def tune_ours(model, tasks, length, targets, steps, starts):
         indices = [batch_index(len(rows), ROWS, (0, task), number) for task, rows in enumerate(packed)]
         parts = [rows.take(index, width) for rows, index in zip(packed, indices, strict=True)]
         batch = TrainingRows(*(np.stack([getattr(p, f.name) for p in parts]) for f in fields(TrainingRows)))
-        state, metrics = step(model.state, scale, total, state, population.place_batch(model.mesh, batch), active)
+        state, metrics = step(model.state, scale, total, state, place_batch(model.mesh, batch), active)
         losses.append(np.asarray(metrics["loss"]))
         seen.append([rows.plan.take(index).items.tolist() for rows, index in zip(packed, indices, strict=True)])
-    joined = adapters_lib.join(state["adapters"], adapters_lib.scales(stacked))
+    joined = adapters_lib.join(state.adapters, adapters_lib.scales(stacked))
     runs = [
         Run([float(loss[task]) for loss in losses], peft_tensors(adapters_lib.unstack(joined, task)))
         for task in range(len(tasks))

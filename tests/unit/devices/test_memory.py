@@ -1,4 +1,4 @@
-"""Recomputation where the compiled step does not fit, and only there; and what "fits" is measured against."""
+"""Recomputation is turned on where the compiled step does not fit, and only there; what "fits" is measured against."""
 
 import logging
 from types import SimpleNamespace
@@ -45,21 +45,21 @@ def lines(caplog):
 
 
 def compiled(remat, room, lines):
-    """(bytes of what was compiled, which programs were made) of a step under a limit."""
-    made = []
-    found = memory.compile_step("group", remat, lambda on: made.append(on) or step(on), (SHAPE,), device(room))
-    return memory.program_bytes(found)["total"], made
+    """Compiles a step under a limit; returns the program's bytes, and for which settings a step was made."""
+    settings = []
+    program = memory.compile_step("group", remat, lambda on: settings.append(on) or step(on), (SHAPE,), device(room))
+    return memory.program_bytes(program)["total"], settings
 
 
-def test_bytes_of_a_program_are_arguments_outputs_and_what_lies_between(tmp_path):
-    found = memory.program_bytes(jax.jit(lambda x: x @ x.T).lower(SHAPE).compile())
-    assert found["arguments"] == 64 * 256 * 4
-    assert found["total"] - found["arguments"] - found["temporary"] == 64 * 64 * 4
+def test_bytes_of_a_program_are_arguments_outputs_and_what_lies_between():
+    sizes = memory.program_bytes(jax.jit(lambda x: x @ x.T).lower(SHAPE).compile())
+    assert sizes["arguments"] == 64 * 256 * 4
+    assert sizes["total"] - sizes["arguments"] - sizes["temporary"] == 64 * 64 * 4
     reused = memory.program_bytes(jax.jit(lambda x: x + 1, donate_argnums=0).lower(SHAPE).compile())
     assert reused["total"] - reused["temporary"] == 64 * 256 * 4  # the result is written over the argument
 
 
-def test_auto_turns_it_on_just_where_nine_tenths_are_not_enough(lines):
+def test_auto_turns_recomputation_on_only_where_nine_tenths_are_not_enough(lines):
     assert SIZES[False] > 2 * SIZES[True]
     edge = int(SIZES[False] / 0.9)
     assert compiled("auto", edge + 10, lines) == (SIZES[False], [False])
@@ -71,19 +71,19 @@ def test_auto_turns_it_on_just_where_nine_tenths_are_not_enough(lines):
     assert not lines("WARNING")
 
 
-def test_asked_for_it_is_as_asked(lines):
+def test_on_and_off_are_obeyed_whatever_the_memory(lines):
     assert compiled("on", 2**40, lines) == (SIZES[True], [True])
     assert compiled("off", 1_000, lines) == (SIZES[False], [False])
     (warning,) = lines("WARNING")
-    assert "more than there is" in warning and "tuning.slots" in warning
+    assert "takes more memory than the device has" in warning and "tuning.slots" in warning
 
 
-def test_where_the_room_is_not_known_it_is_on(lines):
+def test_where_the_memory_is_not_known_recomputation_is_on(lines):
     assert compiled("auto", None, lines) == (SIZES[True], [False, True])
     assert "an unknown size" in lines()[0]
 
 
-def test_what_the_compiler_refuses_does_not_fit(lines):
+def test_a_program_that_the_compiler_refuses_does_not_fit(lines):
     def refusing(remat):
         def lower(*_):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Used 15.90G of 15.75G hbm. Exceeded")
@@ -92,8 +92,8 @@ def test_what_the_compiler_refuses_does_not_fit(lines):
 
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shape = jax.ShapeDtypeStruct(SHAPE.shape, SHAPE.dtype, sharding=place)
-    found = memory.compile_step("group", "auto", refusing, (shape,), device(2**34))
-    assert memory.program_bytes(found)["total"] == SIZES[True]
+    program = memory.compile_step("group", "auto", refusing, (shape,), device(2**34))
+    assert memory.program_bytes(program)["total"] == SIZES[True]
     assert f"{15.9 * 2**10:,.1f} MiB" in lines()[0]
     with pytest.raises(Refusal, match=r"group: .* compiler finds no room .*tuning.slots") as caught:
         memory.compile_step("group", "off", refusing, (shape,), device(2**34))
@@ -116,11 +116,11 @@ def test_a_devices_memory_is_what_its_runtime_says_else_its_kind_else_the_hosts(
 
 
 @pytest.mark.parametrize(
-    ("given", "means"),
+    ("remat", "means"),
     [("auto", None), ("on", True), ("off", False), ("True", True), ("False", False), (True, True), (False, False)],
 )
-def test_remat_as_words_and_as_truth_values(given, means):
-    tuning = Tuning(remat=given)
+def test_remat_may_be_a_word_or_a_truth_value(remat, means):
+    tuning = Tuning(remat=remat)
     assert recompute(tuning.remat) is means and isinstance(tuning.remat, str)
     check(Config(tuning=tuning))
     tuning.remat = "perhaps"
@@ -129,18 +129,18 @@ def test_remat_as_words_and_as_truth_values(given, means):
 
 
 def test_a_population_compiles_once_and_recomputes_where_it_must(tiny, tmp_path, monkeypatch, lines):
-    """The run takes the very program whose memory was looked at; with recomputation it learns the same."""
-    model, made = load_model(str(tiny.folder)), []
+    """The run uses the very program whose memory was measured; with recomputation it learns the same."""
+    model, settings = load_model(str(tiny.folder)), []
     make = population.make_step
-    monkeypatch.setattr(population, "make_step", lambda *arguments: made.append(arguments[3]) or make(*arguments))
+    monkeypatch.setattr(population, "make_step", lambda spec: settings.append(spec.remat) or make(spec))
     members = [make_member(0, 6), make_member(1, 4)]
     ample = tune(model, members, open_folder(tmp_path / "ample"))
-    assert made == [False] and any("leaves it off" in line for line in lines())
+    assert settings == [False] and any("leaves it off" in line for line in lines())
     monkeypatch.setattr(memory, "device_room", lambda device: 2**20)
     compiles = []
     monkeypatch.setattr(memory, "program_bytes", lambda program: compiles.append(program) or {"total": 2**20 - 1})
     tight = tune(model, members, open_folder(tmp_path / "tight"))
-    assert made == [False, False, True] and len(compiles) == 2
+    assert settings == [False, False, True] and len(compiles) == 2
     for ours, theirs in zip(ample, tight, strict=True):
         assert theirs["q_proj"]["b"].any()
         for target, part in ours.items():

@@ -15,7 +15,8 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
-from mossa_jax.tuning.loop import Member, steps_for, tune_population
+from mossa_jax.tuning.members import Member, TuningContext, steps_for
+from mossa_jax.tuning.population_run import tune_population
 from tests.support.tiny_llama import VOCAB, distance
 
 SCHEDULE = Schedule(batch_rows=2, learning_rate=1e-2)
@@ -47,10 +48,10 @@ def tune(model, members, run_folder, stop=None, state=None, schedule=SCHEDULE, d
     """The members' adapters, in their order."""
     tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
     done = {} if done is None else done
-    tune_population(
-        "group", members, model.state if state is None else state, model.architecture, tuning, schedule, model.mesh,
-        run_folder, stop or Stop(), lambda member, adapter: done.update({member.name: adapter}), exported,
-    )  # fmt: skip
+    base = model if state is None else replace(model, state=state)
+    context = TuningContext(tuning, run_folder, stop or Stop())
+    export = lambda member, adapter: done.update({member.name: adapter})  # noqa: E731
+    tune_population("group", members, base, schedule, context, export, exported)
     return [done[member.name] for member in members]
 
 

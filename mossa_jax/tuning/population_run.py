@@ -1,0 +1,331 @@
+"""One group's training: members take turns in slots, and each is exported as soon as it is done.
+
+Shape letters: A places (slots, rounded up to the mesh's adapter axis), B rows, S positions, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from mossa_jax.config import Schedule, Tuning
+from mossa_jax.devices.chips import chip_of
+from mossa_jax.devices.memory import compile_step
+from mossa_jax.errors import NOT_FINITE, Refusal
+from mossa_jax.llama import adapters as adapters_lib
+from mossa_jax.llama.adapters import Adapter, HostAdapters
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.load import Model
+from mossa_jax.log import log
+from mossa_jax.monitoring import goodput
+from mossa_jax.tuning import batch as batch_lib
+from mossa_jax.tuning import population
+from mossa_jax.tuning.checkpoints import Checkpoints, checkpoint_folder
+from mossa_jax.tuning.curves import LossCurves, Throughput
+from mossa_jax.tuning.flops import step_flops
+from mossa_jax.tuning.loop import train
+from mossa_jax.tuning.members import Member, RowLength, TuningContext, not_finite
+from mossa_jax.tuning.population import Metrics, PopulationState, Scale, StepSpec
+from mossa_jax.tuning.roster import Roster
+from mossa_jax.tuning.slot_arrays import SlotArrays
+
+Export = Callable[[Member, Adapter], None]
+
+
+def tune_population(
+    label: str,
+    members: Sequence[Member],
+    model: Model,
+    schedule: Schedule,
+    context: TuningContext,
+    export: Export,
+    exported: Collection[str] = (),
+) -> None:
+    """Trains all members, as many at once as there are slots, and exports each as soon as it is done.
+
+    Every slot counts its own steps. A slot whose model is done begins the next one, in the same program. Which model is
+    trained where and when is a pure function of the members (`slots.plan_slots`), so the number of steps done is all
+    that a restart needs.
+
+    Args:
+      label: of progress lines and of the folder of checkpoints.
+      members: the models; exported ones must be among them as long as others are not done.
+      model: the frozen base, on a mesh with axes ('adapter', 'fsdp', 'tensor').
+      schedule: of every member.
+      context: of the run.
+      export: called on every process with a finished member and its adapter on the host; after a restart it may be
+        called again, with the same values.
+      exported: names of members that were exported before; their recorded losses are not recorded again.
+
+    Raises:
+      Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
+        is not finite; 75 on a request to stop.
+    """
+    tuning = context.tuning
+    roster = Roster.of(members, schedule.batch_rows, tuning.slots, model.mesh.shape["adapter"])
+    timeline = roster.timeline
+    log.info(
+        "%s: training %d models in %d slots for %d steps; slots are %.1f %% full",
+        label, len(members), timeline.slots, timeline.steps, 100 * timeline.utilisation,
+    )  # fmt: skip
+    if timeline.slots < min(roster.places, len(members)):
+        log.warning(
+            "%s: tuning.slots=%d leaves places on the mesh's adapter axis empty; raise it to %d",
+            label, tuning.slots, roster.places,
+        )  # fmt: skip
+    run = PopulationRun(label, roster, model, schedule, tuning, export, LossCurves(context.run_folder, exported))
+    train(
+        label,
+        timeline.steps,
+        run.initial_state(),
+        run.step,
+        run.report,
+        checkpoints=Checkpoints(
+            checkpoint_folder(context.run_folder, label),
+            config=roster.digest(model.architecture, tuning, schedule),
+            stacked=True,
+            before_sealing=context.run_folder.flush,
+        ),
+        checkpoint_every=tuning.checkpoint_every,
+        log_every=tuning.log_every,
+        stop=context.stop,
+    )
+
+
+@dataclass(frozen=True)
+class _Occupancy:
+    """Which models are in the slots, and what lies on the devices for them.
+
+    Attributes:
+      models: [A], the model in each place, -1 for none.
+      scale: LoRA scales, target -> [A, L].
+      total: [A] int32, each model's number of steps; 0 for an empty place.
+    """
+
+    models: Int[np.ndarray, " A"]
+    scale: Scale
+    total: Int[jax.Array, " A"]
+
+
+class PopulationRun:
+    """What one group's training does before, in and after a step."""
+
+    def __init__(
+        self,
+        label: str,
+        roster: Roster,
+        model: Model,
+        schedule: Schedule,
+        tuning: Tuning,
+        export: Export,
+        curves: LossCurves,
+    ):
+        """Prepares the training; nothing is compiled yet. Arguments as in `tune_population`."""
+        self.roster = roster
+        self._label, self._model, self._tuning, self._schedule = label, model, tuning, schedule
+        self._export, self._curves = export, curves
+        self._optimizer = population.optimizer_for(tuning, schedule)
+        self._arrays = SlotArrays(model.mesh, roster.places)
+        self._refill = population.make_refill(self._optimizer, model.mesh)
+        # A compiled step by row length (0 short, 1 long), from its first batch on.
+        self._steps: dict[int, jax.stages.Compiled] = {}
+        self._layer_scale = _layer_scale(model.architecture, tuning)
+        self._occupancy: _Occupancy | None = None
+        self._throughput = _throughput(roster, model, tuning)
+
+    def initial_state(self) -> PopulationState:
+        """Returns the state before the first step."""
+        fresh = self._fresh(self.roster.models_at(0))
+        return population.initial_state(fresh, self._optimizer, self._model.mesh)
+
+    def _fresh(self, models: Int[np.ndarray, " A"]) -> HostAdapters:
+        """Returns untrained adapters for the models in the slots, stacked; zeros for an empty slot."""
+        arch, tuning = self._model.architecture, self._tuning
+        untrained = [
+            adapters_lib.initial_adapter(
+                arch,
+                tuning.targets,
+                tuning.rank,
+                tuning.alpha,
+                tuning.first_layer,
+                (*self.roster.members[model].seed, 1),
+            )
+            if model >= 0
+            else None
+            for model in models
+        ]
+        example = next(adapter for adapter in untrained if adapter is not None)
+        blank = jax.tree.map(np.zeros_like, example)
+        stacked = adapters_lib.stack(arch, [blank if adapter is None else adapter for adapter in untrained])
+        return {target: {name: leaves[name] for name in ("a", "b")} for target, leaves in stacked.items()}
+
+    def step(self, state: PopulationState, number: int) -> tuple[PopulationState, Metrics]:
+        """Fills slots that are free, takes one step in every slot, and exports members that are done."""
+        roster = self.roster
+        models = roster.models_at(number)
+        state = self._fill_slots(state, models, number)
+        occupancy = self._occupy(models)
+        batches = [roster.batch(model, number) if model >= 0 else None for model in models]
+        metrics: Metrics = {}
+        for which in range(len(roster.row_lengths)):
+            active = np.asarray([batch is not None and batch[0] == which for batch in batches])
+            if not active.any():
+                continue
+            state, new = self._step_rows(state, occupancy, which, active, batches)
+            # The metrics of a model that takes no part in a batch mean nothing.
+            metrics = jax.tree.map(partial(jnp.where, active), new, metrics) if metrics else new
+        done = roster.ending_at(number)
+        if done:
+            self._export_done(state, self._arrays.fetch(metrics), number, done)
+        return state, metrics
+
+    def _fill_slots(self, state: PopulationState, models: Int[np.ndarray, " A"], number: int) -> PopulationState:
+        """Gives the slots whose model takes its first step their untrained adapters."""
+        is_new = self.roster.starts_at(number, models)
+        if number == 0 or not is_new.any():
+            return state
+        fresh = self._fresh(np.where(is_new, models, -1))
+        placed = self._arrays.place(is_new)
+        return self._refill(state, adapters_lib.place_adapters(self._model.mesh, fresh), placed)
+
+    def _occupy(self, models: Int[np.ndarray, " A"]) -> _Occupancy:
+        """Places what the models in the slots need, where they have changed since the last step."""
+        if self._occupancy is None or not np.array_equal(self._occupancy.models, models):
+            totals = [self.roster.members[model].steps if model >= 0 else 0 for model in models]
+            self._occupancy = _Occupancy(
+                models,
+                scale=self._arrays.place_scale(self._layer_scale, self._tuning.targets),
+                total=self._arrays.place(np.asarray(totals, np.int32)),
+            )
+        return self._occupancy
+
+    def _step_rows(
+        self,
+        state: PopulationState,
+        occupancy: _Occupancy,
+        which: int,
+        active: Bool[np.ndarray, " A"],
+        batches: Sequence[tuple[int, np.ndarray] | None],
+    ) -> tuple[PopulationState, Metrics]:
+        """Steps the active slots, all of which have a batch of rows of one length."""
+        members = self.roster.members
+        with goodput.lost("input"):
+            rows = self.roster.row_lengths[which].stack(
+                [
+                    members[model].rows[which] if use else None
+                    for model, use in zip(occupancy.models, active, strict=True)
+                ],
+                [batch and batch[1] for batch in batches],
+            )
+            placed = batch_lib.place_batch(self._model.mesh, rows), self._arrays.place(active)
+        self._throughput.add(int(active.sum()) * rows.tokens[0].size)
+        arguments = self._model.state, occupancy.scale, occupancy.total, state, *placed
+        if which not in self._steps:
+            self._steps[which] = self._compile(self.roster.row_lengths[which], arguments)
+        return self._steps[which](*arguments)
+
+    def _compile(self, rows: RowLength, arguments: tuple[Any, ...]) -> jax.stages.Compiled:
+        """Compiles the step for rows of one length, with recomputation where configuration or memory ask for it."""
+        label, mesh, tuning = f"{self._label}, rows of {rows.length}", self._model.mesh, self._tuning
+        spec = StepSpec(
+            self._model.architecture,
+            self._optimizer,
+            mesh,
+            micro_batches=rows.micro_batches(self._schedule),
+            prefix=rows.prefix,
+            max_own=rows.max_own,
+            reproducible=tuning.reproducible,
+        )
+        if not tuning.reproducible:  # rows go one by one there
+            dtype = jax.tree.leaves(self._model.state)[0].dtype
+            body = population.attention_body(mesh, dtype, rows.prefix)
+            population.check_rows(label, rows.batch_rows, spec.micro_batches, mesh, body)
+        return compile_step(
+            label,
+            tuning.remat,
+            lambda remat: population.make_step(replace(spec, remat=remat)),
+            arguments,
+            mesh.local_devices[0],
+        )
+
+    def _export_done(
+        self, state: PopulationState, metrics: dict[str, np.ndarray], number: int, models: Sequence[int]
+    ) -> None:
+        """Records the last losses of members that are done, then exports their adapters."""
+        for model in models:
+            self._record(model, number, metrics)
+        for model in models:
+            member = self.roster.members[model]
+            trained = self._arrays.fetch_adapter(state.adapters, int(self.roster.timeline.slot[model]))
+            adapter = {target: {**leaves, "scale": self._layer_scale} for target, leaves in trained.items()}
+            if not adapters_lib.is_finite(adapter):
+                raise Refusal(NOT_FINITE, f"adapter {member.name!r} has values that are not finite; it is not exported")
+            with goodput.lost("export"):
+                self._export(member, adapter)
+
+    def _record(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
+        slot = self.roster.timeline.slot[model]
+        self._curves.append(
+            self.roster.members[model].name,
+            self.roster.own_step(model, number) + 1,
+            float(metrics["loss"][slot]),
+            skipped=int(metrics["skipped"][slot]),
+            spikes=int(metrics["spikes"][slot]),
+        )
+
+    def report(self, done: int, metrics: Metrics) -> str:
+        """Records the losses of a step, and returns the text of its progress line.
+
+        Args:
+          done: number of steps done; the step was the last of them.
+          metrics: of that step, on the devices.
+
+        Raises:
+          Refusal: 5 when a model has skipped `tuning.skips` updates in a row.
+        """
+        on_host, roster = self._arrays.fetch(metrics), self.roster
+        models = roster.models_at(done - 1)
+        running = np.flatnonzero(models >= 0)
+        for slot in running:
+            if roster.timeline.stop[models[slot]] != done:  # a model that is done was recorded at its export
+                self._record(models[slot], done - 1, on_host)
+        stuck = running[on_host["bad"][running] >= self._tuning.skips]
+        if len(stuck):
+            model = models[stuck[0]]
+            batch, own_step = roster.batch(model, done - 1), roster.own_step(model, done - 1) + 1
+            raise not_finite(self._label, roster.members[model], batch, own_step, self._tuning.skips)
+        finished, count = int((roster.timeline.stop <= done).sum()), len(roster.members)
+        progress = f"{finished} of {count} models done, " if count > 1 else ""
+        loss = float(np.mean(on_host["loss"][running]))
+        skipped = int(on_host["skipped"][running].sum())
+        text = f"{progress}loss {loss:.3f}{self._throughput.report()}"
+        return text + (f", {skipped} updates skipped" if skipped else "")
+
+
+def _layer_scale(arch: Architecture, tuning: Tuning) -> Float[np.ndarray, " L"]:
+    """Returns the LoRA scale of each layer: alpha / rank, and 0 below `first_layer`."""
+    scale = np.full(arch.layers, tuning.alpha / tuning.rank, np.float32)
+    scale[: tuning.first_layer] = 0.0
+    return scale
+
+
+def _throughput(roster: Roster, model: Model, tuning: Tuning) -> Throughput:
+    """Returns the meter of a group's speed, by the FLOPs of its shortest rows."""
+    rows = next(rows for rows in roster.row_lengths if rows.batch_rows)
+    flops = step_flops(
+        model.architecture,
+        rows=1,
+        row_length=rows.length,
+        rank=tuning.rank,
+        targets=tuning.targets,
+        answers=rows.width,
+    )
+    chip = chip_of(model.mesh.devices.flat[0].device_kind)
+    return Throughput(flops["model"] / rows.length, chip.peak * model.mesh.size if chip else None)

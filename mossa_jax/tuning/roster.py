@@ -1,0 +1,84 @@
+"""Who is in a group: its members, and where and when each of them is trained.
+
+Shape letters: A places (slots, rounded up to the mesh's adapter axis), B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mossa_jax.config import Schedule, Tuning
+from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.files.names import digest
+from mossa_jax.llama.adapters import target_sizes
+from mossa_jax.llama.architecture import Architecture
+from mossa_jax.tokens.batches import Batches
+from mossa_jax.tuning.members import Member, RowLength, batches_for
+from mossa_jax.tuning.slots import Timeline, plan_slots
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The members of a group, and where and when each is trained.
+
+    Attributes:
+      members: the models.
+      batches: of each member.
+      row_lengths: the group's short rows and its long ones.
+      timeline: the plan of slots, the same on every mesh.
+      places: A, slots rounded up to a multiple of the mesh's adapter axis: the first axis of arrays on the devices.
+    """
+
+    members: Sequence[Member]
+    batches: Sequence[Batches]
+    row_lengths: tuple[RowLength, RowLength]
+    timeline: Timeline
+    places: int
+
+    @classmethod
+    def of(cls, members: Sequence[Member], batch_rows: int, slots: int, multiple: int) -> Roster:
+        """Plans a group.
+
+        Args:
+          members: the models.
+          batch_rows: short rows per batch.
+          slots: the most models that are trained at once.
+          multiple: that places are rounded up to.
+        """
+        batches = [batches_for(member, batch_rows) for member in members]
+        timeline = plan_slots([member.steps for member in members], min(slots, len(members)))
+        row_lengths = RowLength.of(members, batches, 0), RowLength.of(members, batches, 1)
+        return cls(members, batches, row_lengths, timeline, mesh_lib.round_up(timeline.slots, multiple))
+
+    def models_at(self, step: int) -> Int[np.ndarray, " A"]:
+        """Returns the model in each place at a step, -1 for none."""
+        return self.timeline.at(step, self.places)
+
+    def starts_at(self, step: int, models: Int[np.ndarray, " A"]) -> Bool[np.ndarray, " A"]:
+        """Returns the places whose model takes its first step at a step."""
+        return (models >= 0) & (self.timeline.start[models] == step)
+
+    def ending_at(self, step: int) -> list[int]:
+        """Returns the models that take their last step at a step, in the order of their slots."""
+        models = self.models_at(step)
+        running = models[models >= 0]
+        return running[self.timeline.stop[running] == step + 1].tolist()
+
+    def own_step(self, model: int, step: int) -> int:
+        """Returns the number of a model's own step, from 0, at a step of the group."""
+        return step - int(self.timeline.start[model])
+
+    def batch(self, model: int, step: int) -> tuple[int, Int[np.ndarray, " B"]]:
+        """Returns a model's batch at a step of the group, as `Batches.at` does: 0 short or 1 long rows, and which."""
+        return self.batches[model].at(self.own_step(model, step))
+
+    def digest(self, arch: Architecture, tuning: Tuning, schedule: Schedule) -> str:
+        """Identifies what a checkpoint belongs to: the models, how they are trained, and in which slots."""
+        members = [(member.name, member.steps, member.seed) for member in self.members]
+        slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
+        sizes = [arch.layers, [target_sizes(arch)[target] for target in tuning.targets]]
+        return digest([asdict(tuning), asdict(schedule), members, slots, sizes])
