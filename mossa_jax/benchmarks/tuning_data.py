@@ -125,7 +125,7 @@ def task_cases(work: Workload, folder: str, tasks: str | None) -> list[Case]:
     """Returns the cases on real tasks.
 
     They are: nothing shared; if the prompts of a task begin with common ids that are worth sharing, these ids once per
-    row, as in a run; and the same behind a longer prompt that all tasks have in common.
+    row, as in a run; and the same after a longer prompt that all tasks have in common.
 
     Args:
       work: sizes.

@@ -1,4 +1,4 @@
-"""What a whole run takes on some hardware: memory per chip, operations, transfers, hours and money, stage by stage.
+"""Forecasts a run on some hardware, stage by stage: memory per chip, operations, transfers, hours and money.
 
 Programs are compiled if that is possible without the hardware; otherwise their memory and transfers come from
 formulas. Times are lower bounds: the products at a stated use of the peak or, if they take longer, the transfers

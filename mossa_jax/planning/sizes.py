@@ -61,7 +61,7 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class PrefixSize:
-    """Ids that all sequences begin with, and that are worked through once.
+    """The size of a shared prefix: ids that all sequences begin with, and that are run once.
 
     Attributes:
       columns: room for the shared ids; 0 if there are none.

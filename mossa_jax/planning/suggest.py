@@ -87,8 +87,8 @@ def _rank(run: PlannedRun, configs: Iterable[Config], stages: Sequence[str]) -> 
     """Returns the configurations that fit by formula, the best first.
 
     The cost adds products, those of recomputation included, and transfers. Of two configurations with the same hours,
-    the one that recomputes less or waits less therefore comes first, and many slots, which share what is gathered, come
-    before few.
+    the one that recomputes less or waits less therefore comes first; and many slots come before few, because they
+    share the gathered matrices.
     """
     candidates = []
     for config in configs:

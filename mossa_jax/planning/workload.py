@@ -1,6 +1,6 @@
 """How much work a run has: models, steps and prompts, by count.
 
-Lengths are not known before the data is tokenized. What is assumed about them is in `Workload`, and nowhere else.
+Lengths are not known before the data is tokenized. `Workload` holds all assumptions about them.
 """
 
 from __future__ import annotations

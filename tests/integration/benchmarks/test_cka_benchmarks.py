@@ -54,10 +54,10 @@ def test_each_tool_is_right_on_benign_states_and_the_record_is_json():
 def test_exact_values_agree_with_the_reference():
     states = ready_states.draw_states(ready_states.Workload(n=40, d=12, layers=3))
     for name, compute in (("biased", reference.biased), ("debiased", reference.debiased)):
-        wanted = [[compute(x, y) for y in states[1]] for x in states[0]]
-        np.testing.assert_allclose(ready_states.exact_values(states, name, True), wanted, atol=1e-10)
-        np.testing.assert_allclose(ready_states.exact_values(states, name, False), np.diag(wanted), atol=1e-10)
-        assert np.min(wanted) > 0.01  # Layers share factors, so a tool that clamps at 0 is not wrong for that.
+        expected = [[compute(x, y) for y in states[1]] for x in states[0]]
+        np.testing.assert_allclose(ready_states.exact_values(states, name, True), expected, atol=1e-10)
+        np.testing.assert_allclose(ready_states.exact_values(states, name, False), np.diag(expected), atol=1e-10)
+        assert np.min(expected) > 0.01  # Layers share factors, so a tool that clamps at 0 is not wrong for that.
 
 
 def test_the_least_work_is_that_of_the_cheaper_route():
@@ -82,8 +82,8 @@ def test_ours_pass_all_traps():
     rows = {row["name"]: row for row in numerical_traps.measure(tools=tuple(ours.values()))["rows"]}
     for name, row in rows.items():
         # A function of two arrays cannot report which rows it would leave out.
-        wanted = {"P", "R"} if name.startswith("mossa_jax cka,") else {"P"}
-        assert set(row["verdicts"]) <= wanted and row["verdicts"].count("R") <= 1, (name, row["verdicts"])
+        expected = {"P", "R"} if name.startswith("mossa_jax cka,") else {"P"}
+        assert set(row["verdicts"]) <= expected and row["verdicts"].count("R") <= 1, (name, row["verdicts"])
     assert len(rows) == 5
 
 

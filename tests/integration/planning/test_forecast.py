@@ -150,8 +150,8 @@ def test_hours_follow_from_flops_use_and_slots():
     assert row["models"] == 60 and row["used"] == pytest.approx(1_316_740 / 60 / 30_000, rel=0.01)
 
 
-def test_transfers_set_the_time_where_they_take_longer():
-    """On the same mesh within one node and over two: gathering the base over the network takes longer."""
+def test_transfers_set_the_time_if_they_take_longer():
+    """Gathers the base on one mesh, within one node and over two: the network takes longer."""
     config = replace(FLAN, mesh=Mesh(1, 8, 1), tuning=replace(FLAN.tuning, experimental=Schedule(batch_rows=8)))
     inside, across = (
         plan_run(planned_run(topology, config), ("E",), 0, compile_programs=False)["rows"][0]
@@ -235,7 +235,7 @@ def test_suggestions_fit_and_take_the_fewest_hours():
     assert mesh.adapter * mesh.fsdp * mesh.tensor == 8
     assert f"--config.tuning.slots={suggested.config.tuning.slots}" in text.splitlines()[0]
     controls = next(row for row in after["rows"] if row["stage"] == "controls")
-    assert controls["used"] > 0.96  # 64 slots leave a third of them empty
+    assert controls["used"] > 0.96  # 64 slots would leave a third of them empty.
     # Nothing that a model learns from is changed.
     for kind in ("control", "experimental"):
         assert getattr(suggested.config.tuning, kind).batch_rows == 4
@@ -246,13 +246,13 @@ def test_suggestions_fit_and_take_the_fewest_hours():
 
 def test_suggestions_are_compiled_until_one_fits(monkeypatch):
     """Given devices, the best by formula are compiled in turn; here the first two are too large when compiled."""
-    seen = []
+    compiled = []
 
     def compiled_plan(each, stages, price, compile_programs=True):
         if not compile_programs:
             return plan_run(each, stages, price, False)
-        seen.append(each.config)
-        return {"fits": len(seen) > 2}
+        compiled.append(each.config)
+        return {"fits": len(compiled) > 2}
 
     from mossa_jax.planning import suggest as module
 
@@ -261,7 +261,7 @@ def test_suggestions_are_compiled_until_one_fits(monkeypatch):
     run = planned_run()
     run = replace(run, hardware=replace(run.hardware, devices=tuple(jax.devices())))
     suggested, text = suggest(run, ("E", "controls"))
-    assert suggested.config == seen[2] and text.count("does not fit") == 2
+    assert suggested.config == compiled[2] and text.count("does not fit") == 2
 
 
 def _without_devices(grid_for):
@@ -358,7 +358,7 @@ def test_the_forward_pass_compiles_and_fits(root, shape, tmp_path):
         (row,) = plan["rows"]
         assert row["fits"] and plan["chips"] == 16 and row["attention"] == "splash"
         parameters = {"llama2-7b": 6_738_415_616, "llama3-8b": 8_030_261_248, "llama2-70b": 68_976_648_192}[shape]
-        assert row["base"] == pytest.approx(2 * parameters / 16, rel=0.01)  # nothing of size is kept twice
+        assert row["base"] == pytest.approx(2 * parameters / 16, rel=0.01)  # Nothing large is kept twice.
         assert row["shards"] == pytest.approx(row["arguments"], rel=0.01)
 
 
@@ -376,7 +376,8 @@ def test_the_training_step_of_llama_2_7b_compiles_and_fits(root, topology, slots
     assert alone["mesh"] == {"adapter": 1, "fsdp": 16, "tensor": 1} and alone["used"] == 1
     assert alone["base"] == pytest.approx(2 * 6_738_415_616 / 16, rel=0.01)
     assert row["base"] == pytest.approx(2 * 6_738_415_616 / fsdp, rel=0.01)
-    if row["collectives"] is not None and fsdp > 1:  # the blocks' matrices are gathered twice, the head once
+    if row["collectives"] is not None and fsdp > 1:
+        # The blocks' matrices are gathered twice, the head once.
         gathers = [part for part in row["collectives"] if (part["kind"], part["axes"]) == ("all-gather", "fsdp")]
-        wanted = 2 * (2 * 6_476_005_376 + 32_000 * 4_096) * (fsdp - 1) / fsdp
-        assert sum(part["bytes"] for part in gathers) == pytest.approx(wanted, rel=0.05)
+        expected = 2 * (2 * 6_476_005_376 + 32_000 * 4_096) * (fsdp - 1) / fsdp
+        assert sum(part["bytes"] for part in gathers) == pytest.approx(expected, rel=0.05)

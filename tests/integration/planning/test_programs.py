@@ -41,7 +41,7 @@ def test_flops_of_a_step_equal_a_count_by_hand():
     # A block has q and o of 8 x 8, k and v of 8 x 4, and three matrices of 8 x 12: 480 parameters.
     # An adapter has 2 layers x 2 x (8 + 8 + 8 + 4) = 112.
     # The queries in a row of four see 1, 2, 3 and 4 keys: 2.5 on average. There are 12 tokens and 6 answer columns.
-    wanted = {
+    expected = {
         "blocks": 4 * 960 * 12,
         "attention": 12 * 2 * 8 * 2.5 * 12,
         "adapters": 6 * 112 * 12,
@@ -50,15 +50,15 @@ def test_flops_of_a_step_equal_a_count_by_hand():
         "recomputed": (2 * (960 - 2 * 96 + 112) + 4 * 2 * 8 * 2.5) * 12,
         "executed": 62_976 + 23_040,
     }
-    assert step_flops(architecture(), **sizes) == wanted
+    assert step_flops(architecture(), **sizes) == expected
     without = step_flops(architecture(), **sizes, remat=False)
-    assert without == wanted | {"recomputed": 0, "executed": 62_976}
+    assert without == expected | {"recomputed": 0, "executed": 62_976}
     # In a block with a window of two, queries see 1, 2, 2 and 2 keys. Of an adapter on down_proj, recomputation needs
     # 12 -> 2 but not 2 -> 8.
     windowed = dataclasses.replace(architecture(), window=2, windowed=(1,))
     assert step_flops(windowed, **sizes)["attention"] == 12 * 8 * (2.5 + 1.75) * 12
-    found = step_flops(architecture(), **sizes | {"targets": ("down_proj",)})
-    assert found["recomputed"] == (2 * (960 - 2 * 96 + 2 * 2 * 12) + 160) * 12
+    figures = step_flops(architecture(), **sizes | {"targets": ("down_proj",)})
+    assert figures["recomputed"] == (2 * (960 - 2 * 96 + 2 * 2 * 12) + 160) * 12
     # The blocks of Llama-2-7B have its 6,738,415,616 parameters less embedding, head and 65 norms.
     arch = architecture_from_config(PUBLISHED["llama2-7b"], "llama2-7b")
     blocks = step_flops(arch, **sizes | {"rows": 1, "row_length": 1})["blocks"]
@@ -194,14 +194,15 @@ print(json.dumps(collectives(text, dict(mesh.shape))))
 def test_transfers_of_a_program_for_eight_devices(root):
     done = subprocess.run([sys.executable, "-c", _ON_EIGHT], env=cpu(root, 8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    part = 8 * 100 * 4  # of one device
-    wanted = {
+    # Bytes of one device's part.
+    part = 8 * 100 * 4
+    expected = {
         ("all-gather", "fsdp"): (5, 5 * 4 * part * 3 // 4),
         ("all-reduce", "adapter+fsdp"): (5, 5 * 2 * part * 7 // 8),
         ("reduce-scatter", "adapter"): (5, 5 * 2 * part),
         ("collective-permute", "fsdp"): (1, part),
     }
-    assert {(f["kind"], f["axes"]): (f["count"], f["bytes"]) for f in json.loads(done.stdout)} == wanted
+    assert {(f["kind"], f["axes"]): (f["count"], f["bytes"]) for f in json.loads(done.stdout)} == expected
 
 
 def small_program(devices=1, memory=2**40, **changes):
@@ -277,11 +278,11 @@ def test_a_program_that_the_compiler_finds_too_large_has_the_figures_of_its_mess
         with pytest.raises(jax.errors.JaxRuntimeError):
             compile_program(program)
         return
-    found = compile_program(program)
-    total += found["arguments"] if "temporaries" in message else 0
-    assert found["total"] == total + 40 and found["room"] == 15.75 * 2**30 and found["collectives"] is None
-    assert found["temporary"] == total - found["arguments"] and found["arguments"] == found["shards"] > 0
-    assert found["beside"] == 40
+    figures = compile_program(program)
+    total += figures["arguments"] if "temporaries" in message else 0
+    assert figures["total"] == total + 40 and figures["room"] == 15.75 * 2**30 and figures["collectives"] is None
+    assert figures["temporary"] == total - figures["arguments"] and figures["arguments"] == figures["shards"] > 0
+    assert figures["beside"] == 40
 
 
 def test_missing_bytes_are_named():
@@ -335,10 +336,10 @@ def test_arguments_are_the_sum_of_their_shards_within_one_percent(root, names):
     # the devices meanwhile.
     head, sums = 256 * 64 * 4 // 8, 3 * 4 * 64 * 4
     beside = {"states": head + sums, "moments": head}
-    for name, found in json.loads(done.stdout).items():
-        assert found["shards"] == pytest.approx(found["arguments"], rel=0.01), name
-        assert found["beside"] == (found["base"] if name == "similarity" else beside.get(name, 0)), name
-        assert found["total"] >= found["arguments"] + found["temporary"] + found["beside"], name
+    for name, figures in json.loads(done.stdout).items():
+        assert figures["shards"] == pytest.approx(figures["arguments"], rel=0.01), name
+        assert figures["beside"] == (figures["base"] if name == "similarity" else beside.get(name, 0)), name
+        assert figures["total"] >= figures["arguments"] + figures["temporary"] + figures["beside"], name
         if name == "controls":
-            moved = {(part["kind"], part["axes"]) for part in found["collectives"]}
-            assert {("all-gather", "fsdp"), ("all-reduce", "tensor")} <= moved
+            transfers = {(transfer["kind"], transfer["axes"]) for transfer in figures["collectives"]}
+            assert {("all-gather", "fsdp"), ("all-reduce", "tensor")} <= transfers
