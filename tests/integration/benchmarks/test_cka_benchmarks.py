@@ -22,7 +22,7 @@ from mossa_jax.benchmarks import (
 )
 from mossa_jax.benchmarks.cka_tools import Tool
 from mossa_jax.benchmarks.random_models import Workload, draw_prompts
-from mossa_jax.errors import Refusal
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.similarity import reference
 from mossa_jax.similarity.estimators import UndefinedSimilarity
 
@@ -108,7 +108,7 @@ def _raise(error):
         (lambda: np.array([np.nan]), 0.5, "U"),
         (_raise(UndefinedSimilarity("no variance")), None, "P"),
         (_raise(UndefinedSimilarity("no variance")), 0.5, "U"),
-        (_raise(Refusal(3, "not finite")), 0.5, "R"),
+        (_raise(Refusal(BAD_INPUT, "not finite")), 0.5, "R"),
         (_raise(ValueError("not symmetric")), 0.5, "R"),
         (_raise(AssertionError("NaN")), 0.5, "C"),
         (_raise(AssertionError("NaN")), None, "P"),
