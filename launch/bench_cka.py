@@ -10,9 +10,13 @@ from typing import Any
 from absl import flags
 
 from launch.main import run
-from mossa_jax.benchmarks import end_to_end as models
-from mossa_jax.benchmarks import machine, overhead, prefix, traps
+from mossa_jax.benchmarks import comparison_overhead as overhead
+from mossa_jax.benchmarks import end_to_end, machine
+from mossa_jax.benchmarks import numerical_traps as traps
 from mossa_jax.benchmarks import ready_states as ready
+from mossa_jax.benchmarks import shared_prefix as prefix
+from mossa_jax.benchmarks.random_models import PRESETS as MODEL_PRESETS
+from mossa_jax.benchmarks.random_models import Workload as ModelWorkload
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
 
@@ -27,7 +31,7 @@ LAYERS = flags.DEFINE_integer("layers", None, "Layers of each model; default: 12
 OFFSET = flags.DEFINE_float("offset", 0.0, "states: common offset, in units of the noise.")
 BATCH = flags.DEFINE_integer("batch", 256, "states: rows a batch, for tools that average over batches.")
 MEMORY = flags.DEFINE_bool("memory", True, "states: extra peak memory, each contestant in a process of its own.")
-PRESET = flags.DEFINE_enum("preset", None, sorted(models.PRESETS), "models, prefix, overhead: sizes by name.")
+PRESET = flags.DEFINE_enum("preset", None, sorted(MODEL_PRESETS), "models, prefix, overhead: sizes by name.")
 HIDDEN = flags.DEFINE_integer("hidden", None, "models, prefix, overhead: width; default 256.")
 HEADS = flags.DEFINE_integer("heads", None, "models, prefix, overhead: heads; default 4.")
 VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead: vocabulary; default 1,024.")
@@ -45,11 +49,11 @@ def _states() -> ready.Workload:
     )  # fmt: skip
 
 
-def _models() -> models.Workload:
+def _models() -> ModelWorkload:
     sizes = (HIDDEN, LAYERS, HEADS, VOCAB, PROMPTS, TOKENS, BATCH_ROWS)
     given = {flag.name: flag.value for flag in sizes if flag.value is not None}
-    preset = models.PRESETS[PRESET.value] if PRESET.value else {}
-    return models.Workload(**(preset | given), rounds=ROUNDS.value, seed=SEED.value)
+    preset = MODEL_PRESETS[PRESET.value] if PRESET.value else {}
+    return ModelWorkload(**(preset | given), rounds=ROUNDS.value, seed=SEED.value)
 
 
 def _devices() -> list[int]:
@@ -81,7 +85,7 @@ def main() -> None:
     steps = {
         "states": (lambda: ready.measure(states, peak["best"]), ready.table),
         "traps": (lambda: traps.measure(SEED.value), traps.table),
-        "models": (lambda: models.measure(sizes), models.table),
+        "models": (lambda: end_to_end.measure(sizes), end_to_end.table),
         "prefix": (lambda: prefix.measure(sizes), prefix.table),
         "overhead": (lambda: overhead.measure(sizes, devices, POOLS.value), overhead.table),
     }

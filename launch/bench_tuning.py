@@ -13,6 +13,7 @@ from absl import flags
 
 from launch.main import run
 from mossa_jax.benchmarks import tuning as benchmark
+from mossa_jax.benchmarks.tuning_data import Workload
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_json
 
@@ -28,7 +29,7 @@ def main() -> None:
     """Prints the table and the JSON object."""
     if OUT.value and not pathlib.Path(OUT.value).absolute().parent.is_dir():
         raise Refusal(BAD_CONFIG, f"--out={OUT.value}: its folder does not exist; create it first")
-    record = benchmark.measure(benchmark.Workload(repeats=REPEATS.value), TASKS.value, BASE.value)
+    record = benchmark.measure(Workload(repeats=REPEATS.value), TASKS.value, BASE.value)
     if OUT.value:
         write_json(OUT.value, record)
     print(benchmark.table(record))

@@ -24,12 +24,13 @@ from mossa_jax.files.write import write_json
 from mossa_jax.llama.architecture import Architecture, architecture_from_config, read_architecture
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.published import PUBLISHED, published_shape
-from mossa_jax.planning.forecast import STAGES, Planner, table
+from mossa_jax.planning.forecast import plan_run
 from mossa_jax.planning.hardware import find_hardware
+from mossa_jax.planning.plan_table import format_plan
 from mossa_jax.planning.programs import check_fits
+from mossa_jax.planning.stages import STAGES, PlannedRun
 from mossa_jax.planning.suggest import suggest
-from mossa_jax.planning.text import shown
-from mossa_jax.planning.work import work_of
+from mossa_jax.planning.workload import count_work
 from mossa_jax.tasks.flan_names import CLUSTERS
 
 jax.config.update("jax_platforms", "cpu")  # what is compiled for is named by --topology; nothing runs
@@ -117,17 +118,17 @@ def main() -> None:
     """Prints a table per topology."""
     config = _settings()
     arch, name, shape_alone = _model(config)
-    work = work_of(config, ids=EXAMPLE_IDS.value, prompts=PROMPTS.value, shape_alone=shape_alone)
+    work = count_work(config, example_ids=EXAMPLE_IDS.value, prompts=PROMPTS.value, has_tokenizer=not shape_alone)
     stages = _PARTS_OF_A_RUN[STAGE.value or ("all" if CONFIG.value is not None else "forward")]
     every = [find_hardware(topology) for topology in TOPOLOGY.value]
     found = []
     for hardware in every:
-        planner = Planner(config, arch, name, work, hardware, ANSWERS.value, USE.value)
+        planned = PlannedRun(config, arch, name, work, hardware, ANSWERS.value, USE.value)
         if SUGGEST.value:
-            planner, text = suggest(planner, stages)
+            planned, text = suggest(planned, stages)
             print(text)
-        found.append(table(planner, stages, PRICE.value))
-        print(shown(found[-1]))
+        found.append(plan_run(planned, stages, PRICE.value))
+        print(format_plan(found[-1]))
     if OUT.value:
         write_json(OUT.value, found)
     remedy = (

@@ -1,8 +1,8 @@
-"""Part `models`: from two loaded models and token ids to CKA of all layers, beside how others get there.
+"""Part `models`: from two loaded models and token ids to CKA of all layers, beside other ways to get there.
 
-Time holds no loading and no compilation (every contestant runs once before), and everything else. All read the same
-Hugging Face folders and the same ids; no text is generated, which favours the paper's procedure (its script generates
-up to 512 tokens a prompt).
+The time includes neither loading nor compilation (each flow runs once before), but everything else. All flows read the
+same Hugging Face folders and the same ids. No text is generated, which favours the paper's procedure: its script
+generates up to 512 tokens per prompt.
 """
 
 from __future__ import annotations
@@ -10,125 +10,59 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.benchmarks import machine, plain
-from mossa_jax.benchmarks.end_to_end_baselines import Values, flows, padded
-from mossa_jax.errors import Refusal
-from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.benchmarks import machine, measuring, plain_cka
+from mossa_jax.benchmarks.end_to_end_tools import Values, packaged_flows, padded
+from mossa_jax.benchmarks.random_models import Workload, base_states, draw_prompts, write_models
 from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.published import PUBLISHED, write_config
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
-from mossa_jax.similarity.estimators import MIN_ROWS
-from mossa_jax.states import KeptStates, PassConfig, keep_states
 from mossa_jax.tokens.packing import Packing
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """Two random Llamas of different seeds, `prompts` prompts of `tokens` / 2 to `tokens` * 3 / 2 random ids.
+Flow = Callable[[], Values]
+_OURS = "mossa_jax"
 
-    Attributes:
-      hidden, layers, heads, vocab: of the models; the feed-forward is 8/3 as wide as the states.
-      batch: prompts in a batch of the Hugging Face loops.
-      hook_batch: rows in a batch of the tools that compare batch by batch.
-      batch_rows: packed rows in a forward pass of ours; as many as `mossa.compare` takes on a CPU.
-      rounds, seed: timed rounds; of weights and prompts.
+
+def our_flow(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int) -> Values:
+    """Computes both estimators with intervals, as `mossa.compare` does after loading and tokenizing.
+
+    Args:
+      models: two models.
+      prompts: ids of each prompt.
+      batch_rows: packed rows per forward pass.
     """
-
-    hidden: int = 256
-    layers: int = 6
-    heads: int = 4
-    vocab: int = 1024
-    prompts: int = 512
-    tokens: int = 64
-    batch: int = 32
-    hook_batch: int = 128
-    batch_rows: int = 16
-    rounds: int = 5
-    seed: int = 0
-
-    def check(self) -> None:
-        """Refuses, with code 2, sizes that cannot be measured."""
-        least = {"prompts": MIN_ROWS, "tokens": 2, "vocab": 8}
-        for field in dataclasses.fields(self):
-            value, bound = getattr(self, field.name), least.get(field.name, 0 if field.name == "seed" else 1)
-            if value < bound:
-                raise Refusal(2, f"{field.name} is {value}; give at least {bound}")
-        if self.hidden % (2 * self.heads):
-            raise Refusal(2, f"hidden is {self.hidden}, which {self.heads} heads of even width do not divide")
-
-    def config(self) -> dict[str, Any]:
-        """Of a Hugging Face folder."""
-        return PUBLISHED["llama-110m"] | {
-            "vocab_size": self.vocab,
-            "hidden_size": self.hidden,
-            "intermediate_size": -(-8 * self.hidden // 3 // 8) * 8,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads,
-        }
-
-
-PRESETS = {"110m": {"hidden": 768, "layers": 12, "heads": 12, "vocab": 32000, "prompts": 256}}
-
-
-def draw_prompts(work: Workload) -> list[list[int]]:
-    """Ids of all prompts; the first is BOS."""
-    rng = np.random.default_rng(work.seed)
-    lengths = rng.integers(max(work.tokens // 2, 2), work.tokens * 3 // 2 + 1, work.prompts)
-    return [[1, *rng.integers(3, work.vocab, length - 1).tolist()] for length in lengths]
-
-
-def write_folders(work: Workload, scratch: str, count: int = 2) -> list[str]:
-    """The folders of so many random models."""
-    folders = [f"{scratch}/model_{side}" for side in range(count)]
-    for side, folder in enumerate(folders):
-        write_config(folder, work.config(), f"{side + 1} of {count}", "float32", seed=count * work.seed + side)
-    return folders
-
-
-def row_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Positions of a packed row, as `mossa.compare` chooses them."""
-    return -(-max(map(len, prompts)) // 64) * 64
-
-
-def _states(model: Model, prompts: Sequence[Sequence[int]], batch_rows: int) -> KeptStates:
-    """States of the prompts' last tokens of a model by itself, as `mossa.compare` computes them."""
-    adapters = stack(model.architecture, [zero_adapter(model.architecture)])
-    config = PassConfig("last", batch_rows, Packing(row_length(prompts)))
-    return keep_states(model, adapters, prompts, config)
-
-
-def ours(models: Sequence[Model], prompts: Sequence[Sequence[int]], batch_rows: int) -> Values:
-    """Both estimators, with intervals, of every layer: what `mossa.compare` does after loading and tokenizing."""
-    kept = [_states(model, prompts, batch_rows) for model in models]
-    found = compare_states(jnp.concatenate([side.states for side in kept]), kept[0].valid, [(0, 1)])
-    value = np.delete(found.value[0], -2, axis=0)  # Hugging Face has no state of the last block before the norm
+    kept = [base_states(model, prompts, batch_rows, Packing.fitting(prompts)) for model in models]
+    similarities = compare_states(jnp.concatenate([states.states for states in kept]), kept[0].valid, [(0, 1)])
+    # Hugging Face returns no state of the last block before the norm.
+    value = np.delete(similarities.value[0], -2, axis=0)
     return {"biased": value[:, 0], "debiased": value[:, 1]}
 
 
-def _last_states(model, prompts: Sequence[Sequence[int]]):
-    """[B, L + 1, D] states of the prompts' last tokens."""
+def _last_states(model: Any, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Returns the states [B, L + 1, D] of the prompts' last tokens."""
     import torch
 
-    ids, mask, lengths = (part.to(model.device) for part in padded(prompts))
-    mask = None if bool(mask.all()) else mask
-    hidden = model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
+    ids, mask, lengths = (tensor.to(model.device) for tensor in padded(prompts))
+    attention_mask = None if bool(mask.all()) else mask
+    hidden = model(ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False).hidden_states
     rows = torch.arange(len(ids), device=ids.device)
     return torch.stack([state[rows, lengths - 1] for state in hidden], 1)
 
 
-def paper(models: Sequence, prompts: Sequence[Sequence[int]], scratch: str) -> Values:
-    """The authors' procedure, rewritten: a prompt at a time, a file per prompt and layer, float64 NumPy over files.
+def paper_flow(models: Sequence[Any], prompts: Sequence[Sequence[int]], scratch: str) -> Values:
+    """Follows the authors' procedure, rewritten: one prompt at a time, one file per prompt and layer, float64 NumPy.
 
-    Their script starts a process per layer; one loop over layers costs less. Half precision on their GPU is float32
-    here, where the CPU has no faster one.
+    Their script starts one process per layer; a loop over layers costs less. Their GPU runs in half precision, which
+    is float32 here because a CPU has nothing faster.
     """
     import torch
 
@@ -145,65 +79,63 @@ def paper(models: Sequence, prompts: Sequence[Sequence[int]], scratch: str) -> V
                 np.stack([np.load(f"{folder}/{side}-{layer}-{number}.npy") for number in range(len(prompts))])
                 for side in range(2)
             )
-            values.append(plain.feature_float64(x, y))
+            values.append(plain_cka.feature_float64(x, y))
     return {"biased": np.array(values)}
 
 
-def usual_loop(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """What most people write: padded batches in the given order, the whole model, float64 NumPy at the end."""
+def usual_flow(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Does what most people write: padded batches in the given order, the whole model, and float64 NumPy at the end."""
     import torch
 
     sides = []
     with torch.no_grad():
         for model in models:
-            parts = [_last_states(model, prompts[at : at + batch]).cpu() for at in range(0, len(prompts), batch)]
-            sides.append(torch.cat(parts).transpose(0, 1).numpy())
-    return {"biased": np.array([plain.feature_float64(x, y) for x, y in zip(*sides, strict=True)])}
+            batches = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+            sides.append(torch.cat([_last_states(model, ids).cpu() for ids in batches]).transpose(0, 1).numpy())
+    return {"biased": np.array([plain_cka.feature_float64(x, y) for x, y in zip(*sides, strict=True)])}
 
 
-def best_loop(models: Sequence, prompts: Sequence[Sequence[int]], batch: int) -> Values:
-    """The best by hand: sorted by length, so that next to nothing is padded, no head, float32 CKA in torch."""
+def best_flow(models: Sequence[Any], prompts: Sequence[Sequence[int]], batch: int) -> Values:
+    """Does the best that can be written by hand: sorted by length (little padding), no head, float32 CKA in torch."""
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    ordered = sorted(prompts, key=len)
     sides = []
     with torch.inference_mode():
         for model in models:
             body = model.get_decoder()
-            parts = [
-                _last_states(body, [prompts[index] for index in order[at : at + batch]])
-                for at in range(0, len(order), batch)
-            ]
-            sides.append(torch.cat(parts).transpose(0, 1))
-        values = [float(plain.torch_features(x, y)) for x, y in zip(*sides, strict=True)]
+            batches = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
+            sides.append(torch.cat([_last_states(body, ids) for ids in batches]).transpose(0, 1))
+        values = [float(plain_cka.torch_features(x, y)) for x, y in zip(*sides, strict=True)]
     return {"biased": np.array(values)}
 
 
-def exact(models: Sequence, prompts: Sequence[Sequence[int]]) -> Values:
-    """Float64 throughout: weights, forward passes of prompts of one length (no padding), and CKA."""
+def exact_values(models: Sequence[Any], prompts: Sequence[Sequence[int]]) -> Values:
+    """Computes both estimators in float64: weights, forward passes without padding (prompts of one length), and CKA."""
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    lengths = np.array([len(prompts[index]) for index in order])
+    ordered = sorted(prompts, key=len)
+    _, starts, counts = np.unique([len(ids) for ids in ordered], return_index=True, return_counts=True)
     sides = []
     with torch.inference_mode():
         for model in models:
             body = model.get_decoder().double()
-            parts = [
-                _last_states(body, [prompts[index] for index in order[start : start + count]])
-                for start, count in zip(*np.unique(lengths, return_index=True, return_counts=True)[1:], strict=True)
-            ]
-            sides.append(torch.cat(parts).transpose(0, 1).cpu().numpy())
+            batches = [ordered[start : start + count] for start, count in zip(starts, counts, strict=True)]
+            sides.append(torch.cat([_last_states(body, ids) for ids in batches]).transpose(0, 1).cpu().numpy())
             model.float()
-    return {name: np.array([f(x, y) for x, y in zip(*sides, strict=True)]) for name, f in plain.ORACLES.items()}
+    return {
+        estimator: np.array([oracle(x, y) for x, y in zip(*sides, strict=True)])
+        for estimator, oracle in plain_cka.ORACLES.items()
+    }
 
 
 def measure(work: Workload) -> dict[str, Any]:
-    """Times every flow in turn.
+    """Times all flows in turns.
 
     Returns:
-      A JSON-ready record: sizes, tokens, and per flow seconds, the ratio to ours (over rounds), prompts and tokens a
-      second, and the error of every layer against float64 of its estimator, with the values' mean; or why it is absent.
+      A JSON-ready record: sizes, tokens, and one row per flow: seconds, the ratio to ours (over rounds), prompts and
+      tokens per second, the error of each layer against float64 of its estimator, and the mean of the values; or why
+      the flow is absent.
 
     Raises:
       Refusal: 2 for sizes that cannot be measured.
@@ -211,89 +143,90 @@ def measure(work: Workload) -> dict[str, Any]:
     work.check()
     prompts = draw_prompts(work)
     with tempfile.TemporaryDirectory() as scratch:
-        folders = write_folders(work, scratch)
-        loaded = [load_model(folder) for folder in folders]
-        runs: dict[str, Callable[[], Values]] = {
-            "mossa_jax": lambda: ours(loaded, prompts, work.batch_rows),
-        }
-        absent, truth = {}, None
+        folders = write_models(work, scratch)
+        models = [load_model(folder) for folder in folders]
+        flows: dict[str, Flow] = {_OURS: partial(our_flow, models, prompts, work.batch_rows)}
+        absent: dict[str, str] = {}
+        exact: Values | None = None
         if importlib.util.find_spec("torch") is None:
             absent["everything else"] = "not installed (pip install torch)"
         else:
-            theirs = _torch_models(folders)
-            truth = exact(theirs, prompts)
-            runs |= {
-                "float32 torch, sorted, no head (by hand)": lambda: best_loop(theirs, prompts, work.batch),
-                "Hugging Face loop, padded (the usual)": lambda: usual_loop(theirs, prompts, work.batch),
-                "the paper's procedure, no generation": lambda: paper(theirs, prompts, scratch),
+            torch_models = _torch_models(folders)
+            exact = exact_values(torch_models, prompts)
+            flows |= {
+                "float32 torch, sorted, no head (by hand)": partial(best_flow, torch_models, prompts, work.batch),
+                "Hugging Face loop, padded (the usual)": partial(usual_flow, torch_models, prompts, work.batch),
+                "the paper's procedure, no generation": partial(paper_flow, torch_models, prompts, scratch),
             }
-            found, absent = flows(theirs, prompts, work.batch, work.hook_batch)
-            runs |= found
-        rows = _timed(runs, truth, work.rounds)
-    count = sum(map(len, prompts))
+            packaged, absent = packaged_flows(torch_models, prompts, work.batch, work.hook_batch)
+            flows |= packaged
+        rows = _time(flows, exact, work.rounds)
+    tokens = sum(map(len, prompts))
     for row in rows:
         if not row["absent"]:
-            row |= {"prompts_per_s": work.prompts / row["seconds"], "tokens_per_s": 2 * count / row["seconds"]}
+            row |= {"prompts_per_s": work.prompts / row["seconds"], "tokens_per_s": 2 * tokens / row["seconds"]}
     rows += [{"name": name, "absent": reason} for name, reason in absent.items()]
-    return {**dataclasses.asdict(work), "tokens_of_a_pass": count, "rows": rows}
+    return {**dataclasses.asdict(work), "tokens_of_a_pass": tokens, "rows": rows}
 
 
-def _torch_models(folders: Sequence[str]) -> list:
+def _torch_models(folders: Sequence[str]) -> list[Any]:
     from transformers import AutoModelForCausalLM
 
     machine.set_threads()
-    with machine.quiet():
+    with measuring.quiet():
         models = [AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval() for folder in folders]
     return [model.to(machine.torch_device()) for model in models]
 
 
-def _timed(runs: dict[str, Callable[[], Values]], truth: Values | None, rounds: int) -> list[dict[str, Any]]:
-    rows = []
-    for name in list(runs):
-        row = {"name": name, "absent": ""}
+def _time(flows: Mapping[str, Flow], exact: Values | None, rounds: int) -> list[dict[str, Any]]:
+    """Returns the rows of all flows; a flow of another package that fails is a result, too."""
+    rows: list[dict[str, Any]] = []
+    runnable: dict[str, Flow] = {}
+    for name, flow in flows.items():
+        row: dict[str, Any] = {"name": name, "absent": ""}
         rows.append(row)
         try:
-            with machine.quiet():
-                values = runs[name]()
-        except Exception as error:  # a tool that fails is a result
-            if name == "mossa_jax":
+            values = _quietly(flow)()
+        except Exception as error:
+            if name == _OURS:
                 raise
-            lines = str(error).splitlines()
-            row["absent"] = f"fails ({type(error).__name__}: {lines[0] if lines else ''})"
-            del runs[name]
+            row["absent"] = f"fails ({measuring.failure(error)})"
             continue
-        log.info("models, %s: warm", name)
+        log.info("models, %s: ran once without being timed", name)
+        runnable[name] = _quietly(flow)
         row["estimator"] = " and ".join(values)
-        row["mean"] = {estimator: machine.or_none(np.mean(value)) for estimator, value in values.items()}
-        if truth is not None:
-            row["errors"] = {e: [machine.or_none(x) for x in np.abs(v - truth[e])] for e, v in values.items()}
-    quietly = {name: _quiet(run) for name, run in runs.items()}
-    times = machine.in_turns(quietly, rounds)
+        row["mean"] = {name: measuring.finite_or_none(np.mean(layers)) for name, layers in values.items()}
+        if exact is not None:
+            row["errors"] = {
+                name: [measuring.finite_or_none(error) for error in np.abs(layers - exact[name])]
+                for name, layers in values.items()
+            }
+    times = measuring.time_in_turns(runnable, rounds)
     for row in rows:
         if not row["absent"]:
-            row |= machine.summary(times[row["name"]], times["mossa_jax"])
+            row |= measuring.summarize(times[row["name"]], times[_OURS])
     return rows
 
 
-def _quiet(run: Callable[[], Values]) -> Callable[[], Values]:
+def _quietly(flow: Flow) -> Flow:
     def call() -> Values:
-        with machine.quiet():
-            return run()
+        with measuring.quiet():
+            return flow()
 
     return call
 
 
-def largest_error(row: dict[str, Any]) -> float:
-    """Over layers and estimators; NaN where a value is missing or nothing exact was at hand."""
-    errors = [error for column in row.get("errors", {}).values() for error in column]
+def largest_error(row: Mapping[str, Any]) -> float:
+    """Returns the largest error over layers and estimators; NaN if a value is missing or there is no exact one."""
+    errors = [error for layers in row.get("errors", {}).values() for error in layers]
     return max(errors) if errors and None not in errors else float("nan")
 
 
-def table(record: dict[str, Any]) -> str:
-    """The record as a plain text table."""
+def table(record: Mapping[str, Any]) -> str:
+    """Returns the record as a plain text table."""
     lines = [
-        f"From two models and ids to CKA of all layers: D={record['hidden']}, {record['layers']} layers, "
-        f"{record['prompts']} prompts, {record['tokens_of_a_pass']:,} tokens; medians of {record['rounds']}",
+        f"From two models and token ids to CKA of all layers: D={record['hidden']}, {record['layers']} layers, "
+        f"{record['prompts']} prompts, {record['tokens_of_a_pass']:,} tokens; medians of {record['rounds']} rounds",
         f"{'':44}{'s':>8}{'ratio':>8}{'CPU ratio':>26}{'prompts/s':>11}{'error':>9}  estimator",
     ]
     for row in record["rows"]:

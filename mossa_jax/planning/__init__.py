@@ -1,1 +1,18 @@
-"""Before you pay: the programs of a run compiled for hardware that is not here, and what the whole run takes on it."""
+"""Plans a run for hardware that need not be here: whether it fits, and what it takes in hours and money.
+
+Nothing runs and no weights are needed. Programs for TPU slices are compiled from shapes and shardings alone; GPU
+clusters are planned by formula.
+
+The files, in the order in which to read them:
+
+- `hardware`: TPU slices and GPU clusters, known by name.
+- `workload`: how many models, steps and prompts a run has.
+- `sizes`: the sizes that a program is compiled for.
+- `programs`: the programs of a run, and what their compiler says about memory and transfers.
+- `collectives`: transfers between chips, read from a compiled program's text.
+- `formulas`: the same figures without a compiler.
+- `stages`: the five stages of a run, each with its program, its formulas and how often it runs.
+- `forecast`: memory, hours and money per stage, and their sums.
+- `suggest`: the mesh and the slots that take the fewest hours.
+- `plan_table`: a plan as a table for the terminal.
+"""

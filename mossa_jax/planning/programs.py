@@ -1,6 +1,6 @@
-"""The programs of a run as shapes on a mesh that need not be there, and what their compiler says of them.
+"""The programs of a run as shapes on a mesh that need not exist, and what their compiler says about them.
 
-Nothing is computed and no weights are needed: a program is lowered from the shapes and shardings that a run would give
+Nothing is computed and no weights are needed. A program is lowered from the shapes and shardings that a run would give
 it, compiled for a topology, and asked for its memory and its transfers.
 """
 
@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
+from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states
@@ -37,229 +38,215 @@ from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
 
-Grid = jax.sharding.Mesh | AbstractMesh
-
 
 @dataclass(frozen=True)
 class Program:
     """A program of a run.
 
     Attributes:
-      grid: its mesh.
-      arguments: shapes with shardings.
-      lower: gives what can be compiled; only where `grid` has devices.
-      attention: the body that it takes; "" where there is none.
-      unread: those of `arguments` that it does not read, and that a compiler leaves out.
-      beside: shapes of what else lies on the devices.
+      grid: its mesh, which may be abstract.
+      arguments: their shapes, with shardings.
+      lower: returns the lowered program, which can be compiled; only if `grid` has devices.
+      attention: the attention body that it uses; "" if it has no attention.
+      unread: those of `arguments` that it does not read, and that a compiler therefore leaves out.
+      resident: shapes of what else is on the devices while it runs.
     """
 
-    grid: Grid
-    arguments: tuple
-    lower: Callable[[], Any]
+    grid: jax.sharding.Mesh
+    arguments: tuple[Any, ...]
+    lower: Callable[[], jax.stages.Lowered]
     attention: str = ""
-    unread: tuple = ()
-    beside: tuple = ()
+    unread: tuple[Any, ...] = ()
+    resident: tuple[Any, ...] = ()
 
     @property
-    def shards(self) -> int:
-        """Bytes of the arguments on a chip, summed over the shapes of their parts."""
+    def argument_bytes(self) -> int:
+        """Bytes of the arguments on a chip, summed over the shapes of their shards."""
         return bytes_on_device(self.arguments) - bytes_on_device(self.unread)
 
     @property
-    def around(self) -> int:
-        """Bytes on a chip of what is no argument of the compiled program."""
-        return bytes_on_device(self.unread) + bytes_on_device(self.beside)
+    def bytes_beside(self) -> int:
+        """Bytes on a chip that belong to no argument of the compiled program."""
+        return bytes_on_device(self.unread) + bytes_on_device(self.resident)
 
 
-def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adapters: bool = True) -> Grid:
-    """The mesh of a run on that hardware; an abstract one where no devices are known.
+def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adapters: bool = True) -> jax.sharding.Mesh:
+    """Returns the mesh of a run on `hardware`; an abstract one if its devices are not known.
 
     Args:
-      hardware: of the run.
+      hardware: that the run is planned for.
       mesh: devices per axis.
-      arch, name: of the model, which must be spread evenly.
+      arch: the base model's, which must divide evenly over the mesh.
+      name: of the base model.
       adapters: False folds the adapter axis into `fsdp`, as in `mesh.make_mesh`.
 
     Raises:
-      Refusal: 2 when sizes do not fit the number of devices or the model.
+      Refusal: 2 if the sizes do not fit the number of devices or the model.
     """
     if hardware.devices:
         grid = mesh_lib.make_mesh(mesh, adapters, hardware.devices)
     else:
         sizes = mesh_lib.axis_sizes(mesh, hardware.chips, adapters)
-        grid = AbstractMesh(tuple(sizes), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 3)
+        # An abstract mesh has all that a placement asks for: axis names and sizes.
+        abstract = AbstractMesh(tuple(sizes), mesh_lib.AXES, axis_types=(AxisType.Auto,) * 3)
+        grid = cast(jax.sharding.Mesh, abstract)
     check_mesh(arch, grid, name)
     return grid
 
 
-def attention_body(grid: Grid, dtype: str, prefix: int) -> str:
-    """The body of attention that a pass takes; of an abstract mesh, which stands for GPUs, theirs."""
+def attention_body(grid: jax.sharding.Mesh, dtype: str, prefix: int) -> str:
+    """Returns the attention body of a forward pass; an abstract mesh stands for GPUs and gets theirs."""
     if isinstance(grid, AbstractMesh):
         return "xla" if prefix or dtype == "float32" else "cudnn"
     return population.attention_body(grid, dtype, prefix)
 
 
 def tuning_program(
-    arch: Architecture,
-    grid: Grid,
-    *,
-    dtype: str,
-    slots: int,
-    rows: int,
-    row_length: int,
-    rank: int,
-    targets: Sequence[str],
+    base: Base,
+    adapters: AdapterSize,
+    batch: BatchSize,
     answers: int,
+    *,
     remat: bool,
     parts: int = 1,
-    prefix: int = 0,
-    max_own: int = 0,
+    prefix: PrefixSize = NO_PREFIX,
 ) -> Program:
-    """The population's training step.
+    """Returns the training step of a population.
 
     Args:
-      arch: the base model's.
-      grid: with an adapter axis of 1 for E.
-      dtype: of the base.
-      slots: models that are trained at once, with the empty ones: a multiple of the adapter axis.
-      rows, row_length: packed rows a model and step, and their positions.
-      rank, targets: of the adapters.
+      base: on a mesh whose adapter axis is 1 for E.
+      adapters: that are trained at once; their number is a multiple of the adapter axis.
+      batch: packed rows per model and step.
       answers: the most answer tokens in a row.
-      remat, parts, prefix, max_own: as `StepSpec` of `tuning.population` has them; `parts` are its micro-batches.
+      remat: whether blocks are recomputed in the backward pass.
+      parts: micro-batches per step.
+      prefix: ids that a task's prompts share.
     """
     optimizer = population.optimizer_for(Tuning(), Schedule())
-    shapes = population.abstract_arguments(
-        arch, optimizer, grid, dtype=dtype, slots=slots, rows=rows, row_length=row_length, rank=rank, targets=targets,
-        answers=answers,
+    arguments = population.abstract_arguments(
+        base.arch, optimizer, base.grid, dtype=base.dtype, slots=adapters.models, rows=batch.rows,
+        row_length=batch.row_length, rank=adapters.rank, targets=adapters.targets, answers=answers,
     )  # fmt: skip
-    spec = population.StepSpec(arch, optimizer, grid, remat, parts, prefix, max_own)
-    lower = lambda: population.make_step(spec).lower(*shapes)  # noqa: E731
-    return Program(grid, shapes, lower, attention_body(grid, dtype, prefix))
+
+    spec = population.StepSpec(base.arch, optimizer, base.grid, remat, parts, prefix.columns, prefix.max_own)
+
+    def lower() -> jax.stages.Lowered:
+        return population.make_step(spec).lower(*arguments)
+
+    return Program(base.grid, arguments, lower, attention_body(base.grid, base.dtype, prefix.columns))
 
 
 def states_program(
-    arch: Architecture,
-    grid: Grid,
-    *,
-    dtype: str,
-    models: int,
-    rank: int,
-    targets: Sequence[str],
-    rows: int,
-    row_length: int,
+    base: Base,
+    adapters: AdapterSize,
+    batch: BatchSize,
     prompts: int,
+    *,
     pool: str = "last",
-    prefix: int = 0,
-    max_own: int = 0,
+    prefix: PrefixSize = NO_PREFIX,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> Program:
-    """The pass of a comparison: the layerwise forward pass with its kept states, or with `pairs` with their moments.
+    """Returns the forward pass of a comparison, which keeps states or, given `pairs`, sums their moments.
 
     Args:
-      arch: the base model's.
-      grid: with an adapter axis of 1, as in the comparison.
-      dtype: of the base.
-      models, rank, targets: adapters that run at once.
-      rows, row_length: packed rows in a batch (rounded up to the fsdp axis), and their positions.
+      base: on a mesh whose adapter axis is 1, as in the comparison.
+      adapters: that run at once.
+      batch: packed rows, rounded up to the fsdp axis.
       prompts: of a task, whose pooled states are kept.
       pool: as in `states`.
-      prefix: columns for the ids that all prompts share.
-      max_own: as in `states.forward.PassSpec`.
-      pairs: of models whose moments are summed instead of keeping rows; only where `grid` has devices.
+      prefix: ids that all prompts share.
+      pairs: models whose moments are summed instead of keeping rows; only if the mesh has devices.
     """
-    rows = mesh_lib.round_up(rows, grid.shape["fsdp"])
-    spec = PassSpec(arch, pool, prefix, max_own, 0, grid)
-    base, adapters, batch, shared = states.abstract_arguments(
-        spec, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, row_length=row_length
-    )
-    run, state = keep_batch, abstract_kept(arch, grid, models, prompts)
+    batch = batch.filling(base.grid)
+    spec = PassSpec(base.arch, pool, prefix.columns, prefix.max_own, 0, base.grid)
+    weights, stacked, rows, shared = states.abstract_arguments(
+        spec, dtype=base.dtype, models=adapters.models, rank=adapters.rank, targets=adapters.targets,
+        rows=batch.rows, row_length=batch.row_length,
+    )  # fmt: skip
+    run: Any
+    state: Any
     if pairs:
-        run, state = stream_batch, abstract_moments(arch, grid, models, pairs)
-    arguments = (base, adapters, batch, shared, state)
-    unread = [leaf for path, leaf in jax.tree.leaves_with_path(base) if leaf_name(path) == "head"]
-    if prefix and pool == "last":
+        run, state = stream_batch, abstract_moments(base.arch, base.grid, adapters.models, pairs)
+    else:
+        run, state = keep_batch, abstract_kept(base.arch, base.grid, adapters.models, prompts)
+    arguments = (weights, stacked, rows, shared, state)
+    unread = [leaf for path, leaf in jax.tree.leaves_with_path(weights) if leaf_name(path) == "head"]
+    if shared is not None and pool == "last":
         unread.append(shared.sums)
-    body = attention_body(grid, dtype, prefix)
-    return Program(grid, arguments, lambda: run.lower(spec, *arguments), body, tuple(unread))
+    body = attention_body(base.grid, base.dtype, prefix.columns)
+    return Program(base.grid, arguments, lambda: run.lower(spec, *arguments), body, tuple(unread))
 
 
 def similarity_program(
-    arch: Architecture,
-    grid: Grid,
-    *,
-    dtype: str,
-    models: int,
-    prompts: int,
-    pairs: Sequence[tuple[int, int]],
-    permutations: int,
+    base: Base, models: int, prompts: int, pairs: Sequence[tuple[int, int]], permutations: int
 ) -> Program:
-    """The row sums of `similarity.compare_states` over a task's kept states; the base stays where it is meanwhile.
+    """Returns the row sums of `similarity.compare_states` over a task's kept states.
 
     Args:
-      arch, grid, dtype, models, prompts: as of `states_program`.
-      pairs: of models that are compared.
+      base: stays on the devices meanwhile.
+      models: the number of models whose states are kept.
+      prompts: of the task.
+      pairs: models that are compared.
       permutations: of the null.
     """
-    kept = abstract_kept(arch, grid, models, prompts)
+    grid = base.grid
+    kept = abstract_kept(base.arch, grid, models, prompts)
     n = kept.shape[2]
     valid = mesh_lib.abstract(grid, (n,), (None,), jnp.bool_)
     ranks = mesh_lib.abstract(grid, (permutations, n), (None, None), jnp.int32)
-    lower = lambda: gram.gram_sums.lower(  # noqa: E731
-        kept, valid, ranks, combinations=gram.gram_combinations(models, pairs), pairs=tuple(pairs),
-        tile=gram.tile_size(n), mesh=grid if grid.size > 1 else None,
-    )  # fmt: skip
-    return Program(grid, (kept, valid, ranks), lower, beside=(abstract_base(arch, grid, dtype),))
+
+    def lower() -> jax.stages.Lowered:
+        return gram.gram_sums.lower(
+            kept, valid, ranks, combinations=gram.gram_combinations(models, pairs), pairs=tuple(pairs),
+            tile=gram.tile_size(n), mesh=grid if grid.size > 1 else None,
+        )  # fmt: skip
+
+    return Program(grid, (kept, valid, ranks), lower, resident=(abstract_base(base.arch, grid, base.dtype),))
 
 
-def score_program(
-    arch: Architecture,
-    grid: Grid,
-    *,
-    dtype: str,
-    models: int,
-    rank: int,
-    targets: Sequence[str],
-    rows: int,
-    width: int,
-    new_tokens: int,
-) -> Program:
-    """Greedy answers of several models to a batch of prompts.
+def score_program(base: Base, adapters: AdapterSize, batch: BatchSize, new_tokens: int) -> Program:
+    """Returns the greedy decoding of several models' answers to a batch of prompts.
 
     Args:
-      arch, grid, dtype, models, rank, targets: as of `states_program`.
-      rows, width: prompts in a batch (rounded up to the fsdp axis), and positions of the longest.
-      new_tokens: longest answer.
+      base: on a mesh whose adapter axis is 1.
+      adapters: that answer at once.
+      batch: prompts, rounded up to the fsdp axis, and the positions of the longest.
+      new_tokens: length of the longest answer.
     """
-    rows = mesh_lib.round_up(rows, grid.shape["fsdp"])
+    arch, batch = base.arch, batch.filling(base.grid)
     arguments = generate.abstract_arguments(
-        arch, grid, dtype=dtype, models=models, rank=rank, targets=targets, rows=rows, width=width
-    )
-    lower = lambda: generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=grid)  # noqa: E731
-    return Program(grid, arguments, lower, attention_body(grid, dtype, 0))
+        arch, base.grid, dtype=base.dtype, models=adapters.models, rank=adapters.rank, targets=adapters.targets,
+        rows=batch.rows, width=batch.row_length,
+    )  # fmt: skip
+
+    def lower() -> jax.stages.Lowered:
+        return generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=base.grid)
+
+    return Program(base.grid, arguments, lower, attention_body(base.grid, base.dtype, 0))
 
 
-def compiled(program: Program) -> dict[str, Any]:
-    """Compiles a program; the same one is compiled once, and its figures kept in the cache.
+def compile_program(program: Program) -> dict[str, Any]:
+    """Compiles a program and returns its figures; these are cached, so that the same program is compiled only once.
 
     Returns:
-      Bytes a chip: `shards` (`Program.shards`), `arguments` (as the compiler says), `temporary`, `beside`
-      (`Program.around`), `total` (with outputs and code, and with what lies beside); `room` where the compiler
-      itself found the program too large for it; `compile_seconds`, of the first time; `collectives`, None where the
-      program's text cannot be had.
+      Bytes per chip: `shards` (`Program.argument_bytes`), `arguments` (according to the compiler), `temporary`,
+      `beside` (`Program.bytes_beside`), `total` (all of them, with outputs and code). Also `room`, only if the compiler
+      itself found the program too large for it; `compile_seconds`, of the first time; `collectives`, None if the
+      program has no readable text.
     """
-    shards, beside = program.shards, program.around
+    argument_bytes, beside = program.argument_bytes, program.bytes_beside
     lowered = program.lower()
 
     def build(folder: Path) -> None:
-        write_json(folder / "compiled.json", _compile(lowered, shards, dict(program.grid.shape)))
+        write_json(folder / "compiled.json", _compile(lowered, argument_bytes, program.grid.shape))
 
     folder = build_once(f"plans/{_digest(program.grid, lowered.as_text())}", build)
-    found = json.loads((folder / "compiled.json").read_text())
-    return {"shards": shards, "beside": beside} | found | {"total": found["total"] + beside}
+    figures = json.loads((folder / "compiled.json").read_text())
+    return {"shards": argument_bytes, "beside": beside} | figures | {"total": figures["total"] + beside}
 
 
-def _digest(grid: Grid, text: str) -> str:
-    """Identifies a program, what it is compiled for and by which compiler."""
+def _digest(grid: jax.sharding.Mesh, text: str) -> str:
+    """Identifies a program, the devices that it is compiled for, and its compiler."""
     devices = grid.devices.flatten()
     versions = [jax.__version__, devices[0].client.platform_version]
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
@@ -268,35 +255,49 @@ def _digest(grid: Grid, text: str) -> str:
     ).hexdigest()
 
 
-def _compile(lowered: Any, arguments: int, axes: dict[str, int]) -> dict[str, Any]:
-    """What a compiler says of a program with so many bytes of arguments a chip, in the names of `compiled`.
+def _compile(lowered: jax.stages.Lowered, argument_bytes: int, axes: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the compiler's figures for a program, under the names of `compile_program`.
 
-    Of a program that the compiler itself finds too large only the compiler's figures are known.
+    If the compiler itself finds the program too large, only the figures in its message are known.
+
+    Args:
+      lowered: the program.
+      argument_bytes: of its arguments, per chip.
+      axes: its mesh, axis name -> size.
     """
     start = time.monotonic()
-    text = ""
+    text = None
     try:
-        made = lowered.compile()
+        executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if (found := compiler_bytes(error, arguments)) is None:
+        too_large = compiler_bytes(error, argument_bytes)
+        if too_large is None:
             raise
+        figures = too_large
     else:
-        found = program_bytes(made)
+        figures = program_bytes(executable)
         try:
-            text = made.as_text()
-        except jax.errors.JaxRuntimeError:  # jaxlib cannot read every instruction that libtpu writes
+            text = executable.as_text()
+        except jax.errors.JaxRuntimeError:
+            # jaxlib cannot read every instruction that libtpu writes.
             pass
     seconds = round(time.monotonic() - start, 1)
-    return found | {"compile_seconds": seconds, "collectives": collectives(text, axes) if text else None}
+    return figures | {"compile_seconds": seconds, "collectives": collectives(text, axes) if text else None}
 
 
-def check_fits(what: str, total: int, room: int, remedy: str) -> None:
-    """Refuses a program that needs more bytes a chip, `total`, than there are, `room`.
+def check_fits(label: str, total: int, room: int, remedy: str) -> None:
+    """Refuses a program that needs more memory than a chip has.
+
+    Args:
+      label: names the program, at the front of the refusal.
+      total: bytes per chip that it needs.
+      room: bytes that a chip has.
+      remedy: the way out, at the end of the refusal.
 
     Raises:
       Refusal: 3, with the number of missing bytes.
     """
     if total > room:
         raise Refusal(
-            BAD_INPUT, f"{what} does not fit: {total - room} bytes a chip are missing ({total} of {room}); {remedy}"
+            BAD_INPUT, f"{label} does not fit: {total - room} bytes per chip are missing ({total} of {room}); {remedy}"
         )

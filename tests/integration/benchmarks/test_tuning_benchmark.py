@@ -6,11 +6,12 @@ import json
 import pytest
 
 from mossa_jax.benchmarks import tuning as benchmark
+from mossa_jax.benchmarks.tuning_data import Shape, Workload
 from mossa_jax.config import Schedule
 from mossa_jax.errors import Refusal
 
-SHAPE = benchmark.Shape(hidden=16, feed_forward=24, layers=2, heads=2, kv_heads=1, vocab=64, tied=False)
-WORK = benchmark.Workload(
+SHAPE = Shape(hidden=16, feed_forward=24, layers=2, heads=2, kv_heads=1, vocab=64, tied=False)
+WORK = Workload(
     repeats=2, rest=0, threads=1, models=2, steps=1, rows=3, length=96, longest=56, examples=1_000, prompt=40,
     dense_steps=3, dense_rows=2, dense_length=12, dense=SHAPE, schedule=Schedule(learning_rate=3e-2),
 )  # fmt: skip
@@ -35,14 +36,14 @@ def test_both_sides_see_the_same_tokens_and_reach_the_same_losses(record):
     ]
     for row in record["rows"]:
         assert row["ours_tokens"] == row["peft_tokens"] > 0, row
-        # Three steps at a high rate on dense batches; a single step, of all examples at once, on the tasks.
+        # Dense batches take three steps at a high rate; the tasks take a single step on all examples at once.
         assert row["ours_loss"] == pytest.approx(row["peft_loss"], abs=1e-4), row
     one, two, packed, own, behind = record["rows"]
     assert one["ours_tokens"] == one["peft_tokens"] == 3 * 2 * 11 and two["ours_tokens"] == 2 * one["ours_tokens"]
     assert one["ours_positions"] == one["peft_positions"] == 3 * 2 * 12
     for row in (packed, own, behind):
         assert row["ours_positions"] == 2 * 3 * 96
-    # What is shared makes room: for more examples in as many positions, where the same would need 40 more each.
+    # Sharing makes room: more examples fit in the same positions, although each has 40 more ids.
     assert own["ours_tokens"] > packed["ours_tokens"]
     assert behind["peft_positions"] > packed["peft_positions"]
     assert behind["ours_loss"] != pytest.approx(packed["ours_loss"], abs=1e-3)
@@ -63,7 +64,7 @@ def test_speeds_and_ratios_come_from_the_same_seconds(record):
 def test_the_table_says_what_the_record_holds(record):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     lines = benchmark.table(record).splitlines()
-    assert len({len(line) for line in lines[-len(record["rows"]) - 1 :]}) == 1  # columns stand below one another
+    assert len({len(line) for line in lines[-len(record["rows"]) - 1 :]}) == 1  # Columns are aligned.
     for line, row in zip(lines[-len(record["rows"]) :], record["rows"], strict=True):
         assert line.startswith(row["name"] + " ")
         words = line[len(row["name"]) :].replace(",", "").split()

@@ -1,4 +1,4 @@
-"""A whole run on hardware that is not here: counts, formulas, sums, what does not fit, and suggestions."""
+"""A whole run on hardware that is not at hand: counts, formulas, sums, what does not fit, and suggestions."""
 
 import dataclasses
 import importlib.util
@@ -16,12 +16,13 @@ from mossa_jax.config import Compare, Config, Mesh, Schedule, Tasks, Tokens, Tun
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED, published_shape
-from mossa_jax.planning import programs as plan
-from mossa_jax.planning.forecast import STAGES, Planner, table
+from mossa_jax.planning import programs
+from mossa_jax.planning.forecast import plan_run
 from mossa_jax.planning.hardware import Hardware, find_hardware
+from mossa_jax.planning.plan_table import format_plan
+from mossa_jax.planning.stages import STAGES, PlannedRun
 from mossa_jax.planning.suggest import suggest
-from mossa_jax.planning.text import shown
-from mossa_jax.planning.work import Work, work_of
+from mossa_jax.planning.workload import Workload, count_work
 from mossa_jax.tasks.flan_names import CLUSTERS
 from mossa_jax.tuning.flops import step_flops
 
@@ -40,7 +41,7 @@ FLAN = Config(
 
 
 def launch_plan(root, *flags, before=""):
-    """launch.plan in a process of its own; behind some statements, where there are any."""
+    """Runs launch.plan in a process of its own, after the statements `before`."""
     code = f"import jax, launch.main as m, launch.plan as l\n{before}\nm.run(l.main)"
     command = ["-c", code] if before else ["-m", "launch.plan"]
     return subprocess.run(
@@ -48,27 +49,32 @@ def launch_plan(root, *flags, before=""):
     )
 
 
-def planner(topology="h100:8", config=FLAN, **changes):
-    work = work_of(config, ids=122, prompts=0, shape_alone=True)
+def count_flan(config, prompts=0):
+    """Counts the work of a run on a base model of which only the shape is at hand."""
+    return count_work(config, example_ids=122, prompts=prompts, has_tokenizer=False)
+
+
+def planned_run(topology="h100:8", config=FLAN, **changes):
+    work = count_flan(config)
     arguments = {"hardware": find_hardware(topology), "answers": 512, "use": 0.4} | changes
-    return Planner(config, LLAMA, config.base, work, **arguments)
+    return PlannedRun(config, LLAMA, config.base, work, **arguments)
 
 
 def test_work_is_counted_from_names_alone():
-    work = work_of(FLAN, ids=122, prompts=0, shape_alone=True)
+    work = count_flan(FLAN)
     assert len(work.controls) == work.tasks == 60 and sum(work.controls) == 1_316_740 and max(work.controls) == 30_000
-    assert work.mixture == 529_650 and work.prompts == 10_000 and work.head == 133
+    assert work.mixture == 529_650 and work.prompts == 10_000 and work.template_ids == 133
     unseen = replace(FLAN, tasks=Tasks(suite="flan2021"), tuning=replace(FLAN.tuning, seeds=2, control_seeds=3))
-    found = work_of(unseen, ids=122, prompts=50, shape_alone=True)
-    assert found.tasks == 67 and len(found.controls) == 3 * 67 and found.mixture == 529_650  # Misc. is held out
-    assert sum(found.controls) == 3 * (1_316_740 + 113_980) and found.models == 2 and found.prompts == 50
-    # One data set, one task; the training rows of both MNLI names are the same.
+    counts = count_flan(unseen, prompts=50)
+    assert counts.tasks == 67 and len(counts.controls) == 3 * 67
+    assert counts.mixture == 529_650  # Misc. is held out.
+    assert sum(counts.controls) == 3 * (1_316_740 + 113_980)
+    assert counts.experimental_models == 2 and counts.prompts == 50
+    # Each data set is one task; both names of MNLI have the same training rows.
     joined = replace(FLAN, tasks=Tasks(suite="flan2021", selection="flan62", max_train=10**9))
-    assert sum(work_of(joined, ids=1, prompts=0, shape_alone=True).controls) == sum(
-        task.rows for task in _names("flan62")
-    )
+    assert sum(count_flan(joined).controls) == sum(task.rows for task in _names("flan62"))
     with pytest.raises(Refusal, match="needs a tokenizer"):
-        work_of(replace(FLAN, tokens=Tokens(template="chat")), ids=1, prompts=0, shape_alone=True)
+        count_flan(replace(FLAN, tokens=Tokens(template="chat")))
 
 
 def _names(selection):
@@ -80,19 +86,20 @@ def _names(selection):
 
 def test_rows_of_a_folder_are_counted(tasks_folder, tiny):
     config = Config(base=str(tiny.folder), tasks=Tasks(suite="folder", folder=str(tasks_folder), max_train=20))
-    assert work_of(config, ids=10, prompts=0, shape_alone=False).controls == (20, 20, 20)
+    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20, 20, 20)
 
 
-def test_ids_of_a_template_are_counted_once_a_row_or_once_an_example(tiny):
-    work = Work((30,), 30, 1, 1, 10, ids=100.0, head=133)
-    assert work.shared(FLAN, LLAMA) == 133
+def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):
+    work = Workload((30,), 30, 1, 1, 10, example_ids=100.0, template_ids=133)
+    assert work.shared_ids(FLAN, LLAMA) == 133
     assert work.positions(30, 1024, 133) == pytest.approx(30 * 100 * 1024 / 891)
     assert work.positions(30, 1024, 0) == 30 * 233
     apart = replace(FLAN, tokens=Tokens(template="llama2", share_prefix=False))
-    assert work.shared(apart, LLAMA) == 0
-    assert work.shared(FLAN, dataclasses.replace(LLAMA, window=2, windowed=(1,))) == 0
-    # Examples so long that sharing is not worth it: 133 ids of 888 are 15 %.
-    assert replace(work, ids=755.0).shared(FLAN, LLAMA) == 0 and replace(work, ids=753.0).shared(FLAN, LLAMA) == 133
+    assert work.shared_ids(apart, LLAMA) == 0
+    assert work.shared_ids(FLAN, dataclasses.replace(LLAMA, window=2, windowed=(1,))) == 0
+    # Long examples are not worth sharing for: 133 ids of 888 are 15 %.
+    assert replace(work, example_ids=755.0).shared_ids(FLAN, LLAMA) == 0
+    assert replace(work, example_ids=753.0).shared_ids(FLAN, LLAMA) == 133
     assert work.steps(30, Schedule(epochs=3, batch_rows=2), 1024, 0) == -(-3 * 30 * 233 // 2048)
     assert work.steps(30, Schedule(epochs=3, batch_rows=2, max_steps=4), 1024, 0) == 4
     from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
@@ -100,14 +107,14 @@ def test_ids_of_a_template_are_counted_once_a_row_or_once_an_example(tiny):
     tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tiny.folder)
     head = "[INST] <<SYS>>\n" + DEFAULT_SYSTEM_PROMPT + "\n<</SYS>>\n\n"
     config = replace(FLAN, base=str(tiny.folder))
-    counted = work_of(config, ids=1, prompts=0, shape_alone=False).head
+    counted = count_work(config, example_ids=1, prompts=0, has_tokenizer=True).template_ids
     assert abs(counted - 1 - len(tokenizer(head, add_special_tokens=False).input_ids)) <= 1
 
 
 def test_hardware_is_known_by_name():
     h100 = find_hardware("h100:8x2")
     assert (h100.chips, h100.node, h100.peak, h100.devices) == (16, 8, 989e12, ())
-    assert h100.received(8) == 450e9 and h100.received(16) == 50e9
+    assert h100.receive_rate(8) == 450e9 and h100.receive_rate(16) == 50e9
     assert find_hardware("a100:4").chips == 4 and find_hardware("h200:8").memory > h100.memory
     for name in ("v9:4x4", "h100", "h100:0", "h100:8x2x2", "h100:8x", ""):
         with pytest.raises(Refusal, match="unknown") as caught:
@@ -116,13 +123,13 @@ def test_hardware_is_known_by_name():
 
 
 def test_hours_follow_from_flops_use_and_slots():
-    """Controls in four slots on 2 x 4 GPUs, E on all eight of them, of whose rows only four are its own."""
-    one = planner(config=replace(FLAN, mesh=Mesh(2, 4, 1)))
-    found = table(one, ("E", "controls"), price=2.5, compile_it=False)
-    alone, controls = found["rows"]
+    """Controls train in four slots on 2 x 4 GPUs; E has only four rows for all eight of them."""
+    run = planned_run(config=replace(FLAN, mesh=Mesh(2, 4, 1)))
+    plan = plan_run(run, ("E", "controls"), price=2.5, compile_programs=False)
+    alone, controls = plan["rows"]
     sizes = {"rows": 4, "row_length": 1024, "rank": 8, "targets": ("q_proj", "v_proj"), "answers": 512}
     flops = step_flops(LLAMA, **sizes)["model"]
-    # 3 x 1,316,740 examples of 122 ids in rows with 891 columns of their own, every control's last step a broken one.
+    # 3 x 1,316,740 examples of 122 ids in rows with 891 columns of their own; each control's last step is not full.
     whole = 3 * 1_316_740 * 122 * 1024 / 891 / 4096
     work = controls["flops"] * controls["runs"]
     assert work == pytest.approx(flops * whole, rel=1e-3) and work > flops * whole
@@ -130,67 +137,73 @@ def test_hours_follow_from_flops_use_and_slots():
     assert controls["used"] > 0.99 and controls["models"] == 4
     assert alone["runs"] == pytest.approx(3 * 529_650 * 122 * 1024 / 891 / 4096, abs=1) and alone["flops"] == flops
     assert alone["used"] == 1 / 8 and alone["seconds"] == pytest.approx(flops * 8 / (0.4 * 8 * 989e12))
-    assert found["chip_hours"] == pytest.approx(8 * (controls["hours"] + alone["hours"]))
-    assert found["price"] == pytest.approx(2.5 * found["chip_hours"])
-    # Two slots over four places, and one place for every control: idle places cost as much as busy ones.
+    assert plan["chip_hours"] == pytest.approx(8 * (controls["hours"] + alone["hours"]))
+    assert plan["price"] == pytest.approx(2.5 * plan["chip_hours"])
+    # Two slots on four places, then a place for each control: idle places cost as much as busy ones.
     two = replace(FLAN, mesh=Mesh(4, 2, 1), tuning=replace(FLAN.tuning, slots=2))
-    (row,) = table(planner(config=two), ("controls",), 0, compile_it=False)["rows"]
+    (row,) = plan_run(planned_run(config=two), ("controls",), 0, compile_programs=False)["rows"]
     assert row["used"] == pytest.approx(0.5, rel=1e-3) and row["hours"] == pytest.approx(
         2 * controls["hours"], rel=0.01
     )
     crowded = replace(FLAN, mesh=Mesh(4, 2, 1), tuning=replace(FLAN.tuning, slots=64))
-    (row,) = table(planner(config=crowded), ("controls",), 0, compile_it=False)["rows"]
+    (row,) = plan_run(planned_run(config=crowded), ("controls",), 0, compile_programs=False)["rows"]
     assert row["models"] == 60 and row["used"] == pytest.approx(1_316_740 / 60 / 30_000, rel=0.01)
 
 
-def test_transfers_set_the_time_where_they_take_longer():
-    """The same mesh inside one node and over two: gathering the base over the network waits."""
+def test_transfers_set_the_time_if_they_take_longer():
+    """Gathers the base on one mesh, within one node and over two: the network takes longer."""
     config = replace(FLAN, mesh=Mesh(1, 8, 1), tuning=replace(FLAN.tuning, experimental=Schedule(batch_rows=8)))
     inside, across = (
-        table(planner(topology, config), ("E",), 0, compile_it=False)["rows"][0] for topology in ("h100:8", "h100:4x2")
+        plan_run(planned_run(topology, config), ("E",), 0, compile_programs=False)["rows"][0]
+        for topology in ("h100:8", "h100:4x2")
     )
     assert inside["products_seconds"] == across["products_seconds"] == inside["seconds"]
     assert across["transfer_seconds"] == pytest.approx(9 * inside["transfer_seconds"])
     assert across["seconds"] == across["transfer_seconds"] > across["products_seconds"]
-    matrices = 2 * 6_476_005_376 + 32_000 * 4_096  # gathered forward and back, the head once; in two bytes
+    # Blocks are gathered forward and backward, the head once, in two bytes per number.
+    matrices = 2 * 6_476_005_376 + 32_000 * 4_096
     assert inside["received"] == pytest.approx(2 * matrices * 7 / 8, rel=0.01)
 
 
 def test_a_gpu_cluster_is_planned_by_formula_and_says_so():
-    one = planner()
-    found = table(one, STAGES, price=0)
-    assert [row["stage"] for row in found["rows"]] == list(STAGES) and found["price"] is None
-    assert not any(row["compiled"] for row in found["rows"])
-    text = shown(found)
+    run = planned_run()
+    plan = plan_run(run, STAGES, price=0)
+    assert [row["stage"] for row in plan["rows"]] == list(STAGES) and plan["price"] is None
+    assert not any(row["compiled"] for row in plan["rows"])
+    text = format_plan(plan)
     assert "BY FORMULA, not compiled" in text and text.count("transfers by formula") == 5
-    assert "122 ids an example and the template's 133" in text
-    by_name = {row["stage"]: row for row in found["rows"]}
+    assert "122 ids per example, and 133 of its template" in text
+    by_name = {row["stage"]: row for row in plan["rows"]}
     assert by_name["E"]["base"] == pytest.approx(2 * 6_738_415_616 / 8, rel=0.01)
     assert by_name["controls"]["base"] == pytest.approx(2 * 6_738_415_616 / 4, rel=0.01)
     assert by_name["scores"]["attention"] == "cudnn" and by_name["states"]["attention"] == "xla"
     assert by_name["similarity"]["beside"] == by_name["E"]["base"]
-    # Sums of moments are made in the pass; scores can be left out.
+    # The forward pass sums moments itself; scores can be left out.
     streamed = replace(FLAN, compare=Compare(engine="moments"), tuning=replace(FLAN.tuning, score_prompts=0))
-    assert [stage.name for stage in planner(config=streamed).stages()] == ["E", "controls", "states"]
+    assert [stage.name for stage in planned_run(config=streamed).stages()] == ["E", "controls", "states"]
     with pytest.raises(Refusal, match="only 'lora' can be planned"):
-        planner(config=replace(FLAN, tuning=Tuning(control=Schedule(method="full"))))
+        planned_run(config=replace(FLAN, tuning=Tuning(control=Schedule(method="full"))))
 
 
-def test_auto_recomputes_only_where_the_room_is_too_small(monkeypatch):
+def test_auto_recomputes_only_if_memory_is_too_small(monkeypatch):
     sizes = {False: 1_000, True: 100}
 
-    def compiled(program):
+    def compile_program(program):
         return {"shards": 1, "arguments": 1, "temporary": 1, "beside": 0, "total": sizes[program.remat]} | more
 
-    monkeypatch.setattr(plan, "compiled", compiled)
-    made = plan.tuning_program
-    monkeypatch.setattr(plan, "tuning_program", lambda *a, **k: _Marked(made(*a, **k), k["remat"]))
+    monkeypatch.setattr(programs, "compile_program", compile_program)
+    tuning_program = programs.tuning_program
+    monkeypatch.setattr(
+        programs,
+        "tuning_program",
+        lambda *sizes, remat, **more: _Marked(tuning_program(*sizes, remat=remat, **more), remat),
+    )
     devices = tuple(jax.devices()[:1])
     for room, more, remat in ((1_112, {}, False), (1_110, {}, True), (2_000, {"room": 1_110}, True)):
         more |= {"compile_seconds": 1, "collectives": None}
         hardware = Hardware("here", 1, room, 1e12, 1e11, 1e10, 0, 1, devices)
         config = replace(FLAN, dtype="float32", mesh=Mesh(1, 1, 1))
-        (row,) = table(planner(config=config, hardware=hardware), ("E",), 0)["rows"]
+        (row,) = plan_run(planned_run(config=config, hardware=hardware), ("E",), 0)["rows"]
         assert row["remat"] is remat and row["fits"] and (row["recomputed"] > 0) is remat
 
 
@@ -202,99 +215,99 @@ class _Marked:
         return getattr(self._program, name)
 
 
-def test_rows_that_splash_cannot_take_are_refused_before_anything_is_compiled(monkeypatch):
-    monkeypatch.setattr(plan, "attention_body", lambda *_: "splash")
+def test_rows_that_do_not_fit_splash_are_refused_before_compilation(monkeypatch):
+    monkeypatch.setattr(programs, "attention_body", lambda *_: "splash")
     with pytest.raises(Refusal, match=r"E: batch_rows=4 .* splash .* multiple of 8") as caught:
-        planner(config=replace(FLAN, mesh=Mesh(8, 1, 1)))
+        planned_run(config=replace(FLAN, mesh=Mesh(8, 1, 1)))
     assert caught.value.code == 2
 
 
 @pytest.mark.slow
 def test_suggestions_fit_and_take_the_fewest_hours():
     bad = replace(FLAN, mesh=Mesh(8, 1, 1), tuning=replace(FLAN.tuning, slots=64))
-    one = planner(config=bad)
-    chosen, text = suggest(one, STAGES)
-    before, after = (table(each, STAGES, 0) for each in (one, chosen))
+    run = planned_run(config=bad)
+    suggested, text = suggest(run, STAGES)
+    before, after = (plan_run(each, STAGES, 0) for each in (run, suggested))
     assert after["fits"] and after["hours"] < 0.6 * before["hours"]
-    mesh = chosen.config.mesh
+    mesh = suggested.config.mesh
     for axis in ("adapter", "fsdp", "tensor"):
         assert f"--config.mesh.{axis}={getattr(mesh, axis)}" in text.splitlines()[0]
     assert mesh.adapter * mesh.fsdp * mesh.tensor == 8
-    assert f"--config.tuning.slots={chosen.config.tuning.slots}" in text.splitlines()[0]
+    assert f"--config.tuning.slots={suggested.config.tuning.slots}" in text.splitlines()[0]
     controls = next(row for row in after["rows"] if row["stage"] == "controls")
-    assert controls["used"] > 0.96  # 64 slots leave a third of them empty
-    # What a learner sees is left alone.
+    assert controls["used"] > 0.96  # 64 slots would leave a third of them empty.
+    # Nothing that a model learns from is changed.
     for kind in ("control", "experimental"):
-        assert getattr(chosen.config.tuning, kind).batch_rows == 4
+        assert getattr(suggested.config.tuning, kind).batch_rows == 4
     with pytest.raises(Refusal, match="no mesh, slots and parts fit") as caught:
-        suggest(replace(one, hardware=replace(one.hardware, memory=2**30)), STAGES)
+        suggest(replace(run, hardware=replace(run.hardware, memory=2**30)), STAGES)
     assert caught.value.code == 3
 
 
 def test_suggestions_are_compiled_until_one_fits(monkeypatch):
-    """With devices the best by formula are compiled in turn; here the compiler finds the first two too large."""
-    seen = []
+    """Given devices, the best by formula are compiled in turn; here the first two are too large when compiled."""
+    compiled = []
 
-    def compiled_table(each, stages, price, compile_it=True):
-        if not compile_it:
-            return table(each, stages, price, False)
-        seen.append(each.config)
-        return {"fits": len(seen) > 2}
+    def compiled_plan(each, stages, price, compile_programs=True):
+        if not compile_programs:
+            return plan_run(each, stages, price, False)
+        compiled.append(each.config)
+        return {"fits": len(compiled) > 2}
 
     from mossa_jax.planning import suggest as module
 
-    monkeypatch.setattr(module, "table", compiled_table)
-    monkeypatch.setattr(plan, "grid_for", _without_devices(plan.grid_for))
-    one = planner()
-    one = replace(one, hardware=replace(one.hardware, devices=tuple(jax.devices())))
-    chosen, text = suggest(one, ("E", "controls"))
-    assert chosen.config == seen[2] and text.count("does not fit") == 2
+    monkeypatch.setattr(module, "plan_run", compiled_plan)
+    monkeypatch.setattr(programs, "grid_for", _without_devices(programs.grid_for))
+    run = planned_run()
+    run = replace(run, hardware=replace(run.hardware, devices=tuple(jax.devices())))
+    suggested, text = suggest(run, ("E", "controls"))
+    assert suggested.config == compiled[2] and text.count("does not fit") == 2
 
 
 def _without_devices(grid_for):
     return lambda hardware, *rest, **more: grid_for(replace(hardware, devices=()), *rest, **more)
 
 
-def test_hub_ids_of_the_configs_have_a_known_shape(root):
+def test_the_hub_ids_in_configs_have_a_known_shape(root):
     for file in sorted(root.glob("configs/llama*.py")):
         base = runpy.run_path(str(file))["get_config"]().base
         assert published_shape(base) in PUBLISHED, base
     assert published_shape("NousResearch/Llama-2-7b-hf") == "llama2-7b" and published_shape("some/model") is None
 
 
-def test_what_cannot_be_planned_is_one_line(root):
+def test_an_unknown_topology_is_refused_in_one_line(root):
     done = launch_plan(root, "--config=configs/llama2_7b_flan2021.py", "--topology=h100:8,v9:4x4")
     assert done.returncode == 2 and "v9:4x4" in done.stderr and "Traceback" not in done.stderr and not done.stdout
 
 
-def test_a_run_that_does_not_fit_ends_in_code_3_behind_its_table(root, tmp_path):
+def test_a_run_that_does_not_fit_exits_with_code_3_after_its_table(root, tmp_path):
     out = tmp_path / "plan.json"
     flags = ("--config=configs/llama2_7b_flan2021.py", "--topology=a100:1", "--price_per_chip_hour=2", f"--out={out}")
     done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.tensor=1", "--use=0.5")
     assert done.returncode == 3, done.stderr
-    (found,) = json.loads(out.read_text())
-    missing = [row for row in found["rows"] if not row["fits"]]
-    assert missing and [row["stage"] for row in found["rows"]] == list(STAGES) and found["use"] == 0.5
-    assert f"{missing[0]['total'] - missing[0]['room']} bytes a chip are missing" in done.stderr
+    (plan,) = json.loads(out.read_text())
+    missing = [row for row in plan["rows"] if not row["fits"]]
+    assert missing and [row["stage"] for row in plan["rows"]] == list(STAGES) and plan["use"] == 0.5
+    assert f"{missing[0]['total'] - missing[0]['room']} bytes per chip are missing" in done.stderr
     assert f"{missing[0]['stage']} on a100:1" in done.stderr and "Traceback" not in done.stderr
-    assert "MISSING" in done.stdout and f"money: {found['price']:,.2f}" in done.stdout
-    assert found["price"] == pytest.approx(2 * found["chip_hours"])
+    assert "MISSING" in done.stdout and f"money: {plan['price']:,.2f}" in done.stdout
+    assert plan["price"] == pytest.approx(2 * plan["chip_hours"])
 
 
 @pytest.mark.slow
 def test_a_tiny_run_is_compiled_stage_by_stage_with_its_own_sizes(root, tiny, tiny_config, tmp_path):
-    """On this machine's CPU in place of a slice: a config of a folder's tasks, with flags that go first."""
+    """Plans a config with tasks from a folder for this machine's CPU instead of a slice; flags override the config."""
     fake = (
         "from mossa_jax.planning.hardware import Hardware\n"
         "l.find_hardware = lambda name: Hardware(name, 1, 10_000, 1e12, 1e11, 1e10, 0, 1, tuple(jax.devices()[:1]))"
     )
     flags = (f"--config={tiny_config}", "--answers=4", "--template=llama2", "--row_length=512", "--remat=on")
     done = launch_plan(root, *flags, "--slots=2", f"--out={tmp_path / 'plan.json'}", before=fake)
-    assert done.returncode == 3 and "bytes a chip are missing" in done.stderr, done.stderr
-    (found,) = json.loads((tmp_path / "plan.json").read_text())
-    rows = {row["stage"]: row for row in found["rows"]}
+    assert done.returncode == 3 and "bytes per chip are missing" in done.stderr, done.stderr
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    rows = {row["stage"]: row for row in plan["rows"]}
     config = runpy.run_path(str(tiny_config))["get_config"]()
-    assert found["model"] == str(tiny.folder) and list(rows) == [name for name in STAGES if name in rows]
+    assert plan["model"] == str(tiny.folder) and list(rows) == [name for name in STAGES if name in rows]
     assert rows["controls"]["models"] == 2 and rows["controls"]["rows"] == config.tuning.control.batch_rows
     assert rows["E"]["rows"] == config.tuning.experimental.batch_rows and rows["E"]["remat"] is True
     for row in rows.values():
@@ -310,26 +323,26 @@ def test_a_config_compiles_for_its_slice_as_its_formulas_say(root, name, topolog
     out = tmp_path / "plan.json"
     done = launch_plan(root, f"--config=configs/{name}.py", f"--topology={topology}", f"--out={out}")
     assert done.returncode == 0, done.stderr[-2000:]
-    (found,) = json.loads(out.read_text())
-    assert found["chips"] == 16 and [row["stage"] for row in found["rows"]] == list(STAGES)
+    (plan,) = json.loads(out.read_text())
+    assert plan["chips"] == 16 and [row["stage"] for row in plan["rows"]] == list(STAGES)
     config = runpy.run_path(str(root / f"configs/{name}.py"))["get_config"]()
     arch = architecture_from_config(PUBLISHED[published_shape(config.base)], name)
-    work = work_of(config, ids=122, prompts=0, shape_alone=True)
-    formula = Planner(config, arch, config.base, work, find_hardware(topology), 512, 0.4)
-    for row, stage in zip(found["rows"], formula.stages(), strict=True):
+    work = count_flan(config)
+    formula = PlannedRun(config, arch, config.base, work, find_hardware(topology), 512, 0.4)
+    for row, stage in zip(plan["rows"], formula.stages(), strict=True):
         assert row["compiled"] and row["fits"] and row["shards"] == pytest.approx(row["arguments"], rel=0.01)
-        said = stage.temporary(row["remat"])
+        said = stage.temporary_bytes(row["remat"])
         assert 0.5 < said / row["temporary"] < 2, (row["stage"], said, row["temporary"])
     shared = config.tokens.template == "llama2"
-    assert found["rows"][0]["attention"] == ("xla" if shared else "splash")
+    assert plan["rows"][0]["attention"] == ("xla" if shared else "splash")
 
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_slice_that_is_too_small_ends_in_code_3(root):
+def test_a_slice_that_is_too_small_exits_with_code_3(root):
     flags = ("--config=configs/llama2_70b_flan2021.py", "--topology=v5e:2x4", "--stage=tune")
     done = launch_plan(root, *flags)
-    assert done.returncode == 3 and "bytes a chip are missing" in done.stderr and "MISSING" in done.stdout
+    assert done.returncode == 3 and "bytes per chip are missing" in done.stderr and "MISSING" in done.stdout
 
 
 @pytest.mark.slow
@@ -339,13 +352,13 @@ def test_the_forward_pass_compiles_and_fits(root, shape, tmp_path):
     topologies = "v5e:4x4,v5p:2x2x4,v6e:4x4"
     done = launch_plan(root, f"--shape={shape}", f"--topology={topologies}", f"--out={tmp_path / 'plan.json'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert [made["topology"] for made in found] == topologies.split(",")
-    for made in found:
-        (row,) = made["rows"]
-        assert row["fits"] and made["chips"] == 16 and row["attention"] == "splash"
+    plans = json.loads((tmp_path / "plan.json").read_text())
+    assert [plan["topology"] for plan in plans] == topologies.split(",")
+    for plan in plans:
+        (row,) = plan["rows"]
+        assert row["fits"] and plan["chips"] == 16 and row["attention"] == "splash"
         parameters = {"llama2-7b": 6_738_415_616, "llama3-8b": 8_030_261_248, "llama2-70b": 68_976_648_192}[shape]
-        assert row["base"] == pytest.approx(2 * parameters / 16, rel=0.01)  # nothing of size is kept twice
+        assert row["base"] == pytest.approx(2 * parameters / 16, rel=0.01)  # Nothing large is kept twice.
         assert row["shards"] == pytest.approx(row["arguments"], rel=0.01)
 
 
@@ -356,14 +369,15 @@ def test_the_training_step_of_llama_2_7b_compiles_and_fits(root, topology, slots
     flags = (f"--topology={topology}", f"--slots={slots}", f"--fsdp={fsdp}", f"--out={tmp_path / 'plan.json'}")
     done = launch_plan(root, "--shape=llama2-7b", "--stage=tune", "--remat=on", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
-    (found,) = json.loads((tmp_path / "plan.json").read_text())
-    alone, row = found["rows"]
+    (plan,) = json.loads((tmp_path / "plan.json").read_text())
+    alone, row = plan["rows"]
     assert row["fits"] and row["attention"] == "splash" and row["models"] == slots
     assert alone["fits"] and alone["attention"] == "splash" and alone["models"] == 1
     assert alone["mesh"] == {"adapter": 1, "fsdp": 16, "tensor": 1} and alone["used"] == 1
     assert alone["base"] == pytest.approx(2 * 6_738_415_616 / 16, rel=0.01)
     assert row["base"] == pytest.approx(2 * 6_738_415_616 / fsdp, rel=0.01)
-    if row["collectives"] is not None and fsdp > 1:  # the blocks' matrices are gathered twice, the head once
+    if row["collectives"] is not None and fsdp > 1:
+        # The blocks' matrices are gathered twice, the head once.
         gathers = [part for part in row["collectives"] if (part["kind"], part["axes"]) == ("all-gather", "fsdp")]
-        wanted = 2 * (2 * 6_476_005_376 + 32_000 * 4_096) * (fsdp - 1) / fsdp
-        assert sum(part["bytes"] for part in gathers) == pytest.approx(wanted, rel=0.05)
+        expected = 2 * (2 * 6_476_005_376 + 32_000 * 4_096) * (fsdp - 1) / fsdp
+        assert sum(part["bytes"] for part in gathers) == pytest.approx(expected, rel=0.05)

@@ -1,4 +1,4 @@
-"""Programs for TPU slices that are not here, and the arithmetic around them."""
+"""Programs for hardware that is not at hand, their figures, and the formulas behind a plan."""
 
 import dataclasses
 import json
@@ -16,10 +16,11 @@ from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
-from mossa_jax.planning import programs as plan_lib
+from mossa_jax.planning import programs
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
-from mossa_jax.planning.programs import check_fits, compiled, grid_for, tuning_program
+from mossa_jax.planning.programs import check_fits, compile_program, grid_for, tuning_program
+from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.tokens.rows import TrainingRows
 from mossa_jax.tuning import population
 from mossa_jax.tuning.batch import place_batch
@@ -37,9 +38,10 @@ def architecture(**changes):
 
 def test_flops_of_a_step_equal_a_count_by_hand():
     sizes = {"rows": 3, "row_length": 4, "rank": 2, "targets": ("q_proj", "v_proj"), "answers": 2}
-    # A block: q and o 8 x 8, k and v 8 x 4, three of 8 x 12: 480. An adapter: 2 layers x 2 x (8 + 8 + 8 + 4) = 112.
-    # Queries of a row of four see 1, 2, 3, 4 keys: 2.5. Twelve tokens, six answer columns.
-    wanted = {
+    # A block has q and o of 8 x 8, k and v of 8 x 4, and three matrices of 8 x 12: 480 parameters.
+    # An adapter has 2 layers x 2 x (8 + 8 + 8 + 4) = 112.
+    # The queries in a row of four see 1, 2, 3 and 4 keys: 2.5 on average. There are 12 tokens and 6 answer columns.
+    expected = {
         "blocks": 4 * 960 * 12,
         "attention": 12 * 2 * 8 * 2.5 * 12,
         "adapters": 6 * 112 * 12,
@@ -48,16 +50,16 @@ def test_flops_of_a_step_equal_a_count_by_hand():
         "recomputed": (2 * (960 - 2 * 96 + 112) + 4 * 2 * 8 * 2.5) * 12,
         "executed": 62_976 + 23_040,
     }
-    assert step_flops(architecture(), **sizes) == wanted
+    assert step_flops(architecture(), **sizes) == expected
     without = step_flops(architecture(), **sizes, remat=False)
-    assert without == wanted | {"recomputed": 0, "executed": 62_976}
-    # One block with a window of two: 1, 2, 2, 2 keys. With an adapter on down_proj, its 12 -> 2 is needed again, 2 -> 8
-    # is not.
+    assert without == expected | {"recomputed": 0, "executed": 62_976}
+    # In a block with a window of two, queries see 1, 2, 2 and 2 keys. Of an adapter on down_proj, recomputation needs
+    # 12 -> 2 but not 2 -> 8.
     windowed = dataclasses.replace(architecture(), window=2, windowed=(1,))
     assert step_flops(windowed, **sizes)["attention"] == 12 * 8 * (2.5 + 1.75) * 12
-    found = step_flops(architecture(), **sizes | {"targets": ("down_proj",)})
-    assert found["recomputed"] == (2 * (960 - 2 * 96 + 2 * 2 * 12) + 160) * 12
-    # Llama-2-7B: 6,738,415,616 parameters less embedding, head and 65 norms.
+    figures = step_flops(architecture(), **sizes | {"targets": ("down_proj",)})
+    assert figures["recomputed"] == (2 * (960 - 2 * 96 + 2 * 2 * 12) + 160) * 12
+    # The blocks of Llama-2-7B have its 6,738,415,616 parameters less embedding, head and 65 norms.
     arch = architecture_from_config(PUBLISHED["llama2-7b"], "llama2-7b")
     blocks = step_flops(arch, **sizes | {"rows": 1, "row_length": 1})["blocks"]
     assert blocks == 4 * (6_738_415_616 - 2 * 32_000 * 4_096 - 65 * 4_096)
@@ -76,12 +78,12 @@ def test_flops_agree_with_xlas_own_count_within_two_percent(remat, targets):
     ).compile()
     # XLA counts the body of a loop once: one of three models, one of two blocks, and the only chunk of the head.
     ours = step_flops(dataclasses.replace(arch, layers=1), **sizes, remat=remat)
-    # The CPU's attention computes the whole square of 128, not the half that a causal row needs.
+    # Attention on a CPU computes the whole square of 128, not only the half that a causal row needs.
     square = (128 / 64.5 - 1) * ours["attention"] * (4 / 3 if remat else 1)
     assert ours["executed"] + square == pytest.approx(compiled.cost_analysis()["flops"], rel=0.02)
 
 
-def test_what_is_compiled_is_what_a_run_places(tiny):
+def test_abstract_arguments_are_those_that_a_run_places(tiny):
     arch = architecture_from_config(json.loads((tiny.folder / "config.json").read_text()), "tiny")
     mesh = make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1])
     optimizer = population.optimizer_for(Tuning(), Schedule())
@@ -154,7 +156,7 @@ ENTRY %main (p: bf16[10,4]) -> bf16[10,4] {
 """  # noqa: E501
 
 
-def test_transfers_are_counted_by_kind_axes_and_turns_of_their_loops():
+def test_transfers_are_counted_by_kind_axes_and_iterations():
     axes = {"adapter": 2, "fsdp": 4, "tensor": 1}
     assert collectives(TEXT, axes) == [
         {"kind": "all-gather", "axes": "adapter+fsdp", "count": 1, "bytes": 24 * 4 * 7 // 8},
@@ -192,98 +194,99 @@ print(json.dumps(collectives(text, dict(mesh.shape))))
 def test_transfers_of_a_program_for_eight_devices(root):
     done = subprocess.run([sys.executable, "-c", _ON_EIGHT], env=cpu(root, 8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    part = 8 * 100 * 4  # of one device
-    wanted = {
+    # Bytes of one device's part.
+    part = 8 * 100 * 4
+    expected = {
         ("all-gather", "fsdp"): (5, 5 * 4 * part * 3 // 4),
         ("all-reduce", "adapter+fsdp"): (5, 5 * 2 * part * 7 // 8),
         ("reduce-scatter", "adapter"): (5, 5 * 2 * part),
         ("collective-permute", "fsdp"): (1, part),
     }
-    assert {(f["kind"], f["axes"]): (f["count"], f["bytes"]) for f in json.loads(done.stdout)} == wanted
+    assert {(f["kind"], f["axes"]): (f["count"], f["bytes"]) for f in json.loads(done.stdout)} == expected
 
 
-def small(devices=1, memory=2**40, **changes):
-    """A training step of a small model on this machine's CPU."""
+def small_program(devices=1, memory=2**40, **changes):
+    """Returns the training step of a small model on this machine's CPU."""
     hardware = Hardware("here", devices, memory, 1e12, 1e11, 1e10, 0, devices, tuple(jax.devices()[:devices]))
-    arguments = {"dtype": "float32", "slots": 2, "rows": 2, "row_length": 8, "rank": 2, "targets": ("q_proj",)}
-    arguments |= {"answers": 2, "remat": True} | changes
     arch = architecture()
-    return tuning_program(arch, grid_for(hardware, Mesh(1, 1, 1), arch, "small"), **arguments)
+    base = Base(arch, "float32", grid_for(hardware, Mesh(1, 1, 1), arch, "small"))
+    return tuning_program(base, AdapterSize(2, 2, ("q_proj",)), BatchSize(2, 8), answers=2, remat=True, **changes)
 
 
 @pytest.mark.parametrize(("body", "prefix", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
 def test_only_splash_needs_rows_that_divide_over_devices(body, prefix, refused):
-    """A model of its own over four devices: rows that do not divide stand on each of them, but not for a kernel."""
+    """One model on four devices: rows that do not divide are worked through by each device, which splash cannot do."""
     grid = jax.sharding.AbstractMesh((1, 4, 1), ("adapter", "fsdp", "tensor"))
-    found = "xla" if prefix else body  # rows with shared ids never go to the kernel
+    # Rows with shared ids never go to the kernel.
+    used_body = "xla" if prefix else body
     for rows in (4, 8):
-        population.check_rows("small, E", rows, 1, grid, found)
+        population.check_rows("small, E", rows, 1, grid, used_body)
     if not refused:
-        population.check_rows("small, E", 6, 2, grid, found)
+        population.check_rows("small, E", 6, 2, grid, used_body)
         return
     with pytest.raises(Refusal, match=r"small, E: batch_rows=6 .* 4 devices .* multiple of 8") as caught:
-        population.check_rows("small, E", 6, 2, grid, found)
+        population.check_rows("small, E", 6, 2, grid, used_body)
     assert caught.value.code == 2
 
 
-def test_the_form_with_shared_ids_is_what_is_compiled(monkeypatch):
-    asked = []
-    make = population.make_step
-    monkeypatch.setattr(population, "make_step", lambda spec: asked.append(spec) or make(spec))
-    monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # which could not be compiled here
-    program = small(prefix=3, max_own=5, parts=2)
+def test_the_step_with_a_shared_prefix_is_the_one_compiled(monkeypatch):
+    specs = []
+    make_step = population.make_step
+    monkeypatch.setattr(population, "make_step", lambda spec: specs.append(spec) or make_step(spec))
+    monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # Which this machine could not compile.
+    program = small_program(prefix=PrefixSize(3, 5), parts=2)
     program.lower()
-    (spec,) = asked
+    (spec,) = specs
     assert (spec.remat, spec.micro_batches, spec.prefix, spec.max_own) == (True, 2, 3, 5)
     assert program.attention == "xla"
 
 
-def test_a_program_is_compiled_once_and_another_one_anew(monkeypatch):
-    counted = []
-    compile_it = plan_lib._compile
-    monkeypatch.setattr(plan_lib, "_compile", lambda *parts: counted.append(1) or compile_it(*parts))
+def test_the_same_program_is_compiled_once_and_another_one_again(monkeypatch):
+    calls = []
+    compile_lowered = programs._compile
+    monkeypatch.setattr(programs, "_compile", lambda *arguments: calls.append(1) or compile_lowered(*arguments))
 
-    def added(size):
+    def program_of(size):
         shape = jax.ShapeDtypeStruct((size,), np.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
         lower = lambda: jax.jit(lambda x: x + os.getpid()).lower(shape)  # noqa: E731
-        return dataclasses.replace(small(), arguments=(shape,), lower=lower)
+        return dataclasses.replace(small_program(), arguments=(shape,), lower=lower)
 
-    first = compiled(added(10))
+    first = compile_program(program_of(10))
     assert first["arguments"] == first["shards"] == 40
-    assert compiled(added(10)) == first and len(counted) == 1
-    assert compiled(added(12))["arguments"] == 48 and len(counted) == 2
+    assert compile_program(program_of(10)) == first and len(calls) == 1
+    assert compile_program(program_of(12))["arguments"] == 48 and len(calls) == 2
 
 
 @pytest.mark.parametrize(
-    ("said", "total"),
+    ("message", "total"),
     [
         ("the total memory required for HLO temporaries (48.50G) exceeds available HBM (15.75G).", int(48.5 * 2**30)),
         ("Used 15.90G of 15.75G hbm. Exceeded hbm capacity by 153.60M.", int(15.9 * 2**30)),
         ("something else", None),
     ],
 )
-def test_a_program_that_the_compiler_finds_too_large_has_its_figures(said, total):
+def test_a_program_that_the_compiler_finds_too_large_has_the_figures_of_its_message(message, total):
     class Lowered:
         def as_text(self):
-            return f"{said} {os.getpid()}"
+            return f"{message} {os.getpid()}"
 
         def compile(self):
-            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {said}")
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: Ran out of memory: {message}")
 
-    program = dataclasses.replace(small(), lower=Lowered, beside=(jax.device_put(np.zeros(10, np.float32)),))
+    program = dataclasses.replace(small_program(), lower=Lowered, resident=(jax.device_put(np.zeros(10, np.float32)),))
     if total is None:
         with pytest.raises(jax.errors.JaxRuntimeError):
-            compiled(program)
+            compile_program(program)
         return
-    found = compiled(program)
-    total += found["arguments"] if "temporaries" in said else 0
-    assert found["total"] == total + 40 and found["room"] == 15.75 * 2**30 and found["collectives"] is None
-    assert found["temporary"] == total - found["arguments"] and found["arguments"] == found["shards"] > 0
-    assert found["beside"] == 40
+    figures = compile_program(program)
+    total += figures["arguments"] if "temporaries" in message else 0
+    assert figures["total"] == total + 40 and figures["room"] == 15.75 * 2**30 and figures["collectives"] is None
+    assert figures["temporary"] == total - figures["arguments"] and figures["arguments"] == figures["shards"] > 0
+    assert figures["beside"] == 40
 
 
 def test_missing_bytes_are_named():
-    with pytest.raises(Refusal, match="small does not fit: 7 bytes a chip are missing") as caught:
+    with pytest.raises(Refusal, match="small does not fit: 7 bytes per chip are missing") as caught:
         check_fits("small", 1_007, 1_000, "less")
     assert caught.value.code == 3
     check_fits("small", 1_000, 1_000, "less")
@@ -291,7 +294,8 @@ def test_missing_bytes_are_named():
 
 _PROGRAMS = """
 import json, sys, jax
-from mossa_jax.planning import programs as plan
+from mossa_jax.planning import programs
+from mossa_jax.planning.sizes import AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.config import Mesh
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.llama.architecture import architecture_from_config
@@ -302,24 +306,20 @@ from mossa_jax.devices.memory import bytes_on_device
 sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
 arch = architecture_from_config(PUBLISHED["llama2-7b"] | sizes | dict(vocab_size=256), "small")
 hardware = Hardware("here", 8, 2**34, 1e12, 1e11, 1e10, 0, 8, tuple(jax.devices()))
-about = dict(dtype="float32", rank=4, targets=("q_proj", "v_proj"))
-pairs = ((0, 2), (1, 2), (0, 1))
-models = plan.grid_for(hardware, Mesh(2, 2, 2), arch, "small")
-alone = plan.grid_for(hardware, Mesh(2, 2, 2), arch, "small", adapters=False)
-rows = dict(rows=4, row_length=32)
-programs = {
-    "controls": lambda: plan.tuning_program(arch, models, slots=4, answers=8, remat=True, **rows, **about),
-    "E": lambda: plan.tuning_program(
-        arch, alone, slots=1, answers=8, remat=False, prefix=4, max_own=28, **rows, **about),
-    "scores": lambda: plan.score_program(arch, alone, models=3, rows=8, width=32, new_tokens=4, **about),
-    "states": lambda: plan.states_program(arch, alone, models=3, prompts=128, prefix=32, **rows, **about),
-    "moments": lambda: plan.states_program(
-        arch, alone, models=3, prompts=128, pool="all", pairs=pairs, **rows, **about),
-    "similarity": lambda: plan.similarity_program(
-        arch, alone, dtype="float32", models=3, prompts=128, pairs=pairs, permutations=2),
+grid = lambda adapters: programs.grid_for(hardware, Mesh(2, 2, 2), arch, "small", adapters)
+population, alone = Base(arch, "float32", grid(True)), Base(arch, "float32", grid(False))
+adapters = lambda models: AdapterSize(models, 4, ("q_proj", "v_proj"))
+batch, pairs = BatchSize(4, 32), ((0, 2), (1, 2), (0, 1))
+builders = {
+    "controls": lambda: programs.tuning_program(population, adapters(4), batch, 8, remat=True),
+    "E": lambda: programs.tuning_program(alone, adapters(1), batch, 8, remat=False, prefix=PrefixSize(4, 28)),
+    "scores": lambda: programs.score_program(alone, adapters(3), BatchSize(8, 32), 4),
+    "states": lambda: programs.states_program(alone, adapters(3), batch, 128, prefix=PrefixSize(32)),
+    "moments": lambda: programs.states_program(alone, adapters(3), batch, 128, pool="all", pairs=pairs),
+    "similarity": lambda: programs.similarity_program(alone, 3, 128, pairs, 2),
 }
-base = bytes_on_device(abstract_base(arch, alone, "float32"))
-print(json.dumps({name: plan.compiled(programs[name]()) | {"base": base} for name in sys.argv[1:]}))
+base = bytes_on_device(abstract_base(arch, alone.grid, "float32"))
+print(json.dumps({name: programs.compile_program(builders[name]()) | {"base": base} for name in sys.argv[1:]}))
 """
 
 
@@ -329,16 +329,17 @@ print(json.dumps({name: plan.compiled(programs[name]()) | {"base": base} for nam
     ids=" ".join,
 )
 def test_arguments_are_the_sum_of_their_shards_within_one_percent(root, names):
-    """What shapes and shardings say of a program's arguments on 2 x 2 x 2 devices, against what its compiler says."""
+    """Compares the bytes of a program's shapes and shardings on 2 x 2 x 2 devices with its compiler's figure."""
     done = subprocess.run([sys.executable, "-c", _PROGRAMS, *names], env=cpu(root, 8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    # The head is read by no pass of a comparison, the base by no similarity; both are there meanwhile.
+    # The forward pass of a comparison does not read the head, and the similarities do not read the base. Both stay on
+    # the devices meanwhile.
     head, sums = 256 * 64 * 4 // 8, 3 * 4 * 64 * 4
     beside = {"states": head + sums, "moments": head}
-    for name, found in json.loads(done.stdout).items():
-        assert found["shards"] == pytest.approx(found["arguments"], rel=0.01), name
-        assert found["beside"] == (found["base"] if name == "similarity" else beside.get(name, 0)), name
-        assert found["total"] >= found["arguments"] + found["temporary"] + found["beside"], name
+    for name, figures in json.loads(done.stdout).items():
+        assert figures["shards"] == pytest.approx(figures["arguments"], rel=0.01), name
+        assert figures["beside"] == (figures["base"] if name == "similarity" else beside.get(name, 0)), name
+        assert figures["total"] >= figures["arguments"] + figures["temporary"] + figures["beside"], name
         if name == "controls":
-            moved = {(part["kind"], part["axes"]) for part in found["collectives"]}
-            assert {("all-gather", "fsdp"), ("all-reduce", "tensor")} <= moved
+            transfers = {(transfer["kind"], transfer["axes"]) for transfer in figures["collectives"]}
+            assert {("all-gather", "fsdp"), ("all-reduce", "tensor")} <= transfers

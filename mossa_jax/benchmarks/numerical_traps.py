@@ -1,16 +1,20 @@
-"""Part `traps`: what each tool answers where CKA in floating point goes wrong."""
+"""Part `traps`: the answers of each tool to states for which CKA in floating point goes wrong.
+
+Shape letters: n rows, D width of the states.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import EllipsisType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from mossa_jax.benchmarks import machine
-from mossa_jax.benchmarks.baselines import BOTH_COLUMNS, DIAGONAL, MATRIX, Tool
+from mossa_jax.benchmarks import measuring
+from mossa_jax.benchmarks.cka_tools import BOTH_COLUMNS, DIAGONAL, MATRIX, Tool
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity import reference
 from mossa_jax.similarity.estimators import UndefinedSimilarity
@@ -19,23 +23,25 @@ THRESHOLD = 1e-5
 N, D = 512, 128
 OFFSETS = (0, 1, 3, 10, 30, 100, 1000)
 VERDICTS = {
-    "P": "pass: within 1e-5 of float64, or said to be undefined where it is",
-    "W": "wrong, silently",
-    "U": "NaN, or declared undefined, where there is a value",
+    "P": "passed: within 1e-5 of float64, or reported as undefined if it is",
+    "W": "wrong, without a warning",
+    "U": "NaN or reported as undefined, although a value exists",
     "R": "refused: ValueError or a refusal in words",
-    "C": "crash: any other exception",
+    "C": "crashed: any other exception",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Trap:
-    """Two states [n, D] and the pair [m, D] whose float64 value is the truth (rows that count, as they were meant).
+    """Two states as a tool gets them, and the two states whose CKA in float64 is the truth.
 
     Attributes:
       name: in the table.
-      x, y: as a tool gets them.
-      true_x, true_y: of the truth; None where no CKA exists.
-      undefined: estimators that have no value here.
+      x: [n, D], the first state.
+      y: [n, D'], the second state.
+      true_x: [m, D], the rows of `x` that count, in the intended order.
+      true_y: [m, D'], likewise of `y`.
+      undefined: estimators that have no value for these states.
     """
 
     name: str
@@ -47,20 +53,26 @@ class Trap:
 
 
 def _pair(rng: np.random.Generator, n: int = N, d: int = D) -> tuple[np.ndarray, np.ndarray]:
-    """Two states that share half of their factors."""
+    """Returns two states [n, D] that share half of their factors."""
     shared = rng.standard_normal((n, d // 2))
     x, y = (shared @ rng.standard_normal((d // 2, d)) / np.sqrt(d) + rng.standard_normal((n, d)) for _ in range(2))
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def traps(seed: int = 0) -> list[Trap]:
-    """All of them, drawn from `seed`."""
+def draw_traps(seed: int = 0) -> list[Trap]:
+    """Returns all traps, drawn from `seed`."""
     rng = np.random.default_rng(seed)
     x, y = _pair(rng)
-    found = []
+    traps: list[Trap] = []
 
-    def add(name: str, a: np.ndarray, b: np.ndarray, rows=slice(None), undefined: tuple[str, ...] = ()) -> None:
-        found.append(Trap(name, a, b, a[rows], b[rows], undefined))
+    def add(
+        name: str,
+        a: np.ndarray,
+        b: np.ndarray,
+        rows: np.ndarray | EllipsisType = ...,
+        undefined: tuple[str, ...] = (),
+    ) -> None:
+        traps.append(Trap(name, a, b, a[rows], b[rows], undefined))
 
     direction = rng.standard_normal((2, D)).astype(np.float32)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -85,28 +97,32 @@ def traps(seed: int = 0) -> list[Trap]:
     holed[0][3, 0], holed[1][100, 5] = np.nan, np.nan
     add("a NaN row on either side", *holed, rows=np.setdiff1d(np.arange(N), [3, 100]))
     order = rng.permutation(N)
-    found.append(Trap("rows permuted alike", x[order], y[order], x, y))
+    traps.append(Trap("rows permuted alike", x[order], y[order], x, y))
     add("rows of one side permuted", x, y[order])
     # The corners of a simplex: every distance is the same, and the U-centred Gram matrix vanishes.
     add("rows equally far apart", np.eye(64, dtype=np.float32), _pair(rng, 64, 64)[1], undefined=("debiased",))
-    return found
+    return traps
 
 
 def judge(run: Callable[[], np.ndarray], truth: float | None) -> tuple[str, float | None]:
-    """The verdict's letter and, where there is a number, its error (None where there should be none).
+    """Judges the answer of a tool.
 
     Args:
-      run: gives the value.
-      truth: float64 value; None where it is undefined.
+      run: returns the tool's value.
+      truth: the value in float64; None if it is undefined.
+
+    Returns:
+      The letter of the verdict (`VERDICTS`), and the error of the value; None if the tool or the truth has no value.
     """
     try:
-        with machine.quiet(), np.errstate(all="ignore"):
+        with measuring.quiet(), np.errstate(all="ignore"):
             value = float(np.ravel(run())[0])
     except UndefinedSimilarity:
         value = np.nan
     except (ValueError, Refusal):
         return ("P" if truth is None else "R"), None
-    except Exception:  # whatever a foreign tool raises is its result
+    except Exception:
+        # A tool that fails is a result, too.
         return ("P" if truth is None else "C"), None
     if truth is None:
         return ("P" if np.isnan(value) else "W"), None
@@ -116,28 +132,35 @@ def judge(run: Callable[[], np.ndarray], truth: float | None) -> tuple[str, floa
     return ("P" if error <= THRESHOLD else "W"), error
 
 
-def contestants() -> tuple[Tool, ...]:
-    """Whoever computes matching layers or a matrix, ours first."""
+def all_tools() -> tuple[Tool, ...]:
+    """Returns the tools that compare matching layers or all layers, ours first."""
     return (*DIAGONAL[:3], *BOTH_COLUMNS, MATRIX[0], *DIAGONAL[3:], *MATRIX[1:])
 
 
 def measure(seed: int = 0, tools: tuple[Tool, ...] | None = None) -> dict[str, Any]:
-    """Every tool over every trap; tools that average over batches get all rows as one batch, which is exact.
+    """Runs each tool on each trap.
+
+    Tools that average over batches get all rows as one batch, so that their value is exact.
+
+    Args:
+      seed: of the traps.
+      tools: to run; None takes all of them.
 
     Returns:
-      A JSON-ready record: names of traps, and per tool its verdicts (a letter each) and errors, or why it is absent.
+      A JSON-ready record: the names of the traps, and for each tool its verdicts (one letter per trap) and errors, or
+      why it is absent.
     """
-    drawn = traps(seed)
+    traps = draw_traps(seed)
     rows = []
-    for tool in contestants() if tools is None else tools:
-        row = {"name": tool.name, "estimator": tool.estimator, "absent": tool.absent()}
+    for tool in all_tools() if tools is None else tools:
+        row: dict[str, Any] = {"name": tool.name, "estimator": tool.estimator, "absent": tool.reason_absent()}
         rows.append(row)
         if row["absent"]:
             continue
-        judged = [judge(_call(tool, trap), _truth(trap, tool.estimator)) for trap in drawn]
-        row["verdicts"] = "".join(letter for letter, _ in judged)
-        row["errors"] = [None if error is None else machine.or_none(error) for _, error in judged]
-    return {"threshold": THRESHOLD, "seed": seed, "traps": [trap.name for trap in drawn], "rows": rows}
+        verdicts = [judge(_call(tool, trap), _truth(trap, tool.estimator)) for trap in traps]
+        row["verdicts"] = "".join(letter for letter, _ in verdicts)
+        row["errors"] = [None if error is None else measuring.finite_or_none(error) for _, error in verdicts]
+    return {"threshold": THRESHOLD, "seed": seed, "traps": [trap.name for trap in traps], "rows": rows}
 
 
 def _call(tool: Tool, trap: Trap) -> Callable[[], np.ndarray]:
@@ -156,7 +179,7 @@ def _truth(trap: Trap, estimator: str) -> float | None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """A line a trap, a column a tool."""
+    """Returns the record as a plain text table: one line per trap, one column per tool."""
     present = [row for row in record["rows"] if not row["absent"]]
     lines = [f"Traps, threshold {record['threshold']:g}"]
     lines += [f"  {number:2} {row['name']} ({row['estimator']})" for number, row in enumerate(present, 1)]

@@ -1,4 +1,7 @@
-"""The contestants over states that are ready: ours, what is written out in `plain`, and whoever is installed."""
+"""The tools that compute CKA of states in memory: ours, the procedures of `plain_cka`, and other packages.
+
+Shape letters: L layers, n rows, D width of the states.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,47 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mossa_jax.benchmarks import plain
-from mossa_jax.benchmarks.machine import quiet, torch_device
+from mossa_jax.benchmarks import plain_cka
+from mossa_jax.benchmarks.machine import torch_device
+from mossa_jax.benchmarks.measuring import failure, quiet
 from mossa_jax.similarity import cka, compare_states
 from mossa_jax.similarity.matrix import cka_matrix
 
+if TYPE_CHECKING:
+    import torch
+
 Run = Callable[[], np.ndarray]
+Prepare = Callable[[np.ndarray, int], Run]
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One contestant.
+    """A tool that computes CKA.
 
     Attributes:
-      name: in tables.
+      name: in tables and records.
       estimator: whose float64 value its error is measured against.
-      prepare: states [2, L, n, D] and a batch size -> a call that gives [L] values (matching layers) or [L, L] (all
-        layers of the first model against all of the second).
-      package: distribution that must be installed; "" for our own.
-      source: what `pip install` needs, if it is not the package's name.
-      exact: False for an average over batches, which is an estimate.
+      prepare: (states [2, L, n, D], batch size) -> a call that returns [L] values (matching layers) or [L, L] values
+        (all layers of the first model against all layers of the second).
+      package: distribution that must be installed; "" if it needs none.
+      source: argument of `pip install`, if it is not `package`.
+      exact: False if it averages over batches, which is an estimate.
     """
 
     name: str
     estimator: str
-    prepare: Callable[[np.ndarray, int], Run]
+    prepare: Prepare
     package: str = ""
     source: str = ""
     exact: bool = True
 
-    def absent(self) -> str:
-        """Why it cannot be run here, or ""."""
+    def reason_absent(self) -> str:
+        """Returns why the tool cannot run here, or ""."""
         if not self.package:
             return ""
         try:
@@ -53,14 +62,14 @@ class Tool:
         try:
             with quiet():
                 self.prepare(np.zeros((2, 1, 4, 1), np.float32), 4)
-        except Exception as error:  # whatever a foreign package does while it is imported
-            lines = str(error).splitlines()
-            return f"does not start here ({type(error).__name__}: {lines[0] if lines else ''})"
+        except Exception as error:
+            # A package may fail in any way while it is imported.
+            return f"does not start here ({failure(error)})"
         return ""
 
 
-def _tensor(array: np.ndarray):
-    """The same numbers in torch; NumPy's bfloat16 is not torch's."""
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Returns the same numbers in torch, which does not know NumPy's bfloat16."""
     import torch
 
     array = np.ascontiguousarray(array)
@@ -69,14 +78,14 @@ def _tensor(array: np.ndarray):
     return torch.from_numpy(array).to(torch_device())
 
 
-def _each_torch(function: Callable) -> Callable[[np.ndarray, int], Run]:
-    """Matching layers by a function of two tensors that gives one value."""
+def _each_torch(load: Callable[[], Callable[[Any, Any], Any]]) -> Prepare:
+    """Compares matching layers by a function of two tensors, which `load` imports and returns."""
 
     def prepare(states: np.ndarray, batch: int) -> Run:
         import torch
 
         del batch
-        compute = function()
+        compute = load()
         a, b = _tensor(states[0]), _tensor(states[1])
 
         def run() -> np.ndarray:
@@ -88,7 +97,9 @@ def _each_torch(function: Callable) -> Callable[[np.ndarray, int], Run]:
     return prepare
 
 
-def _each_numpy(function: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, int], Run]:
+def _each_numpy(function: Callable[[np.ndarray, np.ndarray], float]) -> Prepare:
+    """Compares matching layers by a function of two arrays."""
+
     def prepare(states: np.ndarray, batch: int) -> Run:
         del batch
         return lambda: np.array([function(x, y) for x, y in zip(*states, strict=True)])
@@ -96,7 +107,7 @@ def _each_numpy(function: Callable[[np.ndarray, np.ndarray], float]) -> Callable
     return prepare
 
 
-def _ours_each(estimator: str) -> Callable[[np.ndarray, int], Run]:
+def _ours_each(estimator: str) -> Prepare:
     def prepare(states: np.ndarray, batch: int) -> Run:
         del batch
         layers = [[jnp.asarray(layer) for layer in model] for model in states]
@@ -105,7 +116,7 @@ def _ours_each(estimator: str) -> Callable[[np.ndarray, int], Run]:
     return prepare
 
 
-def _ours_together(column: int) -> Callable[[np.ndarray, int], Run]:
+def _ours_together(column: int) -> Prepare:
     def prepare(states: np.ndarray, batch: int) -> Run:
         del batch
         placed, valid = jnp.asarray(states), np.ones(states.shape[2], bool)
@@ -114,7 +125,7 @@ def _ours_together(column: int) -> Callable[[np.ndarray, int], Run]:
     return prepare
 
 
-def _ours_matrix(field: str) -> Callable[[np.ndarray, int], Run]:
+def _ours_matrix(field: str) -> Prepare:
     def prepare(states: np.ndarray, batch: int) -> Run:
         del batch
         placed, valid, layers = jnp.asarray(states), np.ones(states.shape[2], bool), states.shape[1]
@@ -123,13 +134,17 @@ def _ours_matrix(field: str) -> Callable[[np.ndarray, int], Run]:
     return prepare
 
 
-def _room(package: str, room: str) -> ModuleType:
-    """A part of an installed package without the package's own start, which may want what CKA does not need."""
+def _import_alone(package: str, submodule: str) -> ModuleType:
+    """Imports a submodule without its package, whose own import may need more than CKA does."""
     parent = importlib.util.find_spec(package)
-    folder = Path(parent.submodule_search_locations[0], *room.split("."))
-    name = f"_{package}_{room.replace('.', '_')}"
+    if parent is None or not parent.submodule_search_locations:
+        raise ImportError(f"{package} is not an installed package")
+    folder = Path(parent.submodule_search_locations[0], *submodule.split("."))
+    name = f"_{package}_{submodule.replace('.', '_')}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{package} has no {submodule}")
         sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
@@ -139,19 +154,19 @@ def _room(package: str, room: str) -> ModuleType:
     return sys.modules[name]
 
 
-def _anatome() -> Callable:
+def _anatome() -> Callable[[Any, Any], Any]:
     from anatome.distance import linear_cka_distance
 
     return lambda x, y: 1 - linear_cka_distance(x, y, reduce_bias=False)
 
 
-def _ckatorch() -> Callable:
+def _ckatorch() -> Callable[[Any, Any], Any]:
     from ckatorch.core import cka_base
 
     return cka_base
 
 
-def _tdhook() -> Callable:
+def _tdhook() -> Callable[[Any, Any], Any]:
     from tdhook.latent.representation_similarity.cka import CkaEstimator
     from tensordict import TensorDict
 
@@ -159,17 +174,17 @@ def _tdhook() -> Callable:
     return lambda x, y: estimator(TensorDict({"data_a": x, "data_b": y}, batch_size=[]))["cka"]
 
 
-def _thingsvision(unbiased: bool) -> Callable[[], Callable]:
-    def make() -> Callable:
-        get_cka = _room("thingsvision", "core.cka").get_cka
+def _thingsvision(unbiased: bool) -> Callable[[], Callable[[Any, Any], Any]]:
+    def load() -> Callable[[Any, Any], Any]:
+        get_cka = _import_alone("thingsvision", "core.cka").get_cka
         device = torch_device()
         return lambda x, y: get_cka("torch", m=len(x), unbiased=unbiased, device=device).compare(x, y)
 
-    return make
+    return load
 
 
 def _netrep(x: np.ndarray, y: np.ndarray) -> float:
-    """Its `LinearCKA` is an angle."""
+    """Returns the cosine of netrep's `LinearCKA`, which is an angle."""
     from netrep.metrics.cka import LinearCKA
 
     return float(np.cos(LinearCKA().score(x, y)))
@@ -181,10 +196,10 @@ def _netrep_each(states: np.ndarray, batch: int) -> Run:
     return _each_numpy(_netrep)(states, batch)
 
 
-def _plain_torch() -> Callable:
+def _plain_torch() -> Callable[[Any, Any], Any]:
     import torch  # noqa: F401
 
-    return plain.torch_features
+    return plain_cka.torch_features
 
 
 def _torch_matrix(states: np.ndarray, batch: int) -> Run:
@@ -195,7 +210,7 @@ def _torch_matrix(states: np.ndarray, batch: int) -> Run:
 
     def run() -> np.ndarray:
         with torch.inference_mode():
-            return plain.torch_matrix(a, b).cpu().numpy()
+            return plain_cka.torch_matrix(a, b).cpu().numpy()
 
     return run
 
@@ -214,8 +229,12 @@ def _pytorch_cka_features(states: np.ndarray, batch: int) -> Run:
     return run
 
 
-def _replay(states: np.ndarray, batch: int):
-    """Two modules that hand on ready states through layers which hooks can be put on, and the loader of both."""
+def _replay(states: np.ndarray, batch: int) -> tuple[Callable[[], tuple[Any, Any]], Any, list[str]]:
+    """Presents states in memory to tools that place hooks on the layers of two models.
+
+    Returns:
+      A call that makes two modules, whose layers pass on the states; the loader of both; and the layers' names.
+    """
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -223,12 +242,12 @@ def _replay(states: np.ndarray, batch: int):
     layers = states.shape[1]
 
     class Replay(torch.nn.Module):
-        def __init__(self, side: int):
+        def __init__(self, side: int) -> None:
             super().__init__()
             self.side = side
             self.taps = torch.nn.ModuleList([torch.nn.Identity() for _ in range(layers)])
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> None:
             for index, tap in enumerate(self.taps):
                 tap(x[:, self.side, index])
 
@@ -277,8 +296,8 @@ DIAGONAL = (
     Tool("mossa_jax cka, biased", "biased", _ours_each("biased")),
     Tool("mossa_jax compare_states, both + intervals", "debiased", _ours_together(1)),
     Tool("float32 torch, features (by hand)", "biased", _each_torch(_plain_torch), "torch"),
-    Tool("float64 NumPy, features (the paper's way)", "biased", _each_numpy(plain.feature_float64)),
-    Tool("float32 NumPy, Gram (the common recipe)", "biased", _each_numpy(plain.gram_float32)),
+    Tool("float64 NumPy, features (the paper's way)", "biased", _each_numpy(plain_cka.feature_float64)),
+    Tool("float32 NumPy, Gram (the common recipe)", "biased", _each_numpy(plain_cka.gram_float32)),
     Tool("anatome", "biased", _each_torch(_anatome), "anatome", "git+https://github.com/moskomule/anatome"),
     Tool("tdhook", "biased", _each_torch(_tdhook), "tdhook"),
     Tool("netrep, cosine of its angle", "biased", _netrep_each, "netrep", "git+https://github.com/ahwillia/netrep"),
@@ -286,7 +305,7 @@ DIAGONAL = (
     Tool("thingsvision, biased", "biased", _each_torch(_thingsvision(False)), "thingsvision"),
     Tool("thingsvision, unbiased", "debiased", _each_torch(_thingsvision(True)), "thingsvision"),
 )
-"""Matching layers. The first one is the base of the ratios."""
+"""Tools that compare matching layers. The first one is the baseline of the ratios."""
 
 MATRIX = (
     Tool("mossa_jax cka_matrix, both", "debiased", _ours_matrix("debiased")),
@@ -296,7 +315,7 @@ MATRIX = (
     Tool("torch_cka, batches", "debiased", _torch_cka, "torch-cka", exact=False),
     Tool("cka-pytorch, batches, 1 epoch", "debiased", _cka_pytorch, "cka-pytorch", exact=False),
 )
-"""Every layer of one model against every layer of the other."""
+"""Tools that compare each layer of one model with each layer of the other. The first one is the baseline."""
 
 BOTH_COLUMNS = (Tool("mossa_jax compare_states, biased", "biased", _ours_together(0)),)
-"""What `compare_states` gives beside its debiased column: the traps look at each."""
+"""The other column of `compare_states`, beside its debiased one; `numerical_traps` looks at both."""

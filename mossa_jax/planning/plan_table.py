@@ -1,0 +1,105 @@
+"""A plan as a table for the terminal: one line per stage, and below it what the figures rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_COLUMNS = (
+    "stage", "mesh", "models", "batch", "base", "arguments", "temporary", "total", "free", "FLOPs a run", "GB received",
+    "s a run", "runs", "hours", "chip-hours",
+)  # fmt: skip
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """Returns the plan of `forecast.plan_run` as lines for a terminal, its table in Markdown."""
+    rows = plan["rows"]
+    room = min((row["room"] for row in rows), default=0)
+    source = "compiled" if all(row["compiled"] for row in rows) else "BY FORMULA, not compiled"
+    lines = [
+        f"{plan['config']} ({plan['model']}) on {plan['topology']}: "
+        f"{plan['chips']} chips of {_gib(room)} GiB, {source}",
+        "",
+        *_align([_COLUMNS, *map(_cells, rows), _sum_cells(plan)]),
+        "",
+        "Mesh: adapter x fsdp x tensor. Memory in GiB per chip; the total includes outputs, code and what else is on",
+        "the chip. GB received: by one chip from others in one run of the program. "
+        f"Times: products at {plan['use']:g} of the peak, or transfers if they take longer (*).",
+        _assumptions(plan["work"]),
+        *map(_details, rows),
+    ]
+    if plan["price"]:
+        lines.append(f"money: {plan['price']:,.2f}")
+    return "\n".join([*lines, ""])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    transfers_mark = "*" if row["transfer_seconds"] > row["products_seconds"] else ""
+    free = row["room"] - row["total"]
+    return (
+        row["stage"],
+        " x ".join(str(size) for size in row["mesh"].values()),
+        str(row["models"]),
+        f"{row['rows']} x {row['row_length']}" + (f" / {row['parts']}" if row["parts"] > 1 else ""),
+        _gib(row["base"]),
+        _gib(row["arguments"]),
+        _gib(row["temporary"]),
+        _gib(row["total"]),
+        _gib(free) if row["fits"] else f"MISSING {_gib(-free)}",
+        f"{row['flops']:.2e}",
+        f"{row['received'] / 1e9:.1f}",
+        f"{row['seconds']:.2f}{transfers_mark}",
+        f"{row['runs']:,.0f}",
+        f"{row['hours']:.2f}",
+        f"{row['chip_hours']:.1f}",
+    )
+
+
+def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:
+    cells = dict.fromkeys(_COLUMNS, "") | {
+        "stage": "together",
+        "FLOPs a run": f"{plan['operations']:.2e}",
+        "hours": f"{plan['hours']:.2f}",
+        "chip-hours": f"{plan['chip_hours']:.1f}",
+    }
+    return tuple(cells.values())
+
+
+def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns rows of cells as lines of a Markdown table, the first one as its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    head, *body = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body]
+
+
+def _assumptions(work: dict[str, Any]) -> str:
+    template = f", and {work['head']} of its template" if work["head"] else ""
+    return (
+        f"{len(work['controls'])} controls on {sum(work['controls']):,} examples in all, E on {work['mixture']:,}; "
+        f"{work['tasks']} tasks, at most {work['prompts']:,} test prompts each. "
+        f"Assumed: {work['ids']:g} ids per example{template}; prompts as long as examples."
+    )
+
+
+def _details(row: dict[str, Any]) -> str:
+    """Returns a stage's facts that have no column."""
+    facts = [f"attention {row['attention']}"] if row["attention"] else []
+    if row["stage"] in ("E", "controls"):
+        facts += [f"recomputation {'on' if row['remat'] else 'off'}", f"{100 * row['used']:.0f} % of the work counts"]
+    if row["compile_seconds"]:
+        facts.append(f"compiled in {row['compile_seconds']:g} s")
+    if row["collectives"] is None:
+        facts.append("transfers by formula")
+    else:
+        facts += [
+            f"{transfer['kind']} over {transfer['axes']} {transfer['count']} times, {transfer['bytes'] / 1e9:.2f} GB"
+            for transfer in row["collectives"]
+            if transfer["bytes"] >= 0.01 * row["received"]
+        ]
+    return f"{row['stage']}: {'; '.join(facts)}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"
