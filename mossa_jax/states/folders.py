@@ -13,14 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 
 IDS = "ids"
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16}
 _UNREADABLE = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".npz", ".ckpt")
 
@@ -124,28 +122,27 @@ def _layers_of(path: Path, alone: bool, ids: dict[str, tuple[str, ...]]) -> dict
     if path.suffix == ".npy":
         array = _load_npy(path)
         return {path.stem: (lambda: _load_npy(path), array.shape, array.dtype.name)}
-    header, start = _safetensors_header(path)
+    tensors = read_header(path)
 
-    def reader(entry: dict, kinds: dict) -> Callable[[], np.ndarray]:
-        shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
-        if 0 in shape:
-            return lambda: np.zeros(shape, kinds[entry["dtype"]])
-        return lambda: np.memmap(path, kinds[entry["dtype"]], "r", offset, shape)
+    def reader(tensor: StoredTensor, types: dict) -> Callable[[], np.ndarray]:
+        if 0 in tensor.shape:
+            return lambda: np.zeros(tensor.shape, types[tensor.dtype])
+        return lambda: np.memmap(path, types[tensor.dtype], "r", tensor.offset, tensor.shape)
 
-    if IDS in header:
-        entry = header.pop(IDS)
-        if entry["dtype"] not in _INTEGERS or len(entry["shape"]) != 1:
+    if IDS in tensors:
+        tensor = tensors.pop(IDS)
+        if tensor.dtype not in _INTEGERS or len(tensor.shape) != 1:
             raise Refusal(
-                BAD_INPUT, f"{path}: tensor 'ids' is {entry['dtype']}{entry['shape']}; give whole numbers [n]"
+                BAD_INPUT, f"{path}: tensor 'ids' is {tensor.dtype}{list(tensor.shape)}; give whole numbers [n]"
             )
-        ids[f"{path}:{IDS}"] = tuple(str(int(number)) for number in reader(entry, _INTEGERS)())
-    single = len(header) == 1 and not alone
+        ids[f"{path}:{IDS}"] = tuple(str(int(number)) for number in reader(tensor, _INTEGERS)())
+    single = len(tensors) == 1 and not alone
     return {
         path.stem if single else name: (
-            reader(entry, _TYPES) if entry["dtype"] in _TYPES else None, tuple(entry["shape"]),
-            np.dtype(_TYPES[entry["dtype"]]).name if entry["dtype"] in _TYPES else entry["dtype"],
+            reader(tensor, FLOATS) if tensor.dtype in FLOATS else None, tensor.shape,
+            np.dtype(FLOATS[tensor.dtype]).name if tensor.dtype in FLOATS else tensor.dtype,
         )
-        for name, entry in header.items()
+        for name, tensor in tensors.items()
     }  # fmt: skip
 
 
@@ -161,21 +158,8 @@ def _load_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _safetensors_header(path: Path) -> tuple[dict, int]:
-    try:
-        with safe_open(str(path), framework="numpy"):  # the library checks header and length
-            pass
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not a readable safetensors file ({error})") from None
-    header.pop("__metadata__", None)
-    return header, 8 + size
-
-
 def _common_rows(folder: str, layers: dict) -> int:
-    allowed = [np.dtype(kind).name for kind in _TYPES.values()]
+    allowed = [np.dtype(kind).name for kind in FLOATS.values()]
     first = min(layers, key=_natural)
     for name, (_, shape, kind) in layers.items():
         if kind not in allowed:
