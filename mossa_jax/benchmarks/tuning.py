@@ -34,7 +34,7 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import save_adapter
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.log import log
 from mossa_jax.tasks import load_suite
 from mossa_jax.tokens.encoded import Encoded, in_memory
@@ -222,7 +222,7 @@ class _Ours:
         prefix, max_own = (max(getattr(packed, name) for packed in part.packed) for name in ("shared", "max_own"))
         remat = work.tuning.remat == "on"
         self._step = population.make_step(arch, optimizer, model.mesh, remat, prefix=prefix, max_own=max_own)
-        self._start = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
+        self._start = population.start(adapters_lib.matrices(stacked), optimizer, model.mesh)
         place = lambda leaf, *names: mesh_lib.place(model.mesh, leaf, names)  # noqa: E731
         self._scale = {name: place(leaf, "adapter", "layers") for name, leaf in adapters_lib.scales(stacked).items()}
         self._total = place(np.full(len(starts), part.steps, np.int32), "adapter")
@@ -371,7 +371,7 @@ def _compare_on_tasks(work: Workload, folder: str, tasks: str | None, scratch: s
     does where it pays; the same behind a longer prompt that all tasks have in common."""
     examples, prefix = _task_examples(work, folder, tasks)
     behind = [[Encoded([*prefix, *one.prompt], one.answer) for one in mine] for mine in examples]
-    sharing = shareable(load_model(folder).architecture)
+    sharing = can_share_prefix(load_model(folder).architecture)
     shared_ids = lambda each: [shared_prefix(in_memory(mine)) if sharing else 0 for mine in each]  # noqa: E731
     own, count = shared_ids(examples), f"{len(examples)} tasks"
     cases = [(f"{count}, nothing shared", examples, [0] * len(examples))]

@@ -178,7 +178,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             head_dim=int(config.get("head_dim") or family.head_dim or hidden // heads),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             rope=rope,
-            positions=int(positions * rope.factor) if rope.kind == "dynamic" else positions,
+            positions=int(positions * rope.factor) if rope.rope_type == "dynamic" else positions,
             tied_head=bool(config.get("tie_word_embeddings", False)),
             bos=config.get("bos_token_id"),
             eos=tuple(map(int, eos)) if isinstance(eos, list) else () if eos is None else (int(eos),),

@@ -8,8 +8,8 @@ from math import ceil
 from mossa_jax.config import Config, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.load import base_tokenizer
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.files.base import base_tokenizer
+from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.tasks import chosen_tasks, training_rows
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
@@ -42,7 +42,7 @@ class Work:
     def shared(self, config: Config, arch: Architecture) -> int:
         """How many of `head` stand once in a packed row, for all its examples: all or none."""
         worth = self.head > WORTH * (self.head + self.ids)
-        return self.head if config.tokens.share_prefix and shareable(arch) and worth else 0
+        return self.head if config.tokens.share_prefix and can_share_prefix(arch) and worth else 0
 
     def positions(self, examples: int, row_length: int, shared: int) -> float:
         """Positions of packed rows that so many examples take."""

@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.files.load import Model, may_share
+from mossa_jax.llama.files.base import base_can_share_prefix
+from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import save_adapter
 from mossa_jax.log import log
@@ -90,7 +91,7 @@ def _tune_controls(run: Run, controls: dict[str, Task]) -> None:
 
 def _member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
     tokens = run.config.tokens
-    rows = packed(examples, tokens, may_share(run.config))
+    rows = packed(examples, tokens, base_can_share_prefix(run.config))
     counts = [len(part) for part in rows]
     batches = batches_of(counts, schedule.batch_rows, tokens.row_length, tokens.long_row_length)
     return Member(name, rows, steps_for(schedule, batches), run.seed(name))

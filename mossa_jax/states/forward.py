@@ -24,7 +24,7 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, HostAdapters, abstract_adapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.model import Llama, by_row, embed, merge, shareable, windowed_blocks
+from mossa_jax.llama.model import Llama, SharedPrefix, can_share_prefix, embed, merge, pin_rows, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tokens.packing import PromptRows, common_prefix, pack_prompts
@@ -128,8 +128,8 @@ def run_models(
 
     def block(x, lora, cache, layer, ends=None):
         windowed = None if near is None else near[layer]
-        x, _ = take(model.blocks, layer)(x, lora, table, visible, windowed, cache, None, ends)
-        return by_row(x, visible)
+        x, _ = take(model.blocks, layer)(x, lora, table, visible, windowed, past=cache, query_columns=ends)
+        return pin_rows(x, visible)
 
     def alike(carry, layer):
         x, state = carry
@@ -167,7 +167,8 @@ def lead_of(made: Pass, base, adapters: Adapters, tokens: jax.Array, count: jax.
       count: [] int32, how many of them count.
 
     Returns:
-      keys_values: two arrays [M, L, prefix, K, d]; sums: [M, L + 2, D] float32, of their states at each layer; count.
+      keys_values: a `SharedPrefix` of [M, L, prefix, K, d]; sums: [M, L + 2, D] float32, of their states at each
+        layer; count.
     """
     arch, model = made.arch, merge(made.arch, base)
     inside = jnp.arange(made.prefix) < count
@@ -179,7 +180,7 @@ def lead_of(made: Pass, base, adapters: Adapters, tokens: jax.Array, count: jax.
         def body(x, layer):
             block, lora, windowed = layer
             x, (k, v) = block(x, lora, table, visible, windowed)
-            return x, ((k[0], v[0]), total(x))
+            return x, (SharedPrefix(k[0], v[0]), total(x))
 
         last, (keys_values, sums) = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch)))
         return keys_values, jnp.concatenate([total(x)[None], sums, total(model.final_norm(last))[None]])
@@ -254,7 +255,7 @@ class Prompts:
         self.count, self.models = len(prompts), len(next(iter(jax.tree.leaves(adapters))))
         self._mesh, self._batch_rows, self._row_length = mesh, batch_rows, row_length
         # Of `all` tokens the shared ones are rows too, once a prompt.
-        shared = common_prefix(prompts) if share_prefix and pool != "all" and shareable(arch) else 0
+        shared = common_prefix(prompts) if share_prefix and pool != "all" and can_share_prefix(arch) else 0
         self._rows = pack_prompts(prompts, row_length, long_row_length, shared)
         longest = max(len(ids) for ids in prompts) - shared
         max_own = max_own_of(longest)
@@ -388,7 +389,7 @@ def abstract_prefix(made: Pass, dtype: DTypeLike, models: int) -> dict[str, Any]
     shape = (models, arch.layers, made.prefix, arch.kv_heads, arch.head_dim)
     keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
     sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
-    return {"keys_values": (keys, keys), "sums": sums, "count": mesh_lib.abstract(mesh, (), (), jnp.int32)}
+    return {"keys_values": SharedPrefix(keys, keys), "sums": sums, "count": mesh_lib.abstract(mesh, (), (), jnp.int32)}
 
 
 def abstract_kept(arch: Architecture, mesh: jax.sharding.Mesh, models: int, prompts: int) -> jax.ShapeDtypeStruct:

@@ -243,7 +243,7 @@ class _Run:
         some = next(part for part in parts if part is not None)
         blank = jax.tree.map(np.zeros_like, some)
         stacked = adapters_lib.stack(self.arch, [blank if part is None else part for part in parts])
-        return adapters_lib.trainable(stacked)
+        return adapters_lib.matrices(stacked)
 
     def _initial(self, model: int) -> Adapter:
         tuning, seed = self.tuning, (*self.members[model].seed, 1)

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Segments, exact
-from mossa_jax.llama.model import Llama, Lora, RMSNorm, head_weight, logits, run_blocks, score
+from mossa_jax.llama.attention import Segments
+from mossa_jax.llama.blockwise import product_precision
+from mossa_jax.llama.model import Llama, RMSNorm, head_logits, head_weight, logits, run_blocks
 
 _CHUNK = 1_024  # answer tokens whose logits a device holds at once
 
@@ -22,7 +24,7 @@ _CHUNK = 1_024  # answer tokens whose logits a device holds at once
 def answer_loss(
     model: Llama,
     arch: Architecture,
-    adapter: Lora,
+    adapter: DeviceAdapter,
     rows: dict[str, jax.Array],
     remat: bool,
     mesh=None,
@@ -117,7 +119,7 @@ def _loss(chunk, norm: RMSNorm, head, states, labels, size: int) -> tuple:
     """Each row's loss [B] in one chunk of columns and, when called, the gradient by their states [B, C, D]."""
     part, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
     normed, back = jax.vjp(norm, part)
-    scores = score(normed, head)
+    scores = head_logits(normed, head)
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     counted = labels[..., None] >= 0
     # By comparison, not by index: so a vocabulary that is spread over devices stays where it is.
@@ -129,7 +131,7 @@ def _loss(chunk, norm: RMSNorm, head, states, labels, size: int) -> tuple:
     def gradient():
         by_score = (jnp.where(counted, weights / sums, 0) - label).astype(part.dtype)
         by_normed = jnp.einsum(
-            "bcv,vd->bcd", by_score, head, precision=exact(part.dtype), preferred_element_type=_wide(part)
+            "bcv,vd->bcd", by_score, head, precision=product_precision(part.dtype), preferred_element_type=_wide(part)
         )
         return back(by_normed.astype(part.dtype))[0]
 

@@ -20,9 +20,9 @@ from jax.typing import DTypeLike
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.adapters import Adapters, abstract_adapters, join, place_adapters, scales
+from mossa_jax.llama.adapters import Adapters, abstract_adapters, place_adapters, scales, with_scales
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import choose
+from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.model import merge
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.tokens.packing import TrainingRows
@@ -78,7 +78,7 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> dict[str, jax.Ar
 
 def attention_body(mesh: jax.sharding.Mesh, dtype, prefix: int) -> str:
     """The body of attention that a step takes (one of `llama.attention.BODIES`), as `make_step` is called."""
-    return "xla" if prefix else choose(mesh, jnp.dtype(dtype))
+    return "xla" if prefix else choose_body(mesh, jnp.dtype(dtype))
 
 
 def check_rows(label: str, rows: int, parts: int, mesh: jax.sharding.Mesh, body: str) -> None:
@@ -158,7 +158,9 @@ def make_step(
         around = None if alone else mesh
 
         def loss(adapter):
-            return answer_loss(model, arch, join(adapter, scale), rows, remat, around, prefix=prefix, max_own=max_own)
+            return answer_loss(
+                model, arch, with_scales(adapter, scale), rows, remat, around, prefix=prefix, max_own=max_own
+            )
 
         return jax.value_and_grad(loss, has_aux=True)(adapter)
 

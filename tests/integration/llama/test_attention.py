@@ -10,7 +10,7 @@ import pytest
 from mossa_jax.devices.mesh import single_device
 from mossa_jax.errors import Refusal
 from mossa_jax.llama import attention as door
-from mossa_jax.llama.attention import Cached, Segments, attention, choose
+from mossa_jax.llama.attention import DecodingQuery, Segments, attention, choose_body
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.splash import splash
 from tests.integration.llama.test_families import rows_of
@@ -57,7 +57,7 @@ def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
     q, k, v, segments = inputs(length)
     segments[:, :prefix] = -1
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix=prefix)))
+    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=prefix)))
     for row in range(len(q)):
         for number in np.unique(segments[row]):
             own = np.flatnonzero(segments[row] == number)
@@ -72,11 +72,11 @@ def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
     q, k, v, segments = inputs(40)
     segments[:, :5] = -1
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    wanted = attention(*arrays, Segments(jnp.asarray(segments), prefix=5))
+    wanted = attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=5))
     monkeypatch.setenv("MOSSA_ATTENTION", asked)
     monkeypatch.setattr(door, "splash", None)
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix=5))
+    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix_columns=5))
     assert np.array_equal(found, wanted)
 
 
@@ -87,7 +87,7 @@ def test_decoding_sees_what_a_whole_row_sees(window):
     order = np.random.default_rng(1).permutation(40)  # slots of a cache are in no order; two are empty
     arrays = [jnp.asarray(np.pad(x[:, order], ((0, 0), (0, 2), (0, 0), (0, 0))), jnp.float32) for x in (k, v)]
     keys = jnp.asarray([[*order, -1, -1]])
-    found = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, Cached(keys, jnp.asarray([[39]])), window)
+    found = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, DecodingQuery(keys, jnp.asarray([[39]])), window)
     assert distance(found, wanted) < 1e-6
 
 
@@ -146,14 +146,14 @@ def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
         return type("Mesh", (), {"devices": devices})()
 
     narrow, wide = jnp.dtype("bfloat16"), jnp.dtype("float32")
-    assert [choose(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
-    assert [choose(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
-    assert choose(None, narrow) == "xla"
+    assert [choose_body(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
+    assert [choose_body(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
+    assert choose_body(None, narrow) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "xla")
-    assert choose(mesh("tpu"), narrow) == "xla"
+    assert choose_body(mesh("tpu"), narrow) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "flash")
     with pytest.raises(Refusal, match="flash"):
-        choose(mesh("tpu"), narrow)
+        choose_body(mesh("tpu"), narrow)
 
 
 @pytest.mark.parametrize("name", ["llama3_tied", "qwen3_biases"])
@@ -199,7 +199,7 @@ def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
     q = rng.normal(size=(2, length, 4, 8))
     k, v = rng.normal(size=(2, 2, keys.shape[1], 2, 8))
     weights = rng.normal(size=q.shape) * (segments > 0)[..., None, None]
-    visible = Segments(jnp.asarray(keys), prefix=prefix or before, max_own=rest.get("max_own", max_own))
+    visible = Segments(jnp.asarray(keys), prefix_columns=prefix or before, max_own=rest.get("max_own", max_own))
 
     @partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
     def ours(*arrays):

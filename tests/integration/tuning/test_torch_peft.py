@@ -47,7 +47,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
     stacked = adapters_lib.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, Schedule(learning_rate=RATE))
     step = population.make_step(model.architecture, optimizer, model.mesh)
-    state = population.start(adapters_lib.trainable(stacked), optimizer, model.mesh)
+    state = population.start(adapters_lib.matrices(stacked), optimizer, model.mesh)
     scale = {
         name: mesh_lib.place(model.mesh, leaf, ("adapter", "layers"))
         for name, leaf in adapters_lib.scales(stacked).items()
@@ -64,7 +64,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
         state, metrics = step(model.state, scale, total, state, population.place_batch(model.mesh, batch), active)
         losses.append(np.asarray(metrics["loss"]))
         seen.append([rows.plan.take(index).items.tolist() for rows, index in zip(packed, indices, strict=True)])
-    joined = adapters_lib.join(state["adapters"], adapters_lib.scales(stacked))
+    joined = adapters_lib.with_scales(state["adapters"], adapters_lib.scales(stacked))
     runs = [
         Run([float(loss[task]) for loss in losses], peft_tensors(adapters_lib.unstack(joined, task)))
         for task in range(len(tasks))
