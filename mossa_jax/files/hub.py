@@ -156,10 +156,8 @@ def from_hub_or_cache(
         cached = look_in_cache()
         if cached is None:
             raise refusal(repository, error) from None
-        log.warning(
-            "%s could not be fetched from the hub (%s); the copy in the cache is used: %s",
-            repository.name, one_line(error), repository.cached,
-        )  # fmt: skip
+        reason, folder = one_line(error), repository.cached
+        log.warning("%s cannot be fetched from the hub (%s); the copy in %s is used", repository.name, reason, folder)
         return cached
 
 
@@ -173,7 +171,8 @@ def listing(repository: Repository) -> Listing:
 
     name, repo_type, timeout = repository.name, repository.repo_type, constants.HF_HUB_ETAG_TIMEOUT
     api = HfApi(endpoint=constants.ENDPOINT)
-    info = api.repo_info(name, revision=repository.revision, repo_type=repo_type, timeout=timeout, files_metadata=True)
+    request = api.model_info if repo_type == "model" else api.dataset_info
+    info = request(name, revision=repository.revision, timeout=timeout, files_metadata=True)
     files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
     commit = info.sha or repository.revision or "main"
     # Anyone may list a gated repository.
@@ -198,9 +197,9 @@ def list_files(name: str, revision: str | None = None) -> Listing:
     repository = Repository(name, revision)
 
     def ask_hub() -> Listing:
-        found = retried(partial(listing, repository))
-        _remember(repository, found.commit)
-        return found
+        files = retried(partial(listing, repository))
+        _remember(repository, files.commit)
+        return files
 
     return from_hub_or_cache(repository, ask_hub, partial(_cached_listing, repository))
 

@@ -28,7 +28,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: epath.PathLike):
-        """Finds and checks the files, reading only their headers.
+        """Finds and checks the files, and reads only their headers.
 
         Raises:
           Refusal: 3 when the folder is missing, has pickled weights only, lacks a file of its index, or holds a
@@ -73,8 +73,8 @@ class Checkpoint:
             if stored.dtype not in FLOATS:
                 raise Refusal(
                     BAD_INPUT,
-                    f"{path}: {name} is stored as {stored.dtype}; the number types that can be read are "
-                    f"{', '.join(FLOATS)}: use a checkpoint that is not quantized",
+                    f"{path}: {name} is stored as {stored.dtype}; only {', '.join(FLOATS)} can be read: use a "
+                    "checkpoint that is not quantized",
                 )
         return tensors
 
@@ -100,7 +100,7 @@ class Checkpoint:
             # Plain reads: a mapped file would count as this process's memory for as long as it is open.
             with open(stored.path, "rb", buffering=0) as file:
                 file.seek(stored.offset + start * row * dtype.itemsize)
-                left = memoryview(out.view(np.uint8).reshape(-1))
+                left = out.view(np.uint8).reshape(-1).data
                 while len(left):
                     count = file.readinto(left)
                     if not count:

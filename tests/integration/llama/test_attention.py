@@ -1,4 +1,4 @@
-"""The attention door against plain float64 NumPy: every body that can be run here."""
+"""Every body of attention that can run here, against plain float64 NumPy."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def inputs(length, heads=4, kv_heads=2, width=16, rows=2, seed=0):
 
 
 def plain(q, k, v, segments, window):
-    """Query by query, key by key."""
+    """Computes attention query by query and key by key."""
     out = np.zeros_like(q)
     for row, at, head in np.ndindex(q.shape[:3]):
         group = head * k.shape[2] // q.shape[2]
@@ -44,7 +44,7 @@ def plain(q, k, v, segments, window):
 
 @pytest.mark.parametrize("window", [0, 9, 300])
 @pytest.mark.parametrize("length", [40, 600])
-def test_xla(length, window):
+def test_the_xla_body_equals_numpy(length, window):
     q, k, v, segments = inputs(length)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     found = attention(*arrays, Segments(jnp.asarray(segments)), window)
@@ -99,8 +99,8 @@ def test_decoding_sees_what_a_whole_row_sees(window):
         pytest.param(100, 9, (4, 1), marks=pytest.mark.slow),
     ],
 )
-def test_splash_and_its_gradients(length, window, heads):
-    """The kernel's body interpreted on this machine, under the `vmap` over models that it lives in."""
+def test_splash_and_its_gradients_equal_numpy_and_xla(length, window, heads):
+    """Interprets the kernel's body on this machine, under the `vmap` over models in which it always runs."""
     q, k, v, segments = inputs(length, *heads, width=64)
     stacked = [jnp.asarray(np.stack([x, -x[::-1]]), jnp.float32) for x in (q, k, v)]
     mesh, ids = single_device(), jnp.asarray(segments)
@@ -158,7 +158,7 @@ def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama3_tied", "qwen3_biases"])
 def test_float64_agrees_with_torch_in_double(name, tmp_path):
-    """Nothing on the way is float32 when 64 bits are asked for: norms, softmax, rotation, head."""
+    """With 64 bits, no intermediate value is float32: norms, softmax, rotation, head."""
     tiny = write_family(tmp_path / "model", name)
     prompts = random_prompts(4)
     with jax.enable_x64(True):
@@ -183,7 +183,7 @@ def test_float64_needs_64_bits(tiny):
 
 
 @pytest.mark.parametrize("rest", [{}, {"window": 9}, {"prefix": 37}, {"prefix": 37, "max_own": 0}, {"before": 37}])
-def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
+def test_attention_to_near_keys_equals_attention_to_all_keys_with_gradients(rest):
     """Sequences of at most 50 in rows of 300, against torch in float64 with the whole mask."""
     torch = pytest.importorskip("torch")
     prefix, window, before = (rest.get(name, 0) for name in ("prefix", "window", "before"))

@@ -1,4 +1,4 @@
-"""Merged copies of models, against peft's own models that carry the adapter unmerged."""
+"""Models with their adapter merged, against peft's own models with the adapter unmerged."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def same(one, other):
 
 
 def worst(folder, carrier):
-    """The largest distance of logits between the model in a folder and a torch model."""
+    """The largest distance between the logits of the model in a folder and those of a torch model."""
     found, wanted = (torch_states(model, PROMPTS) for model in (torch_model(folder), carrier))
     return max(distance(a["logits"], b["logits"]) for a, b in zip(found, wanted, strict=True))
 
@@ -86,7 +86,7 @@ def test_a_merged_folder_is_a_model_like_its_base(merged):
 
 
 def test_a_merged_model_has_the_states_of_its_adapter(tiny, tiny_adapters, tmp_path):
-    """A loaded model is taken as it is; the folder loads again here as well."""
+    """A loaded model is used as it is, and the merged folder can be loaded here, too."""
     model, texts = mossa.load_model(str(tiny.folder)), ["the red mill", "seven boats"]
     for number, (adapter, _) in enumerate(tiny_adapters):
         mossa.export_merged(model, str(adapter), str(tmp_path / str(number)))
@@ -226,7 +226,7 @@ def test_the_command_writes_the_model_and_refusals_write_nothing(results, tiny, 
 
 
 def test_a_refusal_comes_before_any_weights_are_read(tiny, tmp_path):
-    """What a large model would take minutes to load for."""
+    """A large model would take minutes to load before it was refused."""
     headless = shutil.copytree(tiny.folder, tmp_path / "headless")
     (headless / "model.safetensors").write_bytes(b"")
     (tmp_path / "out").write_text("a file")

@@ -1,4 +1,4 @@
-"""PEFT adapters that cannot be represented, or do not fit, and what is said of them."""
+"""PEFT adapters that are not supported or do not fit, and their refusals."""
 
 import dataclasses
 import shutil
@@ -91,7 +91,7 @@ def test_fields_that_are_unset_or_about_training_are_harmless(copy, model):
     assert all(np.array_equal(found[t][k], wanted[t][k]) for t in wanted for k in ("a", "b", "scale"))
 
 
-def test_all_tensors_that_do_not_fit_are_told_at_once(copy, model):
+def test_all_tensors_that_do_not_fit_are_named_at_once(copy, model):
     path = copy / "adapter_model.safetensors"
     tensors = load_file(path)
     stem = "base_model.model.model.layers"
@@ -116,7 +116,7 @@ def test_all_tensors_that_do_not_fit_are_told_at_once(copy, model):
     assert message.count(";") == 6
 
 
-def test_files_that_are_no_adapter_are_refused(copy, model, tmp_path):
+def test_files_that_are_not_an_adapter_are_refused(copy, model, tmp_path):
     path = copy / "adapter_model.safetensors"
     path.unlink()
     (copy / "adapter_model.bin").write_bytes(b"pickle")

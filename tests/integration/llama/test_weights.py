@@ -1,4 +1,4 @@
-"""Checkpoints in and out, and what is refused."""
+"""Checkpoints loaded and saved, and those that are refused."""
 
 import shutil
 
@@ -94,7 +94,7 @@ def test_a_torn_file_is_refused(copy):
     assert "model.safetensors" in refused(copy)
 
 
-def test_folders_that_are_no_models(copy, tmp_path):
+def test_folders_that_are_not_models_are_refused(copy, tmp_path):
     (copy / "config.json").write_text("{")
     assert "JSON" in refused(copy)
     (copy / "config.json").unlink()
@@ -115,7 +115,7 @@ def test_saved_weights_load_in_transformers(tmp_path, tied):
     assert again.tokenizer().prompts(["the mill"]) == model.tokenizer().prompts(["the mill"])
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
