@@ -10,7 +10,7 @@ from etils import epath
 
 from mossa_jax.files.write import new_folder, write_json
 from mossa_jax.llama.architecture import architecture_from_config
-from mossa_jax.llama.files.tensors import Writer
+from mossa_jax.llama.files.tensors import TensorWriter
 from mossa_jax.llama.files.weights import stored_shapes
 from mossa_jax.monitoring.progress import Progress
 
@@ -89,7 +89,7 @@ def write_config(
     shapes = stored_shapes(architecture_from_config(config, title))
     progress = Progress(f"random {title}", len(shapes), 0)
     with new_folder(out) as folder:
-        files = Writer(folder, int(shard_gb * 1e9))
+        files = TensorWriter(folder, int(shard_gb * 1e9))
         for number, (name, size) in enumerate(shapes.items(), 1):
             values = np.ones(size) if len(size) == 1 else rng.standard_normal(size, np.float32) * np.float32(0.02)
             files.add(name, values.astype(number_type))

@@ -139,7 +139,7 @@ def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=
 def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
     """Runs every prompt alone through transformers: per prompt, layer name -> [S, D] and "logits" -> [S, V]."""
     torch = import_torch()
-    found, kept = [], []
+    actual, kept = [], []
     decoder = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
     hook = decoder.layers[-1].register_forward_hook(
         lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
@@ -156,10 +156,10 @@ def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
             layers = [*hidden[:-1], kept[0].reshape(hidden[0].shape), hidden[-1]]
             names = ("embed", *map(str, range(1, len(layers) - 1)), "final_norm")
             states = {name: layer[0].numpy() for name, layer in zip(names, layers, strict=True)}
-            found.append(states | {"logits": output.logits[0].numpy()})
+            actual.append(states | {"logits": output.logits[0].numpy()})
     finally:
         hook.remove()
-    return found
+    return actual
 
 
 def random_prompts(count: int, seed: int = 0, shortest: int = 3, longest: int = 14) -> list[list[int]]:
@@ -174,11 +174,11 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(3, 9))) + f" {number}" for number in range(count)]
 
 
-def distance(found, wanted) -> float:
+def distance(actual, expected) -> float:
     """Relative Frobenius distance in float64."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    assert found.shape == wanted.shape
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def write_tasks(folder: pathlib.Path, train: int = 24, test: int = 12) -> pathlib.Path:

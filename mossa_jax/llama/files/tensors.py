@@ -19,7 +19,7 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
-class Checkpoint:
+class TensorReader:
     """The tensors of a folder, by name.
 
     Attributes:
@@ -42,6 +42,7 @@ class Checkpoint:
             self.tensors |= self._tensors_of(self.folder / name)
 
     def _files(self) -> list[str]:
+        """Returns the names of the files: those of the index, else the single one, else all."""
         index = self.folder / _INDEX
         if index.exists():
             try:
@@ -111,7 +112,7 @@ class Checkpoint:
         out[...] = mapped[index or ...]
 
 
-class Writer:
+class TensorWriter:
     """Writes tensors one after another into numbered files of a bounded size, and their index."""
 
     def __init__(self, folder: epath.Path, shard_bytes: int):
@@ -149,13 +150,15 @@ class Writer:
             os.chmod(self._temporary(number), 0o644)
             os.replace(self._temporary(number), self.folder / name)
         if count > 1:
-            where = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
-            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": where})
+            weight_map = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
+            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
 
     def _temporary(self, number: int) -> str:
+        """The path of a file while it is not known how many there will be."""
         return str(self.folder / f"{number}.part")
 
     def _flush(self) -> None:
+        """Writes the waiting tensors into the next file."""
         try:
             save_file(self._waiting, self._temporary(len(self._files)), metadata={"format": "pt"})
         except SafetensorError as error:

@@ -22,7 +22,7 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.tensors import Checkpoint, Writer
+from mossa_jax.llama.files.tensors import TensorReader, TensorWriter
 from mossa_jax.llama.model import abstract_state
 from mossa_jax.llama.placement import check_mesh, leaf_name, shardings
 from mossa_jax.processes.watchdog import sign
@@ -33,7 +33,7 @@ _PROJECTIONS = {
     "feed_forward": ("mlp", ("gate_proj", "up_proj", "down_proj")),
 }
 
-# Our leaf -> their tensor. With `{layer}` there is one tensor per layer; ours stacks them on the first axis.
+# Our leaf -> Hugging Face's tensor. With `{layer}` there is one tensor per layer; ours stacks them on the first axis.
 _TABLE = {
     "embedding": "model.embed_tokens.weight",
     "final_norm.weight": "model.norm.weight",
@@ -43,19 +43,22 @@ _TABLE = {
     "blocks.attention.q_norm.weight": _BLOCK + "self_attn.q_norm.weight",
     "blocks.attention.k_norm.weight": _BLOCK + "self_attn.k_norm.weight",
     **{
-        f"blocks.{ours}.{name}.{kind}": f"{_BLOCK}{theirs}.{name}.{kind}"
+        f"blocks.{ours}.{name}.{leaf}": f"{_BLOCK}{theirs}.{name}.{leaf}"
         for ours, (theirs, names) in _PROJECTIONS.items()
         for name in names
-        for kind in ("weight", "bias")
+        for leaf in ("weight", "bias")
     },
 }
 
 # Buffers that older exports store although they follow from the config.
 _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
+# Beginnings of the names of files that are copied beside saved weights.
 _COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 _SHARD_BYTES = 2 * 2**30
+# Bytes at whose multiples jax on CPU takes over memory without a copy.
 _ALIGNMENT = 64
+# Threads that read layers in parallel.
 _READERS = 8
 
 
@@ -99,7 +102,7 @@ def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.
     Raises:
       Refusal: 2 for a mesh that does not fit; 3 with the missing, unexpected and misshapen tensors in one message.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = TensorReader(folder)
     check_mesh(arch, mesh, str(folder))
     leaves, structure = jax.tree.flatten_with_path(abstract_state(arch, dtype))
     _check_tensors(checkpoint, arch, str(folder))
@@ -114,7 +117,7 @@ def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.
 
 
 def _load_leaf(
-    checkpoint: Checkpoint,
+    checkpoint: TensorReader,
     arch: Architecture,
     name: str,
     leaf: jax.ShapeDtypeStruct,
@@ -133,7 +136,8 @@ def _load_leaf(
     """
     tensors, slices = _tensors(arch, name), dict[tuple, np.ndarray]()
 
-    def read_slice(index: tuple[slice, ...]) -> np.ndarray:
+    def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "a NamedSharding gives every device a slice"
         key = tuple(piece.indices(size) for piece, size in zip(index, leaf.shape, strict=True))
         # Devices that hold copies share one read.
         if key not in slices:
@@ -158,7 +162,7 @@ def _load_leaf(
     return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
 
 
-def _check_tensors(checkpoint: Checkpoint, arch: Architecture, folder: str) -> None:
+def _check_tensors(checkpoint: TensorReader, arch: Architecture, folder: str) -> None:
     """Refuses a checkpoint whose tensors are not exactly those that its config.json implies."""
     expected = stored_shapes(arch)
     present = {name for name in checkpoint.tensors if not name.endswith(_IGNORED_ENDINGS)}
@@ -206,7 +210,7 @@ def save_weights(
         return
     dtype = str(leaves[0][1].dtype)
     with new_folder(folder) as new:
-        files = Writer(new, shard_bytes)
+        files = TensorWriter(new, shard_bytes)
         for name, tensor in _on_host(arch, leaves):
             files.add(name, _merged(tensor, name, adapter or {}))
         files.close()
@@ -222,8 +226,9 @@ def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterato
     for name, leaf in leaves:
         for number, stored in enumerate(_tensors(arch, name)):
             tensor = _layer(leaf, number) if _is_stacked(name) else leaf
-            if len(tensor.sharding.device_set) > 1:
-                tensor = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(tensor.sharding.mesh))(tensor)
+            sharding = tensor.sharding
+            if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.device_set) > 1:
+                tensor = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(sharding.mesh))(tensor)
             yield stored, np.asarray(tensor.addressable_data(0))
 
 

@@ -29,8 +29,8 @@ def measured(root, checkpoint, processes: int, folder) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "share"), [(1, 1.15), (2, 0.65)])
 def test_loading_stays_below_the_peak_of_host_memory(root, checkpoint, processes, share, tmp_path):
-    for found in measured(root, checkpoint, processes, tmp_path):
+    for actual in measured(root, checkpoint, processes, tmp_path):
         # What python and jax take for themselves is a tenth of a 7B model but as much as this one.
-        own = found["peak_host_bytes"] - found["peak_before_loading"]
-        assert own <= share * found["model_bytes"]
-        assert found["bytes_here"] <= found["model_bytes"] * (1.01 / processes)
+        own = actual["peak_host_bytes"] - actual["peak_before_loading"]
+        assert own <= share * actual["model_bytes"]
+        assert actual["bytes_here"] <= actual["model_bytes"] * (1.01 / processes)

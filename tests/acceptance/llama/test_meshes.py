@@ -60,8 +60,8 @@ def test_states_packed_beside_others_on_one_device_are_those_of_prompts_alone(ca
     model = load_model(str(folder / "model"))
     for pool in ("last", "mean"):
         for name, states in mossa.layer_states(model, TEXTS, pool=pool).items():
-            wanted = alone[f"{pool} {name}"]
-            assert np.all(np.linalg.norm(states - wanted, axis=1) < 1e-5 * np.linalg.norm(wanted, axis=1)), name
+            expected = alone[f"{pool} {name}"]
+            assert np.all(np.linalg.norm(states - expected, axis=1) < 1e-5 * np.linalg.norm(expected, axis=1)), name
 
 
 @pytest.mark.slow

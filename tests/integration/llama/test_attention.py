@@ -47,8 +47,8 @@ def plain(q, k, v, segments, window):
 def test_the_xla_body_equals_numpy(length, window):
     q, k, v, segments = inputs(length)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = attention(*arrays, Segments(jnp.asarray(segments)), window)
-    assert distance(found, plain(q, k, v, segments, window)) < 1e-6
+    actual = attention(*arrays, Segments(jnp.asarray(segments)), window)
+    assert distance(actual, plain(q, k, v, segments, window)) < 1e-6
 
 
 @pytest.mark.parametrize("length", [40, 600])
@@ -57,14 +57,14 @@ def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
     q, k, v, segments = inputs(length)
     segments[:, :prefix] = -1
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=prefix)))
+    actual = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=prefix)))
     for row in range(len(q)):
         for number in np.unique(segments[row]):
             own = np.flatnonzero(segments[row] == number)
             columns = own if number < 1 else [*range(prefix), *own]  # each sequence alone, the shared keys before it
             alone = [x[row : row + 1, columns] for x in (q, k, v)]
-            wanted = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
-            assert distance(found[row, own], wanted) < 1e-6
+            expected = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
+            assert distance(actual[row, own], expected) < 1e-6
 
 
 @pytest.mark.parametrize("asked", ["splash", "cudnn"])
@@ -72,23 +72,23 @@ def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
     q, k, v, segments = inputs(40)
     segments[:, :5] = -1
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    wanted = attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=5))
+    expected = attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=5))
     monkeypatch.setenv("MOSSA_ATTENTION", asked)
     monkeypatch.setattr(door, "splash", None)
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix_columns=5))
-    assert np.array_equal(found, wanted)
+    actual = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix_columns=5))
+    assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("window", [0, 9])
 def test_decoding_sees_what_a_whole_row_sees(window):
     q, k, v, _ = inputs(40, rows=1)
-    wanted = plain(q, k, v, np.ones((1, 40)), window)[:, -1:]
+    expected = plain(q, k, v, np.ones((1, 40)), window)[:, -1:]
     order = np.random.default_rng(1).permutation(40)  # slots of a cache are in no order; two are empty
     arrays = [jnp.asarray(np.pad(x[:, order], ((0, 0), (0, 2), (0, 0), (0, 0))), jnp.float32) for x in (k, v)]
     keys = jnp.asarray([[*order, -1, -1]])
-    found = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, DecodingQuery(keys, jnp.asarray([[39]])), window)
-    assert distance(found, wanted) < 1e-6
+    actual = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, DecodingQuery(keys, jnp.asarray([[39]])), window)
+    assert distance(actual, expected) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_splash_and_its_gradients_equal_numpy_and_xla(length, window, heads):
     assert distance(ours(*stacked)[0], plain(q, k, v, segments, window)) < 1e-5
     weights = jnp.asarray(np.random.default_rng(2).normal(size=stacked[0].shape), jnp.float32)
     loss = lambda body, *x: jnp.sum(weights * body(*x))  # noqa: E731
-    found, wanted = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
-    for one, other in zip(found, wanted, strict=True):
+    actual, expected = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
+    for one, other in zip(actual, expected, strict=True):
         assert distance(one, other) < 1e-5
 
 
@@ -132,8 +132,8 @@ def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
     jax_attention = jax.nn.dot_product_attention
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", library)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = attention(*arrays, Segments(jnp.asarray(segments)), 9)
-    assert asked == ["cudnn"] and distance(found, plain(q, k, v, segments, 9)) < 1e-6
+    actual = attention(*arrays, Segments(jnp.asarray(segments)), 9)
+    assert asked == ["cudnn"] and distance(actual, plain(q, k, v, segments, 9)) < 1e-6
 
 
 def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
@@ -167,12 +167,12 @@ def test_float64_agrees_with_torch_in_double(name, tmp_path):
         states = every_state(model.architecture, model.state, *rows)
         assert {state.dtype for state in states.values()} == {np.dtype("float64")}
         states = {name: np.asarray(state) for name, state in states.items()}
-    for (row, start), ids, wanted in zip(
+    for (row, start), ids, expected in zip(
         places, prompts, torch_states(tiny.torch_model.double(), prompts), strict=True
     ):
         for layer, state in states.items():
             # transformers computes rotary tables and norms in float32 whatever the model's type.
-            assert distance(state[row, start : start + len(ids)], wanted[layer]) < 1e-6, layer
+            assert distance(state[row, start : start + len(ids)], expected[layer]) < 1e-6, layer
 
 
 def test_float64_needs_64_bits(tiny):
@@ -206,16 +206,16 @@ def test_attention_to_near_keys_equals_attention_to_all_keys_with_gradients(rest
         out = attention(*arrays, visible, window)
         return jnp.sum(out * weights.astype(np.float32)), out
 
-    (_, found), gradients = ours(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    (_, actual), gradients = ours(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     behind = np.arange(before, before + length)[:, None] - np.arange(keys.shape[1])[None, :]
     shared = (keys == -1)[:, None] & (segments > 0)[..., None]
     mask = (behind >= 0) & (shared | (segments[:, :, None] == keys[:, None]))
     mask &= behind < (window or len(behind) + before)
     theirs = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
     wide = [part.transpose(1, 2).repeat_interleave(4 // part.shape[2], 1) for part in theirs]
-    wanted = torch.nn.functional.scaled_dot_product_attention(*wide, torch.tensor(mask)[:, None]).transpose(1, 2)
-    (wanted * torch.tensor(weights)).sum().backward()
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, torch.tensor(mask)[:, None]).transpose(1, 2)
+    (expected * torch.tensor(weights)).sum().backward()
     inside = segments > 0
-    assert distance(np.asarray(found)[inside], wanted.detach().numpy()[inside]) < 1e-6
+    assert distance(np.asarray(actual)[inside], expected.detach().numpy()[inside]) < 1e-6
     for one, other in zip(gradients, theirs, strict=True):
         assert distance(np.asarray(one), other.grad.numpy()) < 1e-6

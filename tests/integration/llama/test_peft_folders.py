@@ -79,13 +79,13 @@ def our_logits(model, adapter):
     every = initial_adapter(model.architecture, TARGETS, 7, 1.0, 0, (0,))
     stacked = stack(model.architecture, [adapter, every])
     one = jax.tree.map(lambda leaf: leaf[0], stacked)
-    found = np.asarray(jitted_logits(model.architecture, model.state, one, *padded(PROMPTS, 16)))
-    return [found[row, : len(ids)] for row, ids in enumerate(PROMPTS)]
+    actual = np.asarray(jitted_logits(model.architecture, model.state, one, *padded(PROMPTS, 16)))
+    return [actual[row, : len(ids)] for row, ids in enumerate(PROMPTS)]
 
 
 def assert_same_logits(ours, torch_model, tolerance=1e-4):
-    for found, wanted in zip(ours, torch_states(torch_model, PROMPTS), strict=True):
-        assert distance(found, wanted["logits"]) < tolerance
+    for actual, expected in zip(ours, torch_states(torch_model, PROMPTS), strict=True):
+        assert distance(actual, expected["logits"]) < tolerance
 
 
 def write_variant(base, folder, name, dtype="float32", seed=5):
@@ -185,9 +185,9 @@ def test_an_adapter_is_written_back_bit_by_bit(model, tiny, tmp_path, name, dtyp
     assert json.loads((tmp_path / "ours/adapter_config.json").read_text())["base_model_name_or_path"] == "elsewhere"
     loaded = load_in_peft(tiny.folder, tmp_path / "ours")
     assert_same_logits(our_logits(model, read.adapter), loaded)
-    wanted = torch_states(load_in_peft(tiny.folder, theirs), PROMPTS)
-    for found, want in zip(torch_states(loaded, PROMPTS), wanted, strict=True):
-        assert np.array_equal(found["logits"], want["logits"])
+    expected = torch_states(load_in_peft(tiny.folder, theirs), PROMPTS)
+    for actual, want in zip(torch_states(loaded, PROMPTS), expected, strict=True):
+        assert np.array_equal(actual["logits"], want["logits"])
 
 
 def test_ranks_are_kept_where_numbers_are_zero(model, tiny, tmp_path):
@@ -216,8 +216,8 @@ def test_mixed_dtypes_are_kept_apart(model, tiny, tmp_path):
     halves = {name: t.to(torch.bfloat16 if "lora_A" in name else torch.float16) for name, t in load_torch(path).items()}
     save_torch(halves, path)
     read = read_adapter(theirs, model.architecture)
-    wanted = halves["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"].float().numpy()
-    assert np.array_equal(read.adapter["up_proj"]["a"][2], wanted.T)
+    expected = halves["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"].float().numpy()
+    assert np.array_equal(read.adapter["up_proj"]["a"][2], expected.T)
     save_adapter(tmp_path / "ours", read.adapter, str(tiny.folder), {}, as_read=read)
     assert stored_bits(tmp_path / "ours") == stored_bits(theirs)
 
@@ -275,10 +275,10 @@ def test_stacking_pads_ranks_and_targets_and_changes_no_value(model, tiny_adapte
     adapters = [load_adapter(folder, arch) for folder, _ in tiny_adapters]
     stacked = stack(arch, [{}, *adapters])
     tokens = padded(PROMPTS, 16)
-    for index, wanted in enumerate([{}, *adapters]):
+    for index, expected in enumerate([{}, *adapters]):
         one = {target: {k: leaf[index] for k, leaf in part.items()} for target, part in stacked.items()}
-        found, alone = (jitted_logits(arch, model.state, adapter, *tokens) for adapter in (one, wanted))
-        assert distance(found, alone) < 1e-6
+        actual, alone = (jitted_logits(arch, model.state, adapter, *tokens) for adapter in (one, expected))
+        assert distance(actual, alone) < 1e-6
 
 
 def random_adapter(arch, first_layer=0, targets=TARGETS):
