@@ -17,7 +17,6 @@ from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import Adapter
@@ -226,9 +225,10 @@ def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterato
     for name, leaf in leaves:
         for number, stored in enumerate(_tensors(arch, name)):
             tensor = _layer(leaf, number) if _is_stacked(name) else leaf
-            sharding = tensor.sharding
-            if isinstance(sharding, jax.sharding.NamedSharding) and len(sharding.device_set) > 1:
-                tensor = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(sharding.mesh))(tensor)
+            if len(tensor.sharding.device_set) > 1:
+                assert isinstance(tensor.sharding, jax.sharding.NamedSharding), "weights are placed by name"
+                whole = jax.sharding.NamedSharding(tensor.sharding.mesh, jax.sharding.PartitionSpec())
+                tensor = jax.jit(lambda x: x, out_shardings=whole)(tensor)
             yield stored, np.asarray(tensor.addressable_data(0))
 
 

@@ -120,7 +120,7 @@ def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)  # what the library raises, seen on a full disk
-    files = checkpoint.Writer(tmp_path, 10)
+    files = checkpoint.TensorWriter(tmp_path, 10)
     files.add("a", np.zeros(4, np.float32))
     with pytest.raises(Refusal) as caught:
         files.close()
