@@ -42,6 +42,7 @@ class _Family:
     query_key_norm: bool = False
 
 
+# Defaults are those of the family's configuration class in transformers.
 _FAMILIES = {
     "llama": _Family(optional_biases={"attention_bias": _QKVO, "mlp_bias": _MLP}),
     "mistral": _Family(positions=131_072, kv_heads=8, windows="all"),

@@ -51,6 +51,7 @@ def greedy(
       [A, B, new_tokens] int32, filled with the first of `eos` from each row's end on.
     """
     eos_ids = jnp.asarray(eos, jnp.int32)
+    # Slots 0..S-1 of the cache hold the padded prompts, slots S.. the new tokens.
     width = tokens.shape[1]
     is_prompt = jnp.arange(width)[None, :] < lengths[:, None]  # [B, S]
     per_adapter = partial(jax.vmap, spmd_axis_name="adapter")
@@ -79,7 +80,7 @@ def greedy(
         def decode(adapter: DeviceAdapter, token: jax.Array, cached: KeysValues) -> tuple[jax.Array, KeysValues]:
             return _decode_step(arch, state, adapter, token, visible, cached, width + step)
 
-        token, cached = per_adapter(decode)(adapters, token, cached)
+        token, cached = per_adapter(decode)(adapters, token, cached)  # [A, B], [A, L, B, T, K, d]
         return step + 1, token, output, cached, has_ended
 
     start = (jnp.int32(0), first, output, cached, jnp.zeros(first.shape, bool))

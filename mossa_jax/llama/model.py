@@ -73,7 +73,7 @@ def low_rank_inputs(x: Float[Array, "B S D_in"], lora: BlockAdapter, *targets: s
         return {}
     ranks = [lora[target]["a"].shape[-1] for target in present]
     joined = jnp.concatenate([lora[target]["a"] for target in present], axis=-1).astype(x.dtype)  # [D_in, sum of r]
-    products = jnp.matmul(x, joined, precision=product_precision(x.dtype))
+    products = jnp.matmul(x, joined, precision=product_precision(x.dtype))  # [B, S, sum of r]
     return dict(zip(present, jnp.split(products, np.cumsum(ranks)[:-1], axis=-1), strict=True))
 
 
@@ -126,7 +126,7 @@ class Projection(nnx.Module):
         if self.name in lora:
             update = lora[self.name]
             products = (low_rank_inputs(x, lora, self.name) if low_rank is None else low_rank)[self.name]
-            scaled = products * update["scale"].astype(x.dtype)
+            scaled = products * update["scale"].astype(x.dtype)  # [B, S, r]
             # Rows and positions as one axis, [B * S, r]: summed over two axes, the gradient of b takes much longer
             # on CPU.
             scaled = scaled.reshape(-1, scaled.shape[-1])
@@ -159,6 +159,7 @@ class Attention(nnx.Module):
         self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
         self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+        # 2 L outputs are added to the residual stream (Radford et al. 2019, section 2.3).
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
         if arch.query_key_norm:
@@ -197,6 +198,7 @@ class Attention(nnx.Module):
             queries, query_rotary = x, rotary
             q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
         else:
+            # Fewer queries, but the keys and values of every column.
             queries = take_columns(x, query_columns)  # [B, P, D]
             query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
             q_low_rank = low_rank_inputs(queries, lora, "q_proj")
@@ -204,12 +206,14 @@ class Attention(nnx.Module):
         q = self._split_heads(self.q_proj(queries, lora, q_low_rank))  # [B, P, H, d]
         k = self._split_heads(self.k_proj(x, lora, kv_low_rank))  # [B, S, K, d]
         v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        # Before the rotation, as in Qwen 3.
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, query_rotary), rotate(k, rotary)
         keys_values = KeysValues(k, v)
         match past:
             case DecodingCache(cached, slot):
+                # [B, T, K, d] with [B, S, K, d] written at the slot, which is the same in all rows.
                 k, v = keys_values = KeysValues(
                     *(
                         jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
@@ -246,6 +250,7 @@ class Attention(nnx.Module):
 
         if is_windowed is None:
             return windowed(q, k, v)
+        # The scan has one body for all blocks, so that a block's number decides at run time.
         return jax.lax.cond(is_windowed, windowed, unwindowed, q, k, v)
 
 
@@ -294,6 +299,7 @@ class Block(nnx.Module):
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""
+        # The scopes name the two halves in profiles.
         with jax.named_scope("attention"):
             normed = self.attention_norm(x)
             attended, keys_values = self.attention(
@@ -308,6 +314,7 @@ class Llama(nnx.Module):
     """Embedding, stacked blocks, final norm, head (the embedding itself where the checkpoint ties them)."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
+        # Narrow models need wider weights: "SmallInit" of Nguyen and Salazar 2019, arXiv 1910.05895.
         std = 0.02 if arch.hidden >= 1024 else (2 / (5 * arch.hidden)) ** 0.5
         shape = (arch.vocab, arch.hidden)
         init = nnx.initializers.normal(std)
@@ -346,6 +353,7 @@ def run_blocks(
     embedded, rotary = embed(model, arch, tokens, positions, visible)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, Any]:
+        # The scan takes the layer axis off: one block, its adapter, and [] bool or None.
         block, lora, is_windowed = layer
         x, keys_values = block(x, lora, rotary, visible, is_windowed)
         x = pin_rows(x, visible)

@@ -11,7 +11,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as library
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+# Rows are padded to a multiple of the lanes of the TPU's vector unit.
 _LANES = 128
+# Queries and keys per block: the largest that divides a row.
 _BLOCKS = (512, 256, _LANES)
 
 
@@ -57,11 +59,11 @@ def _attend_on_device(
     length = q.shape[1]
     padded = -(-length // _LANES) * _LANES
     extra = ((0, 0), (0, padded - length))
-    segments = jnp.pad(segments, extra)
+    segments = jnp.pad(segments, extra)  # [B, padded]
     # The kernel takes heads before positions, [B, H, padded, d], and does not scale the scores.
     q, k, v = (jnp.pad(x, (*extra, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     kernel = _kernel(q.shape[1], padded, window, interpret)
-    out = jax.vmap(kernel)(q, k, v, library.SegmentIds(q=segments, kv=segments))
+    out = jax.vmap(kernel)(q, k, v, library.SegmentIds(q=segments, kv=segments))  # [B, H, padded, d]
     return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
 
 
