@@ -6,7 +6,7 @@ python -m launch.export --base=MODEL --adapter=PEFT --out=DIR
 from absl import flags
 
 from launch.main import run
-from mossa_jax.existing import compare as api
+from mossa_jax.llama.files.merge import export_merged
 
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.", required=True)
 ADAPTER = flags.DEFINE_string("adapter", None, "PEFT folder.", required=True)
@@ -17,7 +17,7 @@ REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id given as --
 
 def main() -> None:
     """Writes the folder and prints where it is."""
-    api.export_merged(BASE.value, ADAPTER.value, OUT.value, dtype=DTYPE.value, revision=REVISION.value)
+    export_merged(BASE.value, ADAPTER.value, OUT.value, dtype=DTYPE.value, revision=REVISION.value)
     print(OUT.value)
 
 
