@@ -19,7 +19,7 @@ from launch.main import run
 from mossa_jax.config import Mesh
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.llama.files.tensors import Checkpoint
+from mossa_jax.llama.files.tensors import TensorReader
 from mossa_jax.llama.files.weights import load_weights
 from mossa_jax.processes import agreement
 
@@ -56,7 +56,7 @@ def _fresh_memory(size: int = 2**30) -> float:
 
 def main() -> None:
     """Prints one JSON object."""
-    paths = sorted({stored.path for stored in Checkpoint(BASE.value).tensors.values()})
+    paths = sorted({stored.path for stored in TensorReader(BASE.value).tensors.values()})
     mesh = mesh_lib.make_mesh(Mesh(1, FSDP.value, 1))
     architecture = read_architecture(BASE.value)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

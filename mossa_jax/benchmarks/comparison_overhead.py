@@ -36,7 +36,7 @@ from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import PassConfig, keep_states
-from mossa_jax.states.forward import Layer, PassSpec, RowBatch, SharedPrefix, run_models
+from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models
 from mossa_jax.states.prompts import PromptPass
 from mossa_jax.tokens.packing import Packing
 
@@ -49,7 +49,7 @@ _CHILD = f"import sys; from {__name__} import write_row; write_row(*sys.argv[1:]
 
 @partial(jax.jit, static_argnames=("spec",))
 def _run_models(
-    spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: SharedPrefix | None
+    spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: PrefixStates | None
 ) -> jax.Array:
     """Runs the models as `states.keep` does, but returns a single number, of the last layer."""
 

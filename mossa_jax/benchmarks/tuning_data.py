@@ -11,7 +11,7 @@ import numpy as np
 
 from mossa_jax.config import Schedule, Tasks, Tuning
 from mossa_jax.llama.files.load import load_model
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.tasks import load_suite
 from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.encoded import Encoded, in_memory
@@ -134,7 +134,7 @@ def task_cases(work: Workload, folder: str, tasks: str | None) -> list[Case]:
     """
     examples, prompt = _task_examples(work, folder, tasks)
     longer = [[Encoded([*prompt, *example.prompt], example.answer) for example in task] for task in examples]
-    may_share = shareable(load_model(folder).architecture)
+    may_share = can_share_prefix(load_model(folder).architecture)
     nothing = [0] * len(examples)
     shared, longer_shared = (
         [shared_prefix(in_memory(task)) for task in some] if may_share else nothing for some in (examples, longer)

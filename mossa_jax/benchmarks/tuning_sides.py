@@ -76,7 +76,7 @@ class Ours:
         self._step = population.make_step(spec)
         # Both functions only pick leaves, so they take arrays on the host as well as on devices.
         on_host: Any = stacked
-        trainable: Any = adapters_lib.trainable(on_host)
+        trainable: Any = adapters_lib.matrices(on_host)
         scales: Any = adapters_lib.scales(on_host)
         self._initial = population.initial_state(trainable, optimizer, model.mesh)
         self._scale = {target: self._place(scale, "adapter", "layers") for target, scale in scales.items()}

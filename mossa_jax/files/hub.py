@@ -1,24 +1,23 @@
-"""Files of the Hugging Face hub: fetched through its library's cache, proven whole, and refused in one line."""
+"""Models and data sets of the Hugging Face hub: listed, fetched through its library's cache, or refused in one line.
+
+Where the hub does not answer, the copy in the cache is used, with one warning line; with HF_HUB_OFFLINE only that copy
+is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import random
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-import filelock
+from typing import Literal, NamedTuple, TypeVar
 
 from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
-from mossa_jax.files.cache import cache_root
-from mossa_jax.files.names import digest
 from mossa_jax.files.write import write_text
 from mossa_jax.log import log
 from mossa_jax.processes.watchdog import unlimited
@@ -30,7 +29,71 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _LONGEST_WAIT = 30.0
 # Statuses below 500 that say "later", not "no".
 _LATER = (408, 429)
-_GIT_SHA1, _SHA256 = r"[0-9a-f]{40}", r"[0-9a-f]{64}"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model or data set of the hub at a revision.
+
+    Attributes:
+      name: hub id, org/name.
+      revision: branch, tag or commit; None for the main branch.
+      repo_type: as the hub's library calls it.
+      probe: a file that tells, when it is asked for, whether we may read the repository; "" asks the hub's own check.
+      instead: for refusals: what to do where access is denied.
+    """
+
+    name: str
+    revision: str | None = None
+    repo_type: Literal["model", "dataset"] = "dataset"
+    probe: str = ""
+    instead: str = "give a local folder of the same files"
+
+    @property
+    def kind(self) -> str:
+        """The word for people: "model" or "data set"."""
+        return "model" if self.repo_type == "model" else "data set"
+
+    @property
+    def label(self) -> str:
+        """Name and revision, for people."""
+        return self.name if self.revision is None else f"{self.name} at revision {self.revision!r}"
+
+    @property
+    def page(self) -> str:
+        """The address of its page."""
+        from huggingface_hub import constants
+
+        folder = "" if self.repo_type == "model" else "datasets/"
+        return f"{constants.ENDPOINT}/{folder}{self.name}"
+
+    @property
+    def cached(self) -> Path:
+        """Its folder in the hub library's cache, which need not exist."""
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type=self.repo_type)
+
+    def snapshot(self) -> Path | None:
+        """The folder in the cache with those files of this revision that were downloaded, if there is one."""
+        ref = self.cached / "refs" / (self.revision or "main")
+        commit = ref.read_text().strip() if ref.is_file() else self.revision or "main"
+        folder = self.cached / "snapshots" / commit
+        return folder if folder.is_dir() else None
+
+
+class Listing(NamedTuple):
+    """The files of a repository at one commit.
+
+    Attributes:
+      commit: full hash.
+      files: path -> digest of the content as the hub gives it: the SHA-256 of a large file, the git blob SHA-1 of a
+        small one; empty where it is not known.
+    """
+
+    commit: str
+    files: dict[str, str]
 
 
 def check_id(name: str) -> None:
@@ -51,75 +114,135 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def list_files(name: str, revision: str | None = None) -> tuple[str, dict[str, str]]:
-    """The commit that a revision of a data set stands for, and its files: path -> digest of the content.
+def from_hub_or_cache(
+    repository: Repository, ask_hub: Callable[[], Result], look_in_cache: Callable[[], Result | None]
+) -> Result:
+    """Asks the hub for something of a repository, and where the hub does not give it, the cache.
 
-    One request, and another one where the data set is gated. Where the hub does not answer, the files in the cache are
-    listed, with a warning; with HF_HUB_OFFLINE only these are. The digest is what the hub names: the SHA-256 of a large
-    file, the git blob SHA-1 of a small one; empty where it is not known.
+    Args:
+      repository: of the hub.
+      ask_hub: its refusals are passed on; any other error of it means that the hub does not give it.
+      look_in_cache: returns None where the cache does not have it.
+
+    Raises:
+      Refusal: 3 when there is no such revision, or neither the hub nor the cache gives it; 4 when the repository is
+        gated, private or missing.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    check_id(repository.name)
+    if is_offline():
+        cached = look_in_cache()
+        if cached is None:
+            raise Refusal(
+                BAD_INPUT,
+                f"HF_HUB_OFFLINE is set and {repository.label} is not whole in the cache {constants.HF_HUB_CACHE}; "
+                "unset it to download, or give a local folder",
+            )
+        return cached
+    try:
+        return ask_hub()
+    except Refusal:
+        raise
+    except RevisionNotFoundError:
+        raise Refusal(
+            BAD_INPUT,
+            f"hub {repository.kind} {repository.name} has no revision {repository.revision!r}; give a branch, tag or "
+            f"commit that {repository.page} lists",
+        ) from None
+    # Each transport, proxy and version of the library has errors of its own.
+    except Exception as error:
+        cached = look_in_cache()
+        if cached is None:
+            raise refusal(repository, error) from None
+        reason, folder = one_line(error), repository.cached
+        log.warning("%s cannot be fetched from the hub (%s); the copy in %s is used", repository.name, reason, folder)
+        return cached
+
+
+def listing(repository: Repository) -> Listing:
+    """Asks the hub, once, for the files of a repository that we may read.
+
+    Raises:
+      Exception: what the library raises, also where we may list the files but not read them.
+    """
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+
+    name, repo_type, timeout = repository.name, repository.repo_type, constants.HF_HUB_ETAG_TIMEOUT
+    api = HfApi(endpoint=constants.ENDPOINT)
+    request = api.model_info if repo_type == "model" else api.dataset_info
+    info = request(name, revision=repository.revision, timeout=timeout, files_metadata=True)
+    files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings or ()}
+    commit = info.sha or repository.revision or "main"
+    # Anyone may list a gated repository.
+    if repository.probe in files:
+        url = hf_hub_url(name, repository.probe, repo_type=repo_type, revision=commit, endpoint=constants.ENDPOINT)
+        get_hf_file_metadata(url, timeout=timeout)
+    elif not repository.probe and info.gated:
+        api.auth_check(name, repo_type=repo_type)
+    return Listing(commit, files)
+
+
+def list_files(name: str, revision: str | None = None) -> Listing:
+    """Lists the files of a data set at the commit that a revision stands for.
+
+    It takes one request, and another one where the data set is gated. Where the hub does not answer, the files in the
+    cache are listed, with a warning; with HF_HUB_OFFLINE only these are.
 
     Raises:
       Refusal: 3 when there is no such revision or the hub cannot be reached; 4 when the data set is gated, private or
         missing.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
+    repository = Repository(name, revision)
 
-    check_id(name)
-    if is_offline():
-        cached = _cached_files(name, revision)
-        if cached is None:
-            raise Refusal(
-                BAD_INPUT,
-                f"HF_HUB_OFFLINE is set and {at(name, revision)} is not in the cache {constants.HF_HUB_CACHE}; "
-                "unset it to download, or give a local folder",
-            )
-        return cached
-    try:
-        commit, files = retried(partial(_listed_files, name, revision))
-    except RevisionNotFoundError:
-        raise Refusal(
-            BAD_INPUT,
-            f"hub data set {name} has no revision {revision!r}; give a branch, tag or commit that "
-            f"{_page('data set', name)} lists",
-        ) from None
-    except Exception as error:  # each transport, proxy and version of the library has errors of its own
-        cached = _cached_files(name, revision)
-        if cached is None:
-            raise _data_refusal(name, error) from None
-        log.warning("%s cannot be had from the hub (%s); the files in the cache are used", name, why(error))
-        return cached
-    _remember(name, revision, commit)
-    return commit, files
+    def ask_hub() -> Listing:
+        files = retried(partial(listing, repository))
+        _remember(repository, files.commit)
+        return files
+
+    return from_hub_or_cache(repository, ask_hub, partial(_cached_listing, repository))
 
 
-def download(name: str, file: str, commit: str, content: str = "") -> Path:
-    """A file of a data set, in the hub library's cache: whole, and downloaded once by one process of a machine.
+def download_snapshot(repository: Repository, files: Sequence[str]) -> Path:
+    """Fetches some files of a repository into the hub library's cache, several at a time.
 
     Args:
-      name: hub id.
-      file: path in the repository.
-      commit: a commit's full hash, as `list_files` gives it.
-      content: the content's digest, as `list_files` gives it; a file that does not fit is fetched again.
+      repository: of the hub.
+      files: their paths, all of which the repository has.
+
+    Returns:
+      The snapshot's folder, named by its commit.
 
     Raises:
-      Refusal: 3 when the file cannot be had whole; 4 when we may not read it; 6 when the disk is full.
+      Refusal: 3 when they cannot be fetched; 4 when we may not read them; 6 when the disk is full.
     """
-    lock = cache_root() / "hub" / f"{digest([name, file, commit])}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with unlimited():
-        held = filelock.FileLock(str(lock)).acquire()
-    with held:
-        try:
-            return retried(partial(_whole_file, name, file, commit, content))
-        except Refusal:
-            raise
-        except Exception as error:
-            raise _data_refusal(name, error, file) from None
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        with unlimited():
+            folder = Path(
+                snapshot_download(
+                    repository.name,
+                    repo_type=repository.repo_type,
+                    revision=repository.revision,
+                    allow_patterns=list(files),
+                    endpoint=constants.ENDPOINT,
+                )
+            )
+    except Exception as error:
+        raise refusal(repository, error) from None
+    # Where the connection breaks, some versions of the library return the folder as it is.
+    missing = [file for file in files if not (folder / file).exists()]
+    if missing:
+        raise Refusal(
+            BAD_INPUT, f"the download of {repository.name} ended without {missing[0]}; run the same command again"
+        )
+    return folder
 
 
 def retried(request: Callable[[], Result]) -> Result:
-    """What `request` returns, asked for again, with growing waits, while its errors are of the kind that passes."""
+    """Returns what `request` returns; repeats it, with growing waits, while its errors may pass."""
     for wait in WAITS:
         try:
             with unlimited():
@@ -127,80 +250,65 @@ def retried(request: Callable[[], Result]) -> Result:
         except Exception as error:
             if not _may_pass(error):
                 raise
-            wait = max(wait * random.uniform(0.5, 1.5), min(_asked_wait(error), _LONGEST_WAIT))
-            log.info("%s; trying again in %.0f s", why(error), wait)
+            wait = max(wait * random.uniform(0.5, 1.5), min(_retry_after(error), _LONGEST_WAIT))
+            log.info("%s; trying again in %.0f s", one_line(error), wait)
             time.sleep(wait)
     with unlimited():
         return request()
 
 
-def refusal(kind: str, name: str, error: Exception, instead: str, file: str = "") -> Refusal:
-    """Why a model or data set cannot be had, and what to do about it.
+def refusal(repository: Repository, error: Exception, file: str = "") -> Refusal:
+    """Says why a repository, or the one of its `file`s that was asked for, cannot be fetched, and what to do about it.
 
     Args:
-      kind: "model" or "data set".
-      name: hub id.
+      repository: of the hub.
       error: what the hub's library raised.
-      instead: what else could be used where access is denied.
-      file: the one of its files that was asked for, if it was one.
+      file: path in the repository, if a single file was asked for.
     """
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    name = repository.name
     if disk_full(error):
         return Refusal(
             DISK, f"no space left in {constants.HF_HUB_CACHE} for {name}; free some or set HF_HUB_CACHE, run again"
         )
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why the library looked in its cache at all
+        # Why the library looked in its cache at all.
+        error = error.__cause__
     status = _status(error)
-    said = " ".join((getattr(error, "server_message", None) or "").split())[:200]
+    answer = " ".join((getattr(error, "server_message", None) or "").split())[:200]
     if isinstance(error, GatedRepoError):
         state = "is gated"
     elif isinstance(error, RepositoryNotFoundError) or status == 404:
-        state, said = "does not exist or is private", ""
+        state, answer = "does not exist or is private", ""
     elif status in (401, 403):
         state = "is closed to us"
     else:
-        what = f"{file} of {name}" if file else f"{name} is no folder here and"
+        subject = f"{file} of {name}" if file else f"{name} is no folder here and"
         return Refusal(
             BAD_INPUT,
-            f"{what} cannot be had from the hub {constants.ENDPOINT} ({why(error)}); give a "
+            f"{subject} cannot be fetched from the hub {constants.ENDPOINT} ({one_line(error)}); give a "
             f"local folder, or download it where there is a network and use that cache (HF_HUB_CACHE, now "
             f"{constants.HF_HUB_CACHE}) with HF_HUB_OFFLINE=1",
         )
-    reason = (said or "the token in use does not open it") if get_token() else "no token is set"
+    reason = (answer or "the token in use does not open it") if get_token() else "no token is set"
     return Refusal(
         NO_ACCESS,
-        f"hub {kind} {name} {state} ({reason}): see {_page(kind, name)}, ask for access there and set "
-        f"HF_TOKEN to a token that may read it; or {instead}",
+        f"hub {repository.kind} {name} {state} ({reason}): see {repository.page}, ask for access there and set "
+        f"HF_TOKEN to a token that may read it; or {repository.instead}",
     )
 
 
-def why(error: Exception) -> str:
-    """An error in one line."""
+def one_line(error: Exception) -> str:
+    """Puts an error into one line."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     return f"{type(error).__name__}: {first}"
 
 
-def at(name: str, revision: str | None) -> str:
-    """A repository and its revision, for people."""
-    return name if revision is None else f"{name} at revision {revision!r}"
-
-
 def disk_full(error: Exception) -> bool:
-    """Whether an error says that a disk or quota is full; libraries in other languages only have it in their text."""
+    """Whether an error says that a disk or quota is full; libraries in other languages only say so in their text."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
-def _page(kind: str, name: str) -> str:
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{name}" if kind == "model" else f"{constants.ENDPOINT}/datasets/{name}"
-
-
-def _data_refusal(name: str, error: Exception, file: str = "") -> Refusal:
-    return refusal("data set", name, error, "give a local folder of the same files", file)
 
 
 def _status(error: Exception) -> int | None:
@@ -208,6 +316,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _may_pass(error: Exception) -> bool:
+    """Whether an error may be gone at the next attempt."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     status = _status(error)
@@ -218,104 +327,29 @@ def _may_pass(error: Exception) -> bool:
     return not lasting and not disk_full(error)
 
 
-def _asked_wait(error: Exception) -> float:
+def _retry_after(error: Exception) -> float:
+    """Seconds that the hub asks us to wait; 0 where it does not say."""
     headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = headers.get("Retry-After", "")
-    return float(asked) if asked.isdecimal() else 0.0
+    seconds = headers.get("Retry-After", "")
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
-def _listed_files(name: str, revision: str | None) -> tuple[str, dict[str, str]]:
-    from huggingface_hub import HfApi, constants
-
-    api = HfApi(endpoint=constants.ENDPOINT)
-    info = api.dataset_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
-    if info.gated:  # anyone may list it
-        api.auth_check(name, repo_type="dataset")
-    files = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in info.siblings}
-    return info.sha, files
-
-
-def _storage(name: str) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
-
-
-def _remember(name: str, revision: str | None, commit: str) -> None:
+def _remember(repository: Repository, commit: str) -> None:
     """Writes down which commit a branch or tag stands for, where the library looks for it without a network."""
-    if revision != commit:
-        with contextlib.suppress(OSError):  # a cache that others keep may be read-only
-            write_text(_storage(name) / "refs" / (revision or "main"), commit)
+    if repository.revision != commit:
+        # A cache that others keep may be read-only.
+        with contextlib.suppress(OSError):
+            write_text(repository.cached / "refs" / (repository.revision or "main"), commit)
 
 
-def _cached_files(name: str, revision: str | None) -> tuple[str, dict[str, str]] | None:
-    ref = _storage(name) / "refs" / (revision or "main")
-    commit = ref.read_text().strip() if ref.is_file() else revision or "main"
-    folder = _storage(name) / "snapshots" / commit
-    if not folder.is_dir():
+def _cached_listing(repository: Repository) -> Listing | None:
+    """The files in the cache; None where there is no snapshot."""
+    folder = repository.snapshot()
+    if folder is None:
         return None
     files = {}
     for path in folder.rglob("*"):
         if path.is_file():
             # A snapshot's files are links to blobs that are called by their digest.
             files[path.relative_to(folder).as_posix()] = Path(os.readlink(path)).name if path.is_symlink() else ""
-    return commit, files
-
-
-def _whole_file(name: str, file: str, commit: str, content: str) -> Path:
-    """One attempt at a file."""
-    from huggingface_hub import constants, hf_hub_download
-
-    path = Path(
-        hf_hub_download(
-            name, file, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT, tqdm_class=_bounded_bar()
-        )
-    )
-    if _is_whole(path, content):
-        return path
-    if is_offline():
-        raise Refusal(BAD_INPUT, f"{path} is damaged; unset HF_HUB_OFFLINE to fetch it again, or give a local folder")
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)
-    raise OSError(f"{file} came with another content than the hub names")
-
-
-def _bounded_bar() -> type:
-    """The library's progress bar, which ends a download that starts over again and again.
-
-    Where a server sends the whole file again instead of the rest of it and is cut off each time, the library itself
-    would never end: it counts attempts anew as soon as a byte has come.
-    """
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        starts = 0
-
-        def update(self, n: float = 1) -> bool | None:
-            if n < 0:
-                self.starts += 1
-                if self.starts == len(WAITS):
-                    raise ConnectionError(f"the connection broke {self.starts} times, and each time from the start")
-            return super().update(n)
-
-    return Bar
-
-
-def _is_whole(path: Path, content: str) -> bool:
-    """Whether a file's content has that digest; what was found so is not read again while it stays as it is."""
-    if not re.fullmatch(f"{_GIT_SHA1}|{_SHA256}", content):
-        return True
-    state = path.stat()
-    proof = cache_root() / "whole" / digest([str(path.resolve()), content, state.st_size, state.st_mtime_ns])
-    if proof.exists():
-        return True
-    with path.open("rb") as blob:
-        if re.fullmatch(_SHA256, content):
-            found = hashlib.file_digest(blob, "sha256").hexdigest()
-        else:
-            found = hashlib.sha1(b"blob %d\0" % state.st_size + blob.read()).hexdigest()
-    if found == content:
-        proof.parent.mkdir(parents=True, exist_ok=True)
-        proof.touch()
-    return found == content
+    return Listing(folder.name, files)

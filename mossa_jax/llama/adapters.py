@@ -1,7 +1,9 @@
 """LoRA adapters as a pytree of their own, stacked over models: target -> {"a", "b", "scale"}.
 
-`a` [A, L, D_in, r], `b` [A, L, r, D_out], `scale` [A, L]; the base model never holds any of it. The update of a
-projection is `scale * (x @ a) @ b` (Hu et al. 2021, with a and b transposed as stored by Hugging Face).
+`a` is [A, L, D_in, r], `b` is [A, L, r, D_out], `scale` is [A, L]; the base model never holds any of it. The update of
+a projection is `scale * (x @ a) @ b` (Hu et al. 2021, arXiv 2106.09685; Hugging Face stores a and b transposed).
+
+Shape letters: A adapters, L layers, D_in and D_out input and output width of a projection, r LoRA rank.
 """
 
 from __future__ import annotations
@@ -22,8 +24,15 @@ HostAdapters = dict[str, dict[str, np.ndarray]]
 """Several adapters on the host, stacked: the same with a leading axis [A, ...]."""
 
 Adapters = dict[str, dict[str, jax.Array]]
-"""Several adapters on the devices, stacked [A, ...]."""
+"""Several adapters on the devices, stacked: the same with a leading axis [A, ...]."""
 
+DeviceAdapter = dict[str, dict[str, jax.Array]]
+"""One model's adapter on the devices: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}; {} is the base."""
+
+BlockAdapter = dict[str, dict[str, jax.Array]]
+"""One model's adapter for one block: target -> {"a" [D_in, r], "b" [r, D_out], "scale" []}."""
+
+# Logical axes of the leaves of a stack.
 AXES = {
     "a": ("adapter", "layers", None, "rank"),
     "b": ("adapter", "layers", "rank", None),
@@ -32,7 +41,7 @@ AXES = {
 
 
 def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
-    """Target -> (D_in, D_out) of the projection that it updates."""
+    """Returns the sizes (D_in, D_out) of the projection that each target updates."""
     heads, kv_heads = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     return {
         "q_proj": (arch.hidden, heads),
@@ -48,10 +57,21 @@ def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
 def initial_adapter(
     arch: Architecture, targets: Sequence[str], rank: int, alpha: float, first_layer: int, seed: Sequence[int]
 ) -> Adapter:
-    """One untrained adapter (no leading axis), NumPy float32: `a` Kaiming-uniform as in PEFT, `b` zero.
+    """Draws one untrained adapter: `a` Kaiming-uniform as in PEFT, `b` zero.
 
-    Made on the host from `seed` alone, so that a model's start does not depend on its neighbours or the mesh.
-    Blocks below `first_layer` get scale 0, which keeps them at the base model exactly: their gradient is zero too.
+    It is drawn on the host from `seed` alone, so that a model's start does not depend on its neighbours or the mesh.
+    Blocks below `first_layer` get scale 0, which keeps them exactly at the base model: their gradient is zero too.
+
+    Args:
+      arch: the base model's.
+      targets: the projections to update.
+      rank: r.
+      alpha: the scale is alpha / rank.
+      first_layer: the first block that is trained.
+      seed: numbers that identify the model.
+
+    Returns:
+      NumPy float32, without the leading axis.
     """
     rng = np.random.default_rng(list(seed))
     adapter = {}
@@ -59,61 +79,63 @@ def initial_adapter(
     scale[:first_layer] = 0.0
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
-        bound = d_in**-0.5  # kaiming_uniform(a=sqrt(5)) over fan-in
-        a = rng.uniform(-bound, bound, (arch.layers, d_in, rank)).astype(np.float32)
+        # kaiming_uniform(a=sqrt(5)) over fan-in.
+        bound = d_in**-0.5
+        a = rng.uniform(-bound, bound, (arch.layers, d_in, rank)).astype(np.float32)  # [L, D_in, r]
         a[:first_layer] = 0.0
-        adapter[target] = {"a": a, "b": np.zeros((arch.layers, rank, d_out), np.float32), "scale": scale}
+        b = np.zeros((arch.layers, rank, d_out), np.float32)  # [L, r, D_out]
+        adapter[target] = {"a": a, "b": b, "scale": scale}
     return adapter
 
 
 def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
-    """Stacks adapters (without leading axis) of any targets and ranks; {} is the base model itself.
+    """Stacks adapters of any targets and ranks; {} is the base model itself.
 
-    Ranks are padded with zeros and absent targets are zero, which changes no value.
+    Smaller ranks are padded with zeros and absent targets are zero, which changes no value.
     """
     targets = [target for target in target_sizes(arch) if any(target in adapter for adapter in adapters)]
     stacked = {}
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
         rank = max(adapter[target]["a"].shape[-1] for adapter in adapters if target in adapter)
-        a = np.zeros((len(adapters), arch.layers, d_in, rank), np.float32)
-        b = np.zeros((len(adapters), arch.layers, rank, d_out), np.float32)
-        scale = np.zeros((len(adapters), arch.layers), np.float32)
+        a = np.zeros((len(adapters), arch.layers, d_in, rank), np.float32)  # [A, L, D_in, r]
+        b = np.zeros((len(adapters), arch.layers, rank, d_out), np.float32)  # [A, L, r, D_out]
+        scale = np.zeros((len(adapters), arch.layers), np.float32)  # [A, L]
         for index, adapter in enumerate(adapters):
             if target in adapter:
-                part = adapter[target]
-                own = part["a"].shape[-1]
-                a[index, ..., :own], b[index, :, :own], scale[index] = part["a"], part["b"], part["scale"]
+                update = adapter[target]
+                own = update["a"].shape[-1]
+                a[index, ..., :own], b[index, :, :own], scale[index] = update["a"], update["b"], update["scale"]
         stacked[target] = {"a": a, "b": b, "scale": scale}
     return stacked
 
 
 def unstack(adapters: Adapters, index: int) -> Adapter:
-    """One model's adapter out of a stack, on the host."""
+    """Copies one model's adapter out of a stack to the host."""
     return jax.tree.map(lambda leaf: np.asarray(leaf[index]), adapters)
 
 
 def place_adapters(mesh: jax.sharding.Mesh, adapters: HostAdapters) -> Adapters:
-    """Stacked adapters [A, ...] of the host on a mesh, whole on every device but for the adapter axis."""
+    """Places stacked adapters [A, ...] on a mesh: spread over the adapter axis, whole on every device otherwise."""
     return {
-        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in part.items()}
-        for target, part in adapters.items()
+        target: {name: mesh_lib.place(mesh, leaf, AXES[name]) for name, leaf in update.items()}
+        for target, update in adapters.items()
     }
 
 
-def trainable(adapters: Adapters) -> Adapters:
-    """The part that is learned: `a` and `b`."""
-    return {target: {name: part[name] for name in ("a", "b")} for target, part in adapters.items()}
+def matrices(adapters: Adapters) -> Adapters:
+    """Returns what is trained: target -> {"a", "b"}."""
+    return {target: {name: update[name] for name in ("a", "b")} for target, update in adapters.items()}
 
 
 def scales(adapters: Adapters) -> dict[str, jax.Array]:
-    """The part that is not: target -> scale."""
-    return {target: part["scale"] for target, part in adapters.items()}
+    """Returns what is not trained: target -> scale."""
+    return {target: update["scale"] for target, update in adapters.items()}
 
 
-def join(parts: Adapters, scale: dict[str, jax.Array]) -> Adapters:
-    """Inverse of `trainable` and `scales`."""
-    return {target: {**part, "scale": scale[target]} for target, part in parts.items()}
+def with_scales(matrices: Adapters, scales: dict[str, jax.Array]) -> Adapters:
+    """Puts an adapter together again: the inverse of `matrices` and `scales`."""
+    return {target: {**update, "scale": scales[target]} for target, update in matrices.items()}
 
 
 def is_finite(adapter: Adapter | Adapters) -> bool:
@@ -122,7 +144,7 @@ def is_finite(adapter: Adapter | Adapters) -> bool:
 
 
 def zero_adapter(arch: Architecture) -> Adapter:
-    """An adapter that changes nothing, of the smallest size: it stands for the base model where all are base."""
+    """Returns the smallest adapter that changes nothing, for runs in which every model is the base itself."""
     d_in, d_out = target_sizes(arch)["q_proj"]
     shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}
     return {"q_proj": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
@@ -134,15 +156,23 @@ def abstract_adapters(
     models: int,
     rank: int,
     targets: Sequence[str],
-    parts: Sequence[str] = tuple(AXES),
+    leaves: Sequence[str] = tuple(AXES),
 ) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """What `place_adapters` makes of `models` adapters, or the named parts of it, as shapes, dtypes and shardings."""
+    """Describes what `place_adapters` would return, as shapes, dtypes and shardings.
+
+    Args:
+      arch: the base model's.
+      mesh: the devices; they need not exist.
+      models: A.
+      rank, targets: of the adapters.
+      leaves: the names of the leaves to describe.
+    """
     stacked = {}
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
-        shapes = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
+        shapes: dict[str, tuple[int, ...]] = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
         stacked[target] = {
-            part: mesh_lib.abstract(mesh, (models, arch.layers, *shapes[part]), AXES[part], jnp.float32)
-            for part in parts
+            name: mesh_lib.abstract(mesh, (models, arch.layers, *shapes[name]), AXES[name], jnp.float32)
+            for name in leaves
         }
     return stacked

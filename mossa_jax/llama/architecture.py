@@ -1,4 +1,8 @@
-"""The architecture of a Llama-family model, read from a Hugging Face `config.json`."""
+"""The architecture of a Llama-family model, read from a Hugging Face `config.json`.
+
+To support another member of the family, add its `model_type` to `_FAMILIES`; whatever it computes differently becomes
+a field of `Architecture`.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,14 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class _Family:
-    """What a `model_type` fixes without saying so in its config.json.
+    """What a `model_type` implies without stating it in its config.json.
 
     Attributes:
-      positions, kv_heads, head_dim: defaults of fields that a config may leave out; 0 is the family's rule.
-      biases: projections that always carry a bias.
-      optional_biases: field of the config -> projections that carry one where it is set.
-      windows: how a sliding window is stated: "" never, "all" by `sliding_window` alone, "some" by
-        `use_sliding_window` and the layers it holds for.
+      positions, kv_heads, head_dim: defaults of fields that a config may leave out; with 0, they follow from others.
+      biases: projections that always have a bias.
+      optional_biases: field of the config -> projections that have a bias where it is set.
+      windows: how the config states a sliding window: "" never; "all" by `sliding_window` alone; "some" by
+        `use_sliding_window` and the layers that it holds for.
       query_key_norm: queries and keys are normed per head.
     """
 
@@ -38,6 +42,7 @@ class _Family:
     query_key_norm: bool = False
 
 
+# Defaults are those of the family's configuration class in transformers.
 _FAMILIES = {
     "llama": _Family(optional_biases={"attention_bias": _QKVO, "mlp_bias": _MLP}),
     "mistral": _Family(positions=131_072, kv_heads=8, windows="all"),
@@ -63,25 +68,27 @@ SUPPORTED = (
 class Architecture:
     """Sizes and constants; everything in which members of the family differ is data here.
 
+    Shape letters of the package are in brackets.
+
     Attributes:
-      family: `model_type` of the config.json.
       vocab: rows of the embedding (V).
       hidden: width of the residual stream (D).
-      feed_forward: width inside the gated feed-forward part (F).
+      feed_forward: width of the inside of the gated feed-forward part (F).
       layers: number of blocks (L).
       heads: query heads (H).
       kv_heads: key/value heads (K); divides `heads`.
       head_dim: width of one head (d).
       norm_eps: added to the mean square in RMSNorm.
       rope: rotary position embedding.
-      positions: longest sequence the model was made for.
+      positions: the longest sequence that the model is made for.
       tied_head: the output head is the embedding.
       bos: the config's BOS id; None if it has none.
-      eos: ids that end an answer; the first one is the one that answers are trained to end in.
+      eos: ids that end an answer; answers are trained to end in the first one.
+      family: `model_type` of the config.json.
       biases: projections with a bias.
       query_key_norm: queries and keys are normed per head before the rotation.
-      window: a query of a windowed block sees so many keys, itself included; 0: no block is windowed.
-      windowed: which blocks are, by number from 0; none where `window` is 0.
+      window: how many keys a query of a windowed block sees, itself included; 0: no block is windowed.
+      windowed: the numbers, from 0, of the windowed blocks; none where `window` is 0.
     """
 
     vocab: int
@@ -105,21 +112,21 @@ class Architecture:
 
     @property
     def matrix_parameters(self) -> int:
-        """Parameters that every token passes through (N): blocks and head, not the embedding look-up."""
+        """Counts the parameters that every token passes through: blocks and head, not the embedding look-up."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         block = attention + 3 * self.hidden * self.feed_forward
         return self.layers * block + self.vocab * self.hidden
 
     def state_names(self) -> tuple[str, ...]:
-        """Layer names in order: embed, 1..L (block outputs before the final norm), final_norm."""
+        """Returns the layer names in order: embed, 1..L (block outputs before the final norm), final_norm."""
         return ("embed", *(str(layer + 1) for layer in range(self.layers)), "final_norm")
 
 
 def read_config(folder: epath.PathLike) -> dict[str, Any]:
-    """The parsed `config.json` of a model folder.
+    """Parses the `config.json` of a model folder.
 
     Raises:
-      Refusal: 3 when the file is missing or no JSON object.
+      Refusal: 3 when the file is missing or is not a JSON object.
     """
     path = epath.Path(folder) / "config.json"
     if not path.exists():
@@ -127,33 +134,36 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not valid JSON ({error})") from None
+        raise Refusal(BAD_INPUT, f"{path} is not valid JSON ({error}); copy it again") from None
     if not isinstance(config, dict):
-        raise Refusal(BAD_INPUT, f"{path} is not valid JSON for a model (no object)")
+        raise Refusal(BAD_INPUT, f"{path} is not valid JSON for a model (not an object); copy it again")
     return config
 
 
 def read_architecture(folder: epath.PathLike) -> Architecture:
-    """Reads `config.json` of a checkpoint folder; both spellings of transformers 4 and 5.
+    """Reads the `config.json` of a checkpoint folder, in the spelling of transformers 4 or 5.
 
     Raises:
-      Refusal: 3 when the file is missing or not JSON, a field is missing, or the model is none that we can
-        compute exactly; the message names the field or architecture and what works.
+      Refusal: 3 when the file is missing or is not JSON, a field is missing, or the model cannot be computed exactly;
+        the message names the field or architecture and what is supported.
     """
     return architecture_from_config(read_config(folder), str(epath.Path(folder) / "config.json"))
 
 
 def architecture_from_config(config: dict[str, Any], where: str) -> Architecture:
-    """The same from the parsed `config.json`; `where` names it in refusals."""
-    kind = config.get("model_type")
-    if kind not in _FAMILIES:
-        asked = ", ".join(map(str, config.get("architectures") or [])) or "no architecture"
+    """Does the work of `read_architecture` for a parsed `config.json`, which refusals call `where`."""
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        named = ", ".join(map(str, config.get("architectures") or [])) or "no architecture"
         raise Refusal(
-            BAD_INPUT, f"{where}: model_type {kind!r} ({asked}) is not supported; these are: {', '.join(SUPPORTED)}"
+            BAD_INPUT,
+            f"{where}: model_type {model_type!r} ({named}) is not supported; use one of: {', '.join(SUPPORTED)}",
         )
-    family = _FAMILIES[kind]
+    family = _FAMILIES[model_type]
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise Refusal(BAD_INPUT, f"{where}: hidden_act={config['hidden_act']!r} is not supported; silu is")
+        raise Refusal(
+            BAD_INPUT, f"{where}: hidden_act={config['hidden_act']!r} is not supported; use a model with silu"
+        )
     if config.get("quantization_config"):
         raise Refusal(BAD_INPUT, f"{where}: quantization_config is set; use a checkpoint that is not quantized")
     try:
@@ -168,7 +178,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
         window, windowed = _windows(config, family, layers)
         eos = config.get("eos_token_id")
         architecture = Architecture(
-            family=kind,
+            family=model_type,
             vocab=int(config["vocab_size"]),
             hidden=hidden,
             feed_forward=int(config["intermediate_size"]),
@@ -178,7 +188,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             head_dim=int(config.get("head_dim") or family.head_dim or hidden // heads),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             rope=rope,
-            positions=int(positions * rope.factor) if rope.kind == "dynamic" else positions,
+            positions=int(positions * rope.factor) if rope.rope_type == "dynamic" else positions,
             tied_head=bool(config.get("tie_word_embeddings", False)),
             bos=config.get("bos_token_id"),
             eos=tuple(map(int, eos)) if isinstance(eos, list) else () if eos is None else (int(eos),),
@@ -188,7 +198,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             windowed=windowed,
         )
     except KeyError as error:
-        raise Refusal(BAD_INPUT, f"{where} has no field {error}; it is no complete {kind} config") from None
+        raise Refusal(BAD_INPUT, f"{where} has no field {error}; a {model_type} config needs it") from None
     except ValueError as error:
         raise Refusal(BAD_INPUT, f"{where}: {error}") from None
     except (TypeError, AttributeError) as error:
@@ -202,21 +212,23 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
 
 
 def _windows(config: dict[str, Any], family: _Family, layers: int) -> tuple[int, tuple[int, ...]]:
-    """(keys that a windowed block's query sees, numbers of those blocks)."""
+    """Returns how many keys a windowed block's query sees, and the numbers of those blocks."""
     stated = config.get("sliding_window", 4096 if family.windows == "all" else None)
     if not stated or not family.windows or (family.windows == "some" and not config.get("use_sliding_window")):
         return 0, ()
+    windowed: tuple[int, ...]
     if family.windows == "all":
-        windowed = range(layers)
+        windowed = tuple(range(layers))
     elif config.get("layer_types"):
-        windowed = [layer for layer, kind in enumerate(config["layer_types"]) if kind == "sliding_attention"]
+        types = enumerate(config["layer_types"])
+        windowed = tuple(layer for layer, layer_type in types if layer_type == "sliding_attention")
     else:
-        windowed = range(int(config.get("max_window_layers", 28)), layers)
-    return (int(stated), tuple(windowed)) if len(windowed) else (0, ())
+        windowed = tuple(range(int(config.get("max_window_layers", 28)), layers))
+    return (int(stated), windowed) if windowed else (0, ())
 
 
 def to_config(architecture: Architecture) -> dict[str, Any]:
-    """The `config.json` that transformers reads for a plain Llama of this architecture (the miniature base)."""
+    """Returns the `config.json` of a plain Llama of this architecture, as transformers reads it."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -1,4 +1,4 @@
-"""The attention door: one function, with a body chosen by platform and precision.
+"""The one door to attention: a function whose body is chosen by platform and precision.
 
 | body | where | packed rows |
 |---|---|---|
@@ -6,10 +6,13 @@
 | `splash` | TPU, bfloat16 | segment ids inside the kernel, no mask in memory |
 | `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, S] |
 
-Rows that begin with ids which all their sequences share (segment -1) always take `xla`, whatever is asked for.
+Rows that begin with a prefix shared by all their sequences (segment -1) always take `xla`.
 
-The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrules the choice. A kernel works in the matrix
-unit's narrow precision, so float32, whose point is exactness, never goes there.
+The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrides the choice. A kernel works in the matrix
+unit's narrow precision, so float32, whose point is exactness, never goes there by itself.
+
+Shape letters: B rows, S queries of a row, T keys of a row, P query columns, H heads, K key/value heads, G = H / K,
+d head width.
 """
 
 from __future__ import annotations
@@ -19,173 +22,215 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.blockwise import Spans, blockwise, exact
+from mossa_jax.llama.blockwise import Spans, blockwise, product_precision
 from mossa_jax.llama.splash import splash
 
+# Whole rows: at least `_BLOCK` queries per block, and at most `_BLOCKS` blocks.
 _BLOCK, _BLOCKS = 128, 8
-_CPU_SIZE = 64  # queries in a block that meets near keys only; `_BLOCK` elsewhere
+# Queries per block where a block meets near keys only, on CPU; `_BLOCK` elsewhere.
+_CPU_BLOCK = 64
 _NARROW = (jnp.bfloat16, jnp.float16)
 BODIES = ("xla", "splash", "cudnn")
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Segments:
+    """All queries of packed rows: each sees the keys of its own segment up to itself, and the shared prefix.
+
+    Attributes:
+      segments: [B, T] int32: 1, 2, ... per packed sequence, 0 on padding (which sees padding only). The tokens of a
+        sequence are adjacent. Within the first `prefix_columns`, -1 marks keys that every sequence behind them sees.
+      mesh: the devices that rows are spread over; None for one device.
+      prefix_columns: columns at the head of a row that may be -1. Columns are then not positions, so this is only for
+        architectures with `model.can_share_prefix`. There may be fewer queries than keys: they are the last ones.
+      max_own: no sequence has more tokens of its own than this; 0: not known.
+    """
+
+    segments: Int[Array, "B T"]
+    mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
+    prefix_columns: int = field(default=0, metadata={"static": True})
+    max_own: int = field(default=0, metadata={"static": True})
+
+    def mask(self, start: int = 0, stop: int | None = None, window: int = 0) -> Bool[Array, "B Q T"]:
+        """Returns which keys up to `stop` the queries start..stop see, without a prefix.
+
+        Args:
+          start, stop: columns of the queries; `stop` defaults to the end of the row.
+          window: as in `attention`.
+
+        Returns:
+          [B, stop - start, stop] bool.
+        """
+        stop = self.segments.shape[1] if stop is None else stop
+        distance = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
+        near = (distance >= 0) & (distance < window) if window else distance >= 0
+        return near & (self.segments[:, start:stop, None] == self.segments[:, None, :stop])
+
+    def at_columns(self, columns: Int[Array, "B P"]) -> QueryColumns:
+        """Returns what the queries at `columns` [B, P] see."""
+        return QueryColumns(self.segments, columns)
+
+    def lengths(self) -> Int[Array, "B T"]:
+        """Returns the length of the sequence that each token belongs to: [B, T] int32."""
+        same = self.segments[:, :, None] == self.segments[:, None, :]
+        return jnp.sum(same, axis=-1, dtype=jnp.int32)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QueryColumns:
+    """Some queries of packed rows.
+
+    Attributes:
+      segments: [B, T] as in `Segments`.
+      columns: [B, P] int32, the queries' columns among the keys.
+    """
+
+    segments: Int[Array, "B T"]
+    columns: Int[Array, "B P"]
+
+    def mask(self, window: int = 0) -> Bool[Array, "B P T"]:
+        """Returns which keys each query sees: [B, P, T] bool; `window` as in `attention`."""
+        distance = self.columns[..., None] - jnp.arange(self.segments.shape[1])
+        near = (distance >= 0) & (distance < window) if window else distance >= 0
+        own = jnp.take_along_axis(self.segments, self.columns, axis=1)[..., None]  # [B, P, 1]
+        keys = self.segments[:, None, :]  # [B, 1, T]
+        return near & ((own == keys) | ((keys == -1) & (own != 0)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodingQuery:
+    """One query per row against a cache of keys.
+
+    Attributes:
+      key_positions: [B, T] int32, the position of the key in each cache slot; -1 for an empty slot.
+      position: [B, 1] int32, the query's own position.
+    """
+
+    key_positions: Int[Array, "B T"]
+    position: Int[Array, "B 1"]
+
+    def mask(self, window: int = 0) -> Bool[Array, "B 1 T"]:
+        """Returns which slots the query sees: [B, 1, T] bool; `window` as in `attention`."""
+        distance = self.position - self.key_positions
+        seen = (self.key_positions >= 0) & (distance >= 0)
+        return (seen & (distance < window) if window else seen)[:, None, :]
+
+    def lengths(self) -> Int[Array, "B 1"]:
+        """Returns the length of the sequence that ends in the query: [B, 1] int32."""
+        return self.position + 1
+
+
+Visible = Segments | QueryColumns | DecodingQuery
+"""Which keys a query sees."""
+
+
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible: Segments | Cached | Chosen, window: int = 0
-) -> jax.Array:
-    """Softmax attention with grouped heads.
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B T K d"],
+    v: Float[Array, "B T K d"],
+    visible: Visible,
+    window: int = 0,
+) -> Float[Array, "B S H d"]:
+    """Computes softmax attention with grouped heads.
 
     Args:
       q: [B, S, H, d].
-      k: [B, T, K, d], K divides H; v alike.
+      k, v: [B, T, K, d]; K divides H.
       visible: which keys a query sees.
-      window: sees at most so many of them, the nearest, itself included; 0 sees all.
+      window: a query sees at most this many of them, the nearest, itself included; 0: all.
 
     Returns:
       [B, S, H, d] in the dtype of `v`; the softmax is computed in float32 or wider.
+
+    Raises:
+      Refusal: 2 for an unknown MOSSA_ATTENTION.
     """
-    if isinstance(visible, Cached | Chosen):
-        return _attend(q, k, v, visible.mask(window))
-    tensor = visible.mesh.shape["tensor"] if visible.mesh is not None else 1
-    if k.shape[2] % tensor:  # fewer key/value heads than devices: every device gets a copy of the one it needs
-        k, v = (jnp.repeat(part, tensor // k.shape[2], axis=2) for part in (k, v))
-    body = "xla" if visible.prefix else choose(visible.mesh, q.dtype)
-    # Nothing is seen further back than this, were it only since no sequence is longer.
+    if isinstance(visible, DecodingQuery | QueryColumns):
+        return _masked_attention(q, k, v, visible.mask(window))
+    mesh = visible.mesh
+    tensor = mesh.shape["tensor"] if mesh is not None else 1
+    # With fewer key/value heads than devices on the tensor axis, each device gets a copy of the head that it needs.
+    if k.shape[2] % tensor:
+        k, v = (jnp.repeat(x, tensor // k.shape[2], axis=2) for x in (k, v))
+    body = "xla" if visible.prefix_columns else choose_body(mesh, q.dtype)
+    # No query sees a key this many columns back: the window hides it, or no sequence is that long.
     near = min(filter(None, (window, visible.max_own)), default=0)
     if body == "splash":
-        return splash(q, k, v, visible.segments, visible.mesh, near)
+        assert mesh is not None, "splash is only chosen on a mesh"
+        return splash(q, k, v, visible.segments, mesh, near)
     if body == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, mask=visible.mask(window=window)[:, None], implementation="cudnn")
-    on_cpu = visible.mesh is None or visible.mesh.devices.flat[0].platform == "cpu"
-    size = _CPU_SIZE if on_cpu else _BLOCK
-    if visible.prefix or 0 < near < q.shape[1] - size:
-        spans = Spans(size, near or k.shape[1], visible.prefix)
-        arrays = (q, k, v, visible.segments)
-        if on_cpu and (visible.mesh is None or visible.mesh.shape["fsdp"] == 1):
-            # Row by row, so that the scores of a block stay in the cache.
-            row = lambda arrays: blockwise(*(x[None] for x in arrays), spans)[0]  # noqa: E731
-            return jax.lax.map(row, arrays)
-        return blockwise(*arrays, spans)
-    # Causal: a block of queries needs no key behind it. Saves near half the work, and memory for the scores.
-    blocks, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
+        mask = visible.mask(window=window)[:, None]  # [B, 1, S, S]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    on_cpu = mesh is None or mesh.devices.flat[0].platform == "cpu"
+    block = _CPU_BLOCK if on_cpu else _BLOCK
+    if visible.prefix_columns or 0 < near < q.shape[1] - block:
+        spans = Spans(block, near or k.shape[1], visible.prefix_columns)
+        if not on_cpu or (mesh is not None and mesh.shape["fsdp"] > 1):
+            return blockwise(q, k, v, visible.segments, spans)
+
+        # Row by row, so that the scores of a block stay in the cache.
+        def attend_row(row: tuple[jax.Array, ...]) -> jax.Array:
+            q, k, v, segments = (x[None] for x in row)
+            return blockwise(q, k, v, segments, spans)[0]
+
+        return jax.lax.map(attend_row, (q, k, v, visible.segments))
+    # Causal: a block of queries needs no key behind it. This saves nearly half the work, and memory for the scores.
+    outputs, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
     for start in range(0, q.shape[1], size):
         stop = min(start + size, q.shape[1])
-        mask = visible.mask(start, stop, window)
-        blocks.append(_attend(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+        mask = visible.mask(start, stop, window)  # [B, stop - start, stop]
+        outputs.append(_masked_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
-def choose(mesh: jax.sharding.Mesh | None, dtype) -> str:
-    """The body for arrays of `dtype` on a mesh: one of `BODIES`."""
-    if asked := os.environ.get("MOSSA_ATTENTION"):
-        if asked not in BODIES:
-            raise Refusal(BAD_CONFIG, f"MOSSA_ATTENTION={asked} is unknown; these are: {', '.join(BODIES)}")
-        return asked
+def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike) -> str:
+    """Returns the body, one of `BODIES`, for arrays of `dtype` on a mesh.
+
+    Raises:
+      Refusal: 2 for an unknown MOSSA_ATTENTION.
+    """
+    if override := os.environ.get("MOSSA_ATTENTION"):
+        if override not in BODIES:
+            raise Refusal(BAD_CONFIG, f"MOSSA_ATTENTION={override} is unknown; choose one of {', '.join(BODIES)}")
+        return override
     if mesh is None or dtype not in _NARROW:
         return "xla"
     platform = mesh.devices.flat[0].platform
     return {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "xla")
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """q [B, S, H, d], k and v [B, T, K, d], mask [B, S, T] -> [B, S, H, d].
+def _masked_attention(
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B T K d"],
+    v: Float[Array, "B T K d"],
+    mask: Bool[Array, "B S T"],
+) -> Float[Array, "B S H d"]:
+    """Attends to all keys at once.
 
-    Heads stand in front and the queries of a group in one matrix; the mask is added, not selected by; weights are
-    normed behind the second product. Together three times as fast on CPU as the textbook's order (BUILD_NOTES.md).
+    Heads come before positions, and the queries of a group form one matrix; the mask is added instead of selected by;
+    the weights are normalised after the second product. Together this is three times as fast on CPU as the textbook's
+    order (BUILD_NOTES.md).
     """
     rows, length, heads, width = q.shape
     groups = heads // k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
+    # [B, S, H, d] -> [B, K, G * S, d]
     q = q.reshape(rows, length, -1, groups, width).transpose(0, 2, 3, 1, 4).reshape(rows, -1, groups * length, width)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]
-    scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=exact(q.dtype), preferred_element_type=wide)
-    scores = scores * width**-0.5 + hidden
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, d]
+    hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]  # [B, 1, G * S, T]
+    scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=product_precision(q.dtype), preferred_element_type=wide)
+    scores = scores * width**-0.5 + hidden  # [B, K, G * S, T]
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(
-        "bkqt,bktd->bkqd", weights.astype(v.dtype), v, precision=exact(v.dtype), preferred_element_type=wide
+        "bkqt,bktd->bkqd", weights.astype(v.dtype), v, precision=product_precision(v.dtype), preferred_element_type=wide
     )
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
+    # [B, K, G * S, d] -> [B, S, H, d]
     return out.reshape(rows, -1, groups, length, width).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Segments:
-    """Packed rows: a query sees the keys of its own segment up to itself, and those that all sequences share.
-
-    Attributes:
-      segments: [B, T] int32, 1, 2, ... per packed sequence, 0 on padding (which sees padding only); the tokens of a
-        sequence stand side by side. Within `prefix`, -1 on keys that every sequence behind them sees.
-      mesh: the devices that the rows are spread over; None for one device.
-      prefix: columns, at the head of a row, that may be -1. Then columns are no positions: only for a
-        `model.shareable` architecture. The queries may be fewer than the keys: they are the last ones.
-      max_own: no sequence has more tokens of its own; 0: not known.
-    """
-
-    segments: jax.Array
-    mesh: jax.sharding.Mesh | None = field(default=None, metadata={"static": True})
-    prefix: int = field(default=0, metadata={"static": True})
-    max_own: int = field(default=0, metadata={"static": True})
-
-    def mask(self, start: int = 0, stop: int | None = None, window: int = 0) -> jax.Array:
-        """What queries start..stop see of the keys up to stop, without a prefix: [B, stop - start, stop] bool."""
-        stop = self.segments.shape[1] if stop is None else stop
-        behind = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
-        near = (behind >= 0) & (behind < window) if window else behind >= 0
-        return near & (self.segments[:, start:stop, None] == self.segments[:, None, :stop])
-
-    def seen_from(self, columns: jax.Array) -> Chosen:
-        """What the queries at `columns` [B, P] see."""
-        return Chosen(self.segments, columns)
-
-    def lengths(self) -> jax.Array:
-        """[B, S] int32: how long the sequence is that each token belongs to."""
-        same = self.segments[:, :, None] == self.segments[:, None, :]
-        return jnp.sum(same, axis=-1, dtype=jnp.int32)
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Chosen:
-    """A few queries of packed rows.
-
-    Attributes:
-      segments: [B, T] as in `Segments`.
-      columns: [B, P] int32, where they stand.
-    """
-
-    segments: jax.Array
-    columns: jax.Array
-
-    def mask(self, window: int = 0) -> jax.Array:
-        """[B, P, T] bool."""
-        behind = self.columns[..., None] - jnp.arange(self.segments.shape[1])
-        near = (behind >= 0) & (behind < window) if window else behind >= 0
-        own = jnp.take_along_axis(self.segments, self.columns, axis=1)[..., None]
-        keys = self.segments[:, None, :]
-        return near & ((own == keys) | ((keys == -1) & (own != 0)))
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Cached:
-    """One query a row against a cache of keys.
-
-    Attributes:
-      keys: [B, T] int32, position of the key that each cache slot holds, -1 for none.
-      position: [B, 1] int32, the query's own.
-    """
-
-    keys: jax.Array
-    position: jax.Array
-
-    def mask(self, window: int = 0) -> jax.Array:
-        """[B, 1, T] bool."""
-        behind = self.position - self.keys
-        seen = (self.keys >= 0) & (behind >= 0)
-        return (seen & (behind < window) if window else seen)[:, None, :]
-
-    def lengths(self) -> jax.Array:
-        """[B, 1] int32: how long the sequence is with the query at its end."""
-        return self.position + 1

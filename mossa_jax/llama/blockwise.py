@@ -1,10 +1,15 @@
-"""Attention over packed rows in plain XLA: a block of queries at a time, against the few keys that it can see.
+"""Attention over packed rows in plain XLA: one block of queries at a time, against the few keys that it can see.
 
-A sequence is no longer than `max_own`, so a block needs no key further back, and of the ids that all sequences share
-the leading columns alone. What is skipped is what the mask would hide: the result is that of the whole row. The
-backward pass recomputes a block's weights from each query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm
-4), so nothing of the size of the scores outlives its block. Blocks are a loop on purpose: written out one by one,
-XLA's CPU runtime works on all of them at once and waits for memory, at twice the time (BUILD_NOTES.md).
+A query sees no key of its own sequence `window` or more columns back, so a block needs no key further back than that.
+Of the prefix that all sequences share it needs the first columns of the row and nothing else. Only keys that the mask
+would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from each
+query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
+block. The blocks are a loop on purpose: when they are unrolled, XLA's CPU runtime works on all of them at once and
+waits for memory, which takes twice as long (BUILD_NOTES.md).
+
+Shape letters: B rows, S queries of a row, T keys of a row (the queries are the last S of T columns), H heads,
+K key/value heads, G = H / K queries' heads per key's head, d head width, P prefix columns, N blocks, Q queries per
+block, S' = N Q (S rounded up to whole blocks), W = P + window - 1 + Q keys that a block meets.
 """
 
 from __future__ import annotations
@@ -14,13 +19,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
-_NOTHING = -2  # segment of columns that no token sees
+# Segment of columns that no token sees.
+_NOTHING = -2
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def exact(dtype) -> jax.lax.Precision | None:
-    """Precision of a matrix product whose result should deserve its type: never the platform's default for float32,
-    which on TPU and GPU means fewer bits.
+def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
+    """Returns the precision of a matrix product that is worth its number type.
+
+    For float32 and wider that is never the platform's default, which on TPU and GPU keeps fewer bits.
     """
     return None if dtype in (jnp.bfloat16, jnp.float16) else jax.lax.Precision.HIGHEST
 
@@ -30,25 +41,31 @@ class Spans:
     """Which keys each block of queries meets.
 
     Attributes:
-      size: queries in a block.
-      max_own: a query sees no own key so many columns back or more.
-      prefix: leading columns that may hold shared keys (segment -1).
+      block: queries per block (Q).
+      window: a query sees no key of its own sequence `window` or more columns back.
+      prefix_columns: columns at the head of a row that may hold shared keys (segment -1) (P).
     """
 
-    size: int
-    max_own: int
-    prefix: int = 0
+    block: int
+    window: int
+    prefix_columns: int = 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spans: Spans) -> jax.Array:
-    """Softmax attention of packed rows.
+def blockwise(
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B T K d"],
+    v: Float[Array, "B T K d"],
+    segments: Int[Array, "B T"],
+    spans: Spans,
+) -> Float[Array, "B S H d"]:
+    """Computes softmax attention over packed rows.
 
     Args:
       q: [B, S, H, d].
-      k, v: [B, T, K, d], K divides H; the queries are the last S of T columns.
+      k, v: [B, T, K, d]; K divides H. The queries are the last S of T columns.
       segments: [B, T] as in `attention.Segments`.
-      spans: `max_own` hides what is further back in the own sequence, if there is anything.
+      spans: `spans.window` also hides the keys of the own sequence that are further back, if there are any.
 
     Returns:
       [B, S, H, d] in the dtype of `v`.
@@ -56,27 +73,33 @@ def blockwise(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spa
     return _forward(q, k, v, segments, spans)[0]
 
 
-def _forward(q, k, v, segments, spans):
-    rows = _Rows.of(q, k, v, segments, spans)
-    _, (out, norm) = jax.lax.scan(lambda _, block: (None, rows.forward(block)), None, jnp.arange(rows.blocks))
-    out = rows.out(out).astype(v.dtype)
-    return out, (q, k, v, segments, out, norm)
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spans: Spans
+) -> tuple[jax.Array, _Residuals]:
+    rows = _Rows.lay_out(q, k, v, segments, spans)
+    # out [N, B, K, G, Q, d], log_normaliser [N, B, K, G, Q, 1]
+    _, (out, log_normaliser) = jax.lax.scan(lambda _, block: (None, rows.forward(block)), None, jnp.arange(rows.blocks))
+    out = rows.heads_last(out).astype(v.dtype)  # [B, S, H, d]
+    return out, (q, k, v, segments, out, log_normaliser)
 
 
-def _backward(spans, saved, gradient):
-    q, k, v, segments, out, norm = saved
-    rows = _Rows.of(q, k, v, segments, spans)
-    wide = norm.dtype
+def _backward(spans: Spans, residuals: _Residuals, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, segments, out, log_normaliser = residuals
+    rows = _Rows.lay_out(q, k, v, segments, spans)
+    wide = log_normaliser.dtype
+    # [B, S, H, 1]
     inner = jnp.sum(gradient.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
+    # [B, K, G, S', d] and [B, K, G, S', 1]
     gradient, inner = rows.heads_first(gradient), rows.heads_first(inner)
-    blank = [jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), wide) for x in (rows.k, rows.v)]
+    # Two of [B, K, d, C]
+    zeros = [jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), wide) for x in (rows.k, rows.v)]
 
-    def add(sums, block):
-        by_query, *parts = rows.backward(block, norm[block], gradient, inner)
-        return [rows.add(total, block, part) for total, part in zip(sums, parts, strict=True)], by_query
+    def add_block(sums: list[jax.Array], block: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        by_query, *by_keys = rows.backward(block, log_normaliser[block], gradient, inner)
+        return [rows.add(total, block, part) for total, part in zip(sums, by_keys, strict=True)], by_query
 
-    (by_key, by_value), by_query = jax.lax.scan(add, blank, jnp.arange(rows.blocks))
-    by_query = (rows.out(by_query) * q.shape[-1] ** -0.5).astype(q.dtype)
+    (by_key, by_value), by_query = jax.lax.scan(add_block, zeros, jnp.arange(rows.blocks))
+    by_query = (rows.heads_last(by_query) * q.shape[-1] ** -0.5).astype(q.dtype)
     return by_query, rows.keys(by_key).astype(k.dtype), rows.keys(by_value).astype(v.dtype), None
 
 
@@ -85,147 +108,170 @@ blockwise.defvjp(_forward, _backward)
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows laid out so that every block looks the same: heads in front, nothing on `max_own - 1` columns before all.
+    """Rows laid out so that every block looks the same: heads first, and empty columns around the keys.
+
+    The C columns of keys are: the P prefix columns once more, `window - 1` empty ones, all T columns, and empty ones
+    up to a whole block.
 
     Attributes:
-      q: [B, K, G, blocks * size, d], scaled; G of them share a key's head.
-      k, v: [B, K, C, d]; C columns: the leading ones once more, nothing, all T, nothing.
-      first: [B, blocks * size] int32, the first own key of each query, counted from the first column near block 0.
-      front: [B, blocks * size] int32, how many of the leading columns each query sees.
+      q: [B, K, G, S', d], scaled.
+      k, v: [B, K, C, d].
+      first: [B, S'] int32, the first key of each query's own sequence, counted from the first column near block 0.
+      front: [B, S'] int32, how many of the prefix columns each query sees.
+      spans: as in `blockwise`.
       queries, columns: S and T.
     """
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    first: jax.Array
-    front: jax.Array
+    q: Float[Array, "B K G S d"]
+    k: Float[Array, "B K C d"]
+    v: Float[Array, "B K C d"]
+    first: Int[Array, "B S"]
+    front: Int[Array, "B S"]
     spans: Spans
     queries: int
     columns: int
 
     @classmethod
-    def of(cls, q, k, v, segments, spans: Spans) -> _Rows:
-        offset, behind = k.shape[1] - q.shape[1], -q.shape[1] % spans.size
+    def lay_out(cls, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spans: Spans) -> _Rows:
+        """Lays out the arguments of `blockwise`."""
+        offset, behind = k.shape[1] - q.shape[1], -q.shape[1] % spans.block
 
-        def laid_out(x):
-            padded = jnp.pad(x, ((0, 0), (spans.max_own - 1, behind), (0, 0), (0, 0)))
-            return jnp.concatenate([x[:, : spans.prefix], padded], axis=1).swapaxes(1, 2)
+        def keys_first(x: jax.Array) -> jax.Array:
+            """[B, T, K, d] -> [B, K, C, d]."""
+            padded = jnp.pad(x, ((0, 0), (spans.window - 1, behind), (0, 0), (0, 0)))
+            return jnp.concatenate([x[:, : spans.prefix_columns], padded], axis=1).swapaxes(1, 2)
 
-        segments = jnp.pad(segments, ((0, 0), (0, behind)), constant_values=_NOTHING)
+        segments = jnp.pad(segments, ((0, 0), (0, behind)), constant_values=_NOTHING)  # [B, T + behind]
         column = jnp.arange(segments.shape[1])
         begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-        first = jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
-        # Shared keys are met in front only: their own queries too meet nothing else.
-        first = jnp.where(segments == -1, column + spans.max_own, first) - offset + spans.max_own - 1
-        prefix = jnp.sum(segments == -1, axis=1, keepdims=True)
-        front = jnp.where(segments > 0, prefix, jnp.where(segments == -1, column + 1, 0))
-        scaled = _grouped(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.shape[2], spans.size)
-        own = (first[:, offset:], front[:, offset:])
-        return cls(scaled, laid_out(k), laid_out(v), *own, spans, q.shape[1], k.shape[1])
+        first = jax.lax.cummax(jnp.where(begins, column, 0), axis=1)  # [B, T + behind]
+        # Shared keys are met in front only. Their own queries, too, meet nothing else.
+        first = jnp.where(segments == -1, column + spans.window, first) - offset + spans.window - 1
+        prefix_length = jnp.sum(segments == -1, axis=1, keepdims=True)  # [B, 1]
+        front = jnp.where(segments > 0, prefix_length, jnp.where(segments == -1, column + 1, 0))
+        scaled = _group_heads(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.shape[2], spans.block)
+        first, front = first[:, offset:], front[:, offset:]  # [B, S']
+        return cls(scaled, keys_first(k), keys_first(v), first, front, spans, queries=q.shape[1], columns=k.shape[1])
 
     @property
     def blocks(self) -> int:
-        return self.q.shape[3] // self.spans.size
+        """N."""
+        return self.q.shape[3] // self.spans.block
 
-    def heads_first(self, x: jax.Array) -> jax.Array:
-        """[B, S, H, *] -> [B, K, G, blocks * size, *]."""
-        return _grouped(x, self.k.shape[1], self.spans.size)
+    def heads_first(self, x: Float[Array, "B S H w"]) -> Float[Array, "B K G S w"]:
+        """[B, S, H, w] -> [B, K, G, S', w]."""
+        return _group_heads(x, self.k.shape[1], self.spans.block)
 
-    def out(self, blocks: jax.Array) -> jax.Array:
-        """[blocks, B, K, G, size, d] -> [B, S, H, d]."""
+    def heads_last(self, blocks: Float[Array, "N B K G Q d"]) -> Float[Array, "B S H d"]:
+        """[N, B, K, G, Q, d] -> [B, S, H, d]."""
         count, rows, heads, groups, size, width = blocks.shape
         x = blocks.transpose(1, 0, 4, 2, 3, 5).reshape(rows, count * size, heads * groups, width)
         return x[:, : self.queries]
 
-    def keys(self, x: jax.Array) -> jax.Array:
-        """[B, K, d, C] -> [B, T, K, d]; what the leading columns got in front is theirs as well."""
-        prefix = self.spans.prefix
-        own = x[..., prefix + self.spans.max_own - 1 :][..., : self.columns]
+    def keys(self, x: Float[Array, "B K d C"]) -> Float[Array, "B T K d"]:
+        """[B, K, d, C] -> [B, T, K, d]: adds what the prefix received as the copy in front to the prefix itself."""
+        prefix = self.spans.prefix_columns
+        own = x[..., prefix + self.spans.window - 1 :][..., : self.columns]  # [B, K, d, T]
         return own.at[..., :prefix].add(x[..., :prefix]).transpose(0, 3, 1, 2)
 
-    def _start(self, block):
-        """The first of the columns near a block."""
-        return self.spans.prefix + self.columns - self.queries + block * self.spans.size
+    def _near_start(self, block: Int[Array, ""]) -> Int[Array, ""]:
+        """The first of the columns near a block, behind the copied prefix."""
+        return self.spans.prefix_columns + self.columns - self.queries + block * self.spans.block
 
-    def _own(self, x: jax.Array, block) -> jax.Array:
-        """A block's queries of [B, K, G, blocks * size, *]: [B, K, G * size, *]."""
-        part = jax.lax.dynamic_slice_in_dim(x, block * self.spans.size, self.spans.size, axis=3)
+    def _queries_of(self, x: Float[Array, "B K G S w"], block: Int[Array, ""]) -> Float[Array, "B K GQ w"]:
+        """A block's part of [B, K, G, S', w]: [B, K, G * Q, w]."""
+        part = jax.lax.dynamic_slice_in_dim(x, block * self.spans.block, self.spans.block, axis=3)
         return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
-    def _seen(self, x: jax.Array, block, axis: int) -> jax.Array:
-        """A block's columns of `x`: the leading ones, and those near it."""
-        near = jax.lax.dynamic_slice_in_dim(x, self._start(block), self.spans.max_own - 1 + self.spans.size, axis)
-        return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.prefix, axis=axis), near], axis)
+    def _keys_of(self, x: Float[Array, "B K C d"], block: Int[Array, ""]) -> Float[Array, "B K W d"]:
+        """The keys or values that a block meets: the prefix, and the columns near the block."""
+        size = self.spans.window - 1 + self.spans.block
+        near = jax.lax.dynamic_slice_in_dim(x, self._near_start(block), size, axis=2)
+        return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.prefix_columns, axis=2), near], axis=2)
 
-    def _hidden(self, block, dtype) -> jax.Array:
-        """[B, 1, 1, size, columns]: 0 where a query sees a key, else minus infinity."""
-        spans, at = self.spans, block * self.spans.size
-        query, column = jnp.arange(spans.size), jnp.arange(spans.max_own - 1 + spans.size)
-        first, front = (jax.lax.dynamic_slice_in_dim(x, at, spans.size, 1)[..., None] for x in (self.first, self.front))
-        # Two comparisons with a number that each query has: the whole condition would quadruple the loop over scores.
-        first = jnp.maximum(first - at, query[:, None])
-        seen = (column >= first) & (column <= query[:, None] + spans.max_own - 1)
-        seen = jnp.concatenate([jnp.arange(spans.prefix) < front, seen], axis=-1) if spans.prefix else seen
+    def _mask(self, block: Int[Array, ""], dtype: DTypeLike) -> Float[Array, "B 1 1 Q W"]:
+        """[B, 1, 1, Q, W]: 0 where a query sees a key, else minus infinity."""
+        spans, start = self.spans, block * self.spans.block
+        query, column = jnp.arange(spans.block), jnp.arange(spans.window - 1 + spans.block)
+        # Two of [B, Q, 1]
+        first, front = (
+            jax.lax.dynamic_slice_in_dim(x, start, spans.block, 1)[..., None] for x in (self.first, self.front)
+        )
+        # Two comparisons with one number per query: the whole condition would quadruple the loop over scores.
+        first = jnp.maximum(first - start, query[:, None])
+        seen = (column >= first) & (column <= query[:, None] + spans.window - 1)  # [B, Q, W - P]
+        if spans.prefix_columns:
+            seen = jnp.concatenate([jnp.arange(spans.prefix_columns) < front, seen], axis=-1)  # [B, Q, W]
         return jnp.where(seen, 0.0, -jnp.inf).astype(dtype)[:, None, None]
 
-    def _scores(self, block) -> jax.Array:
-        """[B, K, G, size, columns]."""
-        scores = _product("bkqd,bktd->bkqt", self._own(self.q, block), self._seen(self.k, block, 2))
-        scores = scores.reshape(*scores.shape[:2], -1, self.spans.size, scores.shape[-1])
-        return scores + self._hidden(block, scores.dtype)
+    def _scores(self, block: Int[Array, ""]) -> Float[Array, "B K G Q W"]:
+        scores = _product("bkqd,bktd->bkqt", self._queries_of(self.q, block), self._keys_of(self.k, block))
+        scores = scores.reshape(*scores.shape[:2], -1, self.spans.block, scores.shape[-1])
+        return scores + self._mask(block, scores.dtype)
 
-    def forward(self, block) -> tuple[jax.Array, jax.Array]:
-        """A block's output [B, K, G, size, d] and the logarithm of its queries' normalisers [B, K, G, size, 1]."""
+    def forward(self, block: Int[Array, ""]) -> tuple[Float[Array, "B K G Q d"], Float[Array, "B K G Q 1"]]:
+        """Computes a block's output [B, K, G, Q, d] and the logarithm of its normalisers [B, K, G, Q, 1]."""
         scores = self._scores(block)
-        most = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - most)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)  # [B, K, G, Q, W]
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = _product("bkqt,bktd->bkqd", _joined(weights).astype(self.v.dtype), self._seen(self.v, block, 2))
-        return out.reshape(*weights.shape[:-1], -1) / total, most + jnp.log(total)
+        weights_flat = _flatten_groups(weights).astype(self.v.dtype)  # [B, K, G * Q, W]
+        out = _product("bkqt,bktd->bkqd", weights_flat, self._keys_of(self.v, block))
+        return out.reshape(*weights.shape[:-1], -1) / total, largest + jnp.log(total)
 
-    def backward(self, block, norm, gradient, inner) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Gradients by a block's scaled queries [B, K, G, size, d], and by its keys and values [B, K, d, columns].
+    def backward(
+        self,
+        block: Int[Array, ""],
+        log_normaliser: Float[Array, "B K G Q 1"],
+        gradient: Float[Array, "B K G S d"],
+        inner: Float[Array, "B K G S 1"],
+    ) -> tuple[Float[Array, "B K G Q d"], Float[Array, "B K d W"], Float[Array, "B K d W"]]:
+        """Computes the gradients by a block's scaled queries, and by the keys and values that it meets.
 
         Args:
           block: its number.
-          norm: of its queries, from the forward pass.
-          gradient: by all outputs, [B, K, G, blocks * size, d].
-          inner: its inner product with the output, [B, K, G, blocks * size, 1].
+          log_normaliser: of its queries, from the forward pass.
+          gradient: by all outputs, [B, K, G, S', d].
+          inner: the inner product of `gradient` with the outputs, [B, K, G, S', 1].
+
+        Returns:
+          by the queries [B, K, G, Q, d]; by the keys and by the values, each [B, K, d, W].
         """
-        weights = _joined(jnp.exp(self._scores(block) - norm))
-        gradient = self._own(gradient, block)
-        by_weight = _product("bkqd,bktd->bkqt", gradient, self._seen(self.v, block, 2))
+        weights = _flatten_groups(jnp.exp(self._scores(block) - log_normaliser))  # [B, K, G * Q, W]
+        gradient = self._queries_of(gradient, block)  # [B, K, G * Q, d]
+        by_weight = _product("bkqd,bktd->bkqt", gradient, self._keys_of(self.v, block))
         # Each is used twice: without the barrier XLA computes it twice as well.
         weights, by_weight = jax.lax.optimization_barrier((weights, by_weight))
-        by_score = (weights * (by_weight - self._own(inner, block))).astype(self.k.dtype)
+        by_score = (weights * (by_weight - self._queries_of(inner, block))).astype(self.k.dtype)
         by_score = jax.lax.optimization_barrier(by_score)
-        by_query = _product("bkqt,bktd->bkqd", by_score, self._seen(self.k, block, 2))
-        # Columns last: with a head's width last, XLA's CPU product takes three times as long.
-        by_key = _product("bkqt,bkqd->bkdt", by_score, self._own(self.q, block))
+        by_query = _product("bkqt,bktd->bkqd", by_score, self._keys_of(self.k, block))
+        # Columns last: with the head width last, XLA's CPU product takes three times as long.
+        by_key = _product("bkqt,bkqd->bkdt", by_score, self._queries_of(self.q, block))
         by_value = _product("bkqt,bkqd->bkdt", weights.astype(self.v.dtype), gradient)
-        return by_query.reshape(*norm.shape[:-1], -1), by_key, by_value
+        return by_query.reshape(*log_normaliser.shape[:-1], -1), by_key, by_value
 
-    def add(self, total: jax.Array, block, part: jax.Array) -> jax.Array:
-        """Adds what a block's columns got to the sum over all blocks."""
-        prefix, start = self.spans.prefix, self._start(block)
+    def add(
+        self, total: Float[Array, "B K d C"], block: Int[Array, ""], part: Float[Array, "B K d W"]
+    ) -> Float[Array, "B K d C"]:
+        """Adds the gradient of the columns that a block meets to the sum over all blocks."""
+        prefix, start = self.spans.prefix_columns, self._near_start(block)
         old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[-1] - prefix, axis=3)
         total = jax.lax.dynamic_update_slice_in_dim(total, old + part[..., prefix:], start, axis=3)
         return total.at[..., :prefix].add(part[..., :prefix]) if prefix else total
 
 
-def _grouped(x: jax.Array, heads: int, size: int) -> jax.Array:
-    """[B, S, H, *] -> [B, heads, G, S rounded up to a multiple of `size`, *]."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(*x.shape[:2], heads, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
+def _group_heads(x: Float[Array, "B S H w"], kv_heads: int, block: int) -> Float[Array, "B K G S w"]:
+    """[B, S, H, w] -> [B, K, G, S', w]; S' is S rounded up to a multiple of `block`."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))
+    return x.reshape(*x.shape[:2], kv_heads, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
 
 
-def _joined(x: jax.Array) -> jax.Array:
-    """[B, K, G, size, columns] -> [B, K, G * size, columns]."""
+def _flatten_groups(x: Float[Array, "B K G Q W"]) -> Float[Array, "B K GQ W"]:
+    """[B, K, G, Q, W] -> [B, K, G * Q, W]."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def _product(names: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """In float32 or wider."""
+def _product(letters: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Multiplies by the einsum `letters`, accumulating in float32 or wider."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(names, x, y, precision=exact(x.dtype), preferred_element_type=wide)
+    return jnp.einsum(letters, x, y, precision=product_precision(x.dtype), preferred_element_type=wide)

@@ -1,4 +1,8 @@
-"""Greedy decoding with a key/value cache, for several adapters at once."""
+"""Greedy decoding with a key/value cache, for several adapters at once.
+
+Shape letters: A adapters, B rows (prompts), S positions of the padded prompts, T = S + new tokens, L layers, V
+vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,30 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.llama.adapters import abstract_adapters
+from mossa_jax.llama.adapters import Adapters, DeviceAdapter, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Cached, Segments
-from mossa_jax.llama.model import logits, merge, run_blocks, run_blocks_cached
+from mossa_jax.llama.attention import DecodingQuery, Segments
+from mossa_jax.llama.model import KeysValues, Llama, logits, merge, run_blocks, run_blocks_cached
 from mossa_jax.llama.placement import abstract_base
 
 
 @partial(jax.jit, static_argnames=("arch", "eos", "new_tokens", "mesh"))
 def greedy(
-    arch: Architecture, state, adapters, tokens, lengths, *, eos: tuple[int, ...], new_tokens: int, mesh=None
-) -> jax.Array:
+    arch: Architecture,
+    state: nnx.State,
+    adapters: Adapters,
+    tokens: Int[Array, "B S"],
+    lengths: Int[Array, " B"],
+    *,
+    eos: tuple[int, ...],
+    new_tokens: int,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Int[Array, "A B new_tokens"]:
     """Continues prompts by the likeliest token, all adapters over the same prompts.
 
     Args:
@@ -30,62 +44,91 @@ def greedy(
       tokens: [B, S] int32, padded on the right.
       lengths: [B] int32, at least 1.
       eos: ids that end an answer.
-      new_tokens: longest continuation; decoding ends earlier when every row of every adapter has ended.
+      new_tokens: length of the longest continuation; decoding ends earlier once every row of every adapter has ended.
       mesh: the devices that rows are spread over; None for one.
 
     Returns:
-      [A, B, new_tokens] int32, EOS from each row's end on.
+      [A, B, new_tokens] int32, filled with the first of `eos` from each row's end on.
     """
-    eos = jnp.asarray(eos, jnp.int32)
+    eos_ids = jnp.asarray(eos, jnp.int32)
+    # Slots 0..S-1 of the cache hold the padded prompts, slots S.. the new tokens.
     width = tokens.shape[1]
-    prompt = jnp.arange(width)[None, :] < lengths[:, None]
-    stacked = partial(jax.vmap, spmd_axis_name="adapter")
-    first, cache = stacked(lambda adapter: _read(arch, state, adapter, tokens, lengths, prompt, new_tokens, mesh))(
-        adapters
-    )
-    slots, held = jnp.arange(width + new_tokens), jnp.pad(prompt, ((0, 0), (0, new_tokens)))
-    output = jnp.full((*first.shape, new_tokens), eos[0], jnp.int32)
+    is_prompt = jnp.arange(width)[None, :] < lengths[:, None]  # [B, S]
+    per_adapter = partial(jax.vmap, spmd_axis_name="adapter")
 
-    def going_on(carry):
-        step, *_, done = carry
-        return (step < new_tokens) & ~done.all()
+    def read(adapter: DeviceAdapter) -> tuple[jax.Array, KeysValues]:
+        return _read_prompts(arch, state, adapter, tokens, lengths, is_prompt, new_tokens, mesh)
 
-    def body(carry):
-        step, token, output, cache, done = carry
-        output = output.at[:, :, step].set(jnp.where(done, eos[0], token))
-        done = done | (token[..., None] == eos).any(axis=-1)
-        # New keys share one slot over all rows; the gap between a row's prompt and them stays hidden.
-        written = (slots >= width) & (slots <= width + step)
-        keys = jnp.where(written, lengths[:, None] + slots - width, jnp.where(held, slots, -1))
-        visible = Cached(keys, (lengths + step)[:, None])
-        token, cache = stacked(
-            lambda adapter, token, cache: _write(arch, state, adapter, token, visible, cache, width + step)
-        )(adapters, token, cache)
-        return step + 1, token, output, cache, done
+    first, cached = per_adapter(read)(adapters)  # [A, B], and keys and values [A, L, B, T, K, d]
+    slots = jnp.arange(width + new_tokens)
+    holds_prompt = jnp.pad(is_prompt, ((0, 0), (0, new_tokens)))  # [B, T]
+    output = jnp.full((*first.shape, new_tokens), eos_ids[0], jnp.int32)  # [A, B, new_tokens]
 
-    start = (jnp.int32(0), first, output, cache, jnp.zeros(first.shape, bool))
-    return jax.lax.while_loop(going_on, body, start)[2]
+    def is_unfinished(carry: tuple) -> Bool[Array, ""]:
+        step, *_, has_ended = carry
+        return (step < new_tokens) & ~has_ended.all()
+
+    def body(carry: tuple) -> tuple:
+        step, token, output, cached, has_ended = carry
+        output = output.at[:, :, step].set(jnp.where(has_ended, eos_ids[0], token))
+        has_ended = has_ended | (token[..., None] == eos_ids).any(axis=-1)  # [A, B]
+        # New keys take the same slot in all rows; the gap between a row's prompt and them stays hidden.
+        is_new = (slots >= width) & (slots <= width + step)  # [T]
+        key_positions = jnp.where(is_new, lengths[:, None] + slots - width, jnp.where(holds_prompt, slots, -1))
+        visible = DecodingQuery(key_positions, (lengths + step)[:, None])
+
+        def decode(adapter: DeviceAdapter, token: jax.Array, cached: KeysValues) -> tuple[jax.Array, KeysValues]:
+            return _decode_step(arch, state, adapter, token, visible, cached, width + step)
+
+        token, cached = per_adapter(decode)(adapters, token, cached)  # [A, B], [A, L, B, T, K, d]
+        return step + 1, token, output, cached, has_ended
+
+    start = (jnp.int32(0), first, output, cached, jnp.zeros(first.shape, bool))
+    return jax.lax.while_loop(is_unfinished, body, start)[2]
 
 
-def _read(arch, state, adapter, tokens, lengths, prompt, new_tokens, mesh):
-    """Reads the prompts of one adapter: (likeliest next token [B], cache with room for the new ones)."""
+def _read_prompts(
+    arch: Architecture,
+    state: nnx.State,
+    adapter: DeviceAdapter,
+    tokens: Int[Array, "B S"],
+    lengths: Int[Array, " B"],
+    is_prompt: Bool[Array, "B S"],
+    new_tokens: int,
+    mesh: jax.sharding.Mesh | None,
+) -> tuple[Int[Array, " B"], KeysValues]:
+    """Reads the prompts with one adapter.
+
+    Returns:
+      The likeliest next token [B]; keys and values [L, B, T, K, d], with room for those of the new tokens.
+    """
     model = merge(arch, state)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    visible = Segments(prompt.astype(jnp.int32), mesh)
-    _, last, cache = run_blocks(model, arch, adapter, tokens, positions, visible, tap=lambda _, kv: kv)
-    cache = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cache)
-    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)
-    return _likeliest(model, arch, ends), cache
+    visible = Segments(is_prompt.astype(jnp.int32), mesh)
+    _, last, cached = run_blocks(
+        model, arch, adapter, tokens, positions, visible, tap=lambda _, keys_values: keys_values
+    )
+    cached = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cached)
+    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)  # [B, 1, D]
+    return _likeliest(model, arch, ends), cached
 
 
-def _write(arch, state, adapter, token, visible, cache, slot):
-    """One step of one adapter: (likeliest next token [B], cache)."""
+def _decode_step(
+    arch: Architecture,
+    state: nnx.State,
+    adapter: DeviceAdapter,
+    token: Int[Array, " B"],
+    visible: DecodingQuery,
+    cached: KeysValues,
+    slot: Int[Array, ""],
+) -> tuple[Int[Array, " B"], KeysValues]:
+    """Decodes one token with one adapter: returns the likeliest next token [B], and the keys and values."""
     model = merge(arch, state)
-    x, cache = run_blocks_cached(model, arch, adapter, token[:, None], visible, cache, slot)
-    return _likeliest(model, arch, x), cache
+    x, cached = run_blocks_cached(model, arch, adapter, token[:, None], visible, cached, slot)
+    return _likeliest(model, arch, x), cached
 
 
-def _likeliest(model, arch, x):
+def _likeliest(model: Llama, arch: Architecture, x: Float[Array, "B 1 D"]) -> Int[Array, " B"]:
     return jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)
 
 
@@ -100,13 +143,14 @@ def abstract_arguments(
     rows: int,
     width: int,
 ) -> tuple:
-    """The arguments (state, adapters, tokens, lengths) of `greedy` behind `arch`, as shapes, dtypes and shardings.
+    """Describes the arguments (state, adapters, tokens, lengths) of `greedy` as shapes, dtypes and shardings.
 
     Args:
       arch, mesh: as in `greedy`.
       dtype: of the base.
-      models, rank, targets: adapters that answer at once.
-      rows, width: B and S, prompts in a batch (a multiple of the fsdp axis), and positions of the longest.
+      models, rank, targets: of the adapters that answer at once.
+      rows: B, prompts in a batch; a multiple of the fsdp axis.
+      width: S, positions of the longest prompt.
     """
     tokens = mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
     lengths = mesh_lib.abstract(mesh, (rows,), ("rows",), jnp.int32)

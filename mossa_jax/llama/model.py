@@ -1,176 +1,311 @@
 """The Llama family in Flax NNX: small modules, layers stacked on a leading axis and scanned.
 
-Modules only define: programs take the pure state that `abstract_state` describes and merge it inside `jax.jit`.
-Matrices lie as in Hugging Face files, [D_out, D_in], so that loading and saving move bytes and nothing else.
-Shape letters: B rows, S positions, D hidden, H heads, K key/value heads, d head width, F feed-forward,
-V vocabulary, L layers, r LoRA rank.
+Modules only define. Programs take the pure state that `abstract_state` describes and merge it inside `jax.jit`.
+Matrices have the layout of Hugging Face files, [D_out, D_in], so that loading and saving only move bytes.
+
+Shape letters: A adapters, B rows, S positions, T keys, P query columns, D hidden, H heads, K key/value heads,
+d head width, F feed-forward, V vocabulary, L layers, r LoRA rank. Parameters are declared with their layer axis, which
+the scan over layers takes off: inside a block, a matrix is [D_out, D_in].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.llama.adapters import BlockAdapter, DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Cached, Segments, attention, exact
-from mossa_jax.llama.rope import rotary, rotate
-
-Lora = dict[str, dict[str, jax.Array]]
-"""One model's adapter for one block: target -> {"a": [D_in, r], "b": [r, D_out], "scale": []}."""
+from mossa_jax.llama.attention import DecodingQuery, Segments, Visible, attention
+from mossa_jax.llama.blockwise import product_precision
+from mossa_jax.llama.rope import RotaryTable, rotary_table, rotate
 
 
-def low_rank(x: jax.Array, lora: Lora, *names: str) -> dict[str, jax.Array]:
-    """`x @ a` [B, S, r] of every target of `names` that the adapter has: one product for all, since x is one."""
-    parts = [lora[name]["a"] for name in names if name in lora]
-    if not parts:
+class KeysValues(NamedTuple):
+    """Keys and values of the columns of a row; stacked over layers, with a leading axis [L, ...].
+
+    Attributes:
+      keys, values: [B, S, K, d].
+    """
+
+    keys: Float[Array, "*L B S K d"]
+    values: Float[Array, "*L B S K d"]
+
+
+class SharedPrefix(NamedTuple):
+    """Keys and values that stand before those of every row; stacked over layers, with a leading axis [L, ...].
+
+    Attributes:
+      keys, values: [T, K, d].
+    """
+
+    keys: Float[Array, "*L T K d"]
+    values: Float[Array, "*L T K d"]
+
+
+class DecodingCache(NamedTuple):
+    """The keys and values of all positions so far, and where the next ones go.
+
+    Attributes:
+      cached: [B, T, K, d] each.
+      slot: [] int32, the first of the slots, the same in all rows, that the new keys and values are written to.
+    """
+
+    cached: KeysValues
+    slot: Int[Array, ""]
+
+
+def low_rank_inputs(x: Float[Array, "B S D_in"], lora: BlockAdapter, *targets: str) -> dict[str, jax.Array]:
+    """Computes `x @ a` [B, S, r] for each of `targets` that the adapter updates.
+
+    They all read the same x, so that one matrix product serves them all.
+    """
+    present = [target for target in targets if target in lora]
+    if not present:
         return {}
-    joined = jnp.concatenate(parts, axis=-1).astype(x.dtype)
-    low = jnp.matmul(x, joined, precision=exact(x.dtype))
-    ends = np.cumsum([part.shape[-1] for part in parts])[:-1]
-    return dict(zip([name for name in names if name in lora], jnp.split(low, ends, axis=-1), strict=True))
+    ranks = [lora[target]["a"].shape[-1] for target in present]
+    joined = jnp.concatenate([lora[target]["a"] for target in present], axis=-1).astype(x.dtype)  # [D_in, sum of r]
+    products = jnp.matmul(x, joined, precision=product_precision(x.dtype))  # [B, S, sum of r]
+    return dict(zip(present, jnp.split(products, np.cumsum(ranks)[:-1], axis=-1), strict=True))
 
 
 class Projection(nnx.Module):
     """`x @ weight.T + bias`, with a low-rank update where the adapter has one for this target."""
 
-    def __init__(self, arch: Architecture, name: str, names: tuple[str, str], sizes: tuple[int, int], rngs, std):
+    def __init__(
+        self,
+        arch: Architecture,
+        name: str,
+        axes: tuple[str, str],
+        sizes: tuple[int, int],
+        rngs: nnx.Rngs,
+        std: float,
+    ):
+        """Draws the weights.
+
+        Args:
+          arch: the model's.
+          name: of the target.
+          axes: logical axes of input and output.
+          sizes: D_in and D_out.
+          rngs: source of randomness.
+          std: standard deviation of the weights.
+        """
         self.name = name
         weight = nnx.initializers.normal(std)(rngs.params(), (arch.layers, *sizes), jnp.float32)
-        self.weight = nnx.Param(weight.swapaxes(1, 2), logical=("layers", *names[::-1]))
+        self.weight = nnx.Param(weight.swapaxes(1, 2), logical=("layers", *axes[::-1]))  # [L, D_out, D_in]
         if name in arch.biases:
-            self.bias = nnx.Param(jnp.zeros((arch.layers, sizes[1]), jnp.float32), logical=("layers", names[1]))
+            bias = jnp.zeros((arch.layers, sizes[1]), jnp.float32)  # [L, D_out]
+            self.bias = nnx.Param(bias, logical=("layers", axes[1]))
 
-    def __call__(self, x: jax.Array, lora: Lora, low: dict[str, jax.Array] | None = None) -> jax.Array:
-        """[B, S, D_in] -> [B, S, D_out] in the dtype of x; `low` is `low_rank` of x, where others read x as well."""
-        precision = exact(x.dtype)
+    def __call__(
+        self, x: Float[Array, "B S D_in"], lora: BlockAdapter, low_rank: dict[str, jax.Array] | None = None
+    ) -> Float[Array, "B S D_out"]:
+        """Projects x.
+
+        Args:
+          x: [B, S, D_in].
+          lora: one model's adapter for this block.
+          low_rank: `low_rank_inputs` of x, where other projections read the same x.
+
+        Returns:
+          [B, S, D_out] in the dtype of x.
+        """
+        precision = product_precision(x.dtype)
         y = jnp.einsum("bsi,oi->bso", x, self.weight[...], precision=precision)
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if self.name in lora:
-            part = lora[self.name]
-            low = (low_rank(x, lora, self.name) if low is None else low)[self.name] * part["scale"].astype(x.dtype)
-            # Rows and positions as one axis: summed over two, the gradient of b is many times slower on CPU.
-            low = low.reshape(-1, low.shape[-1])
-            y = y + jnp.matmul(low, part["b"].astype(x.dtype), precision=precision).reshape(y.shape)
+            update = lora[self.name]
+            products = (low_rank_inputs(x, lora, self.name) if low_rank is None else low_rank)[self.name]
+            scaled = products * update["scale"].astype(x.dtype)  # [B, S, r]
+            # Rows and positions as one axis, [B * S, r]: summed over two axes, the gradient of b takes much longer
+            # on CPU.
+            scaled = scaled.reshape(-1, scaled.shape[-1])
+            y = y + jnp.matmul(scaled, update["b"].astype(x.dtype), precision=precision).reshape(y.shape)
         return y
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm over the last axis, computed in float32 or wider."""
+    """Root-mean-square norm over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467), in float32 or wider."""
 
     def __init__(self, eps: float, *shape: int):
+        """Starts with weights of one; `shape` is [D], or [L, D] where layers are stacked."""
         self.eps = eps
         self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=(*("layers",) * (len(shape) - 1), None))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]; cast back before the weight, as transformers does."""
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        """[..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return self.weight[...] * normed.astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Grouped-query self-attention."""
+    """Grouped-query self-attention (Ainslie et al. 2023, arXiv 2305.13245)."""
 
-    def __init__(self, arch: Architecture, rngs, std):
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
         d = arch.head_dim
         self.arch = arch
         heads, kv_heads = arch.heads * d, arch.kv_heads * d
         self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
         self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+        # 2 L outputs are added to the residual stream (Radford et al. 2019, section 2.3).
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
         if arch.query_key_norm:
             self.q_norm = RMSNorm(arch.norm_eps, arch.layers, d)
             self.k_norm = RMSNorm(arch.norm_eps, arch.layers, d)
 
-    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None, ends=None):
-        """[B, S, D] -> ([B, S, D], (k, v)).
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        lora: BlockAdapter,
+        rotary: RotaryTable,
+        visible: Segments | DecodingQuery,
+        is_windowed: Bool[Array, ""] | None = None,
+        *,
+        past: SharedPrefix | DecodingCache | None = None,
+        query_columns: Int[Array, "B P"] | None = None,
+    ) -> tuple[Float[Array, "B P D"], KeysValues]:
+        """Lets every query attend to the keys that it sees.
 
-        With `cache` = (k, v) of [B, T, K, d] and `slot`, the new keys and values are written there first and the
-        whole cache is attended to; without `slot` the cache, [T, K, d], stands before the keys of every row.
-        `windowed` [] bool says of this block what `arch.windowed` says, where blocks differ; None where all are
-        alike. With `ends` [B, P] only the queries in these columns are worked out: [B, P, D].
+        Args:
+          x: [B, S, D], normed states.
+          lora: one model's adapter for this block.
+          rotary: of the positions of x.
+          visible: which keys a query sees; its columns include those of `past`.
+          is_windowed: [] bool, whether `arch.window` holds in this block, where only some blocks are windowed; None
+            where all blocks are alike.
+          past: keys besides those of x. None: there are no others (packed rows). `SharedPrefix`: they stand before the
+            keys of every row. `DecodingCache`: the keys of x are written into the cache first, and the whole cache is
+            attended to.
+          query_columns: [B, P] int32, the only columns of x that ask; None: all of them (P = S).
+
+        Returns:
+          [B, P, D], and the keys and values of x; with a `DecodingCache`, those of the whole cache.
         """
-        if ends is None:
-            asking, asked = x, table
-            low = lows = low_rank(x, lora, "q_proj", "k_proj", "v_proj")
+        if query_columns is None:
+            queries, query_rotary = x, rotary
+            q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
         else:
-            asking, *asked = (columns(part, ends) for part in (x, *table))
-            low, lows = low_rank(asking, lora, "q_proj"), low_rank(x, lora, "k_proj", "v_proj")
-        split = lambda x: x.reshape(*x.shape[:2], -1, self.arch.head_dim)  # noqa: E731
-        q, k, v = (
-            split(self.q_proj(asking, lora, low)),
-            split(self.k_proj(x, lora, lows)),
-            split(self.v_proj(x, lora, lows)),
-        )
+            # Fewer queries, but the keys and values of every column.
+            queries = take_columns(x, query_columns)  # [B, P, D]
+            query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
+            q_low_rank = low_rank_inputs(queries, lora, "q_proj")
+            kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
+        q = self._split_heads(self.q_proj(queries, lora, q_low_rank))  # [B, P, H, d]
+        k = self._split_heads(self.k_proj(x, lora, kv_low_rank))  # [B, S, K, d]
+        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        # Before the rotation, as in Qwen 3.
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, asked), rotate(k, table)
-        own = k, v
-        if slot is not None:
-            k, v = own = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1) for old, new in zip(cache, own, strict=True)
-            )
-        elif cache is not None:
-            k, v = (
-                jnp.concatenate([jnp.broadcast_to(old, (len(x), *old.shape)), new], axis=1)
-                for old, new in zip(cache, own, strict=True)
-            )
-        if ends is not None:
-            visible = visible.seen_from(ends + k.shape[1] - x.shape[1])
-        if windowed is None:
-            out = attention(q, k, v, visible, self.arch.window)
-        else:
-            near = lambda q, k, v: attention(q, k, v, visible, self.arch.window)  # noqa: E731
-            out = jax.lax.cond(windowed, near, lambda q, k, v: attention(q, k, v, visible), q, k, v)
-        return self.o_proj(out.reshape(*out.shape[:2], -1), lora), own
+        q, k = rotate(q, query_rotary), rotate(k, rotary)
+        keys_values = KeysValues(k, v)
+        match past:
+            case DecodingCache(cached, slot):
+                # [B, T, K, d] with [B, S, K, d] written at the slot, which is the same in all rows.
+                k, v = keys_values = KeysValues(
+                    *(
+                        jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+                        for old, new in zip(cached, keys_values, strict=True)
+                    )
+                )
+            case SharedPrefix():
+                # [T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
+                k, v = (
+                    jnp.concatenate([jnp.broadcast_to(shared, (len(x), *shared.shape)), own], axis=1)
+                    for shared, own in zip(past, keys_values, strict=True)
+                )
+        seen: Visible = visible
+        if query_columns is not None:
+            assert isinstance(visible, Segments), "decoding has one query per row"
+            # Columns are counted among the keys, where the prefix comes first.
+            seen = visible.at_columns(query_columns + k.shape[1] - x.shape[1])
+        out = self._attend(q, k, v, seen, is_windowed)
+        return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
+
+    def _split_heads(self, x: Float[Array, "B S Hd"]) -> Float[Array, "B S H d"]:
+        return x.reshape(*x.shape[:2], -1, self.arch.head_dim)
+
+    def _attend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, is_windowed: Bool[Array, ""] | None
+    ) -> Float[Array, "B S H d"]:
+        """`attention` with or without the window, as the block has one."""
+
+        def windowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(q, k, v, visible, self.arch.window)
+
+        def unwindowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return attention(q, k, v, visible)
+
+        if is_windowed is None:
+            return windowed(q, k, v)
+        # The scan has one body for all blocks, so that a block's number decides at run time.
+        return jax.lax.cond(is_windowed, windowed, unwindowed, q, k, v)
 
 
 class FeedForward(nnx.Module):
-    """SiLU-gated feed-forward part."""
+    """SiLU-gated feed-forward part (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, arch: Architecture, rngs, std):
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
         up, down = (arch.hidden, arch.feed_forward), (arch.feed_forward, arch.hidden)
         self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
         self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
         out_std = std / (2 * arch.layers) ** 0.5
         self.down_proj = Projection(arch, "down_proj", ("feed_forward", "embed"), down, rngs, out_std)
 
-    def __call__(self, x: jax.Array, lora: Lora) -> jax.Array:
+    def __call__(self, x: Float[Array, "B S D"], lora: BlockAdapter) -> Float[Array, "B S D"]:
         """[B, S, D] -> [B, S, D]."""
-        low = low_rank(x, lora, "gate_proj", "up_proj")
-        return self.down_proj(_gated(self.gate_proj(x, lora, low), self.up_proj(x, lora, low)), lora)
+        low_rank = low_rank_inputs(x, lora, "gate_proj", "up_proj")
+        gate, up = self.gate_proj(x, lora, low_rank), self.up_proj(x, lora, low_rank)  # [B, S, F]
+        return self.down_proj(_gated(gate, up), lora)
 
 
-@partial(jax.checkpoint, prevent_cse=False)  # inside the scan over layers nothing is merged
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Worked out once more in the backward pass: what it would keep is as wide as its two arguments together."""
+# `prevent_cse` is not needed: inside the scan over layers nothing is merged.
+@partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    """Multiplies by the gate; recomputed in the backward pass, which would keep as much as both arguments together."""
     return nnx.silu(gate) * up
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block; its parameters carry the stacked layer axis, which the scan takes off."""
 
-    def __init__(self, arch: Architecture, rngs, std):
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
         self.attention_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.attention = Attention(arch, rngs, std)
         self.feed_forward_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.feed_forward = FeedForward(arch, rngs, std)
 
-    def __call__(self, x, lora, table, visible, windowed=None, cache=None, slot=None, ends=None):
-        """[B, S, D] -> ([B, S, D], (k, v)); arguments as in `Attention`."""
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        lora: BlockAdapter,
+        rotary: RotaryTable,
+        visible: Segments | DecodingQuery,
+        is_windowed: Bool[Array, ""] | None = None,
+        *,
+        past: SharedPrefix | DecodingCache | None = None,
+        query_columns: Int[Array, "B P"] | None = None,
+    ) -> tuple[Float[Array, "B P D"], KeysValues]:
+        """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""
+        # The scopes name the two halves in profiles.
         with jax.named_scope("attention"):
             normed = self.attention_norm(x)
-            mixed, keys_values = self.attention(normed, lora, table, visible, windowed, cache, slot, ends)
-            x = (x if ends is None else columns(x, ends)) + mixed
+            attended, keys_values = self.attention(
+                normed, lora, rotary, visible, is_windowed, past=past, query_columns=query_columns
+            )
+            x = (x if query_columns is None else take_columns(x, query_columns)) + attended
         with jax.named_scope("feed_forward"):
             return x + self.feed_forward(self.feed_forward_norm(x), lora), keys_values
 
@@ -179,6 +314,7 @@ class Llama(nnx.Module):
     """Embedding, stacked blocks, final norm, head (the embedding itself where the checkpoint ties them)."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
+        # Narrow models need wider weights: "SmallInit" of Nguyen and Salazar 2019, arXiv 1910.05895.
         std = 0.02 if arch.hidden >= 1024 else (2 / (5 * arch.hidden)) ** 0.5
         shape = (arch.vocab, arch.hidden)
         init = nnx.initializers.normal(std)
@@ -190,30 +326,37 @@ class Llama(nnx.Module):
 
 
 def run_blocks(
-    model: Llama, arch: Architecture, adapter: Lora, tokens, positions, visible: Segments, tap: Callable, remat=False
-):
-    """Embeds `tokens` [B, S] and runs all blocks by one scan.
+    model: Llama,
+    arch: Architecture,
+    adapter: DeviceAdapter,
+    tokens: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    visible: Segments,
+    tap: Callable[[Float[Array, "B S D"], KeysValues], Any],
+    remat: bool = False,
+) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"], Any]:
+    """Embeds packed rows and runs all blocks in one scan.
 
     Args:
       model: merged module.
       arch: its architecture.
-      adapter: stacked over layers: target -> {"a": [L, D_in, r], "b": [L, r, D_out], "scale": [L]}; {} for none.
+      adapter: one model's adapter, stacked over layers; {} for none.
       tokens: [B, S] int32.
       positions: [B, S] int32, restarting in every segment.
       visible: segments and, where there are several devices, the mesh that rows are spread over.
-      tap: called with each block's output [B, S, D] and its keys and values; what it returns is stacked over layers.
-      remat: recompute each block's inside in the backward pass.
+      tap: called with each block's output [B, S, D] and its keys and values; its results are stacked over layers.
+      remat: recompute the inside of each block in the backward pass.
 
     Returns:
       (embedding [B, S, D], output of the last block [B, S, D], taps [L, ...]).
     """
+    embedded, rotary = embed(model, arch, tokens, positions, visible)
 
-    embedded, table = embed(model, arch, tokens, positions, visible)
-
-    def body(x, layer):
-        block, lora, windowed = layer
-        x, keys_values = block(x, lora, table, visible, windowed)
-        x = by_row(x, visible)
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, Any]:
+        # The scan takes the layer axis off: one block, its adapter, and [] bool or None.
+        block, lora, is_windowed = layer
+        x, keys_values = block(x, lora, rotary, visible, is_windowed)
+        x = pin_rows(x, visible)
         return x, tap(x, keys_values)
 
     body = jax.checkpoint(body) if remat else body
@@ -221,77 +364,103 @@ def run_blocks(
     return embedded, last, taps
 
 
-def embed(model: Llama, arch: Architecture, tokens, positions, visible: Segments) -> tuple:
-    """Embedded `tokens` [B, S, D], and the rotary table of their `positions`."""
-    embedded = by_row(model.embedding[...][tokens], visible)
-    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
-    return embedded, rotary(
-        arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(embedded.dtype, jnp.float32)
-    )
+def run_blocks_cached(
+    model: Llama,
+    arch: Architecture,
+    adapter: DeviceAdapter,
+    tokens: Int[Array, "B 1"],
+    visible: DecodingQuery,
+    cached: KeysValues,
+    slot: Int[Array, ""],
+) -> tuple[Float[Array, "B 1 D"], KeysValues]:
+    """Runs one decoding step.
+
+    Args:
+      model, arch, adapter: as in `run_blocks`.
+      tokens: [B, 1] int32.
+      visible: the cache's slots that each row's query sees.
+      cached: keys and values [L, B, T, K, d] each.
+      slot: [] int32, where the new keys and values go.
+
+    Returns:
+      (output of the last block [B, 1, D], the keys and values with the new ones at `slot`).
+    """
+    embedded = model.embedding[...][tokens]  # [B, 1, D]
+    rotary = _rotary_table(arch, visible.position, visible, embedded.dtype)
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
+        block, lora, is_windowed, cached = layer
+        return block(x, lora, rotary, visible, is_windowed, past=DecodingCache(cached, slot))
+
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cached))
 
 
-def by_row(x: jax.Array, visible: Segments) -> jax.Array:
-    """Pins states [B, S, D] to rows over `fsdp`: then weights travel to the rows, never partial sums between them."""
+def embed(
+    model: Llama, arch: Architecture, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], visible: Segments
+) -> tuple[Float[Array, "B S D"], RotaryTable]:
+    """Embeds `tokens` [B, S]: returns [B, S, D], and the rotary table of their `positions`."""
+    embedded = pin_rows(model.embedding[...][tokens], visible)
+    return embedded, _rotary_table(arch, positions, visible, embedded.dtype)
+
+
+def _rotary_table(
+    arch: Architecture, positions: Int[Array, "B S"], visible: Segments | DecodingQuery, dtype: DTypeLike
+) -> RotaryTable:
+    """The rotary table of `positions`, in float32 or wider."""
+    lengths = visible.lengths() if arch.rope.rope_type == "dynamic" else None
+    return rotary_table(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
+
+
+def pin_rows(x: Float[Array, "B S D"], visible: Segments) -> Float[Array, "B S D"]:
+    """Pins the rows of states [B, S, D] to `fsdp`.
+
+    The compiler then moves weights to the rows, and never partial sums between them.
+    """
     if visible.mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
 
 
-def columns(x: jax.Array, at: jax.Array) -> jax.Array:
-    """The columns `at` [B, P] of `x` [B, S, D]: [B, P, D]."""
-    return jnp.take_along_axis(x, at[..., None], axis=1)
+def take_columns(x: Float[Array, "B S w"], columns: Int[Array, "B P"]) -> Float[Array, "B P w"]:
+    """Takes `columns` [B, P] of `x` [B, S, w]: [B, P, w]."""
+    return jnp.take_along_axis(x, columns[..., None], axis=1)
 
 
-def run_blocks_cached(model: Llama, arch: Architecture, adapter: Lora, tokens, visible: Cached, cache, slot):
-    """One decoding step: tokens [B, 1] against `cache` = (k, v) of [L, B, T, K, d].
+def can_share_prefix(arch: Architecture) -> bool:
+    """Whether the sequences of a row may share a prefix (segment -1).
 
-    Returns:
-      (output of the last block [B, 1, D], the cache with the new keys and values at `slot`).
+    They may not where anything depends on the columns of the row (a window) or on a sequence's own length (dynamic
+    rotary scaling).
     """
-    embedded = model.embedding[...][tokens]
-    lengths = visible.lengths() if arch.rope.kind == "dynamic" else None
-    table = rotary(arch.rope, arch.head_dim, visible.position, lengths, jnp.promote_types(embedded.dtype, jnp.float32))
-
-    def body(x, layer):
-        block, lora, windowed, keys_values = layer
-        return block(x, lora, table, visible, windowed, keys_values, slot)
-
-    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cache))
-
-
-def shareable(arch: Architecture) -> bool:
-    """Whether sequences of a row may share leading ids (segment -1).
-
-    Not where anything counts by columns of the row (a window), or by a sequence's own length (dynamic rotary scaling).
-    """
-    return not arch.windowed and arch.rope.kind != "dynamic"
+    return not arch.windowed and arch.rope.rope_type != "dynamic"
 
 
 def windowed_blocks(arch: Architecture) -> np.ndarray | None:
-    """[L] bool, where some blocks are windowed and some are not."""
+    """Returns which blocks are windowed, [L] bool; None where all blocks are alike."""
     if len(arch.windowed) in (0, arch.layers):
         return None
     return np.isin(np.arange(arch.layers), arch.windowed)
 
 
-def head_weight(model: Llama, arch: Architecture) -> jax.Array:
-    """[V, D]."""
+def head_weight(model: Llama, arch: Architecture) -> Float[Array, "V D"]:
+    """Returns the matrix of the head, [V, D]."""
     return model.embedding[...] if arch.tied_head else model.head[...]
 
 
-def logits(model: Llama, arch: Architecture, x: jax.Array) -> jax.Array:
-    """Final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
-    return score(model.final_norm(x), head_weight(model, arch))
+def logits(model: Llama, arch: Architecture, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+    """Applies final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
+    return head_logits(model.final_norm(x), head_weight(model, arch))
 
 
-def score(normed: jax.Array, head: jax.Array) -> jax.Array:
-    """The head alone: [..., D], [V, D] -> [..., V] float32 (float64 for float64)."""
+def head_logits(normed: Float[Array, "*rows D"], head: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
+    """Applies the head alone: [..., D] and [V, D] -> [..., V] float32 (float64 for float64)."""
     wide = jnp.promote_types(normed.dtype, jnp.float32)
-    return jnp.einsum("...d,vd->...v", normed, head, precision=exact(normed.dtype), preferred_element_type=wide)
+    precision = product_precision(normed.dtype)
+    return jnp.einsum("...d,vd->...v", normed, head, precision=precision, preferred_element_type=wide)
 
 
 def parameter_count(arch: Architecture) -> int:
-    """Parameters of the model, from shapes alone."""
+    """Counts the parameters of the model from their shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_state(arch, jnp.float32)))
 
 
@@ -300,23 +469,23 @@ def _abstract(arch: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
     return nnx.split(nnx.eval_shape(lambda: Llama(arch, nnx.Rngs(0))))
 
 
-def abstract_state(arch: Architecture, dtype: jnp.dtype) -> nnx.State:
-    """The model's state as shapes."""
+def abstract_state(arch: Architecture, dtype: DTypeLike) -> nnx.State:
+    """Returns the model's state as shapes."""
     _, state = _abstract(arch)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
 
 
 def logical_axes(arch: Architecture) -> dict[str, tuple[str | None, ...]]:
-    """Leaf name, e.g. "blocks.attention.q_proj.weight" -> what its axes mean, as the modules declare it."""
+    """Returns each leaf's logical axes as the modules declare them, e.g. by "blocks.attention.q_proj.weight"."""
     variables = _abstract(arch)[1].flat_state()
     return {".".join(map(str, path)): variable.get_metadata("logical") for path, variable in variables}
 
 
 def merge(arch: Architecture, state: nnx.State) -> Llama:
-    """The module around a pure state; free inside `jax.jit`."""
+    """Builds the module around a pure state; free of cost inside `jax.jit`."""
     return nnx.merge(_abstract(arch)[0], state)
 
 
 def initial_state(arch: Architecture, seed: int) -> nnx.State:
-    """A freshly initialised model, float32: normal weights, residual outputs scaled by 1/sqrt(2 L)."""
+    """Draws a new model, float32: normal weights; those of residual outputs are scaled by 1/sqrt(2 L)."""
     return nnx.split(Llama(arch, nnx.Rngs(seed)))[1]

@@ -1,4 +1,4 @@
-"""Where the leaves of a model's state live on a mesh, by the table in `devices.mesh`."""
+"""Where the leaves of a model's state live on a mesh, by the one table of shardings in `devices.mesh`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from mossa_jax.llama.model import abstract_state, logical_axes
 
 
 def leaf_name(path: tuple) -> str:
-    """Dotted name of a leaf of the model's state, e.g. "blocks.attention.q_proj.weight"."""
+    """Returns the dotted name of a leaf of the model's state, e.g. "blocks.attention.q_proj.weight"."""
     parts = (getattr(key, "key", getattr(key, "name", key)) for key in path)
     return ".".join(str(part) for part in parts if part != "value")
 
 
-def check_mesh(arch: Architecture, mesh: jax.sharding.Mesh, name: str) -> None:
+def check_mesh(arch: Architecture, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, name: str) -> None:
     """Refuses a mesh on which the model's heads or feed-forward columns cannot be spread evenly.
 
-    Fewer key/value heads than devices on the tensor axis are fine where they divide it (70B's 8 on 16): each is then
-    kept on several devices.
+    Fewer key/value heads than devices on the tensor axis are fine where they divide it (70B's 8 on 16): several devices
+    then keep a copy of the same head.
+
+    Args:
+      arch: the model's.
+      mesh: the devices; they need not exist.
+      name: of the model, for the refusal.
 
     Raises:
-      Refusal: 2, naming the axis, the count and what divides it.
+      Refusal: 2, naming the axis, the count, and the sizes that would fit.
     """
     tensor = mesh.shape["tensor"]
     counts = {"num_attention_heads": arch.heads, "intermediate_size": arch.feed_forward}
@@ -45,18 +50,19 @@ def check_mesh(arch: Architecture, mesh: jax.sharding.Mesh, name: str) -> None:
 
 
 def shardings(arch: Architecture, mesh: jax.sharding.Mesh) -> nnx.State:
-    """Where every leaf of the model's state lives, by the table in `devices.mesh`."""
+    """Returns the sharding of every leaf of the model's state."""
     logical = logical_axes(arch)
 
-    def one(path, leaf):
+    def sharding_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.NamedSharding:
         names = logical[leaf_name(path)]
-        if arch.kv_heads % mesh.shape["tensor"]:  # half a head on a device is of no use: whole copies
+        # Half a head is of no use to a device: each gets a copy of all key/value heads.
+        if arch.kv_heads % mesh.shape["tensor"]:
             names = tuple(None if name == "kv_heads" else name for name in names)
         return mesh_lib.sharding(mesh, leaf.shape, names)
 
-    return jax.tree.map_with_path(one, abstract_state(arch, np.float32))
+    return jax.tree.map_with_path(sharding_of, abstract_state(arch, np.float32))
 
 
 def abstract_base(arch: Architecture, mesh: jax.sharding.Mesh, dtype: DTypeLike) -> nnx.State:
-    """The model's state on `mesh` as shapes, dtypes and shardings."""
+    """Describes the model's state on `mesh` as shapes, dtypes and shardings."""
     return mesh_lib.abstract_tree(abstract_state(arch, jnp.dtype(dtype)), shardings(arch, mesh))

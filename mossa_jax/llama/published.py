@@ -1,4 +1,4 @@
-"""Shapes of published models, to plan and measure without their (often gated) files: facts of their config.json."""
+"""Sizes of published models, from their config.json, to plan and measure without their files, which are often gated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from etils import epath
 
 from mossa_jax.files.write import new_folder, write_json
 from mossa_jax.llama.architecture import architecture_from_config
-from mossa_jax.llama.files.tensors import Writer
+from mossa_jax.llama.files.tensors import TensorWriter
 from mossa_jax.llama.files.weights import stored_shapes
 from mossa_jax.monitoring.progress import Progress
 
@@ -34,7 +34,7 @@ _LLAMA3 = _LLAMA2 | {
 }
 
 
-def _size(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
+def _sizes(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
     return {
         "hidden_size": hidden,
         "intermediate_size": feed_forward,
@@ -45,13 +45,13 @@ def _size(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "llama-110m": _LLAMA2 | _size(768, 2048, 12, 12, 12) | {"tie_word_embeddings": True},
-    "llama2-7b": _LLAMA2 | _size(4096, 11008, 32, 32, 32),
-    "llama2-13b": _LLAMA2 | _size(5120, 13824, 40, 40, 40),
-    "llama2-70b": _LLAMA2 | _size(8192, 28672, 80, 64, 8),
-    "llama3-8b": _LLAMA3 | _size(4096, 14336, 32, 32, 8),
+    "llama-110m": _LLAMA2 | _sizes(768, 2048, 12, 12, 12) | {"tie_word_embeddings": True},
+    "llama2-7b": _LLAMA2 | _sizes(4096, 11008, 32, 32, 32),
+    "llama2-13b": _LLAMA2 | _sizes(5120, 13824, 40, 40, 40),
+    "llama2-70b": _LLAMA2 | _sizes(8192, 28672, 80, 64, 8),
+    "llama3-8b": _LLAMA3 | _sizes(4096, 14336, 32, 32, 8),
 }
-"""Name -> config.json; `llama-110m` is no published model but a size to measure with on a CPU."""
+"""Name -> config.json; `llama-110m` is not a published model but a size for measurements on a CPU."""
 
 _HUB = {
     "meta-llama/Llama-2-7b-hf": "llama2-7b",
@@ -62,28 +62,37 @@ _HUB = {
 
 
 def published_shape(name: str) -> str | None:
-    """The shape in `PUBLISHED` of a hub id, or of an open copy of it; None where it is not known."""
+    """Returns the name in `PUBLISHED` of a hub id, or of an open copy of it; None where it is not known."""
     return _HUB.get(name) or _HUB.get(name.replace("NousResearch/", "meta-llama/"))
 
 
 def write_random(out: epath.PathLike, shape: str, dtype: str, shard_gb: float = 2.0, seed: int = 0) -> None:
-    """Writes a folder with random weights of a shape of `PUBLISHED`."""
+    """Writes a folder with random weights for one of `PUBLISHED`; arguments as in `write_config`."""
     write_config(out, PUBLISHED[shape], shape, dtype, shard_gb, seed)
 
 
 def write_config(
     out: epath.PathLike, config: dict[str, Any], title: str, dtype: str, shard_gb: float = 2.0, seed: int = 0
 ) -> None:
-    """Writes the folder `out` of any config.json: normal numbers of standard deviation 0.02, norm weights one."""
-    kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    """Writes a model folder with random weights: normal with standard deviation 0.02; norm weights are one.
+
+    Args:
+      out: the folder to write.
+      config: its config.json.
+      title: names the model in log lines and refusals.
+      dtype: "float32" or "bfloat16".
+      shard_gb: the largest size of a file, in GB.
+      seed: of the weights.
+    """
+    number_type = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     rng = np.random.default_rng(seed)
     shapes = stored_shapes(architecture_from_config(config, title))
     progress = Progress(f"random {title}", len(shapes), 0)
     with new_folder(out) as folder:
-        files = Writer(folder, int(shard_gb * 1e9))
+        files = TensorWriter(folder, int(shard_gb * 1e9))
         for number, (name, size) in enumerate(shapes.items(), 1):
-            draw = np.ones(size) if len(size) == 1 else rng.standard_normal(size, np.float32) * np.float32(0.02)
-            files.add(name, draw.astype(kind))
+            values = np.ones(size) if len(size) == 1 else rng.standard_normal(size, np.float32) * np.float32(0.02)
+            files.add(name, values.astype(number_type))
             if number % 50 == 0 or number == len(shapes):
                 progress.line(number, name)
         files.close()

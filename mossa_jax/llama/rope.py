@@ -1,15 +1,19 @@
-"""Rotary position embeddings (Su et al. 2021), with the ways to stretch their frequencies for long contexts."""
+"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864), and how long contexts stretch their frequencies.
+
+Shape letters: B rows, S positions, H heads, d head width.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
-KINDS = ("default", "linear", "dynamic", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
 
 @dataclass(frozen=True)
@@ -18,35 +22,50 @@ class Rope:
 
     Attributes:
       theta: base of the frequencies.
-      kind: `default`; `linear` (all frequencies divided by `factor`); `dynamic` (theta grows with a sequence that is
-        longer than `context`: NTK-aware scaling); `llama3` (long wavelengths divided by `factor`, short ones kept,
-        a ramp between).
+      rope_type: one of `ROPE_TYPES`. `linear` divides all frequencies by `factor`. `dynamic` lets theta grow with a
+        sequence that is longer than `context` (NTK-aware scaling). `llama3` divides long wavelengths by `factor`,
+        keeps short ones, and puts a ramp between them.
       factor: how far the context is stretched.
       context: positions of the original training, for `dynamic` and `llama3`.
-      low, high: `llama3`: the ramp runs over wavelengths from context / low down to context / high.
+      low, high: for `llama3`: the ramp runs over wavelengths from context / low down to context / high.
     """
 
     theta: float
-    kind: str = "default"
+    rope_type: str = "default"
     factor: float = 1.0
     context: int = 0
     low: float = 1.0
     high: float = 1.0
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """Radians a position for each pair of a head: [d/2] float64; for `dynamic` those within the context."""
+        """Returns radians per position for each pair of a head: [d/2] float64.
+
+        For `dynamic` these are the frequencies of sequences within the context.
+        """
         frequency = self.theta ** -(np.arange(0, head_dim, 2) / head_dim)
-        if self.kind == "linear":
+        if self.rope_type == "linear":
             return frequency / self.factor
-        if self.kind == "llama3":
-            turns = self.context * frequency / (2 * np.pi)  # over the original context
-            kept = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
-            return kept * frequency + (1 - kept) * frequency / self.factor
+        if self.rope_type == "llama3":
+            # Turns of each pair over the original context.
+            turns = self.context * frequency / (2 * np.pi)
+            unstretched = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+            return unstretched * frequency + (1 - unstretched) * frequency / self.factor
         return frequency
 
 
+class RotaryTable(NamedTuple):
+    """Cosine and sine of every position's angles.
+
+    Attributes:
+      cos, sin: [B, S, d/2], float32 or wider.
+    """
+
+    cos: Float[Array, "B S half_d"]
+    sin: Float[Array, "B S half_d"]
+
+
 def read_rope(config: dict[str, Any], positions: int) -> Rope:
-    """The rotation that a `config.json` asks for, in the spelling of transformers 4 or 5.
+    """Reads the rotation from a `config.json`, in the spelling of transformers 4 or 5.
 
     Args:
       config: parsed `config.json`.
@@ -54,62 +73,67 @@ def read_rope(config: dict[str, Any], positions: int) -> Rope:
 
     Raises:
       KeyError: a parameter of the scaling is missing.
-      ValueError: a kind that is not one of `KINDS`, or one whose parameters make no sense.
-      TypeError: a value of the wrong type.
+      ValueError: the type is not one of `ROPE_TYPES`, or its parameters make no sense.
+      TypeError: a value has the wrong type.
     """
-    stated = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = stated.get("rope_type") or stated.get("type") or "default"
-    theta = float(stated.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    if kind not in KINDS:
-        raise ValueError(f"rope_type {kind!r} is not supported; these are: {', '.join(KINDS)}")
-    partial = stated.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope_type = settings.get("rope_type") or settings.get("type") or "default"
+    theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    if rope_type not in ROPE_TYPES:
+        raise ValueError(f"rope_type {rope_type!r} is not supported; use one of {', '.join(ROPE_TYPES)}")
+    partial = settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if float(partial) != 1.0:
-        raise ValueError(f"partial_rotary_factor={partial} is not supported; whole heads are rotated")
-    if kind == "default":
+        raise ValueError(f"partial_rotary_factor={partial} is not supported; only whole heads are rotated")
+    if rope_type == "default":
         return Rope(theta)
-    factor = float(stated["factor"])
+    factor = float(settings["factor"])
     if factor < 1:
         raise ValueError(f"rope factor {factor} is below 1")
-    if kind == "linear":
-        return Rope(theta, kind, factor)
-    if kind == "dynamic":
-        return Rope(theta, kind, factor, positions)
-    low, high = float(stated["low_freq_factor"]), float(stated["high_freq_factor"])
+    if rope_type == "linear":
+        return Rope(theta, rope_type, factor)
+    if rope_type == "dynamic":
+        return Rope(theta, rope_type, factor, positions)
+    low, high = float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
     if high <= low:
         raise ValueError(f"high_freq_factor={high} must be above low_freq_factor={low}")
-    return Rope(theta, kind, factor, int(stated["original_max_position_embeddings"]), low, high)
+    return Rope(theta, rope_type, factor, int(settings["original_max_position_embeddings"]), low, high)
 
 
-def rotary(rope: Rope, head_dim: int, positions: jax.Array, lengths: jax.Array | None, dtype) -> tuple:
-    """Cosines and sines of every position.
+def rotary_table(
+    rope: Rope, head_dim: int, positions: Int[Array, "B S"], lengths: Int[Array, "B S"] | None, dtype: DTypeLike
+) -> RotaryTable:
+    """Computes the cosine and sine of every position's angles.
 
     Args:
       rope: frequencies.
       head_dim: d.
       positions: [B, S] int32.
-      lengths: [B, S] int32, length of the sequence that a position belongs to; used by `dynamic` alone, whose
-        frequencies are those that transformers gives to the sequence by itself.
+      lengths: [B, S] int32, the length of the sequence that each position belongs to. Only `dynamic` needs it: its
+        frequencies are those that transformers gives to that sequence alone.
       dtype: at least float32.
 
     Returns:
       Two arrays [B, S, d/2] of `dtype`.
     """
-    if rope.kind == "dynamic":
-        longest = jnp.maximum(lengths, rope.context).astype(dtype)
+    if rope.rope_type == "dynamic":
+        assert lengths is not None, "dynamic scaling needs the lengths of sequences"
+        longest = jnp.maximum(lengths, rope.context).astype(dtype)  # [B, S]
         stretch = rope.factor * longest / rope.context - (rope.factor - 1)
         theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
+        # [B, S, d/2]
         frequency = theta[..., None] ** -jnp.asarray(np.arange(0, head_dim, 2) / head_dim, dtype)
     else:
-        frequency = jnp.asarray(rope.frequencies(head_dim), dtype)
-    angle = positions[..., None].astype(dtype) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
+        frequency = jnp.asarray(rope.frequencies(head_dim), dtype)  # [d/2]
+    angle = positions[..., None].astype(dtype) * frequency  # [B, S, d/2]
+    return RotaryTable(jnp.cos(angle), jnp.sin(angle))
 
 
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies the table to x [B, S, H, d], in the table's precision; the halves of d are the pairs, as in Hugging
-    Face weights.
+def rotate(x: Float[Array, "B S H d"], table: RotaryTable) -> Float[Array, "B S H d"]:
+    """Rotates `x` [B, S, H, d] in the table's precision.
+
+    Element i is paired with element i + d/2, as in Hugging Face weights.
     """
-    cos, sin = (part[:, :, None, :] for part in table)
+    cos, sin = (x[:, :, None, :] for x in table)  # [B, S, 1, d/2]
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

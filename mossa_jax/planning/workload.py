@@ -12,8 +12,8 @@ from typing import Any
 from mossa_jax.config import Config, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.load import base_tokenizer
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.files.base import base_tokenizer
+from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.tasks import count_training_rows, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
@@ -59,7 +59,7 @@ class Workload:
     def shared_ids(self, config: Config, arch: Architecture) -> int:
         """Returns how many of the template's ids a packed row holds once for all its examples: all of them or none."""
         is_worth_it = self.template_ids > WORTH * (self.template_ids + self.example_ids)
-        return self.template_ids if config.tokens.share_prefix and shareable(arch) and is_worth_it else 0
+        return self.template_ids if config.tokens.share_prefix and can_share_prefix(arch) and is_worth_it else 0
 
     def positions(self, examples: int, row_length: int, shared: int) -> float:
         """Returns the positions of the packed rows that hold `examples` examples."""

@@ -18,7 +18,7 @@ from etils import epath
 
 from mossa_jax.config import Config, Schedule, check
 from mossa_jax.files.write import write_text
-from mossa_jax.llama.files.load import base_tokenizer, may_share
+from mossa_jax.llama.files.base import base_can_share_prefix, base_tokenizer
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.preview.checks import warnings_for
 from mossa_jax.tasks import Suite, Task, load_suite
@@ -109,7 +109,7 @@ def preview_dataset(config: Config) -> Preview:
     check(config)
     suite = load_suite(config.tasks)
     tokenizer = base_tokenizer(config)
-    sharing = may_share(config)
+    sharing = base_can_share_prefix(config)
     measured: dict[str, _MeasuredTask] = {}
     progress = Progress("preview", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):

@@ -19,7 +19,8 @@ from mossa_jax.files.names import slug
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import is_whole, read_parquet, write_parquet
 from mossa_jax.llama.architecture import Architecture, read_architecture
-from mossa_jax.llama.files.load import Model, base_tokenizer, load_model
+from mossa_jax.llama.files.base import base_tokenizer
+from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.monitoring.goodput import Ledger

@@ -9,7 +9,8 @@ from typing import Any
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.adapters import Adapter
-from mossa_jax.llama.files.load import Model, may_share
+from mossa_jax.llama.files.base import base_can_share_prefix
+from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import save_adapter
 from mossa_jax.log import log
@@ -121,7 +122,7 @@ def _control_group(run: Run, tasks: Mapping[str, Task]) -> Group:
 
 def _pack_member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
     """Packs a model's examples and counts its steps."""
-    rows = Packing.of(run.config.tokens).examples(examples, may_share(run.config))
+    rows = Packing.of(run.config.tokens).examples(examples, base_can_share_prefix(run.config))
     return Member(name, rows, steps_for(schedule, Batches.of(rows, schedule.batch_rows)), run.seed(name))
 
 

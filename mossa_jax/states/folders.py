@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 
 _IDS = "ids"
-_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16}
 # Formats that may run code when they are read, or that hold several arrays under one name.
 _UNREADABLE = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".npz", ".ckpt")
@@ -146,28 +144,27 @@ def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[st
     if path.suffix == ".npy":
         array = _load_npy(path)
         return {path.stem: _Layer(lambda: _load_npy(path), array.shape, array.dtype.name)}
-    header, start = _safetensors_header(path)
+    tensors = read_header(path)
 
-    def reader(entry: dict[str, Any], dtypes: dict[str, Any]) -> Callable[[], np.ndarray]:
-        shape, offset = tuple(entry["shape"]), start + entry["data_offsets"][0]
-        dtype = dtypes.get(entry["dtype"], np.uint8)  # a layer of another type is refused before it is read
-        if 0 in shape:
-            return lambda: np.zeros(shape, dtype)
-        return lambda: np.memmap(path, dtype, "r", offset, shape)
+    def reader(tensor: StoredTensor, dtypes: dict[str, Any]) -> Callable[[], np.ndarray]:
+        # A layer of another type is refused before it is read.
+        dtype = dtypes.get(tensor.dtype, np.uint8)
+        if 0 in tensor.shape:
+            return lambda: np.zeros(tensor.shape, dtype)
+        return lambda: np.memmap(path, dtype, "r", tensor.offset, tensor.shape)
 
-    if _IDS in header:
-        entry = header.pop(_IDS)
-        if entry["dtype"] not in _INTEGERS or len(entry["shape"]) != 1:
+    if _IDS in tensors:
+        tensor = tensors.pop(_IDS)
+        if tensor.dtype not in _INTEGERS or len(tensor.shape) != 1:
             raise Refusal(
-                BAD_INPUT, f"{path}: tensor 'ids' is {entry['dtype']}{entry['shape']}; give whole numbers [n]"
+                BAD_INPUT, f"{path}: tensor 'ids' is {tensor.dtype}{list(tensor.shape)}; give whole numbers [n]"
             )
-        ids_by_source[f"{path}:{_IDS}"] = tuple(str(int(number)) for number in reader(entry, _INTEGERS)())
-    is_single = len(header) == 1 and not is_only_file
+        ids_by_source[f"{path}:{_IDS}"] = tuple(str(int(number)) for number in reader(tensor, _INTEGERS)())
+    is_single = len(tensors) == 1 and not is_only_file
     layers = {}
-    for name, entry in header.items():
-        stored = entry["dtype"]
-        dtype = np.dtype(_FLOATS[stored]).name if stored in _FLOATS else stored
-        layers[path.stem if is_single else name] = _Layer(reader(entry, _FLOATS), tuple(entry["shape"]), dtype)
+    for name, tensor in tensors.items():
+        dtype = np.dtype(FLOATS[tensor.dtype]).name if tensor.dtype in FLOATS else tensor.dtype
+        layers[path.stem if is_single else name] = _Layer(reader(tensor, FLOATS), tensor.shape, dtype)
     return layers
 
 
@@ -183,23 +180,9 @@ def _load_npy(path: Path) -> np.ndarray:
     return array
 
 
-def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Returns a file's entries by tensor name, and the offset in bytes at which the data begins."""
-    try:
-        with safe_open(str(path), framework="numpy"):  # the library checks header and length
-            pass
-        with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not a readable safetensors file ({error})") from None
-    header.pop("__metadata__", None)
-    return header, 8 + size
-
-
 def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
     """Checks number types and shapes; returns the number of rows that all layers have."""
-    allowed = [np.dtype(dtype).name for dtype in _FLOATS.values()]
+    allowed = [np.dtype(dtype).name for dtype in FLOATS.values()]
     first = min(layers, key=_natural_order)
     for name, layer in layers.items():
         if layer.dtype not in allowed:

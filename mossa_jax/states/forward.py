@@ -28,7 +28,7 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.model import Llama, by_row, embed, merge, windowed_blocks
+from mossa_jax.llama.model import Llama, SharedPrefix, embed, merge, pin_rows, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 
 POOLS = ("last", "mean")
@@ -88,16 +88,16 @@ class RowBatch(NamedTuple):
     ids: Int[Array, "B P"]
 
 
-class SharedPrefix(NamedTuple):
+class PrefixStates(NamedTuple):
     """What every prompt needs of the ids that all prompts begin with.
 
     Attributes:
-      keys_values: two arrays [M, L, T, K, d], in the base's dtype.
+      keys_values: keys and values, [M, L, T, K, d] each, in the base's dtype.
       sums: [M, L + 2, D] float32, the sum of their states at each layer.
       length: [] int32, how many of the T columns hold an id.
     """
 
-    keys_values: tuple[Float[Array, "M L T K d"], Float[Array, "M L T K d"]]
+    keys_values: SharedPrefix
     sums: Float[Array, "M L+2 D"]
     length: Int[Array, ""]
 
@@ -140,7 +140,7 @@ def run_models(
     model: Llama,
     adapters: Adapters,
     batch: RowBatch,
-    prefix: SharedPrefix | None,
+    prefix: PrefixStates | None,
     consume: Consume[State],
     state: State,
 ) -> State:
@@ -173,8 +173,8 @@ def run_models(
 
     def block(x: jax.Array, lora: Any, cache: Any, layer: Layer, ends: jax.Array | None = None) -> jax.Array:
         window = None if windowed is None else windowed[layer]
-        x, _ = _at(model.blocks, layer)(x, lora, table, visible, window, cache, None, ends)
-        return by_row(x, visible)
+        x, _ = _at(model.blocks, layer)(x, lora, table, visible, window, past=cache, query_columns=ends)
+        return pin_rows(x, visible)
 
     # Below the first adapter all models have the same states [B, S, D], and model 0's keys of the prefix serve all.
     def shared_block(carry: tuple[jax.Array, State], layer: jax.Array) -> tuple[tuple[jax.Array, State], None]:
@@ -208,7 +208,7 @@ def run_models(
 @partial(jax.jit, static_argnames=("spec",))
 def read_prefix(
     spec: PassSpec, base: nnx.State, adapters: Adapters, tokens: Int[Array, "1 T"], length: Int[Array, ""]
-) -> SharedPrefix:
+) -> PrefixStates:
     """Runs M models over the ids that all prompts begin with, once.
 
     Args:
@@ -226,24 +226,24 @@ def read_prefix(
     def total(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(inside[:, None], x[0].astype(jnp.float32), 0), axis=0)  # [D]
 
-    def one_model(adapter: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def one_model(adapter: Any) -> tuple[SharedPrefix, jax.Array]:
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             block, lora, windowed = layer
-            x, (k, v) = block(x, lora, table, visible, windowed)
-            return x, ((k[0], v[0]), total(x))
+            x, (keys, values) = block(x, lora, table, visible, windowed)
+            return x, (SharedPrefix(keys[0], values[0]), total(x))
 
         last, (keys_values, sums) = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch)))
         # [L + 2, D]
         return keys_values, jnp.concatenate([total(x)[None], sums, total(model.final_norm(last))[None]])
 
     keys_values, sums = jax.vmap(one_model, spmd_axis_name="adapter")(adapters)
-    return SharedPrefix(keys_values, sums, length)
+    return PrefixStates(keys_values, sums, length)
 
 
 def similarity_rows(
     spec: PassSpec,
     batch: RowBatch,
-    prefix: SharedPrefix | None,
+    prefix: PrefixStates | None,
     layer: Layer,
     x: Float[Array, " ..."],
     every_position: bool,
@@ -275,7 +275,7 @@ def similarity_rows(
 
 def abstract_arguments(
     spec: PassSpec, *, dtype: DTypeLike, models: int, rank: int, targets: Sequence[str], rows: int, row_length: int
-) -> tuple[nnx.State, Any, RowBatch, SharedPrefix | None]:
+) -> tuple[nnx.State, Any, RowBatch, PrefixStates | None]:
     """Describes the arguments (base, adapters, batch, prefix) of a pass by shapes, dtypes and shardings.
 
     Args:
@@ -298,10 +298,10 @@ def abstract_arguments(
     return base, adapters, batch, abstract_prefix(spec, dtype, models) if spec.prefix_length else None
 
 
-def abstract_prefix(spec: PassSpec, dtype: DTypeLike, models: int) -> SharedPrefix:
+def abstract_prefix(spec: PassSpec, dtype: DTypeLike, models: int) -> PrefixStates:
     """Describes the result of `read_prefix` for M = `models` by shapes, dtypes and shardings."""
     arch, mesh = spec.arch, spec.mesh
     shape = (models, arch.layers, spec.prefix_length, arch.kv_heads, arch.head_dim)
     keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
     sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
-    return SharedPrefix._make([(keys, keys), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])
+    return PrefixStates._make([SharedPrefix(keys, keys), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])

@@ -17,7 +17,7 @@ from mossa_jax.llama.adapters import Adapters, HostAdapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import merge
-from mossa_jax.states.forward import Layer, PassSpec, RowBatch, SharedPrefix, run_models, similarity_rows
+from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models, similarity_rows
 from mossa_jax.states.prompts import PassConfig, PromptPass
 
 STATE_AXES = ("adapter", None, "rows", "kept")
@@ -70,7 +70,7 @@ def keep_batch(
     base: nnx.State,
     adapters: Adapters,
     batch: RowBatch,
-    prefix: SharedPrefix | None,
+    prefix: PrefixStates | None,
     kept: Float[Array, "M L+2 n D"],
 ) -> Float[Array, "M L+2 n D"]:
     """Runs all models over one batch and writes the pooled states to the prompts' rows of `kept`, which is donated."""

@@ -12,9 +12,9 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import HostAdapters, place_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.model import shareable
+from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.processes.watchdog import sign
-from mossa_jax.states.forward import PassSpec, RowBatch, SharedPrefix, read_prefix
+from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch, read_prefix
 from mossa_jax.tokens.batches import rows_per_batch
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.rows import PromptRows
@@ -57,14 +57,14 @@ class PromptPass:
         self._mesh, self._config = model.mesh, config
         arch, mesh = model.architecture, model.mesh
         # With pool `all` the shared ids are rows too, once per prompt.
-        packed = config.packing.prompts(prompts, may_share=config.pool != "all" and shareable(arch))
+        packed = config.packing.prompts(prompts, may_share=config.pool != "all" and can_share_prefix(arch))
         self._rows = packed.rows
         shared = len(packed.prefix)
         length = mesh_lib.round_up(shared, PREFIX_MULTIPLE)
         max_own = rounded_max_own(packed.max_own)
         self.spec = PassSpec(arch, config.pool, length, max_own, first_changed_block(arch, adapters), mesh)
         self.arguments = model.state, place_adapters(mesh, adapters)
-        self.prefix: SharedPrefix | None = None
+        self.prefix: PrefixStates | None = None
         if shared:
             tokens = np.zeros((1, length), np.int32)  # [1, T]
             tokens[0, :shared] = packed.prefix

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
 from mossa_jax.files.cache import build_once
-from mossa_jax.files.hub import disk_full, download, is_offline, list_files
+from mossa_jax.files.hub import disk_full, is_offline, list_files
+from mossa_jax.files.hub_download import download
 from mossa_jax.files.names import digest
 from mossa_jax.log import log
 from mossa_jax.tasks.flan_names import FlanTask

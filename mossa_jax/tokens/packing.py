@@ -70,7 +70,7 @@ class Packing:
 
         Args:
           examples: to pack.
-          may_share: whether the model allows sequences to share a prefix (`llama.model.shareable`).
+          may_share: whether the model allows sequences to share a prefix (`llama.model.can_share_prefix`).
 
         Returns:
           The rows of `row_length` positions and, if there are any, those of `long_row_length`.

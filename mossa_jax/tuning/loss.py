@@ -19,9 +19,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import Segments, exact
-from mossa_jax.llama.model import Llama, Lora, RMSNorm, head_weight, logits, run_blocks, score
+from mossa_jax.llama.attention import Segments
+from mossa_jax.llama.blockwise import product_precision
+from mossa_jax.llama.model import Llama, RMSNorm, head_logits, head_weight, logits, run_blocks
 from mossa_jax.tuning.batch import Batch
 
 HEAD_TOKENS = 1_024
@@ -31,7 +33,7 @@ HEAD_TOKENS = 1_024
 def answer_loss(
     model: Llama,
     arch: Architecture,
-    adapter: Lora,
+    adapter: DeviceAdapter,
     rows: Batch,
     remat: bool,
     mesh: jax.sharding.Mesh | None = None,
@@ -158,7 +160,7 @@ def _chunk_loss(
     """Returns each row's loss in one chunk of columns, and a function that returns its gradient by their states."""
     states, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
     normed, norm_gradient = jax.vjp(norm, states)  # [B, C, D]
-    scores = score(normed, head)  # [B, C, V]
+    scores = head_logits(normed, head)  # [B, C, V]
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     is_label = labels[..., None] >= 0  # [B, C, 1]
     # A comparison instead of an index, so that a vocabulary that is spread over devices stays where it is.
@@ -170,7 +172,11 @@ def _chunk_loss(
     def gradient() -> jax.Array:
         by_score = (jnp.where(is_label, weights / sums, 0) - label).astype(states.dtype)  # [B, C, V]
         by_normed = jnp.einsum(
-            "bcv,vd->bcd", by_score, head, precision=exact(states.dtype), preferred_element_type=_wide(states)
+            "bcv,vd->bcd",
+            by_score,
+            head,
+            precision=product_precision(states.dtype),
+            preferred_element_type=_wide(states),
         )
         return norm_gradient(by_normed.astype(states.dtype))[0]
 

@@ -27,9 +27,9 @@ from jaxtyping import Array, Bool, Float, Int
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.adapters import Adapters, HostAdapters, abstract_adapters, join, place_adapters
+from mossa_jax.llama.adapters import Adapters, HostAdapters, abstract_adapters, place_adapters, with_scales
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import choose
+from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.model import Llama, merge
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.tuning.batch import Batch, abstract_batch, sum_over_micro_batches
@@ -180,7 +180,7 @@ def attention_body(mesh: jax.sharding.Mesh, dtype: DTypeLike, prefix: int) -> st
       dtype: of the base.
       prefix: as in `StepSpec`.
     """
-    return "xla" if prefix else choose(mesh, jnp.dtype(dtype))
+    return "xla" if prefix else choose_body(mesh, jnp.dtype(dtype))
 
 
 def check_rows(label: str, rows: int, micro_batches: int, mesh: jax.sharding.Mesh, body: str) -> None:
@@ -315,7 +315,7 @@ def _sums_over(spec: StepSpec, model: Llama, slot: Slot, rows: Batch) -> _Sums:
     mesh = None if spec.loops_over_slots else spec.mesh
 
     def loss(adapter: Adapters) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        adapter = join(adapter, slot.scale)
+        adapter = with_scales(adapter, slot.scale)
         return answer_loss(model, spec.arch, adapter, rows, spec.remat, mesh, prefix=spec.prefix, max_own=spec.max_own)
 
     return jax.value_and_grad(loss, has_aux=True)(slot.adapter)

@@ -42,7 +42,7 @@ def learn(mesh, reproducible: bool):
     arch = model.architecture
     stacked = adapters.stack(arch, [adapters.initial_adapter(arch, TARGETS, 4, 8.0, 0, (n,)) for n in range(MODELS)])
     optimizer = population.optimizer_for(Tuning(), Schedule(learning_rate=2e-2))
-    state = population.initial_state(adapters.trainable(stacked), optimizer, mesh)
+    state = population.initial_state(adapters.matrices(stacked), optimizer, mesh)
     scale = {t: place(mesh, leaf, adapters.AXES["scale"]) for t, leaf in adapters.scales(stacked).items()}
     total = place(mesh, np.full(MODELS, STEPS, np.int32), ("adapter",))
     active = place(mesh, np.ones(MODELS, bool), ("adapter",))

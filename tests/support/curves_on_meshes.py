@@ -47,7 +47,7 @@ def gathers_of_step(mesh, model) -> list[str]:
     starts = [adapters.initial_adapter(model.architecture, tuning.targets, 2, 4.0, 0, (n,)) for n in range(MODELS)]
     stacked = adapters.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, schedule)
-    state = population.initial_state(adapters.trainable(stacked), optimizer, mesh)
+    state = population.initial_state(adapters.matrices(stacked), optimizer, mesh)
     scale = {t: place(mesh, leaf, adapters.AXES["scale"]) for t, leaf in adapters.scales(stacked).items()}
     rows = [member(n).rows[0] for n in range(MODELS)]
     width = max(part.width for part in rows)

@@ -23,7 +23,7 @@ def commit_of(name: str, revision: str) -> str:
 
 
 def content_of(path: str, data: bytes) -> str:
-    """What the hub names a file's content by."""
+    """The digest by which the hub names a file's content."""
     if path.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -44,7 +44,7 @@ class Faults:
     spoilt: float = 0.0
     """Bodies of the right length with a wrong byte."""
     ranges: bool = True
-    """Whether the rest of a file can be asked for."""
+    """Whether the server sends the rest of a file when it is asked for a range."""
 
 
 class Seen(NamedTuple):
@@ -59,11 +59,11 @@ class Seen(NamedTuple):
 
 
 class HubServer(http.server.ThreadingHTTPServer):
-    """Models and data sets: hub id -> revision -> path -> bytes.
+    """Serves models and data sets: hub id -> revision -> path -> bytes.
 
     Attributes:
       seen: all requests so far.
-      faults: what goes wrong from now on; which requests, is a function of the seed.
+      faults: what goes wrong from now on; the seed decides which requests are affected.
     """
 
     daemon_threads = True
@@ -89,12 +89,12 @@ class HubServer(http.server.ThreadingHTTPServer):
             return share > 0 and self._random.random() < share
 
     def sent(self, name: str) -> list[str]:
-        """Files of a repository whose content was sent, once for each time."""
+        """The files of a repository whose content was sent, once per time that it was."""
         return [seen.file for seen in self.seen if seen.name == name and seen.sent]
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
-    """What huggingface_hub asks for when it looks at a repository and downloads it."""
+    """Answers the requests of huggingface_hub: listings, access checks and files."""
 
     def log_message(self, *_):
         pass
@@ -198,9 +198,9 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 
 class Process:
-    """A fresh interpreter that runs a script: it answers a line of JSON on its input with one on its output.
+    """A fresh interpreter that runs a script, which answers each line of JSON on its input with one on its output.
 
-    huggingface_hub knows of the server and of its cache by the environment alone, which it reads when imported.
+    The environment alone tells huggingface_hub of the server and of its cache; it reads it when it is imported.
     """
 
     def __init__(self, script: str, home, endpoint: str, **environment):
@@ -215,12 +215,12 @@ class Process:
         )  # fmt: skip
 
     def start(self, cases: dict):
-        """Asks, without waiting for the answer."""
+        """Sends cases without waiting for the answer."""
         self.process.stdin.write(json.dumps(cases) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> dict:
-        """What came of each case, by its key."""
+        """Waits for the answers, by the keys of their cases."""
         answers = json.loads(self.process.stdout.readline())
         return {key: types.SimpleNamespace(**answer) for key, answer in answers.items()}
 
@@ -229,5 +229,5 @@ class Process:
         return self.answer()
 
     def close(self):
-        """Lets it end."""
+        """Closes its input and waits for its end."""
         self.process.communicate()

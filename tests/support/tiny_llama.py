@@ -1,4 +1,4 @@
-"""Tiny random Llama checkpoints, PEFT adapters and task folders, with what torch computes from them."""
+"""Tiny random Llama checkpoints, PEFT adapters and task folders, and the states that torch computes from them."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ class Tiny:
 
 
 def import_torch():
-    """torch on one thread: its pool, and XLA's beside it, take turns for the cores at a great cost."""
+    """Imports torch with one thread: its pool and that of XLA would compete for the cores, at a great cost."""
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return torch
@@ -39,7 +39,7 @@ def copy_tokenizer(folder: pathlib.Path) -> None:
 
 
 def write_model(folder: pathlib.Path, seed: int = 0, tied: bool = False, hidden: int = 32, **save) -> Tiny:
-    """A random grouped-query model whose every parameter matters: wide weights, norm weights away from one."""
+    """Writes a random grouped-query model in which every parameter matters: wide weights, uneven norm weights."""
     torch = import_torch()
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(seed)
@@ -84,11 +84,11 @@ FAMILIES = {
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "qwen3_biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
 }  # fmt: skip
-"""Name -> (class of transformers, what differs from the common small shape)."""
+"""Name -> (class of transformers, fields that differ from the common small shape)."""
 
 
 def write_family(folder: pathlib.Path, name: str, seed: int = 0, **change) -> Tiny:
-    """A random model of a family whose every parameter matters, as transformers saves it."""
+    """Writes a random model of a family, in which every parameter matters, as transformers saves it."""
     torch = import_torch()
     transformers = pytest.importorskip("transformers")
     kind, fields = FAMILIES[name]
@@ -111,7 +111,7 @@ def write_family(folder: pathlib.Path, name: str, seed: int = 0, **change) -> Ti
 
 
 def torch_model(folder: pathlib.Path):
-    """The checkpoint in transformers, float32."""
+    """Loads the checkpoint in transformers, float32."""
     import_torch()
     transformers = pytest.importorskip("transformers")
     return transformers.AutoModelForCausalLM.from_pretrained(
@@ -120,7 +120,7 @@ def torch_model(folder: pathlib.Path):
 
 
 def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=None, std=0.15, **options):
-    """A PEFT adapter with random A and B, written by peft itself; returns the torch model that carries it."""
+    """Lets peft write an adapter with random A and B; returns the torch model that has it."""
     torch, peft = import_torch(), pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=rank, lora_alpha=5, target_modules=list(targets), layers_to_transform=layers,
@@ -137,9 +137,9 @@ def write_adapter(model_folder, folder, seed=0, targets=TARGETS, rank=3, layers=
 
 
 def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
-    """Every prompt alone through transformers: per prompt, layer name -> [S, D] and "logits" -> [S, V]."""
+    """Runs every prompt alone through transformers: per prompt, layer name -> [S, D] and "logits" -> [S, V]."""
     torch = import_torch()
-    found, kept = [], []
+    actual, kept = [], []
     decoder = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
     hook = decoder.layers[-1].register_forward_hook(
         lambda module, inputs, output: kept.append(output[0] if isinstance(output, tuple) else output)
@@ -156,10 +156,10 @@ def torch_states(model, prompts) -> list[dict[str, np.ndarray]]:
             layers = [*hidden[:-1], kept[0].reshape(hidden[0].shape), hidden[-1]]
             names = ("embed", *map(str, range(1, len(layers) - 1)), "final_norm")
             states = {name: layer[0].numpy() for name, layer in zip(names, layers, strict=True)}
-            found.append(states | {"logits": output.logits[0].numpy()})
+            actual.append(states | {"logits": output.logits[0].numpy()})
     finally:
         hook.remove()
-    return found
+    return actual
 
 
 def random_prompts(count: int, seed: int = 0, shortest: int = 3, longest: int = 14) -> list[list[int]]:
@@ -174,11 +174,11 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(3, 9))) + f" {number}" for number in range(count)]
 
 
-def distance(found, wanted) -> float:
+def distance(actual, expected) -> float:
     """Relative Frobenius distance in float64."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    assert found.shape == wanted.shape
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
 def write_tasks(folder: pathlib.Path, train: int = 24, test: int = 12) -> pathlib.Path:

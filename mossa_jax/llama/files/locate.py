@@ -1,20 +1,30 @@
-"""Where a model's files lie: a folder as it is, or a hub id's snapshot, checked before a byte of weights is fetched."""
+"""Finds a model's files: a folder as it is, or a hub id's snapshot, checked before any weights are fetched.
+
+How the hub is asked, and when the cache stands in for it, is in `files.hub`. Here it says which files of a repository
+a model needs, and which repositories are refused.
+"""
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 
 from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.hub import at, check_id, is_offline, refusal, why
-from mossa_jax.log import log
-from mossa_jax.processes.watchdog import unlimited
+from mossa_jax.files.hub import Repository, download_snapshot, from_hub_or_cache, listing
 
-# How much of a model is wanted.
-_ALL, _TEXTS, _SETTINGS = "all", "texts", "settings"
+
+class _Scope(enum.Enum):
+    """How much of a model is wanted."""
+
+    ALL = enum.auto()
+    TEXTS = enum.auto()
+    SETTINGS = enum.auto()
+
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -28,7 +38,7 @@ _TEXT = (
     "merges.txt",
     "*.jinja",
 )
-# Safetensors that are no Hugging Face weights: the same weights in the authors' own layout, and adapters.
+# Safetensors that are not Hugging Face weights: the same weights in the authors' own layout, and adapters.
 _OTHER_TENSORS = ("consolidated", "adapter_")
 _PICKLES = (".bin", ".pt", ".pth")
 
@@ -54,10 +64,10 @@ _OPEN_MODEL = "HuggingFaceTB/SmolLM2-135M"
 
 
 def locate(name: str, revision: str = "", *, config_only: bool = False, text_only: bool = False) -> epath.Path:
-    """The folder of a model: itself, or a hub id's snapshot in the cache, downloaded on first use.
+    """Returns the folder of a model: the folder itself, or a hub id's snapshot in the cache, downloaded on first use.
 
-    A hub id is refused before any weights are downloaded if they could not be used. Where the hub does not give it,
-    a complete copy in the cache is used, with one warning line. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE` and
+    A hub id that could not be used is refused before any weights are downloaded. Where the hub does not give it, a
+    complete copy in the cache is used, with one warning line. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE` and
     `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
 
     Args:
@@ -67,8 +77,8 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
       text_only: download these and the tokenizer's files alone; the checks are the same.
 
     Raises:
-      Refusal: 3 when there is no such folder or revision, the repository holds no config.json or no safetensors, or
-        the hub cannot be reached; 4 when the repository is gated, private or missing; 6 when the disk is full.
+      Refusal: 3 when there is no such folder or revision, the repository has no config.json or no safetensors, or the
+        hub cannot be reached; 4 when the repository is gated, private or missing; 6 when the disk is full.
     """
     folder = epath.Path(name).expanduser()
     if name and folder.is_dir():
@@ -77,56 +87,26 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
     if is_file or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
-    return _snapshot(name, revision or None, _SETTINGS if config_only else _TEXTS if text_only else _ALL)
+    scope = _Scope.SETTINGS if config_only else _Scope.TEXTS if text_only else _Scope.ALL
+    repository = Repository(
+        name,
+        revision or None,
+        "model",
+        probe="config.json",
+        instead=f"use {_OPEN_COPIES.get(name, _OPEN_MODEL)}, which is open to all, or a local folder",
+    )
 
+    def ask_hub() -> epath.Path:
+        # A model's own files lie at the top; folders hold other formats of it.
+        files = [file for file in listing(repository).files if "/" not in file]
+        _check_files(name, files)
+        return _download(repository, files, scope)
 
-def _snapshot(name: str, revision: str | None, parts: str) -> epath.Path:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    check_id(name)
-    if is_offline():
-        cached = _cached(name, revision, parts)
-        if cached is None:
-            raise Refusal(
-                BAD_INPUT,
-                f"HF_HUB_OFFLINE is set and {at(name, revision)} is not whole in the cache {constants.HF_HUB_CACHE}; "
-                "unset it to download, or give a local folder",
-            )
-        return cached
-    try:
-        files = _readable_files(name, revision)
-    except RevisionNotFoundError:
-        raise Refusal(
-            BAD_INPUT,
-            f"hub model {name} has no revision {revision!r}; give a branch, tag or commit that "
-            f"{constants.ENDPOINT}/{name} lists",
-        ) from None
-    except Exception as error:  # each transport, proxy and version of the library has errors of its own
-        cached = _cached(name, revision, parts)
-        if cached is None:
-            raise _refusal(name, error) from None
-        log.warning("%s cannot be had from the hub (%s); the copy in the cache is used: %s", name, why(error), cached)
-        return cached
-    _check_files(name, files)
-    return _download(name, revision, files, parts)
-
-
-def _readable_files(name: str, revision: str | None) -> list[str]:
-    """Names of the top-level files of a repository that we may read; raises what the library raises if we may not."""
-    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
-
-    endpoint, timeout = constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi(endpoint=endpoint).model_info(name, revision=revision, timeout=timeout)
-    files = [file.rfilename for file in info.siblings or () if "/" not in file.rfilename]
-    if "config.json" in files:
-        # Anyone may list a gated repository; only a request for one of its files tells whether we may read it.
-        url = hf_hub_url(name, "config.json", revision=info.sha or revision, endpoint=endpoint)
-        get_hf_file_metadata(url, timeout=timeout)
-    return files
+    return from_hub_or_cache(repository, ask_hub, lambda: _complete_copy(repository, scope))
 
 
 def _check_files(name: str, files: Sequence[str]) -> None:
+    """Refuses a repository that is not a model in safetensors."""
     if "config.json" not in files:
         raise Refusal(BAD_INPUT, f"hub model {name} has no config.json; give a model in Hugging Face layout")
     if _tensor_files(files):
@@ -142,14 +122,14 @@ def _check_files(name: str, files: Sequence[str]) -> None:
 
 
 def _tensor_files(files: Sequence[str]) -> list[str]:
-    """The files of weights among names of files, each tensor once unless an index says more."""
+    """Returns the files of weights among `files`, so that each tensor is in one of them unless an index says more."""
     if _SINGLE in files:
         return [_SINGLE]
     return sorted(file for file in files if file.endswith(".safetensors") and not file.startswith(_OTHER_TENSORS))
 
 
-def _weights(folder: epath.Path, files: Sequence[str]) -> list[str]:
-    """The files of weights that a model needs, by its index in `folder` where it has one."""
+def _weight_files(folder: epath.Path, files: Sequence[str]) -> list[str]:
+    """Returns the files of weights that a model needs, by its index in `folder` where it has one."""
     if _INDEX not in files:
         return _tensor_files(files)
     try:
@@ -158,63 +138,36 @@ def _weights(folder: epath.Path, files: Sequence[str]) -> list[str]:
         raise Refusal(BAD_INPUT, f"{folder / _INDEX} is no index of tensors ({error}); give another revision") from None
 
 
-def _small_files(parts: str) -> list[str]:
-    return [*_CONFIG] if parts == _SETTINGS else [*_CONFIG, *_TEXT, _INDEX]
+def _small_files(files: Sequence[str], scope: _Scope) -> list[str]:
+    """Returns the files beside the weights that are wanted."""
+    patterns = [*_CONFIG] if scope is _Scope.SETTINGS else [*_CONFIG, *_TEXT, _INDEX]
+    return [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
 
 
-def _download(name: str, revision: str | None, files: Sequence[str], parts: str) -> epath.Path:
-    wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in _small_files(parts))]
-    folder = _fetch(name, revision, wanted)
-    if parts != _ALL:
+def _download(repository: Repository, files: Sequence[str], scope: _Scope) -> epath.Path:
+    """Fetches the wanted ones of a model's `files` into the cache."""
+    folder = epath.Path(download_snapshot(repository, _small_files(files, scope)))
+    if scope is not _Scope.ALL:
         return folder
-    weights = _weights(folder, files)
-    lacking = sorted(set(weights) - set(files))
-    if lacking:
+    weights = _weight_files(folder, files)
+    missing = sorted(set(weights) - set(files))
+    if missing:
         raise Refusal(
-            BAD_INPUT, f"hub model {name} lacks {', '.join(lacking[:3])} of its {_INDEX}; give another revision"
+            BAD_INPUT,
+            f"hub model {repository.name} lacks {', '.join(missing[:3])} of its {_INDEX}; give another revision",
         )
-    _fetch(name, folder.name, weights)  # of the same commit, should the branch have moved since
+    # Of the same commit, should the branch have moved since.
+    download_snapshot(replace(repository, revision=folder.name), weights)
     return folder
 
 
-def _fetch(name: str, revision: str | None, files: list[str]) -> epath.Path:
-    from huggingface_hub import constants, snapshot_download
-
-    try:
-        with unlimited():
-            folder = epath.Path(
-                snapshot_download(name, revision=revision, allow_patterns=files, endpoint=constants.ENDPOINT)
-            )
-    except Exception as error:
-        raise _refusal(name, error) from None
-    # Where the connection breaks, some versions of the library give back what there is.
-    lacking = [file for file in files if not (folder / file).exists()]
-    if lacking:
-        raise Refusal(BAD_INPUT, f"the download of {name} ended without {lacking[0]}; run the same command again")
-    return folder
-
-
-def _cached(name: str, revision: str | None, parts: str) -> epath.Path | None:
-    """The snapshot in the cache if nothing that we need is missing in it."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = epath.Path(
-            snapshot_download(
-                name, revision=revision, local_files_only=True,
-                allow_patterns=_small_files(parts), ignore_patterns=["*/*"],
-            )
-        )  # fmt: skip
-    except OSError:
+def _complete_copy(repository: Repository, scope: _Scope) -> epath.Path | None:
+    """Returns the snapshot in the cache if it has all files that are wanted."""
+    snapshot = repository.snapshot()
+    if snapshot is None or not (snapshot / "config.json").exists():
         return None
-    if not (folder / "config.json").exists():
-        return None
-    if parts != _ALL:
+    folder = epath.Path(snapshot)
+    if scope is not _Scope.ALL:
         return folder
-    weights = _weights(folder, [path.name for path in folder.iterdir()])
+    weights = _weight_files(folder, [path.name for path in folder.iterdir()])
     return folder if weights and all((folder / file).exists() for file in weights) else None
-
-
-def _refusal(name: str, error: Exception) -> Refusal:
-    instead = f"use {_OPEN_COPIES.get(name, _OPEN_MODEL)}, which is open to all, or a local folder"
-    return refusal("model", name, error, instead)

@@ -1,4 +1,4 @@
-"""A LoRA adapter merged into its base model, written as a Hugging Face folder."""
+"""Merges a LoRA adapter into its base model, and writes the result as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -21,40 +21,42 @@ def export_merged(
 ) -> None:
     """Writes a model with a LoRA adapter merged into its weights as a Hugging Face folder.
 
-    Matrices W [D_out, D_in] become W + scale (a b)^T, added in float32 and rounded once to the model's number type;
-    all other tensors stay as they are. Names, config.json and tokenizer files are the base model's; large models
-    come in several files with an index.
+    Matrices W [D_out, D_in] become W + scale (a b)^T, added in float32 and rounded once to the model's number type. All
+    other tensors stay as they are. Names, config.json and tokenizer files are the base model's. Large models are
+    written as several files with an index.
 
     Args:
       base: the base model: folder, hub id, or a loaded `Model`.
       adapter: a PEFT adapter folder for it; None writes the base alone.
-      folder: to write; new or empty, and never left half written.
+      folder: the folder to write; new or empty, and never left half written.
       dtype, revision: as in `load_model`, where `base` is not loaded yet.
 
     Raises:
-      Refusal: 2 when something stands at `folder` already, or as `load_model`; 3 when the model is missing or the
-        adapter does not fit it; 4 when access is denied; 5 when the adapter is not finite; 6 when the disk is full.
+      Refusal: 2 when `folder` is in use already, or as in `load_model`; 3 when the model is missing or the adapter does
+        not fit it; 4 when access is denied; 5 when the adapter is not finite; 6 when the disk is full.
     """
     path = epath.Path(folder).expanduser().resolve()
     _check_free(path)
-    loaded = isinstance(base, Model)
-    # Whatever can be refused is refused before any weights are read.
-    architecture = base.architecture if loaded else read_architecture(locate(base, revision, config_only=True))
+    # Everything that can be refused is refused before any weights are read.
+    if isinstance(base, Model):
+        architecture = base.architecture
+    else:
+        architecture = read_architecture(locate(base, revision, config_only=True))
     update = None if adapter is None else load_adapter(adapter, architecture)
     if update is not None and not is_finite(update):
-        raise Refusal(NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge one of finite numbers")
-    model = base if loaded else load_model(base, dtype, revision=revision)
-    save_weights(
-        path, architecture, model.state, read_config(model.folder), model.folder, update,
-        writer=jax.process_index() == 0,
-    )  # fmt: skip
+        raise Refusal(
+            NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge an adapter whose numbers are all finite"
+        )
+    model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
+    config, is_writer = read_config(model.folder), jax.process_index() == 0
+    save_weights(path, architecture, model.state, config, model.folder, update, writer=is_writer)
 
 
 def _check_free(folder: epath.Path) -> None:
-    """Refuses a place where no new folder can be made without loss."""
+    """Refuses a path where a new folder would fail or overwrite something."""
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be made: {nearest} is a file; name another folder")
+        raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be created: {nearest} is a file; name another folder")
     if nearest == folder and any(folder.iterdir()):
         raise Refusal(BAD_CONFIG, f"output folder {folder} is not empty; name a new folder, or empty this one first")
     if os.path.ismount(folder):

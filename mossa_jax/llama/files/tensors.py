@@ -1,52 +1,34 @@
-"""A folder of safetensors files: which tensors it holds, and any part of one of them, read on demand."""
+"""Folders of safetensors files: any part of their tensors, read on demand, and new ones, written tensor by tensor."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from etils import epath
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
+from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 from mossa_jax.files.write import write_json
 
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies.
-
-    Attributes:
-      path: its file.
-      offset: of its first byte in the file.
-      shape: as stored.
-      dtype: as stored.
-    """
-
-    path: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-class Checkpoint:
+class TensorReader:
     """The tensors of a folder, by name.
 
     Attributes:
+      folder: as given.
       tensors: name -> where it lies.
     """
 
     def __init__(self, folder: epath.PathLike):
-        """Finds and checks the files; reads their headers only.
+        """Finds and checks the files, and reads only their headers.
 
         Raises:
           Refusal: 3 when the folder is missing, has pickled weights only, lacks a file of its index, or holds a
@@ -55,11 +37,12 @@ class Checkpoint:
         self.folder = epath.Path(folder)
         if not self.folder.is_dir():
             raise Refusal(BAD_INPUT, f"model folder {self.folder} does not exist; give a folder or a hub id")
-        self.tensors: dict[str, Stored] = {}
+        self.tensors: dict[str, StoredTensor] = {}
         for name in self._files():
-            self.tensors |= self._header(self.folder / name)
+            self.tensors |= self._tensors_of(self.folder / name)
 
     def _files(self) -> list[str]:
+        """Returns the names of the files: those of the index, else the single one, else all."""
         index = self.folder / _INDEX
         if index.exists():
             try:
@@ -84,66 +67,71 @@ class Checkpoint:
         return names
 
     @staticmethod
-    def _header(path: epath.Path) -> dict[str, Stored]:
-        try:
-            with safe_open(str(path), framework="numpy"):  # the library checks header and length
-                pass
-            with open(path, "rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except (SafetensorError, OSError) as error:
-            raise Refusal(BAD_INPUT, f"{path} is not a readable safetensors file ({error})") from None
-        header.pop("__metadata__", None)
-        strange = [name for name, entry in header.items() if entry["dtype"] not in _TYPES]
-        if strange:
-            kind = header[strange[0]]["dtype"]
-            raise Refusal(
-                BAD_INPUT,
-                f"{path}: {strange[0]} is stored as {kind}; of the number types {', '.join(_TYPES)} can be read: use "
-                "a checkpoint that is not quantized",
-            )
-        return {
-            name: Stored(
-                str(path), 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), np.dtype(_TYPES[entry["dtype"]])
-            )
-            for name, entry in header.items()
-        }
+    def _tensors_of(path: epath.Path) -> dict[str, StoredTensor]:
+        """Where the tensors of a file lie; refuses number types that are not floating point."""
+        tensors = read_header(path)
+        for name, stored in tensors.items():
+            if stored.dtype not in FLOATS:
+                raise Refusal(
+                    BAD_INPUT,
+                    f"{path}: {name} is stored as {stored.dtype}; only {', '.join(FLOATS)} can be read: use a "
+                    "checkpoint that is not quantized",
+                )
+        return tensors
 
     def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()) -> None:
-        """Copies a part of a tensor into `out`, cast to its type; reads the bytes of that part and no others."""
+        """Copies a part of a tensor into `out`, cast to its type; reads the bytes of that part and no others.
+
+        Args:
+          out: contiguous, of the part's shape.
+          name: of the tensor.
+          index: the part, a slice per axis; () for the whole tensor.
+
+        Raises:
+          OSError: the file ended early.
+        """
         stored = self.tensors[name]
+        dtype = np.dtype(FLOATS[stored.dtype])
         start = (index[0] if index else slice(None)).indices(stored.shape[0])[0]
         row = int(np.prod(stored.shape[1:]))
-        whole = all(part.indices(size) == (0, size, 1) for part, size in zip(index[1:], stored.shape[1:], strict=False))
-        if whole and stored.dtype == out.dtype and out.flags.c_contiguous:
-            # Plain reads: a mapped file would count as this process's memory as long as it is open.
+        whole_rows = all(
+            part.indices(size) == (0, size, 1) for part, size in zip(index[1:], stored.shape[1:], strict=False)
+        )
+        if whole_rows and dtype == out.dtype and out.flags.c_contiguous:
+            # Plain reads: a mapped file would count as this process's memory for as long as it is open.
             with open(stored.path, "rb", buffering=0) as file:
-                file.seek(stored.offset + start * row * stored.dtype.itemsize)
-                left = memoryview(out.view(np.uint8).reshape(-1))
+                file.seek(stored.offset + start * row * dtype.itemsize)
+                left = out.view(np.uint8).reshape(-1).data
                 while len(left):
-                    got = file.readinto(left)
-                    if not got:
+                    count = file.readinto(left)
+                    if not count:
                         raise OSError(f"{stored.path} ended early while {name} was read")
-                    left = left[got:]
+                    left = left[count:]
             return
-        mapped = np.memmap(stored.path, stored.dtype, "r", stored.offset, stored.shape)
+        mapped = np.memmap(stored.path, dtype, "r", stored.offset, stored.shape)
         out[...] = mapped[index or ...]
 
 
-class Writer:
+class TensorWriter:
     """Writes tensors one after another into numbered files of a bounded size, and their index."""
 
     def __init__(self, folder: epath.Path, shard_bytes: int):
+        """Starts with no file.
+
+        Args:
+          folder: an existing folder to write into.
+          shard_bytes: the largest size of a file; a tensor that is larger gets a file of its own.
+        """
         self.folder, self.shard_bytes = folder, shard_bytes
         self._waiting: dict[str, np.ndarray] = {}
         self._files: list[list[str]] = []
         self._bytes = 0
 
     def add(self, name: str, tensor: np.ndarray) -> None:
-        """Takes a tensor; writes what waits once it fills a file.
+        """Takes a tensor; writes those that wait once they fill a file.
 
         Raises:
-          Refusal: 6 when the disk is full; `close` likewise.
+          Refusal: 6 when the disk is full.
         """
         if self._waiting and sum(t.nbytes for t in self._waiting.values()) + tensor.nbytes > self.shard_bytes:
             self._flush()
@@ -151,23 +139,26 @@ class Writer:
         self._bytes += tensor.nbytes
 
     def close(self) -> None:
-        """Writes the rest and, if there are several files, the index."""
+        """Writes the rest and, if there are several files, the index; refusals as in `add`."""
         self._flush()
         count = len(self._files)
         names = [
             f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors" for i in range(count)
         ]
         for number, name in enumerate(names):
-            os.chmod(self._temporary(number), 0o644)  # the library leaves it to its owner alone
+            # The library lets only the owner read it.
+            os.chmod(self._temporary(number), 0o644)
             os.replace(self._temporary(number), self.folder / name)
         if count > 1:
-            where = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
-            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": where})
+            weight_map = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
+            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
 
     def _temporary(self, number: int) -> str:
+        """The path of a file while it is not known how many there will be."""
         return str(self.folder / f"{number}.part")
 
     def _flush(self) -> None:
+        """Writes the waiting tensors into the next file."""
         try:
             save_file(self._waiting, self._temporary(len(self._files)), metadata={"format": "pt"})
         except SafetensorError as error:

@@ -1,12 +1,12 @@
-"""Weights between Hugging Face folders and the mesh.
+"""Loads weights from Hugging Face folders onto the mesh, and saves them.
 
-One table maps their names to ours. Weights come in as sharded, stacked arrays: every device asks for its own slice
-and only those bytes are read, so no process ever holds a whole 7B model beside its own share.
+One table maps their names to ours. Weights are loaded as sharded, stacked arrays: every device asks for its own slice,
+and only those bytes are read, so that no process ever holds a whole 7B model beside its own share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,23 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.typing import DTypeLike
 
-from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import new_folder, write_bytes, write_json
+from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.tensors import Checkpoint, Writer
+from mossa_jax.llama.files.tensors import TensorReader, TensorWriter
 from mossa_jax.llama.model import abstract_state
 from mossa_jax.llama.placement import check_mesh, leaf_name, shardings
 from mossa_jax.processes.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."
-_PARTS = {
+_PROJECTIONS = {
     "attention": ("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")),
     "feed_forward": ("mlp", ("gate_proj", "up_proj", "down_proj")),
 }
 
-# Our leaf -> their tensor; with `{layer}` it is one tensor a layer, stacked here on the first axis.
+# Our leaf -> Hugging Face's tensor. With `{layer}` there is one tensor per layer; ours stacks them on the first axis.
 _TABLE = {
     "embedding": "model.embed_tokens.weight",
     "final_norm.weight": "model.norm.weight",
@@ -41,30 +42,38 @@ _TABLE = {
     "blocks.attention.q_norm.weight": _BLOCK + "self_attn.q_norm.weight",
     "blocks.attention.k_norm.weight": _BLOCK + "self_attn.k_norm.weight",
     **{
-        f"blocks.{ours}.{name}.{kind}": f"{_BLOCK}{theirs}.{name}.{kind}"
-        for ours, (theirs, names) in _PARTS.items()
+        f"blocks.{ours}.{name}.{leaf}": f"{_BLOCK}{theirs}.{name}.{leaf}"
+        for ours, (theirs, names) in _PROJECTIONS.items()
         for name in names
-        for kind in ("weight", "bias")
+        for leaf in ("weight", "bias")
     },
 }
 
 # Buffers that older exports store although they follow from the config.
 _IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
 
+# Beginnings of the names of files that are copied beside saved weights.
 _COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 _SHARD_BYTES = 2 * 2**30
+# Bytes at whose multiples jax on CPU takes over memory without a copy.
 _ALIGNMENT = 64
+# Threads that read layers in parallel.
 _READERS = 8
 
 
 def _tensors(arch: Architecture, name: str) -> list[str]:
-    """Names of the stored tensors behind one of our leaves, in layer order."""
+    """Returns the names of the stored tensors behind one of our leaves, in layer order."""
     stored = _TABLE[name]
-    return [stored.format(layer=layer) for layer in range(arch.layers)] if "{layer}" in stored else [stored]
+    return [stored.format(layer=layer) for layer in range(arch.layers)] if _is_stacked(name) else [stored]
 
 
-def _aligned(shape: list[int], dtype) -> np.ndarray:
-    """An empty array that jax on CPU takes over as it is, without a copy."""
+def _is_stacked(name: str) -> bool:
+    """Whether one of our leaves has a layer axis, and is stored as one tensor per layer."""
+    return "{layer}" in _TABLE[name]
+
+
+def _aligned_empty(shape: list[int], dtype: DTypeLike) -> np.ndarray:
+    """Returns an empty array, aligned so that jax on CPU can use its memory without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -72,73 +81,97 @@ def _aligned(shape: list[int], dtype) -> np.ndarray:
 
 
 def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that a checkpoint of this architecture holds."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Returns the shape of every tensor in a checkpoint of this architecture, by its stored name."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree.leaves_with_path(abstract_state(arch, np.float32)):
         name = leaf_name(path)
-        found |= dict.fromkeys(_tensors(arch, name), leaf.shape[1:] if "{layer}" in _TABLE[name] else leaf.shape)
-    return found
+        shapes |= dict.fromkeys(_tensors(arch, name), leaf.shape[1:] if _is_stacked(name) else leaf.shape)
+    return shapes
 
 
-def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.Mesh, dtype) -> nnx.State:
+def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.Mesh, dtype: DTypeLike) -> nnx.State:
     """Reads a checkpoint folder into the model's state on `mesh`.
 
     Args:
       folder: Hugging Face layout, one safetensors file or several with an index.
       arch: from the folder's `config.json`.
-      mesh: where the arrays go, by the table in `devices.mesh`.
+      mesh: the devices, over which the arrays are spread by the table in `devices.mesh`.
       dtype: float32, bfloat16 or (with 64-bit jax) float64.
 
     Raises:
-      Refusal: 3, with all missing, unexpected and misshapen tensors in one message; 2 for a mesh that does not fit.
+      Refusal: 2 for a mesh that does not fit; 3 with the missing, unexpected and misshapen tensors in one message.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = TensorReader(folder)
     check_mesh(arch, mesh, str(folder))
     leaves, structure = jax.tree.flatten_with_path(abstract_state(arch, dtype))
     _check_tensors(checkpoint, arch, str(folder))
-    where = jax.tree.leaves(shardings(arch, mesh))
-
-    def load(name: str, leaf, target) -> jax.Array:
-        tensors, parts = _tensors(arch, name), {}
-        stacked = "{layer}" in _TABLE[name]
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            key = tuple(piece.indices(size) for piece, size in zip(index, leaf.shape, strict=True))
-            if key not in parts:  # devices that hold copies share one read
-                out = _aligned([len(range(*piece)) for piece in key], leaf.dtype)
-                if stacked:
-                    read = lambda row, layer: checkpoint.read_into(row, tensors[layer], index[1:])  # noqa: E731
-                    list(readers.map(read, out, range(*key[0])))  # many at once keep fast disks busy
-                else:
-                    checkpoint.read_into(out, tensors[0], index)
-                parts[key] = out
-                sign()
-            return parts[key]
-
-        shards = [
-            jax.device_put(part(index), device, may_alias=True)
-            for device, index in target.addressable_devices_indices_map(leaf.shape).items()
-        ]
-        return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
-
-    # The largest first: host memory then peaks while little else is there.
+    targets = jax.tree.leaves(shardings(arch, mesh))
+    # The largest first: host memory then peaks while little else is loaded.
     order = sorted(range(len(leaves)), key=lambda i: -leaves[i][1].size)
     with ThreadPoolExecutor(_READERS) as readers:
-        loaded = {i: load(leaf_name(leaves[i][0]), leaves[i][1], where[i]) for i in order}
+        loaded = {
+            i: _load_leaf(checkpoint, arch, leaf_name(leaves[i][0]), leaves[i][1], targets[i], readers) for i in order
+        }
     return jax.tree.unflatten(structure, [loaded[i] for i in range(len(leaves))])
 
 
-def _check_tensors(checkpoint: Checkpoint, arch: Architecture, folder: str) -> None:
-    """Refuses a checkpoint that is not exactly the model of its config.json."""
-    wanted = stored_shapes(arch)
+def _load_leaf(
+    checkpoint: TensorReader,
+    arch: Architecture,
+    name: str,
+    leaf: jax.ShapeDtypeStruct,
+    target: jax.sharding.NamedSharding,
+    readers: ThreadPoolExecutor,
+) -> jax.Array:
+    """Reads this process's slices of one leaf.
+
+    Args:
+      checkpoint: the files.
+      arch: the model's.
+      name: of the leaf.
+      leaf: shape and dtype.
+      target: its sharding.
+      readers: threads that read in parallel.
+    """
+    tensors, slices = _tensors(arch, name), dict[tuple, np.ndarray]()
+
+    def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "a NamedSharding gives every device a slice"
+        key = tuple(piece.indices(size) for piece, size in zip(index, leaf.shape, strict=True))
+        # Devices that hold copies share one read.
+        if key not in slices:
+            out = _aligned_empty([len(range(*piece)) for piece in key], leaf.dtype)
+            if _is_stacked(name):
+
+                def read_layer(row: np.ndarray, layer: int) -> None:
+                    checkpoint.read_into(row, tensors[layer], index[1:])
+
+                # Many reads at once keep fast disks busy.
+                list(readers.map(read_layer, out, range(*key[0])))
+            else:
+                checkpoint.read_into(out, tensors[0], index)
+            slices[key] = out
+            sign()
+        return slices[key]
+
+    shards = [
+        jax.device_put(read_slice(index), device, may_alias=True)
+        for device, index in target.addressable_devices_indices_map(leaf.shape).items()
+    ]
+    return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
+
+
+def _check_tensors(checkpoint: TensorReader, arch: Architecture, folder: str) -> None:
+    """Refuses a checkpoint whose tensors are not exactly those that its config.json implies."""
+    expected = stored_shapes(arch)
     present = {name for name in checkpoint.tensors if not name.endswith(_IGNORED_ENDINGS)}
     if arch.tied_head:
         present.discard("lm_head.weight")
-    problems = [f"missing {name}" for name in sorted(set(wanted) - present)]
-    problems += [f"unexpected {name}" for name in sorted(present - set(wanted))]
+    problems = [f"missing {name}" for name in sorted(set(expected) - present)]
+    problems += [f"unexpected {name}" for name in sorted(present - set(expected))]
     problems += [
         f"{name} has shape {checkpoint.tensors[name].shape}, not {shape}"
-        for name, shape in sorted(wanted.items())
+        for name, shape in sorted(expected.items())
         if name in present and checkpoint.tensors[name].shape != shape
     ]
     if problems:
@@ -152,7 +185,7 @@ def save_weights(
     state: nnx.State,
     config: Mapping[str, Any],
     tokenizer: epath.PathLike,
-    adapter: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    adapter: Adapter | None = None,
     *,
     writer: bool = True,
     shard_bytes: int = _SHARD_BYTES,
@@ -162,10 +195,10 @@ def save_weights(
     Args:
       folder: replaced as a whole, never left half written.
       arch: the model's.
-      state: its weights, on any mesh; one layer at a time comes to the host.
+      state: its weights, on any mesh; they are copied to the host one layer at a time.
       config: the `config.json` to write; the number type is filled in.
       tokenizer: folder whose tokenizer and generation files are copied.
-      adapter: merged into the weights (in float32 or wider) if given: target -> {"a", "b", "scale"}, no leading axis.
+      adapter: if given, one adapter without leading axis, merged into the weights in float32 or wider.
       writer: whether this process writes; with several processes all of them call this and one writes.
       shard_bytes: largest size of a file.
     """
@@ -176,7 +209,7 @@ def save_weights(
         return
     dtype = str(leaves[0][1].dtype)
     with new_folder(folder) as new:
-        files = Writer(new, shard_bytes)
+        files = TensorWriter(new, shard_bytes)
         for name, tensor in _on_host(arch, leaves):
             files.add(name, _merged(tensor, name, adapter or {}))
         files.close()
@@ -187,16 +220,16 @@ def save_weights(
                 write_bytes(new / file.name, file.read_bytes())
 
 
-def _on_host(arch: Architecture, leaves: list):
+def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (stored name, tensor), gathered from all devices one layer at a time."""
     for name, leaf in leaves:
-        layers = _tensors(arch, name)
-        stacked = "{layer}" in _TABLE[name]
-        for number, stored in enumerate(layers):
-            part = _layer(leaf, number) if stacked else leaf
-            if len(part.sharding.device_set) > 1:
-                part = jax.jit(lambda x: x, out_shardings=mesh_lib.replicated(part.sharding.mesh))(part)
-            yield stored, np.asarray(part.addressable_data(0))
+        for number, stored in enumerate(_tensors(arch, name)):
+            tensor = _layer(leaf, number) if _is_stacked(name) else leaf
+            if len(tensor.sharding.device_set) > 1:
+                assert isinstance(tensor.sharding, jax.sharding.NamedSharding), "weights are placed by name"
+                whole = jax.sharding.NamedSharding(tensor.sharding.mesh, jax.sharding.PartitionSpec())
+                tensor = jax.jit(lambda x: x, out_shardings=whole)(tensor)
+            yield stored, np.asarray(tensor.addressable_data(0))
 
 
 @jax.jit
@@ -204,11 +237,11 @@ def _layer(leaf: jax.Array, number: int) -> jax.Array:
     return jnp.take(leaf, number, axis=0)
 
 
-def _merged(tensor: np.ndarray, name: str, adapter: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
-    """A stored matrix with the adapter's update added: W + scale (a b)^T."""
-    parts = name.split(".")
-    if parts[-1] != "weight" or len(parts) < 4 or parts[-2] not in adapter:
+def _merged(tensor: np.ndarray, name: str, adapter: Adapter) -> np.ndarray:
+    """Adds the adapter's update, if it has one, to a stored matrix [D_out, D_in]: W + scale (a b)^T."""
+    words = name.split(".")
+    if words[-1] != "weight" or len(words) < 4 or words[-2] not in adapter:
         return tensor
-    part, layer = adapter[parts[-2]], int(parts[2])
-    update = part["scale"][layer] * (part["a"][layer] @ part["b"][layer]).T
+    lora, layer = adapter[words[-2]], int(words[2])
+    update = lora["scale"][layer] * (lora["a"][layer] @ lora["b"][layer]).T
     return (tensor.astype(np.promote_types(tensor.dtype, np.float32)) + update).astype(tensor.dtype)

@@ -21,7 +21,7 @@ from mossa_jax.similarity.compare import Similarities
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.moments import Moments
 from mossa_jax.similarity.streamed.values import similarities_of
-from mossa_jax.states.forward import Layer, PassSpec, RowBatch, SharedPrefix, run_models, similarity_rows
+from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models, similarity_rows
 from mossa_jax.states.prompts import PassConfig, PromptPass
 
 
@@ -65,7 +65,7 @@ def start_layers(
 
 @partial(jax.jit, static_argnames=("spec",), donate_argnames=("state",))
 def stream_batch(
-    spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: SharedPrefix | None, state: Moments
+    spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: PrefixStates | None, state: Moments
 ) -> Moments:
     """Runs all models over one batch and adds every layer to its moments [K, ...], which are donated."""
     models = state.shift.shape[1]

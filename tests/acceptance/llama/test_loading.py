@@ -1,4 +1,4 @@
-"""What loading costs: host memory for a model that fills it, one process and two."""
+"""Host memory that loading a large model takes, in one process and in two."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from tests.support.processes import free_address, together
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """438 MB in four files: far above what the process needs for itself."""
+    """438 MB in four files: far more than the process itself needs."""
     folder = tmp_path_factory.mktemp("random") / "llama-110m"
     write_random(folder, "llama-110m", "float32", shard_gb=0.12)
     assert len(list(folder.glob("*.safetensors"))) > 3
@@ -28,9 +28,9 @@ def measured(root, checkpoint, processes: int, folder) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "share"), [(1, 1.15), (2, 0.65)])
-def test_peak_memory(root, checkpoint, processes, share, tmp_path):
-    for found in measured(root, checkpoint, processes, tmp_path):
+def test_loading_stays_below_the_peak_of_host_memory(root, checkpoint, processes, share, tmp_path):
+    for actual in measured(root, checkpoint, processes, tmp_path):
         # What python and jax take for themselves is a tenth of a 7B model but as much as this one.
-        own = found["peak_host_bytes"] - found["peak_before_loading"]
-        assert own <= share * found["model_bytes"]
-        assert found["bytes_here"] <= found["model_bytes"] * (1.01 / processes)
+        own = actual["peak_host_bytes"] - actual["peak_before_loading"]
+        assert own <= share * actual["model_bytes"]
+        assert actual["bytes_here"] <= actual["model_bytes"] * (1.01 / processes)

@@ -1,4 +1,4 @@
-"""A prompt's states are its own: alone, padded, packed beside others, on any mesh, and in two processes."""
+"""A prompt has the same states alone, padded, packed beside others, on any mesh, and in two processes."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ FAMILIES = [
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
-    """A model with 8 query and 2 key/value heads, and what it makes of each prompt alone."""
+    """A model with 8 query and 2 key/value heads, and its states of each prompt alone."""
     import_torch()
     folder = tmp_path_factory.mktemp("meshes")
     model = write_family(folder / "model", request.param, **SHAPE)
@@ -55,23 +55,23 @@ def command(folder: Path, meshes: str, *processes) -> list[str]:
     return [sys.executable, str(PROGRAM), *map(str, given)]
 
 
-def test_packed_beside_others_on_one_device(case):
+def test_states_packed_beside_others_on_one_device_are_those_of_prompts_alone(case):
     folder, alone = case
     model = load_model(str(folder / "model"))
     for pool in ("last", "mean"):
         for name, states in mossa.layer_states(model, TEXTS, pool=pool).items():
-            wanted = alone[f"{pool} {name}"]
-            assert np.all(np.linalg.norm(states - wanted, axis=1) < 1e-5 * np.linalg.norm(wanted, axis=1)), name
+            expected = alone[f"{pool} {name}"]
+            assert np.all(np.linalg.norm(states - expected, axis=1) < 1e-5 * np.linalg.norm(expected, axis=1)), name
 
 
 @pytest.mark.slow
-def test_on_meshes_of_eight_devices(root, case, tmp_path):
+def test_states_on_meshes_of_eight_devices_are_those_of_prompts_alone(root, case, tmp_path):
     (out,) = together([command(case[0], "1,8 2,4 8,1")], root, 8, tmp_path)
     assert float(out.split()[-1]) < 1e-5
 
 
 @pytest.mark.slow
-def test_in_two_processes(root, case, tmp_path):
+def test_states_in_two_processes_are_those_of_prompts_alone(root, case, tmp_path):
     address = free_address()
     commands = [command(case[0], "4,1 1,4 2,2", 2, address, index) for index in range(2)]
     for out in together(commands, root, 2, tmp_path):

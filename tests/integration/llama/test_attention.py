@@ -1,4 +1,4 @@
-"""The attention door against plain float64 NumPy: every body that can be run here."""
+"""Every body of attention that can run here, against plain float64 NumPy."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import pytest
 from mossa_jax.devices.mesh import single_device
 from mossa_jax.errors import Refusal
 from mossa_jax.llama import attention as door
-from mossa_jax.llama.attention import Cached, Segments, attention, choose
+from mossa_jax.llama.attention import DecodingQuery, Segments, attention, choose_body
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.splash import splash
 from tests.integration.llama.test_families import rows_of
@@ -28,7 +28,7 @@ def inputs(length, heads=4, kv_heads=2, width=16, rows=2, seed=0):
 
 
 def plain(q, k, v, segments, window):
-    """Query by query, key by key."""
+    """Computes attention query by query and key by key."""
     out = np.zeros_like(q)
     for row, at, head in np.ndindex(q.shape[:3]):
         group = head * k.shape[2] // q.shape[2]
@@ -44,11 +44,11 @@ def plain(q, k, v, segments, window):
 
 @pytest.mark.parametrize("window", [0, 9, 300])
 @pytest.mark.parametrize("length", [40, 600])
-def test_xla(length, window):
+def test_the_xla_body_equals_numpy(length, window):
     q, k, v, segments = inputs(length)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = attention(*arrays, Segments(jnp.asarray(segments)), window)
-    assert distance(found, plain(q, k, v, segments, window)) < 1e-6
+    actual = attention(*arrays, Segments(jnp.asarray(segments)), window)
+    assert distance(actual, plain(q, k, v, segments, window)) < 1e-6
 
 
 @pytest.mark.parametrize("length", [40, 600])
@@ -57,14 +57,14 @@ def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
     q, k, v, segments = inputs(length)
     segments[:, :prefix] = -1
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix=prefix)))
+    actual = np.asarray(attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=prefix)))
     for row in range(len(q)):
         for number in np.unique(segments[row]):
             own = np.flatnonzero(segments[row] == number)
             columns = own if number < 1 else [*range(prefix), *own]  # each sequence alone, the shared keys before it
             alone = [x[row : row + 1, columns] for x in (q, k, v)]
-            wanted = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
-            assert distance(found[row, own], wanted) < 1e-6
+            expected = plain(*alone, np.ones((1, len(columns))), 0)[0, -len(own) :]
+            assert distance(actual[row, own], expected) < 1e-6
 
 
 @pytest.mark.parametrize("asked", ["splash", "cudnn"])
@@ -72,23 +72,23 @@ def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
     q, k, v, segments = inputs(40)
     segments[:, :5] = -1
     arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    wanted = attention(*arrays, Segments(jnp.asarray(segments), prefix=5))
+    expected = attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=5))
     monkeypatch.setenv("MOSSA_ATTENTION", asked)
     monkeypatch.setattr(door, "splash", None)
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    found = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix=5))
-    assert np.array_equal(found, wanted)
+    actual = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix_columns=5))
+    assert np.array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("window", [0, 9])
 def test_decoding_sees_what_a_whole_row_sees(window):
     q, k, v, _ = inputs(40, rows=1)
-    wanted = plain(q, k, v, np.ones((1, 40)), window)[:, -1:]
+    expected = plain(q, k, v, np.ones((1, 40)), window)[:, -1:]
     order = np.random.default_rng(1).permutation(40)  # slots of a cache are in no order; two are empty
     arrays = [jnp.asarray(np.pad(x[:, order], ((0, 0), (0, 2), (0, 0), (0, 0))), jnp.float32) for x in (k, v)]
     keys = jnp.asarray([[*order, -1, -1]])
-    found = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, Cached(keys, jnp.asarray([[39]])), window)
-    assert distance(found, wanted) < 1e-6
+    actual = attention(jnp.asarray(q[:, -1:], jnp.float32), *arrays, DecodingQuery(keys, jnp.asarray([[39]])), window)
+    assert distance(actual, expected) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_decoding_sees_what_a_whole_row_sees(window):
         pytest.param(100, 9, (4, 1), marks=pytest.mark.slow),
     ],
 )
-def test_splash_and_its_gradients(length, window, heads):
-    """The kernel's body interpreted on this machine, under the `vmap` over models that it lives in."""
+def test_splash_and_its_gradients_equal_numpy_and_xla(length, window, heads):
+    """Interprets the kernel's body on this machine, under the `vmap` over models in which it always runs."""
     q, k, v, segments = inputs(length, *heads, width=64)
     stacked = [jnp.asarray(np.stack([x, -x[::-1]]), jnp.float32) for x in (q, k, v)]
     mesh, ids = single_device(), jnp.asarray(segments)
@@ -115,8 +115,8 @@ def test_splash_and_its_gradients(length, window, heads):
     assert distance(ours(*stacked)[0], plain(q, k, v, segments, window)) < 1e-5
     weights = jnp.asarray(np.random.default_rng(2).normal(size=stacked[0].shape), jnp.float32)
     loss = lambda body, *x: jnp.sum(weights * body(*x))  # noqa: E731
-    found, wanted = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
-    for one, other in zip(found, wanted, strict=True):
+    actual, expected = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
+    for one, other in zip(actual, expected, strict=True):
         assert distance(one, other) < 1e-5
 
 
@@ -132,8 +132,8 @@ def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
     jax_attention = jax.nn.dot_product_attention
     monkeypatch.setattr(door.jax.nn, "dot_product_attention", library)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    found = attention(*arrays, Segments(jnp.asarray(segments)), 9)
-    assert asked == ["cudnn"] and distance(found, plain(q, k, v, segments, 9)) < 1e-6
+    actual = attention(*arrays, Segments(jnp.asarray(segments)), 9)
+    assert asked == ["cudnn"] and distance(actual, plain(q, k, v, segments, 9)) < 1e-6
 
 
 def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
@@ -146,19 +146,19 @@ def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
         return type("Mesh", (), {"devices": devices})()
 
     narrow, wide = jnp.dtype("bfloat16"), jnp.dtype("float32")
-    assert [choose(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
-    assert [choose(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
-    assert choose(None, narrow) == "xla"
+    assert [choose_body(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
+    assert [choose_body(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
+    assert choose_body(None, narrow) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "xla")
-    assert choose(mesh("tpu"), narrow) == "xla"
+    assert choose_body(mesh("tpu"), narrow) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "flash")
     with pytest.raises(Refusal, match="flash"):
-        choose(mesh("tpu"), narrow)
+        choose_body(mesh("tpu"), narrow)
 
 
 @pytest.mark.parametrize("name", ["llama3_tied", "qwen3_biases"])
 def test_float64_agrees_with_torch_in_double(name, tmp_path):
-    """Nothing on the way is float32 when 64 bits are asked for: norms, softmax, rotation, head."""
+    """With 64 bits, no intermediate value is float32: norms, softmax, rotation, head."""
     tiny = write_family(tmp_path / "model", name)
     prompts = random_prompts(4)
     with jax.enable_x64(True):
@@ -167,12 +167,12 @@ def test_float64_agrees_with_torch_in_double(name, tmp_path):
         states = every_state(model.architecture, model.state, *rows)
         assert {state.dtype for state in states.values()} == {np.dtype("float64")}
         states = {name: np.asarray(state) for name, state in states.items()}
-    for (row, start), ids, wanted in zip(
+    for (row, start), ids, expected in zip(
         places, prompts, torch_states(tiny.torch_model.double(), prompts), strict=True
     ):
         for layer, state in states.items():
             # transformers computes rotary tables and norms in float32 whatever the model's type.
-            assert distance(state[row, start : start + len(ids)], wanted[layer]) < 1e-6, layer
+            assert distance(state[row, start : start + len(ids)], expected[layer]) < 1e-6, layer
 
 
 def test_float64_needs_64_bits(tiny):
@@ -183,7 +183,7 @@ def test_float64_needs_64_bits(tiny):
 
 
 @pytest.mark.parametrize("rest", [{}, {"window": 9}, {"prefix": 37}, {"prefix": 37, "max_own": 0}, {"before": 37}])
-def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
+def test_attention_to_near_keys_equals_attention_to_all_keys_with_gradients(rest):
     """Sequences of at most 50 in rows of 300, against torch in float64 with the whole mask."""
     torch = pytest.importorskip("torch")
     prefix, window, before = (rest.get(name, 0) for name in ("prefix", "window", "before"))
@@ -199,23 +199,23 @@ def test_near_keys_give_what_all_keys_give_with_their_gradients(rest):
     q = rng.normal(size=(2, length, 4, 8))
     k, v = rng.normal(size=(2, 2, keys.shape[1], 2, 8))
     weights = rng.normal(size=q.shape) * (segments > 0)[..., None, None]
-    visible = Segments(jnp.asarray(keys), prefix=prefix or before, max_own=rest.get("max_own", max_own))
+    visible = Segments(jnp.asarray(keys), prefix_columns=prefix or before, max_own=rest.get("max_own", max_own))
 
     @partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
     def ours(*arrays):
         out = attention(*arrays, visible, window)
         return jnp.sum(out * weights.astype(np.float32)), out
 
-    (_, found), gradients = ours(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    (_, actual), gradients = ours(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     behind = np.arange(before, before + length)[:, None] - np.arange(keys.shape[1])[None, :]
     shared = (keys == -1)[:, None] & (segments > 0)[..., None]
     mask = (behind >= 0) & (shared | (segments[:, :, None] == keys[:, None]))
     mask &= behind < (window or len(behind) + before)
     theirs = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
     wide = [part.transpose(1, 2).repeat_interleave(4 // part.shape[2], 1) for part in theirs]
-    wanted = torch.nn.functional.scaled_dot_product_attention(*wide, torch.tensor(mask)[:, None]).transpose(1, 2)
-    (wanted * torch.tensor(weights)).sum().backward()
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, torch.tensor(mask)[:, None]).transpose(1, 2)
+    (expected * torch.tensor(weights)).sum().backward()
     inside = segments > 0
-    assert distance(np.asarray(found)[inside], wanted.detach().numpy()[inside]) < 1e-6
+    assert distance(np.asarray(actual)[inside], expected.detach().numpy()[inside]) < 1e-6
     for one, other in zip(gradients, theirs, strict=True):
         assert distance(np.asarray(one), other.grad.numpy()) < 1e-6

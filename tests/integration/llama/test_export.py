@@ -1,4 +1,4 @@
-"""Merged copies of models, against peft's own models that carry the adapter unmerged."""
+"""Models with their adapter merged, against peft's own models with the adapter unmerged."""
 
 import json
 import shutil
@@ -37,9 +37,9 @@ ADAPTERS = {
 
 def tensors(folder):
     files = sorted(folder.glob("*.safetensors"))
-    found = [item for file in files for item in load_file(file).items()]
-    assert len(found) == len(dict(found))
-    return dict(found)
+    actual = [item for file in files for item in load_file(file).items()]
+    assert len(actual) == len(dict(actual))
+    return dict(actual)
 
 
 def same(one, other):
@@ -49,9 +49,9 @@ def same(one, other):
 
 
 def worst(folder, carrier):
-    """The largest distance of logits between the model in a folder and a torch model."""
-    found, wanted = (torch_states(model, PROMPTS) for model in (torch_model(folder), carrier))
-    return max(distance(a["logits"], b["logits"]) for a, b in zip(found, wanted, strict=True))
+    """The largest distance between the logits of the model in a folder and those of a torch model."""
+    actual, expected = (torch_states(model, PROMPTS) for model in (torch_model(folder), carrier))
+    return max(distance(a["logits"], b["logits"]) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.fixture(scope="module", params=ADAPTERS)
@@ -73,8 +73,8 @@ def test_a_merged_model_equals_peft_with_the_adapter_beside_it(merged):
 
 def test_a_merged_folder_is_a_model_like_its_base(merged):
     tiny, out, _ = merged
-    found, wanted = read_config(out), read_config(tiny.folder)
-    assert found.pop("torch_dtype") == wanted.pop("dtype") == "float32" and found == wanted
+    actual, expected = read_config(out), read_config(tiny.folder)
+    assert actual.pop("torch_dtype") == expected.pop("dtype") == "float32" and actual == expected
     copied = {path.name for path in tiny.folder.iterdir()}
     assert {path.name for path in out.iterdir()} == copied
     assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json"} < copied
@@ -86,13 +86,13 @@ def test_a_merged_folder_is_a_model_like_its_base(merged):
 
 
 def test_a_merged_model_has_the_states_of_its_adapter(tiny, tiny_adapters, tmp_path):
-    """A loaded model is taken as it is; the folder loads again here as well."""
+    """A loaded model is used as it is, and the merged folder can be loaded here, too."""
     model, texts = mossa.load_model(str(tiny.folder)), ["the red mill", "seven boats"]
     for number, (adapter, _) in enumerate(tiny_adapters):
         mossa.export_merged(model, str(adapter), str(tmp_path / str(number)))
-        wanted = mossa.layer_states(model, texts, adapter=str(adapter))
-        found = mossa.layer_states(mossa.load_model(str(tmp_path / str(number))), texts)
-        assert max(distance(found[name], wanted[name]) for name in wanted) < 1e-5
+        expected = mossa.layer_states(model, texts, adapter=str(adapter))
+        actual = mossa.layer_states(mossa.load_model(str(tmp_path / str(number))), texts)
+        assert max(distance(actual[name], expected[name]) for name in expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,9 +140,9 @@ def test_bfloat16_stays_bfloat16_and_is_rounded_once(tiny, tiny_adapters, tmp_pa
         if hasattr(layer, "get_delta_weight"):
             name = path.removeprefix("base_model.model.") + ".weight"
             whole = torch.tensor(half.pop(name).astype(np.float32)) + layer.get_delta_weight("default")
-            wanted = whole.detach().to(torch.bfloat16).float().numpy()
+            expected = whole.detach().to(torch.bfloat16).float().numpy()
             # Single last bits may differ; arithmetic in bfloat16 would be at 2e-3.
-            assert distance(merged.pop(name).astype(np.float32), wanted) < 1e-4
+            assert distance(merged.pop(name).astype(np.float32), expected) < 1e-4
             updates += 1
     assert updates == 21 and same(merged, half)  # what has no update is untouched
 
@@ -208,9 +208,9 @@ def results(root, tiny, tiny_adapters, tmp_path_factory):
     ],
 )
 def test_a_refusal_is_one_line_and_one_code(results, name, code, words):
-    found, error = results[1][name]
+    actual, error = results[1][name]
     lines = error.splitlines()
-    assert found == code, error
+    assert actual == code, error
     assert len(lines) == 1 and lines[0].startswith("error: "), error
     assert all(word in lines[0] for word in words), lines[0]
 
@@ -226,7 +226,7 @@ def test_the_command_writes_the_model_and_refusals_write_nothing(results, tiny, 
 
 
 def test_a_refusal_comes_before_any_weights_are_read(tiny, tmp_path):
-    """What a large model would take minutes to load for."""
+    """A large model would take minutes to load before it was refused."""
     headless = shutil.copytree(tiny.folder, tmp_path / "headless")
     (headless / "model.safetensors").write_bytes(b"")
     (tmp_path / "out").write_text("a file")

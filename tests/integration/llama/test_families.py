@@ -30,7 +30,7 @@ def prompts():
 
 
 @pytest.fixture(scope="module")
-def wanted(family, prompts):
+def expected(family, prompts):
     return torch_states(family[1].torch_model, prompts)
 
 
@@ -54,18 +54,18 @@ def rows_of(prompts, packed: bool):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-def test_states_and_logits_equal_transformers(family, prompts, wanted, packed):
+def test_states_and_logits_equal_transformers(family, prompts, expected, packed):
     model = load_model(str(family[1].folder))
     rows, places = rows_of(prompts, packed)
     states = {name: np.asarray(s) for name, s in every_state(model.architecture, model.state, *rows).items()}
-    found = [
+    actual = [
         {name: state[row, start : start + len(ids)] for name, state in states.items()}
         for (row, start), ids in zip(places, prompts, strict=True)
     ]
-    assert_equal_states(found, wanted, 2e-5)
+    assert_equal_states(actual, expected, 2e-5)
 
 
-def test_both_spellings_of_the_config_and_the_parameter_count(family):
+def test_both_spellings_of_the_config_are_read_alike(family):
     name, tiny = family
     config = json.loads((tiny.folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
@@ -80,7 +80,7 @@ def test_both_spellings_of_the_config_and_the_parameter_count(family):
     assert parameter_count(arch) == sum(p.numel() for p in tiny.torch_model.parameters())
 
 
-def test_scaled_frequencies_and_windows_are_not_idle(tmp_path, prompts):
+def test_scaled_frequencies_and_windows_change_the_states(tmp_path, prompts):
     """The oracle itself can tell: without scaling or window the same weights give other states."""
     for name, plain in (("linear", "llama2_grouped"), ("dynamic", "llama2_grouped"), ("mistral", "mistral_unwindowed")):
         change = {"head_dim": 8} if plain == "mistral_unwindowed" else {}

@@ -33,11 +33,11 @@ def torch_answers(model, prompts, new_tokens, eos=None):
         with torch.no_grad():
             model(torch.tensor([[1, 1]]))  # dynamic RoPE remembers the longest sequence until a short one comes
         tokens = torch.tensor([ids])
-        found = model.generate(
+        actual = model.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=new_tokens,
             eos_token_id=eos, pad_token_id=0,
         )  # fmt: skip
-        answers.append(found[0, len(ids) :].tolist())
+        answers.append(actual[0, len(ids) :].tolist())
     return answers
 
 
@@ -48,11 +48,11 @@ def our_answers(model, adapters, prompts, new_tokens, eos=NEVER):
         tokens[row, : len(ids)] = ids
     lengths = jnp.asarray([len(ids) for ids in prompts])
     stacked = stack(model.architecture, adapters)
-    found = greedy(
+    actual = greedy(
         model.architecture, model.state, stacked, jnp.asarray(tokens), lengths, eos=eos, new_tokens=new_tokens
     )
-    assert found.shape == (len(adapters), len(prompts), new_tokens)
-    return np.asarray(found).tolist()
+    assert actual.shape == (len(adapters), len(prompts), new_tokens)
+    return np.asarray(actual).tolist()
 
 
 def test_answers_of_several_adapters_equal_transformers(tiny, tiny_adapters):
@@ -63,12 +63,12 @@ def test_answers_of_several_adapters_equal_transformers(tiny, tiny_adapters):
     eos = (free[0][0][2], 2)
     model = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, eos=eos))
     adapters = [{}, *[load_adapter(folder, model.architecture) for folder, _ in tiny_adapters]]
-    found = our_answers(model, adapters, PROMPTS, 6, eos)
+    actual = our_answers(model, adapters, PROMPTS, 6, eos)
     ended = 0
-    for answers, reference in zip(found, references, strict=True):
-        for answer, wanted in zip(answers, torch_answers(reference, PROMPTS, 6, list(eos)), strict=True):
-            ended += len(wanted) < 6
-            assert answer == wanted + [eos[0]] * (6 - len(wanted))
+    for answers, reference in zip(actual, references, strict=True):
+        for answer, expected in zip(answers, torch_answers(reference, PROMPTS, 6, list(eos)), strict=True):
+            ended += len(expected) < 6
+            assert answer == expected + [eos[0]] * (6 - len(expected))
     assert ended and free[0] != free[1] != free[2]
 
 
@@ -83,12 +83,12 @@ def test_stories_of_a_trained_model_equal_transformers(stories, tmp_path):
     prompts = model.tokenizer().prompts([f"Once upon a time, {text}" for text in random_texts(20, seed=6)])
     assert len({len(ids) for ids in prompts}) > 8
     adapters = [{}, *[load_adapter(tmp_path / name, model.architecture) for name in ("every", "some")]]
-    found = our_answers(model, adapters, prompts, 64)
-    for answers, reference in zip(found, [torch_model(stories), *carriers], strict=True):
+    actual = our_answers(model, adapters, prompts, 64)
+    for answers, reference in zip(actual, [torch_model(stories), *carriers], strict=True):
         assert answers == torch_answers(reference, prompts, 64)
     # The adapters matter, and what they tell still varies.
-    for answers in found[1:]:
-        assert all(answer != alone for answer, alone in zip(answers, found[0], strict=True))
+    for answers in actual[1:]:
+        assert all(answer != alone for answer, alone in zip(answers, actual[0], strict=True))
         assert all(len(set(answer)) > 12 for answer in answers)
 
 
@@ -98,6 +98,6 @@ def test_answers_of_every_family_equal_transformers(name, tmp_path):
     family = write_family(tmp_path, name, seed=2)
     model, rng = load_model(str(tmp_path)), np.random.default_rng(8)
     prompts = [[1, *rng.integers(3, 400, length - 1).tolist()] for length in (3, 9, 19, 30)]
-    wanted = torch_answers(family.torch_model, prompts, 30)
-    assert all(len(answer) == 30 and len(set(answer)) > 7 for answer in wanted)
-    assert our_answers(model, [zero_adapter(model.architecture)], prompts, 30) == [wanted]
+    expected = torch_answers(family.torch_model, prompts, 30)
+    assert all(len(answer) == 30 and len(set(answer)) > 7 for answer in expected)
+    assert our_answers(model, [zero_adapter(model.architecture)], prompts, 30) == [expected]

@@ -1,6 +1,6 @@
 """Hub ids against a server that answers as the hub does.
 
-huggingface_hub runs in processes of its own, which know of the server and of their cache by the environment alone.
+huggingface_hub runs in processes of its own, which learn of the server and of their cache from the environment alone.
 """
 
 import json
@@ -58,8 +58,8 @@ REPOSITORIES = {
 GATED = [name for name in REPOSITORIES if not name.startswith("open/")]
 
 
-# Calls `locate` on each case of a line of JSON, and prints what came of them as a line.
-ASKED = """
+# Calls `locate` on each case of a line of JSON, and prints the outcomes as one line.
+SCRIPT = """
 import json, logging, os, sys
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.errors import Refusal
@@ -84,11 +84,11 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """Answers while the hub was up, then while it was down, then offline, all with one cache; and what it was asked."""
+    """Answers with the hub up, then down, then offline, all with one cache; and the requests that the hub saw."""
     home, cache = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("cache")
     server = HubServer(models=REPOSITORIES, gated=GATED, broken=["open/broken"])
-    online = Process(ASKED, home, server.endpoint, HF_HUB_CACHE=str(cache))
-    offline = Process(ASKED, home, server.endpoint, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
+    online = Process(SCRIPT, home, server.endpoint, HF_HUB_CACHE=str(cache))
+    offline = Process(SCRIPT, home, server.endpoint, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
     server.start()
     cached = {
         "sharded": {"name": "open/sharded"},
@@ -134,12 +134,12 @@ def hub(tmp_path_factory):
 
 
 def fetched(hub, name: str) -> set[str]:
-    """Files of a repository whose content was asked for."""
+    """The files of a repository whose content was asked for."""
     return {asked.file for asked in hub.seen if asked.name == name and asked.file and asked.method == "GET"}
 
 
 def content(folder: str) -> dict[str, bytes]:
-    """Relative path -> bytes of what is in a folder."""
+    """The bytes of the files in a folder, by relative path."""
     return {
         os.path.relpath(os.path.join(place, file), folder): open(os.path.join(place, file), "rb").read()
         for place, _, files in os.walk(folder)
@@ -168,7 +168,7 @@ def test_config_only_downloads_no_more_than_that(hub):
     assert fetched(hub, "open/config") == {"config.json", "generation_config.json"}
 
 
-def test_text_only_leaves_the_weights(hub):
+def test_text_only_downloads_no_weights(hub):
     assert content(hub.up["texts"].folder).keys() == {*SMALL, "model.safetensors.index.json"}
     assert not any(file.endswith(".safetensors") for file in fetched(hub, "open/texts"))
 
@@ -196,7 +196,7 @@ def test_a_gated_model_in_the_cache_is_used_with_a_warning(hub):
         ("bad token", "open/bare", ("Invalid credentials",)),
     ],
 )
-def test_denied_before_anything_is_downloaded(hub, case, name, parts):
+def test_access_is_denied_before_anything_is_downloaded(hub, case, name, parts):
     answer = hub.up[case]
     assert answer.code == NO_ACCESS
     for part in (*parts, f"{hub.endpoint}/{name}", "HF_TOKEN", "local folder"):
@@ -221,7 +221,7 @@ def test_unusable_repositories_are_refused_before_their_weights(hub, case, name,
     answer = hub.up[case]
     assert answer.code == BAD_INPUT
     assert all(part in answer.message for part in (*parts, name))
-    if name != "open/single":  # of which another revision was downloaded
+    if name != "open/single":  # another revision of it was downloaded
         assert not any(file.endswith((".bin", ".safetensors")) for file in fetched(hub, name))
 
 
@@ -234,7 +234,7 @@ def test_the_cache_stands_in_for_the_hub(hub, case):
 
 
 @pytest.mark.parametrize("case", ["half", "torn", "other revision", "unknown"])
-def test_a_cache_that_is_not_whole_does_not(hub, case):
+def test_an_incomplete_cache_does_not_stand_in_for_the_hub(hub, case):
     down, offline = hub.down[case], hub.offline[case]
     assert down.code == offline.code == BAD_INPUT
     assert all(
@@ -243,7 +243,7 @@ def test_a_cache_that_is_not_whole_does_not(hub, case):
     assert all(part in offline.message for part in (str(hub.cache), "HF_HUB_OFFLINE", "local folder"))
 
 
-def test_a_folder_is_itself(tmp_path, monkeypatch):
+def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
     assert locate(str(tmp_path)) == tmp_path
     (tmp_path / "org/name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -253,13 +253,13 @@ def test_a_folder_is_itself(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["/none/such", "./none", "~/none", "none", "a/b/c", ""])
-def test_a_path_that_leads_nowhere(name):
+def test_a_path_that_leads_nowhere_is_refused(name):
     with pytest.raises(Refusal, match=f"'{name}' does not exist.*org/name") as caught:
         locate(name)
     assert caught.value.code == BAD_INPUT
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_refused_as_a_model_folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(Refusal, match="is a file"):
         locate(str(tmp_path / "model.safetensors"))

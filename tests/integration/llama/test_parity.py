@@ -37,8 +37,8 @@ def unpadded(states, prompts):
     return [{k: np.asarray(v[row, : len(ids)]) for k, v in states.items()} for row, ids in enumerate(prompts)]
 
 
-def assert_equal_states(found, wanted, tolerance):
-    for ours, theirs in zip(found, wanted, strict=True):
+def assert_equal_states(actual, expected, tolerance):
+    for ours, theirs in zip(actual, expected, strict=True):
         assert set(ours) == set(theirs)
         for name in ours:
             assert distance(ours[name], theirs[name]) < tolerance, name
@@ -50,24 +50,24 @@ def test_every_state_and_the_logits_equal_transformers(which, request):
     model = load_model(str(folder))
     assert model.architecture.state_names() == NAMES
     assert model.architecture.tied_head == (which == "tiny_tied")
-    found = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 16)), PROMPTS)
-    assert_equal_states(found, torch_states(reference, PROMPTS), 2e-5)
+    actual = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 16)), PROMPTS)
+    assert_equal_states(actual, torch_states(reference, PROMPTS), 2e-5)
     # The last block's own output is another thing than the final norm's.
-    assert distance(found[0]["3"], found[0]["final_norm"]) > 0.01
+    assert distance(actual[0]["3"], actual[0]["final_norm"]) > 0.01
 
 
 def test_stories_states_equal_transformers(stories):
     model = load_model(str(stories))
     prompts = [[1, *np.random.default_rng(n).integers(3, 512, 20 + n).tolist()] for n in range(4)]
-    found = unpadded(every_state(model.architecture, model.state, *padded(prompts, 24)), prompts)
-    assert_equal_states(found, torch_states(torch_model(stories), prompts), 2e-5)
+    actual = unpadded(every_state(model.architecture, model.state, *padded(prompts, 24)), prompts)
+    assert_equal_states(actual, torch_states(torch_model(stories), prompts), 2e-5)
 
 
 def test_packed_rows_and_padding_change_nothing(tiny):
     model = load_model(str(tiny.folder))
-    wanted = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 16)), PROMPTS)
+    expected = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 16)), PROMPTS)
     wide = unpadded(every_state(model.architecture, model.state, *padded(PROMPTS, 40, filler=17)), PROMPTS)
-    assert_equal_states(wide, wanted, 2e-6)
+    assert_equal_states(wide, expected, 2e-6)
     (rows,) = pack_prompts(PROMPTS, 32)
     assert len(rows) < len(PROMPTS)  # something is packed
     states = every_state(model.architecture, model.state, rows.tokens, rows.positions, rows.segments)
@@ -77,14 +77,14 @@ def test_packed_rows_and_padding_change_nothing(tiny):
             if prompt >= 0:
                 columns = slice(end + 1 - len(PROMPTS[prompt]), end + 1)
                 packed[prompt] = {name: np.asarray(value[row, columns]) for name, value in states.items()}
-    assert_equal_states(packed, wanted, 2e-6)
+    assert_equal_states(packed, expected, 2e-6)
 
 
 def test_bfloat16_stays_near_float32(tiny):
     wide, narrow = load_model(str(tiny.folder)), load_model(str(tiny.folder), dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.state)} == {jnp.dtype("bfloat16")}
     rows = padded(PROMPTS, 16)
-    wanted = unpadded(every_state(wide.architecture, wide.state, *rows), PROMPTS)
-    found = unpadded(every_state(narrow.architecture, narrow.state, *rows), PROMPTS)
-    assert_equal_states(found, wanted, 0.06)
-    assert distance(found[0]["3"], wanted[0]["3"]) > 1e-4  # it is another type indeed
+    expected = unpadded(every_state(wide.architecture, wide.state, *rows), PROMPTS)
+    actual = unpadded(every_state(narrow.architecture, narrow.state, *rows), PROMPTS)
+    assert_equal_states(actual, expected, 0.06)
+    assert distance(actual[0]["3"], expected[0]["3"]) > 1e-4  # it is another type indeed

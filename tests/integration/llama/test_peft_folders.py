@@ -1,4 +1,4 @@
-"""Adapters by peft in, ours out to peft."""
+"""Adapters that peft wrote are read here, and ours are read by peft."""
 
 import functools
 import json
@@ -75,21 +75,21 @@ def jitted_logits(arch, state, adapter, tokens, positions, segments):
 
 
 def our_logits(model, adapter):
-    """Logits per prompt; all adapters are padded to one shape so that one program serves them."""
+    """Logits per prompt; all adapters are padded to one shape, so that one program serves them all."""
     every = initial_adapter(model.architecture, TARGETS, 7, 1.0, 0, (0,))
     stacked = stack(model.architecture, [adapter, every])
     one = jax.tree.map(lambda leaf: leaf[0], stacked)
-    found = np.asarray(jitted_logits(model.architecture, model.state, one, *padded(PROMPTS, 16)))
-    return [found[row, : len(ids)] for row, ids in enumerate(PROMPTS)]
+    actual = np.asarray(jitted_logits(model.architecture, model.state, one, *padded(PROMPTS, 16)))
+    return [actual[row, : len(ids)] for row, ids in enumerate(PROMPTS)]
 
 
 def assert_same_logits(ours, torch_model, tolerance=1e-4):
-    for found, wanted in zip(ours, torch_states(torch_model, PROMPTS), strict=True):
-        assert distance(found, wanted["logits"]) < tolerance
+    for actual, expected in zip(ours, torch_states(torch_model, PROMPTS), strict=True):
+        assert distance(actual, expected["logits"]) < tolerance
 
 
 def write_variant(base, folder, name, dtype="float32", seed=5):
-    """A random adapter by peft with the config VARIANTS[name], stored in `dtype`."""
+    """Lets peft write a random adapter with the config VARIANTS[name], stored in `dtype`."""
     torch, peft = import_torch(), pytest.importorskip("peft")
     carrier = peft.get_peft_model(torch_model(base), peft.LoraConfig(task_type="CAUSAL_LM", **VARIANTS[name]))
     torch.manual_seed(seed)
@@ -101,7 +101,7 @@ def write_variant(base, folder, name, dtype="float32", seed=5):
 
 
 def load_in_peft(base, folder):
-    """The torch model that carries an adapter folder, after a check that peft found exactly its tensors there."""
+    """The torch model with an adapter folder, after a check that peft found exactly its tensors there."""
     peft = pytest.importorskip("peft")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -134,7 +134,7 @@ def refused(folder, model) -> str:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_an_adapter_by_peft_gives_its_logits(model, tiny, tiny_adapters, which):
+def test_an_adapter_saved_by_peft_has_the_same_logits_here(model, tiny, tiny_adapters, which):
     folder, reference = tiny_adapters[which]
     assert is_adapter(folder) and not is_adapter(tiny.folder)
     adapter = load_adapter(folder, model.architecture)
@@ -148,7 +148,7 @@ SUBSETS = [tuple(np.random.default_rng(seed).choice(TARGETS, 2 + seed, replace=F
 
 
 @pytest.mark.parametrize("targets", [*((target,) for target in TARGETS), *SUBSETS], ids="+".join)
-def test_every_target_alone_and_random_subsets(model, tiny, tmp_path, targets):
+def test_every_target_alone_and_random_subsets_have_the_same_logits_here(model, tiny, tmp_path, targets):
     reference = write_adapter(tiny.folder, tmp_path / "some", targets=targets, seed=6)
     adapter = load_adapter(tmp_path / "some", model.architecture)
     assert set(adapter) == set(targets)
@@ -158,12 +158,12 @@ def test_every_target_alone_and_random_subsets(model, tiny, tmp_path, targets):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_way_to_name_modules_ranks_and_scales(model, tiny, tmp_path, name):
+def test_every_way_to_name_modules_ranks_and_scales_is_read_as_peft_reads_it(model, tiny, tmp_path, name):
     folder = write_variant(tiny.folder, tmp_path / "theirs", name)
     change_config(folder, target_modules=VARIANTS[name]["target_modules"])  # peft stores "all-linear" spelt out
     reference = load_in_peft(tiny.folder, folder)
     read = read_adapter(folder, model.architecture)
-    ours = our_logits(model, read.parts)
+    ours = our_logits(model, read.adapter)
     assert_same_logits(ours, reference)
     assert distance(ours[0], our_logits(model, {})[0]) > 1e-3
     wrapped = {path for path, module in reference.get_base_model().named_modules() if hasattr(module, "lora_A")}
@@ -171,23 +171,23 @@ def test_every_way_to_name_modules_ranks_and_scales(model, tiny, tmp_path, name)
     for (target, layer), rank in read.ranks.items():
         module = reference.get_base_model().get_submodule(peft_config.module_name((target, layer)))
         assert rank == module.r["default"]
-        assert read.parts[target]["scale"][layer] == np.float32(module.scaling["default"])
+        assert read.adapter[target]["scale"][layer] == np.float32(module.scaling["default"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["patterns", "regex", "layer_list"])
-def test_what_was_read_is_written_back_bit_by_bit(model, tiny, tmp_path, name, dtype):
+def test_an_adapter_is_written_back_bit_by_bit(model, tiny, tmp_path, name, dtype):
     theirs = write_variant(tiny.folder, tmp_path / "theirs", name, dtype)
     read = read_adapter(theirs, model.architecture)
-    save_adapter(tmp_path / "ours", read.parts, "elsewhere", {"task": "none"}, as_read=read)
+    save_adapter(tmp_path / "ours", read.adapter, "elsewhere", {"task": "none"}, as_read=read)
     assert stored_bits(tmp_path / "ours") == stored_bits(theirs)
     assert {kept.name for kept in read.dtypes.values()} == {dtype}
     assert json.loads((tmp_path / "ours/adapter_config.json").read_text())["base_model_name_or_path"] == "elsewhere"
     loaded = load_in_peft(tiny.folder, tmp_path / "ours")
-    assert_same_logits(our_logits(model, read.parts), loaded)
-    wanted = torch_states(load_in_peft(tiny.folder, theirs), PROMPTS)
-    for found, want in zip(torch_states(loaded, PROMPTS), wanted, strict=True):
-        assert np.array_equal(found["logits"], want["logits"])
+    assert_same_logits(our_logits(model, read.adapter), loaded)
+    expected = torch_states(load_in_peft(tiny.folder, theirs), PROMPTS)
+    for actual, want in zip(torch_states(loaded, PROMPTS), expected, strict=True):
+        assert np.array_equal(actual["logits"], want["logits"])
 
 
 def test_ranks_are_kept_where_numbers_are_zero(model, tiny, tmp_path):
@@ -201,8 +201,8 @@ def test_ranks_are_kept_where_numbers_are_zero(model, tiny, tmp_path):
     change_config(theirs, alpha_pattern={"v_proj": 0})  # a scale of 0 is no absent block
     read = read_adapter(theirs, model.architecture)
     assert read.ranks["q_proj", 1] == 6 and read.ranks["v_proj", 1] == 2
-    assert read.parts["q_proj"]["a"].shape[-1] == 6 and not read.parts["q_proj"]["a"][0, :, 3:].any()
-    save_adapter(tmp_path / "ours", read.parts, str(tiny.folder), {}, as_read=read)
+    assert read.adapter["q_proj"]["a"].shape[-1] == 6 and not read.adapter["q_proj"]["a"][0, :, 3:].any()
+    save_adapter(tmp_path / "ours", read.adapter, str(tiny.folder), {}, as_read=read)
     assert stored_bits(tmp_path / "ours") == stored_bits(theirs)
 
 
@@ -216,9 +216,9 @@ def test_mixed_dtypes_are_kept_apart(model, tiny, tmp_path):
     halves = {name: t.to(torch.bfloat16 if "lora_A" in name else torch.float16) for name, t in load_torch(path).items()}
     save_torch(halves, path)
     read = read_adapter(theirs, model.architecture)
-    wanted = halves["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"].float().numpy()
-    assert np.array_equal(read.parts["up_proj"]["a"][2], wanted.T)
-    save_adapter(tmp_path / "ours", read.parts, str(tiny.folder), {}, as_read=read)
+    expected = halves["base_model.model.model.layers.2.mlp.up_proj.lora_A.weight"].float().numpy()
+    assert np.array_equal(read.adapter["up_proj"]["a"][2], expected.T)
+    save_adapter(tmp_path / "ours", read.adapter, str(tiny.folder), {}, as_read=read)
     assert stored_bits(tmp_path / "ours") == stored_bits(theirs)
 
 
@@ -227,8 +227,8 @@ def test_the_first_pattern_of_the_file_wins(model, tiny, tmp_path):
     change_config(tmp_path / "one", rank_pattern={"v_proj": 2, "layers.1.self_attn.v_proj": 5, "proj": 6})
     load_in_peft(tiny.folder, tmp_path / "one")
     read = read_adapter(tmp_path / "one", model.architecture)
-    assert_same_logits(our_logits(model, read.parts), reference)
-    save_adapter(tmp_path / "two", read.parts, str(tiny.folder), {}, as_read=read)
+    assert_same_logits(our_logits(model, read.adapter), reference)
+    save_adapter(tmp_path / "two", read.adapter, str(tiny.folder), {}, as_read=read)
     load_in_peft(tiny.folder, tmp_path / "two")
     change_config(tmp_path / "one", rank_pattern={"layers.1.self_attn.v_proj": 5, "v_proj": 2})
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -237,8 +237,8 @@ def test_the_first_pattern_of_the_file_wins(model, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["patterns", "single_layer", "layer_list", "excluded"])
-def test_any_parts_can_be_written_plainly(model, tiny, tmp_path, name):
-    """Without what was read: scales that differ and blocks in no grid are found again by patterns of our own."""
+def test_any_adapter_can_be_written_without_how_it_was_read(model, tiny, tmp_path, name):
+    """Scales that differ, and layers that form no grid, are written with patterns of our own and read again."""
     parts = load_adapter(write_variant(tiny.folder, tmp_path / "theirs", name), model.architecture)
     save_adapter(tmp_path / "ours", parts, str(tiny.folder), {})
     assert_same_logits(our_logits(model, parts), load_in_peft(tiny.folder, tmp_path / "ours"))
@@ -251,16 +251,16 @@ def test_a_write_back_that_would_lose_something_is_refused(model, tiny, tmp_path
     read = read_adapter(write_variant(tiny.folder, tmp_path / "theirs", "patterns", "float16"), model.architecture)
 
     def changed(target, leaf, index, value):
-        array = read.parts[target][leaf].copy()
+        array = read.adapter[target][leaf].copy()
         array[index] = value
-        return read.parts | {target: read.parts[target] | {leaf: array}}
+        return read.adapter | {target: read.adapter[target] | {leaf: array}}
 
     lossy = {
         "a of q_proj": changed("q_proj", "a", (0, 0, 5), 1.0),  # beyond the rank
         "b of v_proj": changed("v_proj", "b", (0, 0, 0), 1 + 2**-20),  # not a float16
         "a of v_proj": changed("v_proj", "a", (0, 0, 0), 1e6),  # beyond float16
         "scale of k_proj": changed("k_proj", "scale", 0, 9.0),
-        "lacks down_proj": {target: part for target, part in read.parts.items() if target != "down_proj"},
+        "lacks down_proj": {target: part for target, part in read.adapter.items() if target != "down_proj"},
     }
     for words, parts in lossy.items():
         with pytest.raises(ValueError, match=words):
@@ -270,15 +270,15 @@ def test_a_write_back_that_would_lose_something_is_refused(model, tiny, tmp_path
     assert not (tmp_path / "ours").exists()
 
 
-def test_stacking_pads_ranks_and_targets_without_a_change(model, tiny_adapters):
+def test_stacking_pads_ranks_and_targets_and_changes_no_value(model, tiny_adapters):
     arch = model.architecture
     adapters = [load_adapter(folder, arch) for folder, _ in tiny_adapters]
     stacked = stack(arch, [{}, *adapters])
     tokens = padded(PROMPTS, 16)
-    for index, wanted in enumerate([{}, *adapters]):
+    for index, expected in enumerate([{}, *adapters]):
         one = {target: {k: leaf[index] for k, leaf in part.items()} for target, part in stacked.items()}
-        found, alone = (jitted_logits(arch, model.state, adapter, *tokens) for adapter in (one, wanted))
-        assert distance(found, alone) < 1e-6
+        actual, alone = (jitted_logits(arch, model.state, adapter, *tokens) for adapter in (one, expected))
+        assert distance(actual, alone) < 1e-6
 
 
 def random_adapter(arch, first_layer=0, targets=TARGETS):

@@ -1,4 +1,4 @@
-"""PEFT adapters that cannot be represented, or do not fit, and what is said of them."""
+"""PEFT adapters that are not supported or do not fit, and their refusals."""
 
 import dataclasses
 import shutil
@@ -82,16 +82,16 @@ def test_adapter_variants_that_are_refused(copy, model, change, words):
 
 
 def test_fields_that_are_unset_or_about_training_are_harmless(copy, model):
-    wanted = load_adapter(copy, model.architecture)
+    expected = load_adapter(copy, model.architecture)
     change_config(
         copy, a_field_of_tomorrow=None, use_dora=False, lora_dropout=0.3, inference_mode=False, rank_pattern=None,
         init_lora_weights="gaussian", runtime_config={"ephemeral_gpu_offload": True}, eva_config={"rho": 2.0},
     )  # fmt: skip
-    found = load_adapter(copy, model.architecture)
-    assert all(np.array_equal(found[t][k], wanted[t][k]) for t in wanted for k in ("a", "b", "scale"))
+    actual = load_adapter(copy, model.architecture)
+    assert all(np.array_equal(actual[t][k], expected[t][k]) for t in expected for k in ("a", "b", "scale"))
 
 
-def test_all_tensors_that_do_not_fit_are_told_at_once(copy, model):
+def test_all_tensors_that_do_not_fit_are_named_at_once(copy, model):
     path = copy / "adapter_model.safetensors"
     tensors = load_file(path)
     stem = "base_model.model.model.layers"
@@ -116,7 +116,7 @@ def test_all_tensors_that_do_not_fit_are_told_at_once(copy, model):
     assert message.count(";") == 6
 
 
-def test_files_that_are_no_adapter_are_refused(copy, model, tmp_path):
+def test_files_that_are_not_an_adapter_are_refused(copy, model, tmp_path):
     path = copy / "adapter_model.safetensors"
     path.unlink()
     (copy / "adapter_model.bin").write_bytes(b"pickle")

@@ -1,4 +1,4 @@
-"""Checkpoints in and out, and what is refused."""
+"""Checkpoints loaded and saved, and those that are refused."""
 
 import shutil
 
@@ -36,10 +36,10 @@ def refused(folder) -> str:
 
 def test_every_tensor_of_a_single_file_arrives(tiny):
     stored = load_file(tiny.folder / "model.safetensors")
-    found = leaves(load_model(str(tiny.folder)))
-    assert sum(leaf.size for leaf in found.values()) == sum(tensor.size for tensor in stored.values())
-    assert np.array_equal(found["head"], stored["lm_head.weight"])
-    matrix = found["blocks.feed_forward.down_proj.weight"]
+    actual = leaves(load_model(str(tiny.folder)))
+    assert sum(leaf.size for leaf in actual.values()) == sum(tensor.size for tensor in stored.values())
+    assert np.array_equal(actual["head"], stored["lm_head.weight"])
+    matrix = actual["blocks.feed_forward.down_proj.weight"]
     assert np.array_equal(matrix[1], stored["model.layers.1.mlp.down_proj.weight"])
 
 
@@ -59,9 +59,9 @@ def test_half_precision_files_are_read(tiny, tmp_path, dtype):
     torch = pytest.importorskip("torch")
     half = torch_model(tiny.folder).to(getattr(torch, dtype))
     half.save_pretrained(tmp_path / "half")
-    found = leaves(load_model(str(tmp_path / "half")))
-    wanted = half.model.layers[2].self_attn.k_proj.weight.float().detach().numpy()
-    assert np.array_equal(found["blocks.attention.k_proj.weight"][2], wanted)
+    actual = leaves(load_model(str(tmp_path / "half")))
+    expected = half.model.layers[2].self_attn.k_proj.weight.float().detach().numpy()
+    assert np.array_equal(actual["blocks.attention.k_proj.weight"][2], expected)
 
 
 def test_all_misfits_are_reported_at_once(copy):
@@ -94,7 +94,7 @@ def test_a_torn_file_is_refused(copy):
     assert "model.safetensors" in refused(copy)
 
 
-def test_folders_that_are_no_models(copy, tmp_path):
+def test_folders_that_are_not_models_are_refused(copy, tmp_path):
     (copy / "config.json").write_text("{")
     assert "JSON" in refused(copy)
     (copy / "config.json").unlink()
@@ -108,19 +108,19 @@ def test_saved_weights_load_in_transformers(tmp_path, tied):
     model = load_model(str(tiny.folder))
     save_weights(tmp_path / "second", model.architecture, model.state, to_config(model.architecture), tiny.folder)
     prompts = random_prompts(3)
-    found, wanted = (torch_states(m, prompts) for m in (torch_model(tmp_path / "second"), tiny.torch_model))
-    assert max(distance(a["logits"], b["logits"]) for a, b in zip(found, wanted, strict=True)) < 1e-6
+    actual, expected = (torch_states(m, prompts) for m in (torch_model(tmp_path / "second"), tiny.torch_model))
+    assert max(distance(a["logits"], b["logits"]) for a, b in zip(actual, expected, strict=True)) < 1e-6
     again = load_model(str(tmp_path / "second"))
     assert again.architecture == model.architecture
     assert again.tokenizer().prompts(["the mill"]) == model.tokenizer().prompts(["the mill"])
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_in_one_line(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)  # what the library raises, seen on a full disk
-    files = checkpoint.Writer(tmp_path, 10)
+    files = checkpoint.TensorWriter(tmp_path, 10)
     files.add("a", np.zeros(4, np.float32))
     with pytest.raises(Refusal) as caught:
         files.close()

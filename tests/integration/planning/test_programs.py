@@ -13,7 +13,7 @@ import pytest
 from mossa_jax.config import Mesh, Schedule, Tuning
 from mossa_jax.devices.mesh import make_mesh, place
 from mossa_jax.errors import Refusal
-from mossa_jax.llama.adapters import initial_adapter, scales, stack, trainable
+from mossa_jax.llama.adapters import initial_adapter, matrices, scales, stack
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.planning import programs
@@ -89,7 +89,7 @@ def test_abstract_arguments_are_those_that_a_run_places(tiny):
     optimizer = population.optimizer_for(Tuning(), Schedule())
     starts = [initial_adapter(arch, ("q_proj", "down_proj"), 2, 16, 0, (seed,)) for seed in range(3)]
     stacked = stack(arch, starts)
-    state = population.initial_state(trainable(stacked), optimizer, mesh)
+    state = population.initial_state(matrices(stacked), optimizer, mesh)
     widths = {"tokens": 24, "segments": 24, "positions": 24, "predict": 5, "labels": 5}
     batch = TrainingRows(**{name: np.zeros((3, 4, width), np.int32) for name, width in widths.items()})
     scale = {target: place(mesh, leaf, ("adapter", "layers")) for target, leaf in scales(stacked).items()}

@@ -11,7 +11,7 @@ import pytest
 
 from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh, place
-from mossa_jax.llama.adapters import AXES, initial_adapter, join, scales, stack, trainable
+from mossa_jax.llama.adapters import AXES, initial_adapter, matrices, scales, stack, with_scales
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
@@ -71,12 +71,12 @@ def loss_and_gradients(arch, base, adapter, rows, remat=False, times=1.0):
     @jax.jit
     def both(parts, base):
         def loss(parts):
-            nats, count = answer_loss(merge(arch, base), arch, join(parts, scales(adapter)), rows, remat)
+            nats, count = answer_loss(merge(arch, base), arch, with_scales(parts, scales(adapter)), rows, remat)
             return times * nats, count
 
         return jax.value_and_grad(loss, has_aux=True)(parts)
 
-    return both(trainable(adapter), base)
+    return both(matrices(adapter), base)
 
 
 # Head and loss in one chunk, and in chunks of two columns, the last of them padded.
@@ -196,14 +196,14 @@ def test_models_together_take_the_chunks_of_the_fullest_and_learn_what_each_lear
     @jax.jit
     def together(parts, scale, rows):
         def one(parts, scale, rows):
-            loss = lambda p: answer_loss(merge(ARCH, state), ARCH, join(p, scale), rows, False)  # noqa: E731
+            loss = lambda p: answer_loss(merge(ARCH, state), ARCH, with_scales(p, scale), rows, False)  # noqa: E731
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
         return jax.vmap(one)(parts, scale, rows)
 
     stacked = stack(ARCH, adapters)
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
-    stacked_results = together(trainable(stacked), scales(stacked), rows)
+    stacked_results = together(matrices(stacked), scales(stacked), rows)
     jax.effects_barrier()
     assert sorted(set(taken)) == list(range(-(-fullest[1] // 4)))
     for number, (adapter, batch) in enumerate(zip(adapters, batches, strict=True)):
@@ -223,11 +223,11 @@ def test_no_logits_are_kept_for_the_backward_pass():
     def temporary(frozen):
         def gradients(parts, base, rows):
             loss = lambda p: answer_loss(  # noqa: E731
-                merge(arch, base), arch, join(p, scales(adapter)), rows, True, frozen=frozen
+                merge(arch, base), arch, with_scales(p, scales(adapter)), rows, True, frozen=frozen
             )[0]
             return jax.grad(loss)(parts)
 
-        compiled = jax.jit(gradients).lower(trainable(adapter), abstract_state(arch, jnp.float32), rows).compile()
+        compiled = jax.jit(gradients).lower(matrices(adapter), abstract_state(arch, jnp.float32), rows).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     logits = 8 * length * arch.vocab * 4
@@ -275,7 +275,7 @@ def spread(head: str, meshes: str) -> float:
     def results_on(mesh, **options):
         def one(base, parts, scale, rows):
             def loss(parts):
-                return answer_loss(merge(arch, base), arch, join(parts, scale), rows, True, mesh, **options)
+                return answer_loss(merge(arch, base), arch, with_scales(parts, scale), rows, True, mesh, **options)
 
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
@@ -284,7 +284,7 @@ def spread(head: str, meshes: str) -> float:
         batch = {name: put(leaf, ("adapter", "rows", None)) for name, leaf in rows.items()}
         base = jax.device_put(state, shardings(arch, mesh))
         stacked = jax.vmap(one, in_axes=(None, 0, 0, 0), spmd_axis_name="adapter")
-        return jax.tree.map(np.asarray, jax.jit(stacked)(base, trainable(parts), scales(parts), batch))
+        return jax.tree.map(np.asarray, jax.jit(stacked)(base, matrices(parts), scales(parts), batch))
 
     wanted = results_on(make_mesh(Mesh(1, 1, 1), devices=jax.devices()[:1]), frozen=False)
     many = [results_on(make_mesh(Mesh(*sizes))) for sizes in (map(int, mesh.split(",")) for mesh in meshes.split())]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mossa_jax.llama.adapters import join, scales, trainable
+from mossa_jax.llama.adapters import matrices, scales, with_scales
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.llama.model import merge, run_blocks, shareable
+from mossa_jax.llama.model import can_share_prefix, merge, run_blocks
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import shared_prefix
 from mossa_jax.tokens.rows import pack_examples
@@ -42,7 +42,7 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
     model = load_model(str(tiny.folder))
     arch, adapter = model.architecture, load_adapter(folder, model.architecture)
     mine = in_memory(examples())
-    assert shared_prefix(mine) == len(LEAD) and shareable(arch)
+    assert shared_prefix(mine) == len(LEAD) and can_share_prefix(arch)
 
     def both(length, shared):
         (packed,) = pack_examples(mine, length, prefix_length=shared)
@@ -53,12 +53,12 @@ def test_loss_and_gradients_equal_unshared_rows_and_torch_example_by_example(tin
         @jax.jit
         def results(parts, base):
             def loss(parts):
-                whole = join(parts, scales(adapter))
+                whole = with_scales(parts, scales(adapter))
                 return answer_loss(merge(arch, base), arch, whole, rows, remat, prefix=shared, max_own=max_own)
 
             return jax.value_and_grad(loss, has_aux=True)(parts)
 
-        return packed, *results(trainable(adapter), model.state)
+        return packed, *results(matrices(adapter), model.state)
 
     packed, (loss, tokens), gradients = both(68, len(LEAD))
     assert packed.plan.counts.max() > 2 and packed.plan.counts[-1] == 1 and len(packed) > 2
@@ -82,7 +82,7 @@ def test_states_of_prompts_after_shared_ids_equal_each_prompt_alone(name, tmp_pa
 
     @jax.jit
     def states(base, tokens, positions, segments):
-        visible = Segments(segments, prefix=len(LEAD))
+        visible = Segments(segments, prefix_columns=len(LEAD))
         return run_blocks(merge(arch, base), arch, {}, tokens, positions, visible, tap=lambda x, _: x)[2]
 
     ours = np.asarray(states(model.state, rows.tokens, rows.positions, rows.segments))
@@ -99,5 +99,5 @@ def test_states_of_prompts_after_shared_ids_equal_each_prompt_alone(name, tmp_pa
 
 
 def test_windows_and_dynamic_scaling_share_nothing(tmp_path):
-    told = {name: shareable(read_architecture(write_family(tmp_path / name, name).folder)) for name in FAMILIES}
+    told = {name: can_share_prefix(read_architecture(write_family(tmp_path / name, name).folder)) for name in FAMILIES}
     assert {name for name in told if not told[name]} == {"dynamic", "mistral", "qwen2_some_windowed"}

@@ -49,7 +49,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
     stacked = adapters_lib.stack(model.architecture, starts)
     optimizer = population.optimizer_for(tuning, Schedule(learning_rate=RATE))
     step = population.make_step(population.StepSpec(model.architecture, optimizer, model.mesh))
-    state = population.initial_state(adapters_lib.trainable(stacked), optimizer, model.mesh)
+    state = population.initial_state(adapters_lib.matrices(stacked), optimizer, model.mesh)
     scale = {
         name: mesh_lib.place(model.mesh, leaf, ("adapter", "layers"))
         for name, leaf in adapters_lib.scales(stacked).items()

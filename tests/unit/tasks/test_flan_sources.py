@@ -16,6 +16,7 @@ import pytest
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, NO_ACCESS, Refusal
 from mossa_jax.files import hub as files_of_the_hub
+from mossa_jax.files.hub_download import download
 from mossa_jax.tasks.flan import flan_suite
 from mossa_jax.tasks.flan_names import FLAN_TASKS
 from mossa_jax.tasks.suite import split_of
@@ -487,5 +488,5 @@ def test_a_full_disk_is_said_to_be_full(tmp_path, monkeypatch):
     monkeypatch.setenv("MOSSA_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
     with pytest.raises(Refusal, match=r"no space left in .* for org/name; free some") as caught:
-        files_of_the_hub.download("org/name", "a.jsonl", "0" * 40)
+        download("org/name", "a.jsonl", "0" * 40)
     assert caught.value.code == DISK

@@ -1,0 +1,35 @@
+"""What a run needs to know of its configured base model before any weights are fetched."""
+
+from __future__ import annotations
+
+from mossa_jax.config import MINIATURE, Config
+from mossa_jax.llama.architecture import read_architecture
+from mossa_jax.llama.files.locate import locate
+from mossa_jax.llama.model import can_share_prefix
+from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
+
+
+def base_tokenizer(config: Config) -> Tokenizer:
+    """Loads the tokenizer of a configuration's base model, with its template.
+
+    Raises:
+      Refusal: 3 for a model folder without config or tokenizer; 4 when access is denied.
+    """
+    if config.base == MINIATURE:
+        from mossa_jax.tasks.miniature import TOKENIZER
+
+        return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
+    folder = locate(config.base, config.revision, text_only=True)
+    architecture = read_architecture(folder)
+    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
+
+
+def base_can_share_prefix(config: Config) -> bool:
+    """Whether the base model can compute a prefix once for all examples that begin with it.
+
+    Raises:
+      Refusal: 3 for a model folder without config; 4 when access is denied.
+    """
+    if config.base == MINIATURE:
+        return True
+    return can_share_prefix(read_architecture(locate(config.base, config.revision, config_only=True)))
