@@ -79,7 +79,8 @@ def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
     """Returns the rows of a task's part of the table, and a line for the log."""
     controls = [task.name, *draw_mismatched(run, task)]
     names, pairs = [None, TUNED, *controls], compared_pairs(len(controls))
-    similarities = models.similarities(run, engine, names, run.test_prompts(task), pairs)
+    prompts: list = run.test_prompts(task)  # NumPy arrays, which stand for sequences of ids
+    similarities = models.similarities(run, engine, names, prompts, pairs)
     rows = []
     pair_cells = similarity_cells(similarities, pairs, run.architecture.state_names())
     for (a, b), cells in zip(pairs, pair_cells, strict=True):
