@@ -35,7 +35,7 @@ class FlanTask:
       name: what FLAN and the authors call it.
       cluster: FLAN's cluster of its data set.
       rows: training rows before any cap.
-      submix: its name in the Parquet submix, without version; empty if it cannot be told apart from another one there.
+      submix: its name in the Parquet submix, without version; empty if another task has the same one.
       joined: the data set that it shares with other names; empty if it has one of its own.
     """
 

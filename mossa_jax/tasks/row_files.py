@@ -20,7 +20,7 @@ from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_text, make_exa
 ENDINGS = (".jsonl", ".parquet")
 
 LONGEST_LINE = 10_000_000
-"""Bytes of a JSONL line without its end; a longer one is hardly a row, and is not read into memory."""
+"""Bytes of a JSONL line without its end; a longer one is refused, and never held in memory."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 # Byte-order marks, and "{" or "[" as they look without one.
@@ -133,7 +133,7 @@ def _open(path: epath.Path) -> BinaryIO:
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[int, bytes]]:
-    """Yields numbered lines that are not blank; one that is too long is cut right behind `LONGEST_LINE`."""
+    """Yields numbered lines that are not blank; of one that is too long, only the first bytes."""
     with _open(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE + len(b"\r\n")):

@@ -209,7 +209,8 @@ def _refusal(label: str, error: Exception) -> Refusal:
     from datasets.exceptions import DatasetGenerationError
 
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the library's own message says only that there was one
+        # The library's own message says only that there was an error.
+        error = error.__cause__
     if hub.disk_full(error):
         return Refusal(DISK, f"no space left for data set {label}; free some or set HF_HOME, and run again")
     return Refusal(

@@ -37,7 +37,7 @@ def batch_index(rows: int, batch: int, seed: Sequence[int], step: int) -> np.nda
 def rows_per_batch(batch_rows: int, row_length: int, length: int) -> int:
     """Returns how many rows of `length` positions fill as many positions as a batch of rows of `row_length`.
 
-    Batches of long rows so take about as much memory and time as batches of short ones.
+    A batch of long rows thus takes about as much memory and time as a batch of short ones.
 
     Args:
       batch_rows: rows of `row_length` positions in a batch.

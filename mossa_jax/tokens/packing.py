@@ -25,8 +25,8 @@ class PackedPrompts:
 
     Attributes:
       rows: the rows of `row_length` positions, then those of `long_row_length`; neither if it would be empty.
-      prefix: [P] int32, ids that all prompts begin with and that stand in no row; [0] where none are shared.
-      max_own: the most ids that a prompt has behind the prefix.
+      prefix: [P] int32, ids that all prompts begin with and that stand in no row; empty if none are shared.
+      max_own: the most ids that a prompt has after the prefix.
     """
 
     rows: tuple[PromptRows, ...]
@@ -41,8 +41,8 @@ class Packing:
     Attributes:
       row_length: S, positions of a row.
       long_row_length: positions of the rows for sequences that do not fit `row_length`; 0 if every sequence fits.
-      share_prefix: whether ids that all sequences begin with are worked through once for all of them, where the model
-        allows it and they make up more than 15 % of all ids.
+      share_prefix: whether ids that all sequences begin with are worked through once for all of them, if the model
+        allows it and they make up more than `WORTH` of all ids.
     """
 
     row_length: int
@@ -107,7 +107,7 @@ def shared_prefix(examples: Examples) -> int:
         return 0
     length = int(examples.prompt_lengths.min()) - 1
     threshold = WORTH * examples.lengths.sum(dtype=np.int64)
-    # A sample from all over the list tells most of it; then all examples, as long as there is something left to share.
+    # First a sample from all over the list, which settles most cases; then all examples, while a prefix is left.
     for items in (np.arange(0, count, max(count // _SAMPLE, 1)), np.arange(count)):
         step = max(_CHUNK // max(length, 1), 1)
         for start in range(0, len(items), step):

@@ -4,7 +4,7 @@ Rows are planned once, for the whole data set. A batch is then a pure function o
 on 64 hosts.
 
 Ids that all sequences begin with (a template's system prompt) can stand once at the head of each training row, segment
--1, visible to every sequence behind them: their keys and values are the same for every sequence of the row.
+-1, visible to every sequence after them: their keys and values are the same for every sequence of the row.
 
 Letters: n rows or items, S positions of a row, P ids of the shared prefix, M answer tokens of a row.
 """
@@ -80,7 +80,7 @@ class PromptRows:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the tokens of a plan's items stand in rows of `length` positions, each behind a prefix of P ids.
+    """The places of a plan's tokens in rows of `length` positions that begin with a prefix of P ids.
 
     Places are counted through all rows: column c of row r is place r x length + c.
 
@@ -138,7 +138,7 @@ class _Layout:
         return self._scatter(self.position_of, np.arange(len(self.prefix)))
 
     def _scatter(self, values: np.ndarray, prefix_values: np.ndarray | int) -> np.ndarray:
-        """Puts each token's value at its place, behind the values of the prefix; 0 on padding."""
+        """Puts each token's value at its place, after the values of the prefix; 0 on padding."""
         rows = np.zeros(self.shape, np.int32)
         rows[:, : len(self.prefix)] = prefix_values
         rows.reshape(-1)[self.token_places] = values

@@ -49,7 +49,10 @@ def ids(base):
 
 def clean(train=120, test=60):
     """task -> split -> rows without a fault."""
-    row = lambda task, split, n: {"inputs": f"{split} {task} number {n}", "targets": f"word {n % 10}"}  # noqa: E731
+
+    def row(task, split, n):
+        return {"inputs": f"{split} {task} number {n}", "targets": f"word {n % 10}"}
+
     sizes = {"train": train, "test": test}
     return {
         task: {split: [row(task, split, n) for n in range(size)] for split, size in sizes.items()} for task in CLUSTERS
@@ -214,7 +217,7 @@ def test_a_threshold_itself_is_no_fault(base, tmp_path):
     assert preview_dataset(configured(base, write(tmp_path, suite))).warnings == []
 
 
-def test_few_steps_lone_tasks_and_missing_ones_are_told(base, tmp_path, monkeypatch):
+def test_few_steps_lone_tasks_and_missing_ones_are_warned_of(base, tmp_path, monkeypatch):
     folder = write(tmp_path, clean(), CLUSTERS | {"train": "rail", "boat": "water"})
     steps = Tuning(control=Schedule(epochs=1, batch_rows=1, max_steps=19), experimental=Schedule())
     lacking = replace(load_suite(Tasks(suite="folder", folder=str(folder))), missing=("xsum", "newsroom"))
@@ -227,7 +230,9 @@ def test_few_steps_lone_tasks_and_missing_ones_are_told(base, tmp_path, monkeypa
 
 
 def test_many_tasks_of_one_fault_are_counted_and_the_worst_named(base, tmp_path):
-    row = lambda task, split, n: {"inputs": f"{split} {task} {n}", "targets": f"word {n % 10}"}  # noqa: E731
+    def row(task, split, n):
+        return {"inputs": f"{split} {task} {n}", "targets": f"word {n % 10}"}
+
     names = [f"task{n}" for n in range(9)]
     suite = {
         name: {"train": [row(name, "train", n) for n in range(150)], "test": [row(name, "test", n) for n in range(40)]}
@@ -303,7 +308,7 @@ def test_the_table_fits_and_names_keep_both_ends(base, tmp_path):
     assert warnings.splitlines() == preview.warnings
 
 
-def test_lengths_are_drawn_where_they_are(base, tmp_path):
+def test_lengths_are_drawn_at_their_place(base, tmp_path):
     preview = preview_dataset(configured(base, write(tmp_path, clean())))
     lengths = preview.lengths | {"bread": np.full(120, 40)}
     axes = draw_lengths(preview.tasks, lengths, 64).axes[0]

@@ -53,7 +53,10 @@ def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny, tasks_fol
             assert task[split]["rows"] == rows and task[split]["bad_rows"] == 0
     # The longest rows are cut; their ids are counted here by the tokenizer alone.
     library = AutoTokenizer.from_pretrained(str(tiny.folder))
-    size = lambda text: len(library(text, add_special_tokens=False).input_ids)  # noqa: E731
+
+    def size(text):
+        return len(library(text, add_special_tokens=False).input_ids)
+
     for name, task in record["tasks"].items():
         for split in ("train", "test"):
             lines = (tasks_folder / split / f"{name}.jsonl").read_text().splitlines()

@@ -42,7 +42,7 @@ def add_bos_by_itself(folder):
     return name
 
 
-def test_bos_stands_in_front_exactly_once(folder, tokenizer):
+def test_bos_comes_first_exactly_once(folder, tokenizer):
     plain = tokenizer.prompts(TEXTS)
     name = add_bos_by_itself(folder)
     eager = load_tokenizer(folder, "none", 1, (2,))
@@ -71,7 +71,7 @@ def test_answers_end_in_eos_and_decode_to_the_text(tokenizer):
     assert tokenizer.text([2, 5, 6]) == ""
 
 
-def test_templates(folder):
+def test_each_template_gives_its_own_prompt(folder):
     llama2 = load_tokenizer(folder, "llama2", 1, (2,))
     library = llama2.library
     rendered = library.decode(llama2.prompts(["the mill"])[0][1:])
@@ -104,7 +104,7 @@ def real_prompts(count):
     return [row.inputs for task in tasks for row in task.examples("test")][:count]
 
 
-def test_llama2_prompts_are_what_transformers_makes_of_them(folder):
+def test_llama2_prompts_equal_those_of_transformers(folder):
     from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
 
     stories = SHARED / "models/stories260K"
@@ -152,7 +152,7 @@ def test_the_llama2_template_has_133_ids_before_the_content():
     assert {tuple(ids[:133]) for ids in prompts} == {tokenizer.head}
 
 
-def test_the_record_tells_templates_apart_and_is_checked(folder, tokenizer):
+def test_the_record_differs_between_templates_and_is_checked(folder, tokenizer):
     llama2 = load_tokenizer(folder, "llama2", 1, (2,))
     assert tokenizer.record["text"] == "{content}"
     assert llama2.record["name"] == "llama2" and llama2.record["text"].startswith("[INST] <<SYS>>")
@@ -168,7 +168,7 @@ def test_the_record_tells_templates_apart_and_is_checked(folder, tokenizer):
         tokenizer.check_record({**tokenizer.record, "digest": "0"}, "x")
 
 
-def test_a_chat_template_that_prints_the_day_gives_the_same_prompt_every_day(folder):
+def test_a_chat_template_that_prints_the_date_gives_the_same_prompt_every_day(folder):
     path = folder / "tokenizer_config.json"
     stored = json.loads(path.read_text())
     dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%H:%M:%S.%f') %}{% endif %}"

@@ -245,7 +245,7 @@ def test_the_hub_gives_the_rows_that_were_written(hub):
     assert sum(bool(answer.rows[name]["test"]) for name in NOT_IN_MIRROR) == 3
 
 
-def test_listing_takes_one_request_a_source_and_files_are_fetched_once_when_rows_are_asked_for(hub):
+def test_listing_takes_one_request_per_source_and_files_are_fetched_once_when_rows_are_read(hub):
     assert [(seen.name, seen.action) for seen in hub.seen[:2]] == [(MIRROR, "info"), (SUBMIX, "info")]
     assert hub.seen[2].name == MIRROR and hub.seen[2].action == "info"  # the next case's
     wanted = {path for path in WITHOUT_THREE if any(f"/{name}_10templates" in path for name in PAPER)}
@@ -265,7 +265,7 @@ def test_a_folder_gives_the_same_rows(tmp_path, monkeypatch):
         assert task.source == (submix if from_submix else mirror)
 
 
-def test_the_first_source_that_has_a_task_gives_it(tmp_path, monkeypatch):
+def test_a_task_comes_from_the_first_source_that_has_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MOSSA_CACHE", str(tmp_path / "cache"))
     mirror, submix = copy(WITHOUT_THREE, tmp_path / "mirror"), copy(SUBMIX_FILES, tmp_path / "submix")
     suite = flan_suite(Tasks(suite="flan2021", sources=(submix, mirror), selection="all69", test_share=0.5))
@@ -278,7 +278,7 @@ def test_the_first_source_that_has_a_task_gives_it(tmp_path, monkeypatch):
             assert 10 < len(rows["test"]) < 30
 
 
-def test_the_sorted_submix_is_made_once_and_anew_for_other_content(tmp_path, monkeypatch):
+def test_a_submix_is_sorted_once_and_again_when_its_content_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("MOSSA_CACHE", str(tmp_path / "cache"))
     config = Tasks(suite="flan2021", sources=(copy(SUBMIX_FILES, tmp_path / "submix"),), allow_missing=True)
 
@@ -336,7 +336,7 @@ def test_a_submix_that_cannot_be_read_is_refused_in_one_line(tmp_path, monkeypat
         ("no id", ("'flan'", "org/name")),
     ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_refused_in_one_line_that_says_what_to_do(hub, case, parts):
+def test_an_unavailable_source_is_refused_in_one_line_with_the_way_out(hub, case, parts):
     answer = hub.refused[case]
     assert answer.code == BAD_INPUT
     assert all(part in answer.message for part in parts), answer.message
@@ -349,7 +349,7 @@ def test_missing_tasks_can_be_left_out(hub):
     assert len(answer.held_out) == 7
 
 
-def test_tasks_that_are_not_asked_for_may_be_missing(hub):
+def test_tasks_outside_of_only_may_be_missing(hub):
     answer = hub.refused["none asked for is missing"]
     assert answer.missing == [] and answer.rows["rte"] == expected("rte")
 
@@ -368,7 +368,7 @@ def test_gated_and_unknown_data_sets_are_denied_before_anything_is_downloaded(hu
     assert hub.refused["granted"].rows["rte"] == expected("rte")
 
 
-def test_a_revision_is_that_revision(hub):
+def test_a_revision_is_read_at_its_own_commit(hub):
     answer = hub.refused["old revision"]
     assert answer.rows["rte"] == expected("rte")
     assert answer.sources["rte"] == f"{MIRROR}@{commit_of(MIRROR, 'v0')}"
@@ -394,7 +394,7 @@ def test_a_bad_network_gives_the_right_rows_or_one_line(hub, phase):
         ("spoilt", ("another content than the hub names", "few/spoilt", "_10templates_train.jsonl", "local folder")),
     ],
 )
-def test_a_network_that_never_gives_a_whole_file_ends_in_one_line(hub, phase, parts):
+def test_a_network_that_never_delivers_a_complete_file_is_refused_in_one_line(hub, phase, parts):
     for name, rows in getattr(hub, phase)[phase].rows.items():
         assert rows["code"] == BAD_INPUT
         assert all(part in rows["message"] for part in (name, *parts)), rows["message"]
@@ -405,13 +405,13 @@ def test_a_file_whose_every_body_is_cut_is_resumed_or_refused(hub):
         assert rows == expected(name) or (rows["code"] == BAD_INPUT and name in rows["message"])
 
 
-def test_a_hub_that_always_says_later_ends_in_one_line(hub):
+def test_a_hub_that_always_answers_later_is_refused_in_one_line(hub):
     answer = hub.limited["limited"]
     assert answer.code == BAD_INPUT and "429" in answer.message and "copies/refused" in answer.message
     assert sum(seen.name == "copies/refused" for seen in hub.seen) == 6
 
 
-def test_nothing_wrong_stays_in_the_cache(hub):
+def test_no_damaged_file_stays_in_the_cache(hub):
     for case in ("cut", "spoilt"):
         assert getattr(hub, "once more")[case].rows == {name: expected(name) for name in FEW}
 
@@ -439,7 +439,7 @@ def test_the_cache_stands_in_for_the_hub(hub):
     assert "Connection refused" in hub.down["both"].warnings[0]
 
 
-def test_what_the_cache_does_not_hold_is_refused_without_a_hub(hub):
+def test_files_outside_of_the_cache_are_refused_without_a_hub(hub):
     for phase, said in ((hub.down, "Connection refused"), (hub.offline, "HF_HUB_OFFLINE")):
         for case in ("unknown", "partly"):
             assert phase[case].code == BAD_INPUT
@@ -467,7 +467,7 @@ class Answered(Exception):
         (OSError(errno.ENOSPC, "full"), 1, []),
     ],
 )
-def test_what_may_pass_is_waited_for_and_what_stays_is_not(monkeypatch, error, attempts, waits):
+def test_passing_errors_are_retried_and_lasting_ones_are_not(monkeypatch, error, attempts, waits):
     waited, asked = [], []
 
     def request():
@@ -481,7 +481,7 @@ def test_what_may_pass_is_waited_for_and_what_stays_is_not(monkeypatch, error, a
     assert all(least <= seconds <= most for seconds, (least, most) in zip(waited, waits, strict=True))
 
 
-def test_a_full_disk_is_said_to_be_full(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_as_full(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -45,7 +45,7 @@ def refused(call, *arguments, code=3, **fields) -> str:
     return str(caught.value)
 
 
-def test_rows_in_file_order_and_tasks_by_name(folder):
+def test_rows_come_in_file_order_and_tasks_by_name(folder):
     write(folder, "train", "a-b", [{"inputs": "x", "targets": "y"}])
     write(folder, "test", "a-b", [{"inputs": "x", "targets": "y"}])
     (folder / "train/.a.jsonl").write_text("left by an editor")
@@ -63,7 +63,7 @@ def test_rows_in_file_order_and_tasks_by_name(folder):
         suite.tasks[0].examples("dev")
 
 
-def test_clusters_order_and_held_out_of_tasks_json(folder):
+def test_tasks_json_gives_clusters_order_and_held_out_tasks(folder):
     table = {"c": {"cluster": "two"}, "a": {"cluster": "one", "note": 1, "held_out": True}}
     (folder / "tasks.json").write_text(json.dumps(table))
     suite = read(folder)
@@ -129,7 +129,7 @@ def test_a_broken_line_is_named(folder, line, words):
     assert message.startswith(f"{path}:5:") and words in message
 
 
-def test_what_is_no_suite(folder, tmp_path_factory):
+def test_a_folder_that_is_no_suite_is_refused(folder, tmp_path_factory):
     path = write(folder, "test", "a", [])
     assert refused(read(folder).tasks[0].examples, "test").startswith(f"{path}:1:")
     write(folder, "train", "a", [{"inputs": "x", "targets": "y", "template": "first"}])
@@ -156,7 +156,7 @@ def test_bad_rows_are_left_out_and_counted_on_request(folder):
     assert task.examples("test") and task.bad_rows == {"train": 5}
 
 
-def test_the_configs_choice_of_tasks(folder):
+def test_the_configuration_chooses_tasks(folder):
     assert choose(folder).held_out == ()
     suite = choose(folder, only=("c", "a"), held_out=("b", "a"))
     assert [task.name for task in suite.tasks] == ["a", "c"] and suite.held_out == ("a",)
@@ -175,7 +175,7 @@ def test_clusters_are_chosen_by_name(folder):
     assert [task.name for task in suite.tasks] == ["c", "b"] and suite.held_out == ()
 
 
-def test_an_unknown_name_is_answered_with_the_closest_ones(folder):
+def test_an_unknown_name_is_refused_with_the_closest_ones(folder):
     for n in range(30):
         for split in ("train", "test"):
             write(folder, split, f"task_{n:02}", [{"inputs": "x", "targets": "y"}])
@@ -229,12 +229,12 @@ def test_a_suite_that_is_written_reads_back_the_same(tmp_path):
     assert contents(read(tmp_path / "again")) == contents(suite)
 
 
-def test_the_first_rows_alone_are_written_on_request(tmp_path):
+def test_only_the_first_rows_are_written_on_request(tmp_path):
     write_folder(in_memory(), tmp_path / "suite", max_rows=2)
     assert [row.inputs for row in read(tmp_path / "suite").tasks[0].examples("test")] == ["in\u2028one", "two"]
 
 
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_folder_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     def broken(split):
         yield Example("x", "y")
         raise Refusal(3, "bad data")
@@ -251,7 +251,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_no_existing_folder_is_overwritten(tmp_path):
     (tmp_path / "mine").mkdir()
     write_folder(in_memory(), tmp_path / "mine")  # empty
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}

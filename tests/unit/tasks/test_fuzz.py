@@ -15,7 +15,9 @@ WORDS = ("plain", "naïve", "日本", "😀", 'a "quoted" one', "tab\tand\nline"
 
 
 def good(rng: random.Random) -> dict:
-    text = lambda: " ".join(rng.choices(WORDS, k=rng.randint(1, 6))) + "."  # noqa: E731
+    def text():
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 6))) + "."
+
     row = {"inputs": text(), "targets": text(), "task": text()}
     return row | rng.choice(({}, {"template": rng.randint(0, 9)}, {"more": [None, 1.5, {"x": -0.0}]}))
 

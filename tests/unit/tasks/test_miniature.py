@@ -59,7 +59,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
-def test_clusters_and_held_out(suite):
+def test_the_suite_has_its_clusters_and_held_out_tasks(suite):
     clusters = suite.clusters()
     assert suite.name == "miniature"
     assert len(suite.tasks) == 24 and len(clusters) == 12
@@ -72,7 +72,7 @@ def test_clusters_and_held_out(suite):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_and_templates(by_name, name):
+def test_rows_are_distinct_and_use_every_template(by_name, name):
     task = by_name[name]
     recipe = next(recipe for recipe in RECIPES if recipe.name == name)
     assert len(set(recipe.templates)) == 10
@@ -114,7 +114,7 @@ def _shown(recipe, row):
     return tuple(fields[field] for field in sorted(fields))
 
 
-def test_rows_ignore_counts_and_follow_seed():
+def test_rows_ignore_counts_and_follow_the_seed():
     def keys(**how):
         return {row.inputs for row in miniature(**how).tasks[6].examples("test")}
 
@@ -136,7 +136,7 @@ def test_no_answer_dominates(by_name, name):
         assert count <= 0.6 * len(rows), f"{answer!r} is {count} of {len(rows)}"
 
 
-def test_same_rows_under_any_hash_seed():
+def test_rows_are_the_same_under_any_hash_seed():
     digests = set()
     for hash_seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "JAX_PLATFORMS": "cpu"}
@@ -153,7 +153,7 @@ def test_same_rows_under_any_hash_seed():
     assert digests == {here.hexdigest() + "\n"}
 
 
-def test_rows_are_made_once_for_a_suite():
+def test_rows_are_drawn_once_per_suite():
     first, other = (miniature(train=4, validation=4, test=4).tasks[0] for _ in range(2))
     for one, again in zip(first.rows("test"), first.rows("test"), strict=True):
         assert one is again
@@ -281,7 +281,7 @@ def test_tokenizer_ids_and_round_trip(suite, text, tokenizer):
         assert len(ids) <= 40
 
 
-def test_tokenizer_spells_what_it_does_not_know(tokenizer):
+def test_the_tokenizer_spells_unknown_words(tokenizer):
     ids = tokenizer("Zanzibar costs $42, \\o/").input_ids
     assert 0 not in ids and tokenizer.decode(ids).strip() == "Zanzibar costs $42, \\o/"
 

@@ -23,7 +23,7 @@ def capped(cap, held_out=()):
     return mixture_counts(replace(SUITE, held_out=held_out), ROWS, Tasks(max_per_cluster=cap))
 
 
-def test_a_small_cluster_gives_all_and_a_large_one_its_cap():
+def test_a_small_cluster_contributes_all_rows_and_a_large_one_its_cap():
     counts = capped(40)
     assert list(counts) == list("abcde")
     assert counts["c"] == 7 and counts["e"] == 3
@@ -31,7 +31,7 @@ def test_a_small_cluster_gives_all_and_a_large_one_its_cap():
     assert [counts[name] for name in "abd"] == [22, 11, 7]
 
 
-def test_held_out_tasks_give_nothing_and_leave_room():
+def test_held_out_tasks_contribute_nothing_and_leave_room():
     counts = capped(60, held_out=("a", "c", "e"))
     assert counts == {"b": 37, "d": 23}  # 60 x (50, 31) / 81 = 37.04, 22.96
 
@@ -52,7 +52,7 @@ def test_proportional_counts_no_task_above_the_rate():
     assert sum(mixture_counts(SUITE, ROWS, replace(chosen, mixture_rows=100)).values()) == 100
 
 
-def test_equal_gives_every_task_the_same():
+def test_equal_gives_every_task_the_same_number():
     assert mixture_counts(SUITE, ROWS, Tasks(mixture="equal")) == dict.fromkeys("abcde", 3)
     held = replace(SUITE, held_out=("e",))
     assert mixture_counts(held, ROWS, Tasks(mixture="equal", mixture_rows=42)) == {"a": 11, "b": 11, "c": 10, "d": 10}

@@ -76,7 +76,7 @@ def test_a_bad_line_is_named_or_left_out_and_counted(path, line, words):
     assert rows == [Example("in", "out")] * 2 and len(count) == 1
 
 
-def test_a_folders_name_is_told_as_it_is(tmp_path):
+def test_a_folders_name_stands_in_the_message_as_it_is(tmp_path):
     for name, place in (("x.jsonl", ":1:"), ("x.parquet", ", row 1:")):
         path = tmp_path / "{0}{a}%s" / name
         path.parent.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def test_a_folders_name_is_told_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_another_encoding_is_called_by_its_name(path, encoding):
+def test_another_encoding_is_named(path, encoding):
     path.write_bytes((GOOD.decode() + "\n").encode(encoding) * 2)
     message = refused(read_examples, path, Columns())
     assert message.startswith(f"{path}:1: ") and "UTF-16" in message
@@ -135,7 +135,7 @@ def test_a_file_without_rows_is_refused(path, content):
     assert "(1 bad)" in refused(read_examples, path, Columns(), lambda: None)
 
 
-def test_objects_need_only_the_fields_asked_for(path):
+def test_objects_need_only_the_required_fields(path):
     path.write_bytes(b'{"prompt": "a", "n": 1, "inputs": 3}\n{"prompt": 2}\n')
     rows = []
     with pytest.raises(Refusal, match=r":2: field 'prompt' is 2"):
@@ -210,7 +210,7 @@ def test_a_parquet_file_without_the_right_columns_is_refused(tmp_path, columns, 
         assert message.startswith(str(path)) and words in message
 
 
-def test_a_file_that_is_no_whole_parquet_is_refused_in_a_line(tmp_path):
+def test_an_incomplete_parquet_file_is_refused_in_one_line(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"inputs": [f"a{n}" for n in range(500)], "targets": ["b"] * 500}), path)
     whole = path.read_bytes()
@@ -227,13 +227,13 @@ def test_a_file_that_is_no_whole_parquet_is_refused_in_a_line(tmp_path):
             assert refusal.code == 3
 
 
-def test_files_that_are_not_there_or_of_another_kind_are_refused(tmp_path):
+def test_missing_files_and_files_of_another_type_are_refused(tmp_path):
     for name in ("none.jsonl", "none.parquet"):
         assert str(tmp_path / name) in refused(read_examples, tmp_path / name, Columns())
     assert ".jsonl or .parquet" in refused(read_examples, tmp_path / "x.csv", Columns())
 
 
-def test_a_tasks_rows_limits_and_counts(tmp_path):
+def test_a_task_reads_to_its_limit_and_counts_bad_rows(tmp_path):
     _write(tmp_path / "train.jsonl", *[{"inputs": f"{n}", "targets": "y" if n != 2 else ""} for n in range(5)])
     pq.write_table(pa.table({"inputs": ["t"], "targets": ["u"]}), tmp_path / "test.parquet")
     files = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.parquet"}

@@ -67,7 +67,7 @@ def examples(rows, task):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_rows_are_told_apart_by_their_task(folder, ending):
+def test_rows_are_grouped_by_their_task(folder, ending):
     splits = {"train": rows_of(range(700), "train"), "test": rows_of(range(400), "test")}
     write = {"jsonl": write_jsonl, "parquet": write_parquet}[ending]
     for split, rows in splits.items():
@@ -112,7 +112,7 @@ def test_without_a_test_split_the_text_decides(folder):
     assert "tasks.test_share=1e-09" in message and "'roses'" in message
 
 
-def test_columns_and_subset_are_the_configurations(folder):
+def test_columns_and_subset_come_from_the_configuration(folder):
     write_parquet(folder / "one/train.parquet", [{"q": "a", "a": "b", "kind": "x", "group": "g", "t": 3}])
     write_parquet(folder / "two/train.parquet", [{"q": "c", "a": "d", "kind": "y", "group": "g", "t": 4}])
     (folder / "README.md").write_text(
@@ -126,7 +126,7 @@ def test_columns_and_subset_are_the_configurations(folder):
         assert "first" in message and "second" in message and "tasks.subset" in message
 
 
-def test_a_column_that_is_asked_for_must_be_there(folder):
+def test_a_configured_column_must_exist(folder):
     write_parquet(folder / "train.parquet", [{"inputs": "a", "targets": "b", "task": "t", "n": 1}])
     for field in ("inputs", "targets", "task", "cluster"):
         message = refused(load, folder, columns=Columns(**{field: "nowhere"}))
@@ -149,7 +149,7 @@ def test_bad_rows_are_named_or_left_out_and_counted(folder):
     assert task.fingerprint("test") == load(folder, allow_bad_rows=True).tasks[1].fingerprint("test")
 
 
-def test_rows_must_say_one_task_and_one_cluster(folder):
+def test_rows_must_name_a_task_and_one_cluster_per_task(folder):
     row = {"inputs": "a", "targets": "b", "task": "t", "cluster": "c"}
     write_parquet(folder / "train.parquet", [row, row | {"task": None}])
     assert "split train: field 'task' is null" in refused(load, folder)
@@ -181,7 +181,7 @@ def test_the_fingerprint_follows_the_rows_and_not_their_files(folder):
     )
 
 
-def test_a_folder_that_is_no_data_set_is_refused_in_a_line(folder, tmp_path):
+def test_a_folder_that_is_no_data_set_is_refused_in_one_line(folder, tmp_path):
     folder.mkdir()
     assert str(folder) in refused(load, folder)
     (folder / "train.parquet").write_bytes(b"PAR1 nonsense PAR1")

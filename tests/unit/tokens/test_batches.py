@@ -30,7 +30,7 @@ def test_batches_run_through_one_permutation_after_another():
     assert sorted(np.bincount(batch_index(3, 8, (1,), 0), minlength=3).tolist()) == [2, 3, 3]
 
 
-def test_long_batches_lie_evenly_among_short_ones_and_every_row_comes_equally_often():
+def test_long_batches_are_spread_evenly_and_every_row_comes_equally_often():
     batches = Batches.of([Rows(12, 100), Rows(6, 200)], 4, seed=(3,))
     # Batches of 4 short and of 2 long rows: 3 + 3 per epoch.
     assert batches.sizes == (4, 2) and batches.per_epoch == 6

@@ -1,4 +1,4 @@
-"""Encoded splits: what is in them, what they are kept under, and what makes them anew."""
+"""Encoded splits: their content, their key in the cache, and what encodes them anew."""
 
 import json
 from dataclasses import replace
@@ -92,7 +92,7 @@ def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
     assert len(others[1]) == 20 and len(others[-1]) == 31
 
 
-def test_a_failure_half_way_leaves_nothing(cache, tokenizer):
+def test_a_failure_half_way_leaves_nothing_in_the_cache(cache, tokenizer):
     class Breaking(Source):
         def read(self, split):
             yield from super().read(split)
@@ -106,7 +106,7 @@ def test_a_failure_half_way_leaves_nothing(cache, tokenizer):
     assert caught.value.code == 3
 
 
-def test_bad_rows_are_remembered_with_the_split(cache, tokenizer):
+def test_bad_rows_are_recorded_with_the_split(cache, tokenizer):
     def read(split):
         task.bad_rows[split] = 2
         yield from rows(4)
@@ -117,7 +117,7 @@ def test_bad_rows_are_remembered_with_the_split(cache, tokenizer):
     assert encode_split(fresh, "train", tokenizer, TOKENS, 9).bad_rows == 2  # the same rows: found in the cache
 
 
-def test_a_folder_is_built_once_and_what_a_killed_builder_left_is_swept(cache):
+def test_a_folder_is_built_once_and_the_remains_of_a_killed_builder_are_removed(cache):
     calls = []
 
     def build(folder):

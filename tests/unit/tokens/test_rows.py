@@ -40,7 +40,7 @@ def check_rows(rows, examples):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_example_is_there_once_with_its_answer_as_labels(seed):
+def test_every_example_appears_once_with_its_answer_as_labels(seed):
     examples = random_examples(40, seed)
     (packed,) = pack_examples(in_memory(examples), 48)
     rows = all_rows(packed)
@@ -67,7 +67,7 @@ def test_long_examples_go_to_long_rows_whose_gaps_short_ones_fill(seed):
         pack_examples(in_memory(examples), 24, max(lengths) - 1)
 
 
-def test_joined_and_selected_examples_keep_their_ids():
+def test_concatenated_and_selected_examples_keep_their_ids():
     first, second = random_examples(6, 1), random_examples(4, 2)
     both = concatenate([in_memory(first).select(np.array([4, 1])), in_memory(second).select(np.array([3, 0, 0]))])
     wanted = [first[4], first[1], second[3], second[0], second[0]]
@@ -78,7 +78,7 @@ def test_joined_and_selected_examples_keep_their_ids():
 
 
 @pytest.mark.parametrize("long", [0, 90])
-def test_prompts_end_where_ends_says(long):
+def test_ends_holds_the_last_column_of_each_prompt(long):
     prompts = [e.prompt for e in random_examples(50, 9)] + ([list(range(1, 80))] if long else [])
     kinds = pack_prompts(prompts, 40, long)
     assert len(kinds) == (2 if long else 1)
