@@ -173,7 +173,7 @@ def _write_split(task: Task, split: str, path: epath.Path, max_rows: int | None)
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
         for row in chain([first], rows):
-            fields = {"inputs": row.inputs, "targets": row.targets, "task": task.name}
+            fields: dict[str, str | int] = {"inputs": row.inputs, "targets": row.targets, "task": task.name}
             if row.template >= 0:
                 fields["template"] = row.template
             file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")

@@ -92,12 +92,10 @@ def _cluster(path: epath.Path, content: dict[str, Any]) -> str:
 
 def _text(path: epath.Path, content: dict[str, Any], field: str) -> str:
     """Returns the first text of a field of a task."""
-    text = _first(content.get(field))
     try:
-        check_text(text, field)
+        return check_text(_first(content.get(field)), field)
     except BadRow as problem:
         raise Refusal(BAD_INPUT, f"{path}: {problem}; correct it or move it elsewhere") from None
-    return text
 
 
 def _split(instance: Any, test_share: float) -> str:
@@ -112,13 +110,10 @@ def _input(instance: Any) -> str:
     """Returns an instance's input; raises `BadRow` if it has none."""
     if not isinstance(instance, dict):
         raise BadRow(f"a {type(instance).__name__}, not an object with 'input' and 'output'")
-    check_text(instance.get("input"), "input")
-    return instance["input"]
+    return check_text(instance.get("input"), "input")
 
 
 def _example(instance: Any, definition: str) -> Example:
     """Makes an example of an instance; raises `BadRow` if it is unusable."""
     prompt = _input(instance)
-    answer = _first(instance.get("output"))
-    check_text(answer, "output")
-    return Example(f"{definition}\n\n{prompt}", answer)
+    return Example(f"{definition}\n\n{prompt}", check_text(_first(instance.get("output")), "output"))

@@ -153,9 +153,7 @@ class _Table:
         values = data.column(column)
         unique = values.unique()
         try:
-            names = texts_of(unique)
-            for name in names:
-                check_text(name, column)
+            names = [check_text(name, column) for name in texts_of(unique)]
         except BadRow as problem:
             raise Refusal(
                 BAD_INPUT,

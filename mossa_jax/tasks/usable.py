@@ -42,8 +42,8 @@ def make_example(inputs: Any, targets: Any, template: Any, columns: Columns) -> 
     return Example(inputs, targets, template)
 
 
-def check_text(value: Any, field: str) -> None:
-    """Checks that a value is a text that can be tokenized.
+def check_text(value: Any, field: str) -> str:
+    """Returns a value if it is a text that can be tokenized.
 
     Raises:
       BadRow: it is no text, blank, or holds half of a surrogate pair.
@@ -58,6 +58,7 @@ def check_text(value: Any, field: str) -> None:
         value.encode()
     except UnicodeEncodeError:
         raise BadRow(f"field {field!r} holds half of a surrogate pair, which is no text") from None
+    return value
 
 
 def usable_rows(
