@@ -13,10 +13,10 @@ import pytest
 
 from tests.support.tiny_llama import random_texts, write_config, write_tasks
 
-# Imports once, then runs every command in a forked child with its own streams: (code, stdout, stderr) per command.
+# Imports once, then runs every command in a forked child with its own streams; prints the exit code of each.
 HARNESS = """
 import json, os, runpy, sys
-import launch.main
+import launch.flags, mossa_jax.existing.compare, mossa_jax.run.pipeline
 from transformers import AutoTokenizer
 
 for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):

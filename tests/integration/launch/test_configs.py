@@ -73,7 +73,7 @@ def test_what_the_configs_ask_for(root):
 
 def flags_of(root, module):
     """Names of the flags that a command of launch/ takes, read off its source."""
-    texts = [(root / f"launch/{file}.py").read_text() for file in (module, "main")]
+    texts = [(root / f"launch/{file}.py").read_text() for file in (module, "flags")]
     return set(re.findall(r"(?:DEFINE_\w+|flags\.DEFINE\w*)\(\s*\"(\w+)\"", "\n".join(texts)))
 
 
