@@ -194,7 +194,7 @@ def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(fol
     # The other way round, as the run sees it.
     (folder / ".holder").write_text(json.dumps({"host": "elsewhere", "pid": 7, "run": "other"}))
     deadline = time.monotonic() + 30
-    while run._holder.taken_by() is None and time.monotonic() < deadline:
+    while run._lease.taken_by() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(Refusal, match="in use by process 7 on elsewhere") as caught:
         run.flush()
