@@ -5,6 +5,7 @@ Flags are parsed before JAX and the package's rooms are imported: a command line
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -122,7 +123,8 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
             _refuse(f"stray word {rest[1]!r} on the command line; values are given as --flag=value")
         _check_config()
     except flags.Error as error:
-        _refuse(str(error))
+        missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", str(error))
+        _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else str(error))
     except Refusal as refusal:
         _refuse(str(refusal))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

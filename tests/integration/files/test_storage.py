@@ -14,9 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mossa_jax.errors import Refusal
-from mossa_jax.files import lease as holder
-from mossa_jax.files import paths as storage
-from mossa_jax.files import run_folder as run_folder
+from mossa_jax.files import growing, lease, paths
 from mossa_jax.files.cache import keep_compiled
 from mossa_jax.files.growing import GrowingText, LogFile
 from mossa_jax.files.lease import Lease
@@ -54,9 +52,9 @@ def folder(request, server, monkeypatch, tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     """Runs that say quickly that they are alive."""
-    monkeypatch.setattr(holder, "BEAT", 0.05)
-    monkeypatch.setattr(holder, "PATIENCE", 0.4)
-    monkeypatch.setattr(holder, "SETTLE", 0.05)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "PATIENCE", 0.4)
+    monkeypatch.setattr(lease, "SETTLE", 0.05)
 
 
 def test_paths_are_paths(folder):
@@ -86,7 +84,7 @@ def test_files_come_to_this_machine_and_go_again(folder, tmp_path):
         write_bytes(folder / name, name.encode())
     with on_disk(folder / "x") as here, on_disk(folder / "x/one") as one:
         assert sorted(file_names(here)) == ["deep/two", "one"] and one.read_bytes() == b"x/one"
-        assert not storage.is_remote(here)
+        assert not paths.is_remote(here)
     assert not here.exists() and not one.exists() and not list((tmp_path / "cache/scratch").iterdir())
     with on_disk(tmp_path) as here:
         assert str(here) == str(tmp_path)
@@ -112,7 +110,7 @@ def test_a_folder_is_whole_when_its_last_file_is_there(folder, server):
 
 
 def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, "RHYTHM", 0.2)
+    monkeypatch.setattr(growing, "RHYTHM", 0.2)
     text = GrowingText(folder / "metrics.jsonl")
     text.append("1")
     text.append("2")
@@ -121,7 +119,7 @@ def test_a_text_grows_and_a_kill_loses_one_interval(folder, monkeypatch):
     while not text.path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert text.path.read_text() == "1\n2\n"  # without another line
-    monkeypatch.setattr(run_folder, "RHYTHM", 3600)
+    monkeypatch.setattr(growing, "RHYTHM", 3600)
     text.append("3")
     text.flush()
     text.append("lost with its process")
@@ -137,7 +135,7 @@ def test_a_log_that_cannot_be_written_is_silent_and_one_that_can_is_whole(folder
     record = logging.LogRecord("mossa_jax", logging.INFO, "", 0, "a line %d", (1,), None)
     handler.emit(record)
     with monkeypatch.context() as full:
-        full.setattr(run_folder, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
+        full.setattr(growing, "write_text", lambda *_: (_ for _ in ()).throw(Refusal(6, "no")))
         handler.close()
     assert not (folder / "log.txt").exists()
     handler.close()
@@ -186,7 +184,7 @@ def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(fol
     run = RunFolder(str(folder))
     start = time.monotonic()
     run.open(Config(), {})
-    assert time.monotonic() - start >= holder.PATIENCE
+    assert time.monotonic() - start >= lease.PATIENCE
     still._is_ours()
     assert still.taken_by() is not None
     still.release()
