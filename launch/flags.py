@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from mossa_jax.config import Config, check
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
 
-from .help import help_text, published_configs
+from .help import help_text, published_configs, show
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process
@@ -115,7 +115,7 @@ def _keep_compiled_programs() -> None:
 def _parse(usage: str, argv: Sequence[str]) -> list[str]:
     """Parses the flags and checks the config; every mistake is refused in one line, with exit code 2."""
     if _HELP & set(argv[1:]):
-        print(help_text(usage))
+        show(help_text(usage))
         sys.exit(DONE)
     try:
         rest = flags.FLAGS(list(_with_config_files(argv)))

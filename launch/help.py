@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,14 @@ def help_text(usage: str) -> str:
         for entry in describe_fields():
             lines += _entry(f"--config.{entry.name}", entry.type, entry.default, entry.text)
     return "\n".join(lines)
+
+
+def show(text: str) -> None:
+    """Prints a text; a reader that leaves early, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def summary(source: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from mossa_jax import __version__
 from mossa_jax.errors import BAD_CONFIG
 
-from .help import published_configs, summary
+from .help import published_configs, show, summary
 
 _COMMANDS = (
     "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_tuning",
@@ -32,11 +32,13 @@ def main() -> None:
         command = import_module(f".{word}", __package__)
         command.run(command.main)
     elif word == "configs":
-        print(_lines(published_configs()))
+        show(_lines(published_configs()))
     elif word in ("help", "--help", "-h"):
-        print(f"mossa COMMAND [--FLAG=VALUE ...]\n\nCommands:\n{_lines(files)}")
-        print("  configs        Lists the published configs, which --config finds by name.")
-        print("\nmossa COMMAND --help lists the flags of a command, and the fields of a config.")
+        show(
+            f"mossa COMMAND [--FLAG=VALUE ...]\n\nCommands:\n{_lines(files)}\n"
+            "  configs        Lists the published configs, which --config finds by name.\n\n"
+            "mossa COMMAND --help lists the flags of a command, and the fields of a config."
+        )
     elif word == "--version":
         print(f"mossa_jax {__version__}")
     else:
