@@ -5,9 +5,10 @@ Flags are parsed before JAX and the package's rooms are imported: a command line
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from mossa_jax.config import Config, check
+from mossa_jax.config import Config, check, describe_fields
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
 
 from .help import help_text, published_configs, show
@@ -118,7 +119,7 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
         show(help_text(usage))
         sys.exit(DONE)
     try:
-        rest = flags.FLAGS(list(_with_config_files(argv)))
+        rest = flags.FLAGS(_resolve(argv))
         if len(rest) > 1:
             _refuse(f"stray word {rest[1]!r} on the command line; values are given as --flag=value")
         _check_config()
@@ -134,18 +135,36 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _with_config_files(argv: Sequence[str]) -> Iterator[str]:
-    """Replaces the name of a published config, as in --config=demo, by its file."""
-    files, takes_value = published_configs(), False
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        if takes_value:
-            flag, equals, value = "", "", word
-        is_name = takes_value or (bool(equals) and flag in ("--config", "-config"))
-        takes_value = not equals and flag in ("--config", "-config")
-        if is_name and value in files and not Path(value).is_file():
-            value = str(files[value])
-        yield f"{flag}{equals}{value}"
+def _resolve(argv: Sequence[str]) -> list[str]:
+    """Replaces the name of a published config, as in --config=demo, by its file, and checks names of files and fields.
+
+    Raises:
+      Refusal: 2 for a config that does not exist, or a field that no config has.
+    """
+    words, files = list(argv), published_configs()
+    for index, word in enumerate(words):
+        override = re.match(r"--?(?:no)?config\.([\w.]+)", word)
+        if override:
+            _check_field(override[1])
+        match = re.fullmatch(r"(--?config=)?(.*)", word, re.DOTALL)
+        is_value = index > 0 and words[index - 1] in ("--config", "-config")
+        if match and (match[1] or is_value):
+            prefix, name = (match[1], match[2]) if match[1] else ("", word)
+            path = files.get(name)
+            if path is not None and not Path(name).is_file():
+                words[index] = f"{prefix}{path}"
+            elif not Path(name.split(":")[0]).is_file():
+                raise Refusal(BAD_CONFIG, f"--config={name}: no such file; published configs are {', '.join(files)}")
+    return words
+
+
+def _check_field(name: str) -> None:
+    """Refuses a name that is neither a field of a config nor a group of fields."""
+    names = [entry.name for entry in describe_fields()]
+    if name not in names and not any(known.startswith(f"{name}.") for known in names):
+        close = difflib.get_close_matches(name, names, 3)
+        hint = f"; there is {' or '.join(close)}" if close else ""
+        raise Refusal(BAD_CONFIG, f"--config.{name}: no such field{hint}; --help lists all")
 
 
 def _check_config() -> None:
@@ -159,11 +178,7 @@ def _check_config() -> None:
     config = flags.FLAGS["config"].value
     if not isinstance(config, Config):
         name = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise Refusal(
-            BAD_CONFIG,
-            f"--config={name}: no such file, or its get_config() returns no mossa_jax Config; published configs are "
-            f"{', '.join(published_configs())}",
-        )
+        raise Refusal(BAD_CONFIG, f"--config={name}: its get_config() returns no mossa_jax Config")
     check(config)
 
 

@@ -51,7 +51,8 @@ class Profile:
             raise Refusal(BAD_CONFIG, f"--profile={text}: give a number of steps, as 5, or FIRST:COUNT, as 20:5")
         # jax loads libtpu wherever it is installed (planning needs it), and libtpu's tracer fails without a TPU.
         backend = jax.default_backend()
-        if backend != "tpu" and not jax.config.jax_platforms and importlib.util.find_spec("libtpu"):
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # jax declares its options at run time
+        if backend != "tpu" and not platforms and importlib.util.find_spec("libtpu"):
             name = "cuda" if backend == "gpu" else backend
             raise Refusal(
                 BAD_CONFIG, f"--profile={text}: libtpu is installed on a machine without TPU; set JAX_PLATFORMS={name}"
@@ -83,7 +84,10 @@ class Trace:
     def turn(self) -> None:
         """Begins the trace, or ends and writes it; a failure is one warning."""
         try:
-            self._write() if self._local else self._begin()
+            if self._local is None:
+                self._begin()
+            else:
+                self._write(self._local)
         except Exception as error:
             self._is_over = True
             log.warning("%s: no trace: %s: %s", self._stage, type(error).__name__, " ".join(str(error).split())[:200])
@@ -97,17 +101,19 @@ class Trace:
         else:
             log.warning(
                 "%s: no trace: --profile begins after step %d, but this attempt took %d steps",
-                self._stage, self._first, self._steps,
-            )  # fmt: skip
+                self._stage,
+                self._first,
+                self._steps,
+            )
 
     def _begin(self) -> None:
         # Written to a local disk and copied, since the run folder may be in an object store.
         self._local = tempfile.TemporaryDirectory(prefix="mossa-profile-")
         jax.profiler.start_trace(self._local.name, create_perfetto_trace=True)
 
-    def _write(self) -> None:
+    def _write(self, local: tempfile.TemporaryDirectory[str]) -> None:
         self._is_over = True
-        with self._local as name:
+        with local as name:
             jax.profiler.stop_trace()
             for path in Path(name).rglob("*"):
                 if path.is_file():

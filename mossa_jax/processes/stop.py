@@ -39,7 +39,7 @@ class Stop:
             self.asked = True
             if self.pass_on is not None:
                 self.pass_on()
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -45,11 +45,18 @@ def test_help_names_every_flag_and_every_field(root):
     ("words", "message"),
     [
         (["nothing"], "error: mossa nothing: no such command; there are run, "),
-        (["run", "--config=nothing", "--workdir=w"], "--config=nothing: no such file, "),
+        (
+            ["run", "--config=nothing", "--workdir=w"],
+            "error: --config=nothing: no such file; published configs are demo",
+        ),
         (["run", "--config", "demo", "--workdir=w", "--config.seed=-1"], "error: config.seed=-1: must be at least 0"),
         (["run", "--config=demo", "--workdir=w", "--config.dtype=int8"], "config.dtype='int8': must be one of float32"),
         (["tasks", "--config=configs/demo.py", "--nonsense"], "error: Unknown command line flag 'nonsense'"),
         (["run", "--config=demo"], "error: --workdir is not given"),
+        (
+            ["run", "--config=demo", "--config.tuning.rnak=4"],
+            "error: --config.tuning.rnak: no such field; there is tuning.rank",
+        ),
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_2(root, words, message):
