@@ -17,6 +17,9 @@ slow: $(VENV)/test.stamp browser
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	# The strict build of the documentation belongs here.
 
 bench: $(VENV)/test.stamp
 	mkdir -p runs

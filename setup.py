@@ -1,4 +1,4 @@
-"""Installation of mossa_jax: a small base, everything heavy in extras."""
+"""Installation of mossa_jax: a small base, everything heavy in extras, and the command `mossa`."""
 
 from pathlib import Path
 
@@ -10,10 +10,32 @@ setup(
     description="Where multi-task learning happens, layer by layer: MOSSA with exact CKA for Llama models in JAX",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="mossa_jax authors",
     license="Apache-2.0",
+    keywords=["CKA", "instruction tuning", "interpretability", "JAX", "Llama", "LoRA", "multi-task learning"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["mossa_jax", "mossa_jax.*"]),
-    package_data={"mossa_jax": ["tasks/miniature/tokenizer/*.json", "report/*.j2"]},
+    # The command lines and the published configs stand beside the package in the repository, and inside it when
+    # installed, so that nothing but `mossa_jax` is put among the installed packages.
+    packages=[*find_packages(include=["mossa_jax", "mossa_jax.*"]), "mossa_jax.launch", "mossa_jax.configs"],
+    package_dir={"mossa_jax.launch": "launch", "mossa_jax.configs": "configs"},
+    package_data={
+        "mossa_jax": ["py.typed", "report/*.j2", "report/*.js", "report/*.css", "tasks/miniature/tokenizer/*.json"]
+    },
+    include_package_data=False,
+    entry_points={"console_scripts": ["mossa = mossa_jax.launch.mossa:main"]},
     install_requires=[
         "absl-py>=2.1",
         "datasets>=4.0",

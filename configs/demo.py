@@ -1,4 +1,4 @@
-"""The whole experiment on the embedded suite, in a few minutes on a laptop.
+"""The whole experiment on the embedded tasks and a miniature model, in a few minutes on a laptop.
 
 python -m launch.run --config=configs/demo.py --workdir=runs/demo
 """

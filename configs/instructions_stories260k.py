@@ -1,5 +1,6 @@
-"""46 real instruction tasks on a real, trained model of 260 thousand parameters; any other folders of the same
-layout by overriding two fields.
+"""46 real instruction tasks on a real, trained model of 260 thousand parameters.
+
+Other folders of the same layout take two overrides:
 
 python -m launch.run --config=configs/instructions_stories260k.py --workdir=runs/stories \
     --config.base=MODEL_FOLDER --config.tasks.folder=TASK_FOLDER
@@ -9,8 +10,10 @@ from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
 
 
 def get_config() -> Config:
-    """All 46 controls in one program, LoRA on every projection; prompts keep their last 256 tokens, which is what
-    two CPU cores train in half an hour (the model itself reads 512)."""
+    """All 46 controls in one program, LoRA on every projection.
+
+    Prompts keep their last 256 tokens, which two CPU cores train in half an hour; the model itself reads 512.
+    """
     return Config(
         name="instructions_stories260k",
         base="../shared/models/stories260K",

@@ -8,15 +8,15 @@ Four nodes of eight H100 (or H200) under Slurm:
     sbatch --nodes=4 --time=48:00:00 launch/slurm.sbatch -- \
         python -m launch.run --config=configs/llama2_70b_flan2021.py --workdir=/shared/flan70b --processes=0
 
-Before either, what it takes and what the data look like:
+Before either, plan the run and look at the data:
     python -m launch.plan --config=configs/llama2_70b_flan2021.py --topology=v5p:4x4x4,h100:8x4
     python -m launch.tasks --config=configs/llama2_70b_flan2021.py --out=runs/flan70b-look
 
-The paper has no 70B: settings are those of configs/llama2_7b_flan2021.py, but that E takes 16 packed rows a step, a
-quarter of the updates, since four would leave most of the chips idle. Heads are spread over eight chips, E's rows and
-the controls over what is left.
+The paper has no 70B; the settings are those of configs/llama2_7b_flan2021.py, except that E takes 16 packed rows per
+step, and so a quarter of the updates: four rows would leave most of the chips idle. Heads are spread over eight chips,
+E's rows and the controls over the rest.
 
-Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
 """
 
@@ -25,7 +25,7 @@ from mossa_jax.presets import flan2021
 
 
 def get_config() -> Config:
-    """More rows of E in a step, fewer in a forward pass; heads over eight chips, a slot for each group of them."""
+    """More rows per step of E, fewer per forward pass; heads over eight chips, a slot per group of chips."""
     config = flan2021("llama2_70b_flan2021", "meta-llama/Llama-2-70b-hf")
     config.tuning.experimental.batch_rows = 16
     config.tuning.slots = 8

@@ -1,4 +1,4 @@
-"""The paper's experiment: Llama-2-7B, FLAN 2021, one control model a task, E on the mixture (Zhao, Ziser, Cohen, 2024).
+"""The paper's experiment: Llama-2-7B, FLAN 2021, a control model per task, E on the mixture (Zhao, Ziser, Cohen, 2024).
 
 A TPU slice of 16 v5e chips:
     launch/tpu_pod.sh flan7b us-west4-a v5litepod-16 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
@@ -8,14 +8,14 @@ A node of eight H100 (or H200) under Slurm:
     sbatch --nodes=1 launch/slurm.sbatch -- \
         python -m launch.run --config=configs/llama2_7b_flan2021.py --workdir=/shared/flan7b --processes=0
 
-Before either, what it takes and what the data look like:
+Before either, plan the run and look at the data:
     python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4,h100:8
     python -m launch.tasks --config=configs/llama2_7b_flan2021.py --out=runs/flan7b-look
 
-The 60 tasks of FLAN's eleven clusters without Misc.; configs/llama2_7b_unseen.py has the seven of Misc. as well.
-E's four rows a step are spread over four chips and each row's heads over four; the controls over four groups of chips.
+These are the 60 tasks of FLAN's eleven clusters without Misc.; configs/llama2_7b_unseen.py adds the seven of Misc.
+The four rows of a step of E are spread over four chips, each row's heads over four, the controls over four groups.
 
-Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
 """
 

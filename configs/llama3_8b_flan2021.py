@@ -1,4 +1,4 @@
-"""The paper's experiment with Llama-3-8B, a base of the next generation.
+"""The paper's experiment with Llama-3-8B, a base model of the next generation.
 
 A TPU slice of 16 v6e chips:
     launch/tpu_pod.sh flan8b us-east5-b v6e-16 --spot --hf_token_file=$HOME/.cache/huggingface/token -- \
@@ -8,15 +8,15 @@ A node of eight H100 (or H200) under Slurm:
     sbatch --nodes=1 launch/slurm.sbatch -- \
         python -m launch.run --config=configs/llama3_8b_flan2021.py --workdir=/shared/flan8b --processes=0
 
-Before either, what it takes and what the data look like:
+Before either, plan the run and look at the data:
     python -m launch.plan --config=configs/llama3_8b_flan2021.py --topology=v6e:4x4,h100:8
     python -m launch.tasks --config=configs/llama3_8b_flan2021.py --out=runs/flan8b-look
 
-The paper has no Llama 3. Settings are those of configs/llama2_7b_flan2021.py, but for the template: Llama-2's words
-mean nothing to this base, and it has no template of its own.
-E's four rows a step are spread over four chips and each row's heads over four; the controls over four groups of chips.
+The paper has no Llama 3; the settings are those of configs/llama2_7b_flan2021.py, except for the template: Llama-2's
+means nothing to this base, which has none of its own.
+The four rows of a step of E are spread over four chips, each row's heads over four, the controls over four groups.
 
-Three of the names (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to go without them:
+Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true
 """
 
@@ -25,7 +25,7 @@ from mossa_jax.presets import flan2021
 
 
 def get_config() -> Config:
-    """No template; a packed row then holds four to eight examples."""
+    """No template, so that a packed row holds four to eight examples."""
     config = flan2021("llama3_8b_flan2021", "meta-llama/Meta-Llama-3-8B")
     config.tokens.template = "none"
     return config

@@ -2,7 +2,7 @@
 
 python -m launch.bench_tuning [--tasks=FOLDER] [--base=MODEL] [--repeats=5] [--out=FILE.json] [--cpu_devices=N]
 
-By default our side has a device for each core, torch a thread for each.
+By default our side has a device per core, torch a thread per core.
 """
 
 import json
@@ -11,13 +11,11 @@ import pathlib
 
 from absl import flags
 
-from launch.main import run
-from mossa_jax.benchmarks import tuning as benchmark
-from mossa_jax.benchmarks.tuning_data import Workload
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.files.write import write_json
 
-TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as of suite 'folder'; default: the embedded suite.")
+from .flags import run
+
+TASKS = flags.DEFINE_string("tasks", None, "Folder of tasks, as for suite `folder`; default: the embedded suite.")
 BASE = flags.DEFINE_string("base", None, "MODEL to tune on the tasks; default: 19 million random parameters.")
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
@@ -25,8 +23,12 @@ OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 flags.FLAGS.set_default("cpu_devices", os.cpu_count() or 1)
 
 
-def main() -> None:
+def main(_: object) -> None:
     """Prints the table and the JSON object."""
+    from mossa_jax.benchmarks import tuning as benchmark
+    from mossa_jax.benchmarks.tuning_data import Workload
+    from mossa_jax.files.write import write_json
+
     if OUT.value and not pathlib.Path(OUT.value).absolute().parent.is_dir():
         raise Refusal(BAD_CONFIG, f"--out={OUT.value}: its folder does not exist; create it first")
     record = benchmark.measure(Workload(repeats=REPEATS.value), TASKS.value, BASE.value)

@@ -1,38 +1,44 @@
-"""Compares two existing models layer by layer over the prompts of a file, or states that others have saved.
+"""Compares two existing models, or saved states of two models, layer by layer.
 
 python -m launch.compare --base=MODEL --experimental=pretrained --control=ADAPTER --prompts=FILE.jsonl --out=FILE.csv
 python -m launch.compare --states_a=FOLDER --states_b=FOLDER [--ids_a=FILE --ids_b=FILE] --out=FILE.csv
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from absl import flags
 
-from launch.main import run
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.existing import compare as api
-from mossa_jax.existing.folders import compare_saved
-from mossa_jax.files.write import write_text
-from mossa_jax.tasks.row_files import read_objects
+
+from .flags import run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.")
 EXPERIMENTAL = flags.DEFINE_string("experimental", None, "pretrained, a PEFT folder, or a model.")
 CONTROL = flags.DEFINE_string("control", None, "PEFT folder or model.")
-PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file, an object with `inputs` a line.")
-STATES_A = flags.DEFINE_string("states_a", None, "Folder of saved states: an array [rows, width] a layer.")
-STATES_B = flags.DEFINE_string("states_b", None, "The other one's.")
+PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file: an object with `inputs` per line.")
+STATES_A = flags.DEFINE_string("states_a", None, "Folder of saved states: an array [rows, width] per layer.")
+STATES_B = flags.DEFINE_string("states_b", None, "Folder of the other model's saved states.")
 IDS_A = flags.DEFINE_string("ids_a", None, "Ids of the rows of --states_a: .txt, .json or .npy.")
 IDS_B = flags.DEFINE_string("ids_b", None, "Ids of the rows of --states_b.")
 OUT = flags.DEFINE_string("out", None, "CSV file to write.", required=True)
 TEMPLATE = flags.DEFINE_enum("template", "none", ["none", "llama2", "chat"], "Prompt template.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Cut prompts to so many tokens, on the right.", lower_bound=1)
-POOL = flags.DEFINE_enum("pool", "last", ["last", "mean"], "Which tokens' states: the last one's, or their mean.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Weights and compute.")
-REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id given as --base.")
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Cut prompts on the right to this many tokens.", lower_bound=1)
+POOL = flags.DEFINE_enum("pool", "last", ["last", "mean"], "States to compare: the last token's, or their mean.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Number type of weights and compute.")
+REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base.")
 
 
-def _of_models() -> pd.DataFrame:
+def _compare_models() -> pd.DataFrame:
+    from mossa_jax.tasks.rows import read_objects
+
+    from mossa_jax.existing import compare as api
+
     prompts = [row["inputs"] for row in read_objects(PROMPTS.value, ("inputs",))]
     return api.compare(
         BASE.value, EXPERIMENTAL.value, CONTROL.value, prompts,
@@ -41,29 +47,34 @@ def _of_models() -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _check(wanted: Sequence[flags.FlagHolder], others: Sequence[flags.FlagHolder]) -> None:
+def _check(required: Sequence[flags.FlagHolder], excluded: Sequence[flags.FlagHolder]) -> None:
     """Refuses a command line that is neither of the two above."""
-    missing = [flag.name for flag in wanted if flag.value is None]
-    stray = [flag.name for flag in others if flag.value is not None]
+    missing = [flag.name for flag in required if flag.value is None]
+    stray = [flag.name for flag in excluded if flag.value is not None]
     if missing:
         raise Refusal(
             BAD_CONFIG,
             f"--{missing[0]} is not given; models need --base, --experimental, --control and --prompts, saved states "
-            "--states_a and --states_b",
+            "need --states_a and --states_b",
         )
     if stray:
-        raise Refusal(BAD_CONFIG, f"--{stray[0]} does not go with --{wanted[0].name}; compare models or saved states")
+        raise Refusal(
+            BAD_CONFIG, f"--{stray[0]} does not go with --{required[0].name}; compare either models or saved states"
+        )
 
 
-def main() -> None:
+def main(_: object) -> None:
     """Writes the table and prints it."""
+    from mossa_jax.existing.folders import compare_saved
+    from mossa_jax.files.write import write_text
+
     models, folders = (BASE, EXPERIMENTAL, CONTROL, PROMPTS), (STATES_A, STATES_B)
     if any(flag.value is not None for flag in folders):
         _check(folders, models)
         table = compare_saved(STATES_A.value, STATES_B.value, ids_a=IDS_A.value, ids_b=IDS_B.value)
     else:
         _check(models, (IDS_A, IDS_B))
-        table = _of_models()
+        table = _compare_models()
     write_text(OUT.value, table.to_csv(index=False))
     print(table.to_string(index=False))
 

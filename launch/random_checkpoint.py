@@ -5,18 +5,20 @@ python -m launch.random_checkpoint --shape=llama2-7b --dtype=bfloat16 --out=DIR
 
 from absl import flags
 
-from launch.main import run
-from mossa_jax.llama.published import PUBLISHED, write_random
+from .flags import require_choice, run
 
-SHAPE = flags.DEFINE_enum("shape", "llama2-7b", sorted(PUBLISHED), "Which model's shape.")
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type of the file.")
+SHAPE = flags.DEFINE_string("shape", "llama2-7b", "Published model whose shape to take.")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type of the files.")
 OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
 SHARD_GB = flags.DEFINE_float("shard_gb", 2.0, "Largest size of a file, in GB.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random numbers.")
 
 
-def main() -> None:
-    """Writes one folder."""
+def main(_: object) -> None:
+    """Writes the folder."""
+    from mossa_jax.llama.published import PUBLISHED, write_random
+
+    require_choice(SHAPE, sorted(PUBLISHED))
     write_random(OUT.value, SHAPE.value, DTYPE.value, SHARD_GB.value, SEED.value)
 
 

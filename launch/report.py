@@ -1,16 +1,27 @@
-"""Only findings, figures and page: python -m launch.report --config=configs/demo.py --workdir=runs/demo"""
+"""Writes findings, figures and page again from the tables of a run folder.
 
-from launch.main import define_run_flags, in_run_folder, run
-from mossa_jax.run import pipeline
+python -m launch.report --config=demo --workdir=runs/demo
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .flags import define_run_flags, run
+
+if TYPE_CHECKING:
+    from mossa_jax.processes.life import Process
 
 CONFIG, WORKDIR = define_run_flags()
 
 
-def main() -> None:
-    """Writes the report again from the tables of the run folder; prints the findings."""
-    found = in_run_folder(CONFIG.value, WORKDIR.value, pipeline.report)
-    if found:
-        print(pipeline.summary(found, WORKDIR.value))
+def main(process: Process) -> None:
+    """Writes the report and prints the findings."""
+    from mossa_jax.run import pipeline
+
+    report = pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.report)
+    if report:
+        print(pipeline.summary(report, WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,28 @@
-"""The whole experiment: python -m launch.run --config=configs/demo.py --workdir=runs/demo"""
+"""Runs the whole experiment: tunes, scores, compares and reports.
 
-from launch.main import define_profile_flag, define_run_flags, in_run_folder, run
-from mossa_jax.run import pipeline
+python -m launch.run --config=demo --workdir=runs/demo
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .flags import define_profile_flag, define_run_flags, run
+
+if TYPE_CHECKING:
+    from mossa_jax.processes.life import Process
 
 CONFIG, WORKDIR = define_run_flags()
 PROFILE = define_profile_flag()
 
 
-def main() -> None:
-    """Tunes, compares, reports; prints the findings and the page's path."""
-    found = in_run_folder(CONFIG.value, WORKDIR.value, pipeline.run_all, PROFILE.value)
-    if found:
-        print(pipeline.summary(found, WORKDIR.value))
+def main(process: Process) -> None:
+    """Tunes, compares and reports; prints the findings and the path of the page."""
+    from mossa_jax.run import pipeline
+
+    report = pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.run_all, PROFILE.value)
+    if report:
+        print(pipeline.summary(report, WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""A preview of the data before the run: tasks, mixture, and what would spoil the result; nothing is trained.
+"""Looks at the data before a run: a row per task, the mixture, and what would spoil the result; trains nothing.
 
-python -m launch.tasks --config=configs/NAME.py [--out=DIR] [--export=FOLDER]
+python -m launch.tasks --config=NAME [--out=DIR] [--export=FOLDER]
 """
 
 from absl import flags
-from etils import epath
-from ml_collections import config_flags
 
-from launch.main import checked, run
-from mossa_jax.config import check
-from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.log import log
-from mossa_jax.preview.dataset import preview_dataset, write_preview
-from mossa_jax.preview.text import preview_text
-from mossa_jax.tasks import load_suite
-from mossa_jax.tasks.folder import write_folder
+from .flags import define_config_flag, run
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.")
+CONFIG = define_config_flag()
 OUT = flags.DEFINE_string("out", None, "Folder for tasks.csv, mixture.csv, warnings.txt and lengths.png.")
 EXPORT = flags.DEFINE_string("export", None, "New folder for the suite's rows, as suite `folder` reads them.")
-flags.mark_flag_as_required("config")
 
 
-def main() -> None:
+def main(_: object) -> None:
     """Prints the table, the mixture and the warnings."""
-    config = checked(CONFIG.value)
-    check(config)
+    from etils import epath
+
+    from mossa_jax.errors import BAD_CONFIG, Refusal
+    from mossa_jax.log import log
+    from mossa_jax.preview.dataset import preview_dataset, write_preview
+    from mossa_jax.preview.text import preview_text
+    from mossa_jax.tasks import load_suite
+    from mossa_jax.tasks.folder import write_folder
+
+    config = CONFIG.value
     if OUT.value and epath.Path(OUT.value).exists() and not epath.Path(OUT.value).is_dir():
         raise Refusal(BAD_CONFIG, f"--out={OUT.value} is a file; name a folder")
     if EXPORT.value:

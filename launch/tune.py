@@ -1,15 +1,26 @@
-"""Only tuning and task scores: python -m launch.tune --config=configs/demo.py --workdir=runs/demo"""
+"""Tunes E and every control model, and scores them; compares nothing.
 
-from launch.main import define_profile_flag, define_run_flags, in_run_folder, run
-from mossa_jax.run import pipeline
+python -m launch.tune --config=demo --workdir=runs/demo
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .flags import define_profile_flag, define_run_flags, run
+
+if TYPE_CHECKING:
+    from mossa_jax.processes.life import Process
 
 CONFIG, WORKDIR = define_run_flags()
 PROFILE = define_profile_flag()
 
 
-def main() -> None:
-    """Tunes E and every control model, and scores them."""
-    in_run_folder(CONFIG.value, WORKDIR.value, pipeline.tune, PROFILE.value)
+def main(process: Process) -> None:
+    """Tunes and scores."""
+    from mossa_jax.run import pipeline
+
+    pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.tune, PROFILE.value)
 
 
 if __name__ == "__main__":

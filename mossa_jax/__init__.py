@@ -1,10 +1,49 @@
-"""Where multi-task learning happens in a language model, layer by layer: MOSSA with exact CKA, in JAX."""
+"""Where multi-task learning happens in a language model, layer by layer: MOSSA with exact CKA, in JAX.
 
-from mossa_jax.existing.compare import compare, layer_states
-from mossa_jax.existing.folders import compare_saved
-from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.files.merge import export_merged
-from mossa_jax.similarity import cka
+The public functions are imported on first use, so that `import mossa_jax` costs next to nothing.
+"""
 
-__all__ = ["Model", "cka", "compare", "compare_saved", "export_merged", "layer_states", "load_model"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mossa_jax.errors import Refusal
+    from mossa_jax.existing.compare import compare, layer_states
+    from mossa_jax.existing.folders import compare_saved
+    from mossa_jax.llama.files.load import Model, load_model
+    from mossa_jax.llama.files.merge import export_merged
+    from mossa_jax.similarity import cka
+
+__all__ = ["Model", "Refusal", "cka", "compare", "compare_saved", "export_merged", "layer_states", "load_model"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Model": "llama.files.load",
+    "Refusal": "errors",
+    "cka": "similarity",
+    "compare": "existing.compare",
+    "compare_saved": "existing.folders",
+    "export_merged": "llama.files.merge",
+    "layer_states": "existing.compare",
+    "load_model": "llama.files.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public function, or a room of the package, when it is first asked for (PEP 562)."""
+    if name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    room = f"{__name__}.{name}"
+    if not name.startswith("_"):
+        try:
+            return import_module(room)
+        except ModuleNotFoundError as error:
+            if error.name != room:
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,4 +1,4 @@
-"""The one logger of the package."""
+"""The logger of the package. The process's life (`processes/life.py`) sends it to the terminal."""
 
 import logging
 

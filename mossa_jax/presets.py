@@ -5,14 +5,18 @@ from mossa_jax.tasks.flan_names import CLUSTERS
 
 
 def flan2021(name: str, base: str) -> Config:
-    """FLAN 2021's 60 tasks outside Misc., one control model a task and E on their mixture (Zhao, Ziser, Cohen, 2024).
+    """Returns the experiment on FLAN 2021's 60 tasks outside Misc.: one control model per task, and E on their mixture.
 
-    Settings are those of the authors' runs, but for bfloat16, packed rows and cutting that keeps a prompt's end. On a
-    mesh each row's heads are spread over four devices, E's rows and the controls over what is left.
+    The settings are those of the authors' runs, except for bfloat16, packed rows, and a truncation that keeps the end
+    of a prompt. On a mesh the heads of each row are spread over four devices, E's rows and the controls over the rest.
 
     Args:
-      name: of the run.
+      name: name of the run.
       base: Hugging Face folder or hub id.
+
+    References:
+      Zhao, Ziser, Cohen, "Layer by Layer: Uncovering Where Multi-Task Learning Happens in Instruction-Tuned Large
+      Language Models", EMNLP 2024, arXiv 2410.20008.
     """
     return Config(
         name=name,
@@ -29,7 +33,7 @@ def flan2021(name: str, base: str) -> Config:
             rank=8,
             alpha=16.0,
             targets=("q_proj", "v_proj"),
-            # A packed row holds four to five examples: four rows are about the authors' sixteen examples a step.
+            # A packed row holds four to five examples, so four rows are about the authors' sixteen examples per step.
             control=Schedule(epochs=3, batch_rows=4, parts=2, learning_rate=5e-5),
             experimental=Schedule(epochs=3, batch_rows=4, learning_rate=5e-5),
             slots=4,

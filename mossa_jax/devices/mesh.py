@@ -1,8 +1,7 @@
 """Meshes, and the one table from logical axes to mesh axes.
 
-All placement is by name: arrays say what their axes mean (`("layers", "embed", "heads")`), `RULES` says on which
-mesh axis each meaning lives. Auto axes: XLA's partitioner fills in the rest ("pjit" is `jax.jit` with
-`NamedSharding` today).
+All placement is by name. Arrays name the meaning of their axes, as in `("layers", "embed", "heads")`, and `RULES` gives
+each meaning a mesh axis. The mesh axes are of type Auto: XLA's partitioner derives all other shardings.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 
 AXES = ("adapter", "fsdp", "tensor")
 
+# Logical axis -> mesh axis; None keeps an axis whole on every device.
 RULES: dict[str, str | None] = {
     "adapter": "adapter",
     "rows": "fsdp",
@@ -39,12 +39,12 @@ RULES: dict[str, str | None] = {
 def make_mesh(
     config: MeshConfig, adapters: bool = True, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-    """A mesh with axes ('adapter', 'fsdp', 'tensor') over all devices.
+    """Returns a mesh with the axes ('adapter', 'fsdp', 'tensor') over all devices.
 
     Args:
-      config: devices per axis; at most one -1.
-      adapters: False folds the adapter axis into `fsdp`, for stages that run a single model.
-      devices: default: all devices of all processes.
+      config: devices per axis; at most one axis is -1 and takes the rest.
+      adapters: False merges the adapter axis into `fsdp`, for stages that run a single model.
+      devices: all devices of all processes by default.
 
     Raises:
       Refusal: 2 when the sizes do not multiply to the number of devices.
@@ -56,7 +56,16 @@ def make_mesh(
 
 
 def axis_sizes(config: MeshConfig, devices: int, adapters: bool = True) -> list[int]:
-    """Devices on each of `AXES`. Arguments and refusals as of `make_mesh`, with the number of devices."""
+    """Returns the number of devices on each of `AXES`.
+
+    Args:
+      config: as in `make_mesh`.
+      devices: number of devices.
+      adapters: as in `make_mesh`.
+
+    Raises:
+      Refusal: 2, as in `make_mesh`.
+    """
     sizes = [config.adapter, config.fsdp, config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) > 1 or known < 1 or devices % known:
@@ -76,12 +85,18 @@ def axis_sizes(config: MeshConfig, devices: int, adapters: bool = True) -> list[
 
 
 def single_device() -> jax.sharding.Mesh:
-    """The mesh of this process's first device: every axis has size one."""
+    """Returns the mesh of this process's first device, where every axis has size one."""
     return make_mesh(MeshConfig(1, 1, 1), devices=jax.local_devices()[:1])
 
 
 def sharding(mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str | None]) -> NamedSharding:
-    """Where an array of `shape` with logical axes `names` lives; an axis that does not divide stays whole."""
+    """Returns the sharding of an array.
+
+    Args:
+      mesh: the devices.
+      shape: of the array.
+      names: the logical axis of each axis; None keeps it whole. An axis whose size does not divide also stays whole.
+    """
     axes = []
     for size, name in zip(shape, names, strict=True):
         axis = RULES[name] if name is not None else None
@@ -90,30 +105,30 @@ def sharding(mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str 
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding of arrays that every device holds completely."""
     return NamedSharding(mesh, P())
 
 
 def place(mesh: jax.sharding.Mesh, array: np.ndarray, names: Sequence[str | None]) -> jax.Array:
-    """A host array, the same on every process, as a global array; each process copies its own part only."""
+    """Turns a host array, the same on every process, into a global array; each process copies only its own shards."""
     target = sharding(mesh, array.shape, names)
     return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
 
 
 def round_up(size: int, multiple: int) -> int:
-    """The smallest multiple that is not below `size`."""
+    """Returns the smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple
 
 
 def abstract(
     mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str | None], dtype: DTypeLike
 ) -> jax.ShapeDtypeStruct:
-    """An array of `shape` with logical axes `names` as shape, dtype and sharding: what `place` would make."""
+    """Returns the shape, dtype and sharding of the array that `place` would make."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, shape, names))
 
 
 def abstract_tree(tree: Any, shardings: Any) -> Any:
-    """The arrays (or shapes) of `tree` as shapes and dtypes, with the shardings of a tree of the same structure."""
+    """Returns a tree of shapes and dtypes, with the shardings of a tree of the same structure."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
     )

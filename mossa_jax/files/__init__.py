@@ -1,1 +1,11 @@
-"""Files: paths on disks and in object stores, atomic writes, the run folder, the hub, and the cache."""
+"""Files, on disks and in object stores.
+
+names.py        folder names for any model or task name; digests
+paths.py        paths of any file system; copies; this machine's cache folder
+write.py        atomic writes: a file or folder is complete or absent
+growing.py      text files that grow: metrics and logs
+lease.py        which run owns a folder in an object store
+run_folder.py   the run folder: its owner, its configuration, its metrics
+cache.py        folders that one process builds once for all
+hub.py          data sets from the Hugging Face hub
+"""

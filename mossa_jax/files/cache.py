@@ -1,4 +1,4 @@
-"""The cache on this machine: folders that are made once, by one process, and are whole or not there."""
+"""The cache on this machine: folders that one process builds once, and that are complete or absent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import filelock
-import jax
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.paths import as_path, cache_root
@@ -17,13 +16,14 @@ from mossa_jax.processes.watchdog import unlimited
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The cache's folder of that name, made by `build` if it is not there yet.
+    """Returns the cache's folder of that name, and builds it first if it does not exist.
 
-    Of several processes on a file system one builds while the others wait; a killed one leaves nothing that counts.
+    If several processes on one file system ask for it, one builds it and the others wait. A process that is killed
+    meanwhile leaves nothing that counts.
 
     Args:
       name: path below the cache, e.g. "rows/0123abcd"; the same name must always mean the same content.
-      build: fills the empty folder that it is given.
+      build: fills the empty folder that it gets.
     """
     folder = cache_root() / name
     if folder.is_dir():
@@ -31,24 +31,26 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(str(folder.parent / f".{folder.name}.lock"))
     with unlimited():
-        held = lock.acquire()
-    with held:
+        acquired = lock.acquire()
+    with acquired:
         if not folder.is_dir():
-            for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
             with new_folder(folder) as working:
                 build(Path(working))
     return folder
 
 
 def keep_compiled(folder: str) -> None:
-    """Has jax keep compiled programs in a folder, on a disk or of any scheme that fsspec knows, and take them from it.
+    """Makes jax keep compiled programs in a folder, on a disk or in any store that fsspec knows, and reuse them.
 
-    Process 0 writes, all read; a program is found again on the same hardware under the same versions and flags.
+    Process 0 writes and all read. A program is reused on the same hardware, under the same versions and flags.
 
     Raises:
-      Refusal: 2 when the folder's scheme is not known.
+      Refusal: 2 when fsspec does not know the folder's scheme.
     """
+    import jax
+
     try:
         path = as_path(folder)
     except (ImportError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Text files that lines are added to: metrics and logs."""
+"""Text files that grow line by line: metrics and logs."""
 
 from __future__ import annotations
 
@@ -12,77 +12,100 @@ from mossa_jax.errors import Refusal
 from mossa_jax.files.paths import is_remote
 from mossa_jax.files.write import write_text
 
-RHYTHM = 30.0  # seconds after which a text that grows is written anew to an object store
+RHYTHM = 30.0
+"""Seconds after which a text that has grown is written again to an object store."""
 
 
 class GrowingText:
-    """A text file that lines are added to.
+    """A text file that grows line by line.
 
-    On a disk each is there at once. An object store cannot append: there the whole text is written anew, `RHYTHM`
-    seconds after a line came and at `flush`; a kill loses the lines since.
+    On a disk each line is written at once. An object store cannot append: the whole text is written again, `RHYTHM`
+    seconds after a line was added and at `flush`, and a kill loses the lines since then.
     """
 
     def __init__(self, path: epath.PathLike):
+        """Writes nothing yet.
+
+        Args:
+          path: of the file, which may exist.
+        """
         self.path = epath.Path(path)
         self._lock = threading.RLock()
-        self._begun = False
-        self._text = ""  # all of it, where it cannot be appended to
-        self._held = False  # whether some of it is not written yet
+        self._has_begun = False
+        self._text = ""  # the whole text, in an object store
+        self._is_behind = False  # whether the object store lacks some of it
         self._timer: threading.Timer | None = None
 
     def append(self, line: str) -> None:
-        """Adds a line (without its end)."""
+        """Adds a line.
+
+        Args:
+          line: without its line break.
+        """
         with self._lock:
-            if not self._begun:  # a kill may have left half a line: the new one starts on its own
+            if not self._has_begun:
+                # A kill may have left half a line: the next one starts on a line of its own.
                 before = self.path.read_bytes() if self.path.exists() else b""
                 line = line if before.endswith(b"\n") or not before else f"\n{line}"
                 self._text = before.decode(errors="replace") if is_remote(self.path) else ""
             if is_remote(self.path):
                 self._text += line + "\n"
-                self._held = True
+                self._is_behind = True
                 if self._timer is None:
-                    self._timer = threading.Timer(RHYTHM, self._due)
+                    self._timer = threading.Timer(RHYTHM, self._write_in_time)
                     self._timer.daemon = True
                     self._timer.start()
             else:
                 with self.path.open("a") as file:
                     file.write(line + "\n")
-            self._begun = True
+            self._has_begun = True
 
     def flush(self) -> None:
-        """Writes what only this process knows so far; raises as `write_bytes`, and the next call tries again."""
+        """Writes the lines that an object store lacks; after an error the next call tries again.
+
+        Raises:
+          Refusal: 6, as `write_bytes`.
+        """
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            if self._held:
+            if self._is_behind:
                 write_text(self.path, self._text)
-                self._held = False
+                self._is_behind = False
 
-    def _due(self) -> None:
+    def _write_in_time(self) -> None:
         with contextlib.suppress(Refusal):
             self.flush()
 
 
 class LogFile(logging.Handler):
-    """A log in a run folder. A line that cannot be written is left out: the run's own files say so, and say it once."""
+    """A log in a run folder.
+
+    A line that cannot be written is left out: the run's own files fail in the same way, and say so once.
+    """
 
     def __init__(self, path: epath.PathLike):
+        """Writes nothing yet.
+
+        Args:
+          path: of the file, which may exist.
+        """
         super().__init__()
         self._file = GrowingText(path)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Adds the record's line."""
+        """Adds a record's line."""
         with contextlib.suppress(OSError, Refusal):
             self._file.append(self.format(record))
 
     def flush(self) -> None:
-        """Writes what was held back."""
+        """Writes the lines that an object store lacks."""
         with contextlib.suppress(OSError, Refusal):
             self._file.flush()
 
     def close(self) -> None:
-        """`flush`, for the last time."""
+        """Flushes for the last time."""
         self.flush()
         super().close()

@@ -1,9 +1,9 @@
-"""Whose a folder in an object store is. These have no locks, so a run says at a rhythm that it is alive.
+"""Which run owns a folder in an object store. These stores have no locks, so a run renews its claim at a fixed rhythm.
 
-A run that finds the claim of another one watches it for a while. If the claim changes, its run is alive; if not, it is
-what a dead run left, and is taken over. No two machines' clocks are compared. A run whose claim was taken over while
-it could not say so (its process stood still, its network was away) learns that at its next word and has to stop.
-Two runs that begin within the time that a write takes to be seen can both believe for a beat that the folder is theirs.
+A run that finds another run's claim watches it for a while. If the claim changes, its run is alive; otherwise that run
+is dead, and the claim is taken over. The clocks of two machines are never compared. A run that did not renew its claim
+in time (its process was stopped, its network failed) and lost it learns so at the next renewal and has to stop. Two
+runs that start within the time that a write takes to become visible may both believe for one beat that they own it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import secrets
 import socket
 import threading
 import time
+from typing import Any
 
 from etils import epath
 
-BEAT = 10.0  # seconds between two words
-PATIENCE = 3 * BEAT  # seconds without a word after which a run counts as dead
-SETTLE = 1.0  # seconds after which a write of another run would be seen
+BEAT = 10.0
+"""Seconds between two renewals."""
+PATIENCE = 3 * BEAT
+"""Seconds without a renewal after which a run counts as dead."""
+SETTLE = 1.0
+"""Seconds after which another run's write would be visible."""
 
 
 class Lease:
@@ -30,69 +34,75 @@ class Lease:
         """Claims nothing yet.
 
         Args:
-          path: of the file that says whose the folder is.
+          path: of the file that names the folder's owner.
         """
         self._path = epath.Path(path)
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "run": secrets.token_hex(8)}
-        self._word = 0
-        self._ended = threading.Event()
-        self._taken: str | None = None
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": secrets.token_hex(8)}
+        self._renewals = 0
+        self._has_ended = threading.Event()
+        self._usurper: str | None = None
         self._thread: threading.Thread | None = None
 
     def claim(self) -> str | None:
-        """Takes the folder; returns None, or who holds it. Waits up to `PATIENCE` seconds where a claim stands."""
-        found, since = self._read(), time.monotonic()
-        while found is not None and time.monotonic() - since < PATIENCE:
+        """Takes the folder, unless another run owns it; watches an existing claim for up to `PATIENCE` seconds.
+
+        Returns:
+          None, or a description of the owner.
+        """
+        claim, since = self._read(), time.monotonic()
+        while claim is not None and time.monotonic() - since < PATIENCE:
             time.sleep(PATIENCE / 30)
-            now = self._read()
-            if now is not None and now != found:
-                return _named(now)
-            found = now
-        self._say()
+            latest = self._read()
+            if latest is not None and latest != claim:
+                return _description(latest)
+            claim = latest
+        self._write()
         time.sleep(SETTLE)
-        found = self._read()
-        if found is None or found["run"] != self._me["run"]:
-            return _named(found)
-        self._thread = threading.Thread(target=self._renew, name="holder", daemon=True)
+        claim = self._read()
+        if claim is None or claim["run"] != self._owner["run"]:
+            return _description(claim)
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
         return None
 
     def taken_by(self) -> str | None:
-        """Who took the folder over from this run; None while it is ours."""
-        return self._taken
+        """Returns a description of the run that took the folder over; None while it is ours."""
+        return self._usurper
 
     def release(self) -> None:
-        """Gives the folder free, if it is still ours."""
-        self._ended.set()
+        """Frees the folder for other runs, if it is still ours."""
+        self._has_ended.set()
         if self._thread is not None:
             self._thread.join()
-            with contextlib.suppress(Exception):  # what is left is taken over in time
+            # A claim that cannot be deleted is taken over in time.
+            with contextlib.suppress(Exception):
                 if self._is_ours():
                     self._path.unlink(missing_ok=True)
 
     def _renew(self) -> None:
-        while not self._ended.wait(BEAT) and self._taken is None:
-            with contextlib.suppress(Exception):  # whatever a file system raises: the next beat tries again
+        while not self._has_ended.wait(BEAT) and self._usurper is None:
+            # Whatever error a file system raises, the next beat tries again.
+            with contextlib.suppress(Exception):
                 if self._is_ours():
-                    self._say()
+                    self._write()
 
     def _is_ours(self) -> bool:
-        found = self._read()
-        if found is not None and found["run"] != self._me["run"]:
-            self._taken = _named(found)
-        return self._taken is None
+        claim = self._read()
+        if claim is not None and claim["run"] != self._owner["run"]:
+            self._usurper = _description(claim)
+        return self._usurper is None
 
-    def _say(self) -> None:
-        self._word += 1
-        self._path.write_text(json.dumps(self._me | {"word": self._word}))
+    def _write(self) -> None:
+        self._renewals += 1
+        self._path.write_text(json.dumps(self._owner | {"word": self._renewals}))
 
-    def _read(self) -> dict | None:
+    def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(self._path.read_text())
-            return found if {"host", "pid", "run"} <= found.keys() else None
+            claim = json.loads(self._path.read_text())
+            return claim if {"host", "pid", "run"} <= claim.keys() else None
         except (FileNotFoundError, ValueError, AttributeError):
             return None
 
 
-def _named(found: dict | None) -> str:
-    return f"{found['pid']} on {found['host']}" if found else "another run"
+def _description(claim: dict[str, Any] | None) -> str:
+    return f"{claim['pid']} on {claim['host']}" if claim else "another run"

@@ -9,9 +9,9 @@ from typing import Any
 
 
 def slug(name: str) -> str:
-    """A folder name for any model or task name: readable, without separators, and unique through a hash.
+    """Returns a folder name for any model or task name: readable, without separators, and unique through a hash.
 
-    Names that are already plain are kept as they are.
+    A name that is plain already is kept.
     """
     if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         return name
@@ -20,5 +20,5 @@ def slug(name: str) -> str:
 
 
 def digest(value: Any) -> str:
-    """Sixteen hex digits that identify a JSON-serialisable value."""
+    """Returns sixteen hex digits that identify a JSON-serialisable value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

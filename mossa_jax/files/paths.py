@@ -1,7 +1,8 @@
-"""Where files lie: this machine's cache, and folders of any file system that fsspec knows as `epath.Path`s.
+"""Paths: this machine's cache, and files and folders of any file system that fsspec knows, as `epath.Path`s.
 
-An object store has no folders, cannot append and cannot rename at once; an object appears whole when it is closed, or
-not at all. What is written there is written under its own name, and what makes several files whole is written last.
+An object store has no folders, cannot append, and cannot rename in one operation. An object appears complete when it is
+closed, or not at all. So objects are written under their final names, and the file that marks several others as
+complete is written last.
 """
 
 from __future__ import annotations
@@ -13,30 +14,30 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
-_COPIERS = 8  # files on their way at the same time
-_CHUNK = 1 << 22
+_COPIERS = 8  # files copied at the same time
+_CHUNK = 1 << 22  # bytes
 
 
 def cache_root() -> Path:
-    """$MOSSA_CACHE, or `~/.cache/mossa_jax`. What lies in it can be made again and may be deleted at any time."""
+    """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time."""
     return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether a path is no file of this machine's own file system."""
+    """Returns whether a path has a scheme, and so is outside this machine's own file system."""
     return "://" in os.fspath(path)
 
 
 def as_path(path: epath.PathLike) -> epath.Path:
-    """The path, whatever its scheme: a `FsspecPath` for all but local files.
+    """Returns the path, whatever its scheme: a `FsspecPath`, except for local files.
 
-    From here on `epath.Path` knows this scheme, too.
+    After this call `epath.Path` knows the scheme as well.
 
     Raises:
       ImportError: fsspec needs a package for this scheme that is not installed.
@@ -48,7 +49,7 @@ def as_path(path: epath.PathLike) -> epath.Path:
     if scheme == "file":
         return epath.Path(rest)
     fsspec.get_filesystem_class(scheme)
-    # What another process wrote must be seen, so listings are not remembered.
+    # Files that other processes write must be visible, so listings are not cached.
     fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     try:
         epath.Path(f"{scheme}://")
@@ -59,10 +60,11 @@ def as_path(path: epath.PathLike) -> epath.Path:
 
 @epath.register_path_cls
 class FsspecPath(epath.Path):
-    """A path in an object store; folders need not be made.
+    """A path in an object store, where folders need not be created.
 
-    What `epath` has for some schemes takes whatever goes wrong for absence, and a store that cannot be reached for an
-    empty one; here absence is told from failure.
+    The paths that `epath` has for some schemes take every error for absence, and so an unreachable store for an empty
+    one; this class tells absence from failure. The `UPath` of universal_pathlib would not be simpler: it takes every
+    error for absence as well, and is no `epath.Path`, which orbax and this package need.
     """
 
     def __str__(self) -> str:
@@ -76,43 +78,43 @@ class FsspecPath(epath.Path):
         return fsspec.filesystem(self.parts[0].removesuffix(":"))
 
     def exists(self) -> bool:
-        """Whether there is an object of that name, or one below it."""
-        return self._kind() is not None
+        """Returns whether an object has this name, or is below it."""
+        return self._type() is not None
 
     def is_dir(self) -> bool:
-        """Whether there is an object below it."""
-        return self._kind() == "directory"
+        """Returns whether an object is below it."""
+        return self._type() == "directory"
 
-    def _kind(self) -> str | None:
+    def _type(self) -> str | None:
         try:
             return self._fs.info(str(self))["type"]
         except FileNotFoundError:
             return None
 
     def iterdir(self) -> Iterator[FsspecPath]:
-        """What lies in the folder."""
+        """Yields the files and folders directly below it."""
         for name in self._fs.ls(str(self), detail=False):
             yield self / name.rstrip("/").rsplit("/", 1)[-1]
 
     def glob(self, pattern: str) -> Iterator[FsspecPath]:
-        """What is there of that pattern."""
+        """Yields the paths below it that match a pattern."""
         for name in self._fs.glob(str(self / pattern)):
             yield type(self)(self._fs.unstrip_protocol(name))
 
-    def open(self, mode: str = "r", encoding: str | None = None, errors: str | None = None, **options: Any):
-        """The file, read or written from its beginning."""
+    def open(self, mode: str = "r", encoding: str | None = None, errors: str | None = None, **options: Any) -> IO[Any]:
+        """Opens the file, to be read or written from its beginning; text is UTF-8."""
         return self._fs.open(str(self), mode, **({} if "b" in mode else {"encoding": "utf-8"}))
 
     def stat(self) -> stat_utils.StatResult:
-        """Its size in bytes (`length`)."""
-        found = self._fs.info(str(self))
-        return stat_utils.StatResult(found["type"] == "directory", found["size"], 0, None, None, None)
+        """Returns its size in bytes (`length`) and whether it is a folder; nothing else is known."""
+        info = self._fs.info(str(self))
+        return stat_utils.StatResult(info["type"] == "directory", info["size"], 0, None, None, None)
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
-        """Does nothing."""
+        """Does nothing: object stores have no folders."""
 
     def rmtree(self, missing_ok: bool = False) -> None:
-        """Deletes all that lies below it."""
+        """Deletes everything below it."""
         with contextlib.suppress(*[FileNotFoundError] if missing_ok else []):
             self._fs.rm(str(self), recursive=True)
 
@@ -122,19 +124,19 @@ class FsspecPath(epath.Path):
             self._fs.rm_file(str(self))
 
     def resolve(self, strict: bool = False) -> FsspecPath:
-        """Itself."""
+        """Returns the path itself."""
         return self
 
     expanduser = absolute = resolve
 
-    def _unsupported(self, *_, **__):
-        raise NotImplementedError(f"{self}: object stores are not renamed, copied or walked in")
+    def _unsupported(self, *_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"{self}: objects in a store cannot be renamed, copied or walked")
 
     rmdir = rename = replace = copy = walk = _unsupported
 
 
 def file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Every file below a folder, by its path from there; none where there is no folder."""
+    """Yields the path of every file below a folder, relative to the folder; none if the folder does not exist."""
     if not folder.exists():
         return
     for path in folder.iterdir():
@@ -145,16 +147,16 @@ def file_names(folder: epath.Path, prefix: str = "") -> Iterator[str]:
 
 
 def copy_file(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copies a file between any two places; the folder of a local target is made."""
+    """Copies a file between any two file systems; creates the folder of a local target."""
     source, target = epath.Path(source), epath.Path(target)
     if not is_remote(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as written:
-        shutil.copyfileobj(read, written, _CHUNK)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, _CHUNK)
 
 
 def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") -> None:
-    """Copies all files below a folder, several at a time; the one named `last` when all others are there."""
+    """Copies all files below a folder, several at a time; the file named `last` after all others."""
     source, target = epath.Path(source), epath.Path(target)
     names = sorted(file_names(source))
     with ThreadPoolExecutor(_COPIERS) as copiers:
@@ -164,7 +166,7 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[epath.Path]:
-    """An empty folder in the cache that is deleted when the block ends."""
+    """Yields an empty folder in the cache, which is deleted when the block ends."""
     (cache_root() / "scratch").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_root() / "scratch") as folder:
         yield epath.Path(folder)
@@ -172,7 +174,7 @@ def scratch() -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def on_disk(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A file or folder as it is; where it lies in an object store, a copy on this machine while the block runs."""
+    """Yields a local file or folder itself, and a temporary local copy of one in an object store."""
     path = epath.Path(path)
     if not is_remote(path):
         yield path

@@ -1,4 +1,4 @@
-"""The run folder: who holds it, whose configuration it belongs to, and its metrics."""
+"""The run folder: which run owns it, which configuration it belongs to, and its metrics."""
 
 from __future__ import annotations
 
@@ -6,36 +6,50 @@ import contextlib
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import filelock
 from etils import epath
 
+from mossa_jax.config import Config
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
 from mossa_jax.files.growing import GrowingText
 from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, is_remote
 from mossa_jax.files.write import storing, write_json, write_text
 
-# Fields of the configuration that change where a run executes or is watched, never what it computes.
+# Fields of the configuration that say where a run executes or is watched, never what it computes.
 _NOT_IDENTITY = ("mesh", "track")
 
-
 RESULTS = 2
-"""The format of results, raised where the same configuration would give other ones, so that no folder mixes them."""
+"""The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
+
+
+class Tracker(Protocol):
+    """A mirror of metrics.jsonl."""
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Takes a record; returns at once."""
+
+    def close(self) -> None:
+        """Passes on the records that wait."""
 
 
 class RunFolder:
-    """A run's folder, held by one run at a time.
+    """A run's folder, owned by one run at a time.
 
     Attributes:
       path: the folder.
       writer: True in the one process that writes; the others only read.
-      trackers: called with every line of metrics.jsonl behind it, and closed with the folder; None for none.
+      trackers: called with each record after it is added to metrics.jsonl, and closed with the folder; None for none.
     """
 
     def __init__(self, path: epath.PathLike, writer: bool = True):
         """Names the folder; `open` claims it.
+
+        Args:
+          path: of the folder, of any scheme that fsspec knows.
+          writer: whether this process writes.
 
         Raises:
           Refusal: 2 when fsspec does not know the path's scheme, or lacks a package for it.
@@ -44,19 +58,24 @@ class RunFolder:
             self.path = as_path(path)
         except (ImportError, ValueError) as error:
             raise Refusal(
-                BAD_CONFIG, f"--workdir={path}: {error}; install what is missing, or name a local folder or gs://..."
+                BAD_CONFIG,
+                f"--workdir={path}: {error}; install the missing package, or name a local folder or gs://...",
             ) from None
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
-        self._holder: Lease | None = None
+        self._lease: Lease | None = None
         self._metrics = GrowingText(self.path / "metrics.jsonl")
-        self.trackers: Any = None
+        self.trackers: Tracker | None = None
 
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
 
-    def open(self, config: Any, environment: dict[str, Any]) -> None:
-        """Claims the folder for `config` (a dataclass), and records it with `environment`.
+    def open(self, config: Config, environment: dict[str, Any]) -> None:
+        """Claims the folder for a configuration, and records the configuration and the environment there.
+
+        Args:
+          config: the configuration.
+          environment: versions, devices and the command; JSON-ready.
 
         Raises:
           Refusal: 2 when the folder belongs to another configuration or is in use; 4 when an object store cannot be
@@ -72,7 +91,7 @@ class RunFolder:
                 for leftover in self.path.glob("*/" * depth + ".*.tmp"):
                     leftover.rmtree() if leftover.is_dir() else leftover.unlink()
         if not (self.path / "config.json").exists():
-            write_json(self.path / "config.json", _plain(record))
+            write_json(self.path / "config.json", _as_json(record))
         write_json(self.path / "environment.json", environment)
 
     def _check_belongs(self, record: dict[str, Any]) -> None:
@@ -97,7 +116,7 @@ class RunFolder:
             old = json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
-        differences = _differences(_identity(old), _identity(_plain(record)))
+        differences = _differences(_identity(old), _identity(_as_json(record)))
         if differences:
             raise Refusal(
                 BAD_CONFIG,
@@ -107,10 +126,10 @@ class RunFolder:
 
     def _acquire(self) -> None:
         if is_remote(self.path):
-            self._holder = Lease(self.path / ".holder")
+            self._lease = Lease(self.path / ".holder")
             with storing(self.path):
-                who = self._holder.claim()
-            self._refuse_if_held(who)
+                owner = self._lease.claim()
+            self._refuse_if_owned(owner)
             return
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(str(self.path / ".lock"))
@@ -118,15 +137,15 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             holder = self.path / ".holder"
-            self._refuse_if_held(holder.read_text().strip() if holder.exists() else "unknown")
+            self._refuse_if_owned(holder.read_text().strip() if holder.exists() else "unknown")
         write_text(self.path / ".holder", str(os.getpid()))
 
-    def _refuse_if_held(self, who: str | None) -> None:
-        if who is not None:
-            raise Refusal(BAD_CONFIG, f"--workdir={self.path} is in use by process {who}; wait or name another")
+    def _refuse_if_owned(self, owner: str | None) -> None:
+        if owner is not None:
+            raise Refusal(BAD_CONFIG, f"--workdir={self.path} is in use by process {owner}; wait or name another")
 
     def close(self) -> None:
-        """Ends the trackers, writes what was held back, and gives the folder free for another run."""
+        """Closes the trackers, writes the metrics that are still in memory, and frees the folder for another run."""
         if self.trackers is not None:
             self.trackers.close()
             self.trackers = None
@@ -136,30 +155,30 @@ class RunFolder:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
-            if self._holder is not None:
-                self._holder.release()
-                self._holder = None
+            if self._lease is not None:
+                self._lease.release()
+                self._lease = None
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl (writer only)."""
+        """Adds a record to metrics.jsonl as a line (writer only)."""
         if self.writer:
             self._metrics.append(json.dumps(record))
             if self.trackers is not None:
                 self.trackers(record)
 
     def flush(self) -> None:
-        """Returns when metrics.jsonl holds every record; to be called before a restart may count on them.
+        """Returns once metrics.jsonl holds every record; called before anything that a restart relies on.
 
         Raises:
-          Refusal: 2 when another run took the folder over, which it does when this one gave no sign of life; 6 as
+          Refusal: 2 when another run took the folder over, because this one did not renew its claim in time; 6, as
             `write_bytes`.
         """
-        if self._holder is not None:
-            self._refuse_if_held(self._holder.taken_by())
+        if self._lease is not None:
+            self._refuse_if_owned(self._lease.taken_by())
         self._metrics.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a last line that a kill cut short is passed over."""
+        """Returns the records of metrics.jsonl; a last line that a kill cut short is skipped."""
         self.flush()
         path = self.path / "metrics.jsonl"
         if not path.exists():
@@ -171,7 +190,8 @@ class RunFolder:
         return records
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """Returns a value as it comes back from a JSON file."""
     return json.loads(json.dumps(value))
 
 
@@ -181,8 +201,8 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        differences = []
         for key in sorted({*old, *new}):
-            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
+            differences += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return differences
     return [] if old == new else [f"{prefix} was {old!r}, now {new!r}"]

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or folder is found whole or not at all."""
+"""Atomic writes: a file or folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from etils import epath
 
 from mossa_jax.errors import DISK, Refusal
 from mossa_jax.files.paths import copy_folder, is_remote, scratch
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ABOUT = "mossa.json"
-"""The file of an exported model's folder that says what it is. In an object store it is the last to be written, the
-first to be deleted, and what makes the folder whole."""
+"""The file that describes an exported model, in its folder. In an object store it is written last and deleted first: a
+folder that has it is complete."""
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file so that either the old content or the whole new one is found at `path`, never a part.
+    """Writes a file so that `path` holds either the old content or all of the new, never a part.
 
     Raises:
-      Refusal: 6 when the disk is full, a quota is reached, or an object store does not take it.
+      Refusal: 6 when the disk is full, a quota is reached, or an object store fails.
     """
     path = epath.Path(path)
-    if is_remote(path):  # an object is there whole when it is closed, and a new name would have to be copied
+    if is_remote(path):
+        # An object appears complete when it is closed; to rename one would be to copy it.
         with storing(path):
             path.write_bytes(data)
         return
@@ -52,12 +55,13 @@ def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system that has no such thing
+        # Some file systems cannot synchronise.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
             raise
 
 
 def _sync_folder(folder: epath.Path) -> None:
-    """Has all of a folder on the disk before its name says that it is whole."""
+    """Writes all of a folder to the disk, before its final name says that it is complete."""
     for parent, _, names in os.walk(folder):
         for path in [os.path.join(parent, name) for name in names] + [parent]:
             descriptor = os.open(path, os.O_RDONLY)
@@ -69,49 +73,55 @@ def _sync_folder(folder: epath.Path) -> None:
 
 @contextlib.contextmanager
 def storing(path: epath.Path) -> Iterator[None]:
-    """Says in one line that an object store failed, whatever its library raises after its own tries."""
+    """Turns any error of an object store, raised after its library's own retries, into a refusal of one line."""
     try:
         yield
     except Exception as error:
-        why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-        raise Refusal(DISK, f"{path} cannot be written ({why}); run the same command again when it can") from None
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+        raise Refusal(DISK, f"{path} cannot be written ({reason}); run the same command again once it can") from None
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """`write_bytes` of UTF-8 text."""
+    """Writes UTF-8 text, as `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """`write_bytes` of indented JSON; NaN and infinity are refused, since JSON has neither."""
+    """Writes indented JSON, as `write_bytes`.
+
+    Raises:
+      ValueError: for NaN and infinity, which JSON does not have.
+    """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_parquet(path: epath.PathLike, table: pd.DataFrame) -> None:
-    """`write_bytes` of a table as Parquet, without its index."""
+    """Writes a table as Parquet, without its index, as `write_bytes`."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
 
 
 def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
-    """Writes `table` as Parquet at `path` and as CSV beside it."""
+    """Writes a table as Parquet at `path` and as CSV beside it."""
     path = epath.Path(path)
     write_parquet(path, table)
     write_text(path.with_suffix(".csv"), table.to_csv(index=False))
 
 
 def read_parquet(path: epath.PathLike) -> pd.DataFrame:
-    """A table that `write_parquet` wrote."""
+    """Reads a table that `write_parquet` wrote."""
+    import pandas as pd
+
     return pd.read_parquet(io.BytesIO(epath.Path(path).read_bytes()))
 
 
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Yields an empty temporary folder that becomes `path` when the block ends well.
+    """Yields an empty temporary folder that becomes `path` when the block ends without an error.
 
-    A folder that stands at `path` already is replaced: it can only be the result of the same work. An object store
-    gets file after file; ask `is_whole` there whether all have come.
+    An existing folder at `path` is replaced: it can only be the result of the same work. An object store gets one file
+    after another; there `is_whole` tells whether all have arrived.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -134,7 +144,8 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         raise
     try:
         _sync_folder(temporary)
-        with contextlib.suppress(FileNotFoundError):  # another run may be replacing it, too
+        # Another run may be replacing the folder at the same time.
+        with contextlib.suppress(FileNotFoundError):
             path.rmtree()
     except BaseException:
         temporary.rmtree(missing_ok=True)
@@ -149,6 +160,6 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def is_whole(folder: epath.PathLike) -> bool:
-    """Whether a folder that `new_folder` makes, with a file `ABOUT` in it, is there with all of its files."""
+    """Returns whether a folder that `new_folder` makes, with a file `ABOUT` in it, exists with all of its files."""
     folder = epath.Path(folder)
     return (folder / ABOUT if is_remote(folder) else folder).exists()

@@ -1,1 +1,7 @@
-"""What a run says about itself: progress, goodput, profiles, and trackers."""
+"""What a run tells about itself: its progress, its time, its traces.
+
+progress.py   lines of progress with the time left
+goodput.py    where the time goes: useful work and named losses
+profiles.py   traces of a few steps
+trackers.py   mirrors of metrics.jsonl: TensorBoard and Weights & Biases
+"""

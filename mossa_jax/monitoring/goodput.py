@@ -1,36 +1,36 @@
-"""Where the time of a run goes: into useful work, or lost to a named cause; and a trace of some steps.
+"""Where the time of a run goes: into useful work, or into a named loss.
 
-A run opens a stage after the other in its `Ledger`; whoever works inside of one says what for (`useful`, `lost`), and
-says nothing of it to those between: like a logger, the open stage is found from everywhere in its thread. Outside of a
-stage all of this does nothing.
+A run opens one stage after another in its `Ledger`. Code that works inside a stage marks blocks as `useful` or `lost`
+without passing anything along: like a logger, the open stage is known everywhere in its thread. Outside a stage these
+marks do nothing.
 
-Devices work while the host goes on. So a cause counts only while they have nothing to do: a batch that is packed
-behind a running step costs nothing. A thread waits for each step, the loop never does.
+Devices work while the host continues. So a loss counts only while they are idle: packing a batch during a running step
+costs nothing. A separate thread waits for each step; the training loop never does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import pandas as pd
 
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.monitoring.profiles import Profile
+from mossa_jax.log import log
+from mossa_jax.monitoring.profiles import Profile, Trace
 
-log = logging.getLogger("mossa_jax")
+if TYPE_CHECKING:
+    import pandas as pd
 
 CAUSES = {
-    "restart": "set-up of an attempt that goes on with a stage, and work that is done once more",
+    "restart": "set-up of an attempt that continues a stage, and work that is repeated",
     "compile": "tracing and compiling programs, or reading them from the cache",
     "load": "reading models and adapters",
     "input": "packing rows and moving them to the devices",
@@ -39,56 +39,57 @@ CAUSES = {
     "profile": "writing traces",
     "other": "everything else",
 }
-"""What time is lost to, in the order of tables."""
+"""Causes of losses, in the order of tables."""
 
 _USEFUL, _OTHER, _RESTART = "useful", "other", "restart"
-_COMPILING = "/jax/core/compile/"  # in front of the events that jax reports of tracing, lowering and compiling
+_COMPILING = "/jax/core/compile/"  # prefix of the events by which jax reports tracing, lowering and compiling
 
-# Of this thread: what threads of checkpoints and libraries do beside it costs the run no time.
+# Per thread: the work of checkpoint and library threads in parallel costs the run no time.
 _open: ContextVar[Stage | None] = ContextVar("stage", default=None)
 
 
 def useful(label: str = "", number: int | None = None) -> contextlib.AbstractContextManager:
-    """The time in the block is useful, but for what is `lost` in it and for compiling.
+    """Marks the time in the block as useful, except for compiling and for blocks marked as `lost` in it.
 
     Args:
-      label: of a sequence of units of work (steps, tasks); of none if empty.
-      number: of this unit in it, from 0. One that an earlier attempt did already is lost to "restart".
+      label: name of a sequence of units of work (steps, tasks); empty for none.
+      number: index of this unit in the sequence, from 0. One that an earlier attempt did is lost to "restart".
     """
     stage = _open.get()
     return stage.useful(label, number) if stage else contextlib.nullcontext()
 
 
 def lost(cause: str) -> contextlib.AbstractContextManager:
-    """The time in the block is lost to one of `CAUSES`, while no device works; inside of another loss, to that one."""
+    """Marks the time in the block, while devices are idle, as lost to one of `CAUSES`; an enclosing loss wins."""
     stage = _open.get()
     return stage.spending(cause) if stage else contextlib.nullcontext()
 
 
 def running(work: Any) -> None:
-    """Says that the devices were given work, whose arrays (a tree) are ready when it is done; does not wait.
+    """Reports that the devices have got work, without waiting for it; also counts the steps of a trace.
 
-    Where a trace was asked for, this is what counts the steps, and begins and ends it.
+    Args:
+      work: a tree of arrays that are ready when the work is done.
     """
     if stage := _open.get():
         stage.running(work)
 
 
 def record() -> None:
-    """Leaves the open stage's time so far in metrics.jsonl."""
+    """Writes the open stage's time so far to metrics.jsonl."""
     if stage := _open.get():
         stage.record()
 
 
 class Ledger:
-    """The time of one attempt at a run, stage by stage."""
+    """The account of one attempt's time, stage by stage."""
 
     def __init__(self, run_folder: RunFolder, profile: Profile | None = None):
         """Begins an attempt.
 
         Args:
-          run_folder: whose metrics.jsonl gets the records.
-          profile: which steps to trace, if any.
+          run_folder: its metrics.jsonl gets the records.
+          profile: the steps to trace, if any.
         """
         self.run_folder, self.profile = run_folder, profile
         self.attempt = round(time.time(), 3)
@@ -96,7 +97,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts the block as (a part of) this stage; a stage that is open already stands still meanwhile."""
+        """Counts the block as (a part of) this stage; an enclosing stage pauses meanwhile."""
         _listen()
         outer, stage = _open.get(), self._stages.get(name)
         if stage is None:
@@ -116,50 +117,54 @@ class Ledger:
                     outer.resume()
 
     def earlier(self, stage: str) -> list[dict[str, Any]]:
-        """Records that earlier attempts left of a stage; asked by the one process that writes."""
+        """Returns the records that earlier attempts wrote about a stage; none in processes that do not write."""
         if not self.run_folder.writer:
             return []
         return [
-            one for one in self.run_folder.metrics() if one.get("stage") == stage and one["attempt"] != self.attempt
+            record
+            for record in self.run_folder.metrics()
+            if record.get("stage") == stage and record["attempt"] != self.attempt
         ]
 
 
 class Stage:
-    """A stage's time: all of it is in `wall`, and what was not `lost` of that is useful."""
+    """A stage's time in seconds: `wall` is all of it, `lost` is what each cause took; the rest is useful."""
 
     def __init__(self, ledger: Ledger, name: str):
         self.name, self.wall, self.lost = name, 0.0, dict.fromkeys(CAUSES, 0.0)
         self._ledger, self._cause, self._since = ledger, _OTHER, time.monotonic()
-        self._compiled, self._compilations = 0.0, []  # since `_since`: seconds, and (beginning, seconds) of each
+        # Since `_since`: seconds of compilation, and (start, seconds) of each.
+        self._compiled = 0.0
+        self._compilations: list[tuple[float, float]] = []
         self._devices = _Devices()
-        self._trace = ledger.profile and ledger.profile.of(name, ledger.run_folder.path)
-        self._label, self._units, self._worked, self._said = "", 0, False, None
-        # How far earlier attempts came, by label: until this one is there, it makes up for an interruption.
+        self._trace: Trace | None = ledger.profile.of(name, ledger.run_folder.path) if ledger.profile else None
+        self._label, self._units, self._has_worked = "", 0, False
+        # How many units earlier attempts did, by label. Until this attempt reaches them, it repeats work.
         self._reached: dict[str, int] = {}
         earlier = ledger.earlier(name)
-        for one in earlier:
-            self._reached[one["label"]] = max(one["step"], self._reached.get(one["label"], 0))
+        for past in earlier:
+            self._reached[past["label"]] = max(past["step"], self._reached.get(past["label"], 0))
         self._redoing = bool(earlier)
 
     def resume(self) -> None:
-        """Goes on after a time that is not this stage's."""
+        """Continues after time that does not belong to this stage."""
         self._since = time.monotonic()
 
     def settle(self) -> None:
         """Books the time since the last call."""
         now = time.monotonic()
-        begin, spent = self._since, now - self._since
+        start, spent = self._since, now - self._since
         self._since, self.wall = now, self.wall + spent
         if self._redoing:
             self.lost[_RESTART] += spent
         elif self._cause != _USEFUL:
-            busy = min(max(self._devices.free_at() - begin, 0.0), spent)
+            busy = min(max(self._devices.free_at() - start, 0.0), spent)
             self.lost[self._cause] += max(spent - busy - self._compiled, 0.0)
         self._compiled, self._compilations = 0.0, []
 
     @contextlib.contextmanager
     def spending(self, cause: str) -> Iterator[None]:
-        """Books the block on a cause, unless it is inside of a loss."""
+        """Books the block on a cause, unless it is inside a loss."""
         before = self._cause
         if before not in (_USEFUL, _OTHER):
             yield
@@ -174,8 +179,8 @@ class Stage:
 
     @contextlib.contextmanager
     def useful(self, label: str, number: int | None) -> Iterator[None]:
-        """See the function of this name."""
-        self._worked = True
+        """Marks a block as useful; see the function of this name."""
+        self._has_worked = True
         if self._redoing and (number is None or number >= self._reached.get(label, 0)):
             self.settle()
             self._redoing = False
@@ -185,40 +190,44 @@ class Stage:
             self._label, self._units = label, number + 1
 
     def running(self, work: Any) -> None:
-        """See the function of this name."""
-        self._devices.give(work)
+        """Reports work of the devices; see the function of this name."""
+        self._devices.add(work)
         if self._trace and self._trace.due():
             jax.block_until_ready(work)
             with self.spending("profile"):
                 self._trace.turn()
 
     def compiled(self, seconds: float) -> None:
-        """Books a compilation of so many seconds that ended now; those inside of it were reported before."""
+        """Books a compilation that ended now; compilations inside it were reported before it.
+
+        Args:
+          seconds: how long it took.
+        """
         if self._redoing or self._cause not in (_USEFUL, _OTHER):
             return
         now = time.monotonic()
-        begin, inside = now - seconds, 0.0
-        while self._compilations and self._compilations[-1][0] >= begin:
+        start, inside = now - seconds, 0.0
+        while self._compilations and self._compilations[-1][0] >= start:
             inside += self._compilations.pop()[1]
-        self._compilations.append((begin, max(seconds, inside)))
+        self._compilations.append((start, max(seconds, inside)))
         more = min(max(seconds - inside, 0.0), now - self._since - self._compiled)
         self._compiled += more
         self.lost["compile"] += more
 
     def close(self) -> None:
-        """Books, records and says in a line what there is; a stage in which nothing was to be done leaves nothing."""
+        """Books, records and logs the stage's time; a stage in which nothing was done leaves no record."""
         if self._trace:
             with self.spending("profile"):
                 self._trace.close()
         self.settle()
-        self._cause = _OTHER  # an error may have come out of a span
+        self._cause = _OTHER  # an error may have left a block
         self._devices.close()
-        if self._worked:
+        if self._has_worked:
             self.record()
             log.info("%s", self._line())
 
     def record(self) -> None:
-        """Leaves the time so far in metrics.jsonl; a later record of the same attempt takes this one's place."""
+        """Writes the time so far to metrics.jsonl; a later record of the same attempt replaces this one."""
         self.settle()
         seconds = {cause: round(spent, 3) for cause, spent in self.lost.items() if spent >= 0.0005}
         self._ledger.run_folder.append_metrics(
@@ -236,30 +245,30 @@ class Stage:
         )
 
     def _line(self) -> str:
-        gone = {cause: spent for cause, spent in self.lost.items() if spent >= 0.05}
-        text = ", ".join(f"{cause} {spent:.1f} s" for cause, spent in gone.items())
+        losses = {cause: spent for cause, spent in self.lost.items() if spent >= 0.05}
+        text = ", ".join(f"{cause} {spent:.1f} s" for cause, spent in losses.items())
         share = 1 - sum(self.lost.values()) / max(self.wall, 1e-9)
         return f"{self.name}: {self.wall:.1f} s, {share:.0%} useful" + (f"; lost to {text}" if text else "")
 
 
 class _Devices:
-    """Until when the devices have work. A thread waits for what they were given, in turn."""
+    """The time until which the devices have work; a thread waits for each piece of work in turn."""
 
     def __init__(self):
-        self._given, self._free_at, self._lock = 0, -math.inf, threading.Lock()
+        self._count, self._free_at, self._lock = 0, -math.inf, threading.Lock()
         self._queue: queue.SimpleQueue = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def give(self, work: Any) -> None:
+    def add(self, work: Any) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._wait, name="goodput", daemon=True)
             self._thread.start()
         with self._lock:
-            self._given, self._free_at = self._given + 1, math.inf
-            self._queue.put((self._given, work))
+            self._count, self._free_at = self._count + 1, math.inf
+            self._queue.put((self._count, work))
 
     def free_at(self) -> float:
-        """The monotonic time at which the last work was done; infinite while it is not."""
+        """Returns the monotonic time at which the last work was done; infinite until then."""
         return self._free_at
 
     def close(self) -> None:
@@ -271,48 +280,52 @@ class _Devices:
     def _wait(self) -> None:
         while (item := self._queue.get()) is not None:
             number, work = item
-            with contextlib.suppress(Exception):  # whoever uses the work hears of it
+            with contextlib.suppress(Exception):  # the code that uses the result gets the error
                 jax.block_until_ready(work)
             with self._lock:
-                if number == self._given:
+                if number == self._count:
                     self._free_at = time.monotonic()
-            item = work = None
+            item = work = None  # keeps no array alive while it waits
 
 
 @functools.cache
 def _listen() -> None:
-    """Has jax report compilations to the stage that is open in the thread where they happen."""
+    """Makes jax report each compilation to the stage that is open in its thread."""
 
-    def heard(event: str, seconds: float, **_: Any) -> None:
+    def report(event: str, seconds: float, **_: Any) -> None:
         if event.startswith(_COMPILING) and (stage := _open.get()):
             stage.compiled(seconds)
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(report)
 
 
 def times(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Where the time of a run went, over all attempts.
+    """Adds up the time of a run over all attempts.
 
     Args:
-      records: of metrics.jsonl; those of other kinds are passed over.
+      records: lines of metrics.jsonl; those that are not about a stage are skipped.
 
     Returns:
-      A row a stage, in the order of their beginning: `stage`, `attempts`; in seconds `wall`, `useful` and each of
-      `CAUSES`; `device_wall`, `device_useful`: the same, each attempt's times its devices. `attrs["outside"]`: seconds
-      between the first beginning and the last record that are in no stage: between stages and attempts, and what an
-      attempt that was killed did behind its last record.
+      A row per stage, in the order in which they began, with the columns `stage` and `attempts`; in seconds `wall`,
+      `useful` and each of `CAUSES`; and `device_wall` and `device_useful`, where each attempt's seconds are multiplied
+      by its devices. `attrs["outside"]` has the seconds between the first start and the last record that belong to no
+      stage: between stages and attempts, and after the last record of an attempt that was killed.
     """
-    last = {(one["stage"], one["attempt"]): one for one in records if "stage" in one}
+    import pandas as pd
+
+    last = {(record["stage"], record["attempt"]): record for record in records if "stage" in record}
     seconds = ["wall", "useful", *CAUSES, "device_wall", "device_useful"]
     rows: dict[str, dict[str, Any]] = {}
-    for (stage, _), one in last.items():
+    for (stage, _), record in last.items():
         row = rows.setdefault(stage, {"stage": stage, "attempts": 0, **dict.fromkeys(seconds, 0.0)})
         row["attempts"] += 1
-        for name, spent in {"wall": one["wall"], "useful": one["useful"], **one["lost"]}.items():
+        for name, spent in {"wall": record["wall"], "useful": record["useful"], **record["lost"]}.items():
             row[name] += spent
         for name in ("wall", "useful"):
-            row[f"device_{name}"] += one[name] * one["devices"]
-    found = pd.DataFrame(list(rows.values()), columns=["stage", "attempts", *seconds])
-    span = max(one["time"] for one in last.values()) - min(one["attempt"] for one in last.values()) if last else 0.0
-    found.attrs["outside"] = max(span - float(found.wall.sum()), 0.0)
-    return found
+            row[f"device_{name}"] += record[name] * record["devices"]
+    table = pd.DataFrame(list(rows.values()), columns=["stage", "attempts", *seconds])
+    span = 0.0
+    if last:
+        span = max(record["time"] for record in last.values()) - min(record["attempt"] for record in last.values())
+    table.attrs["outside"] = max(span - float(table.wall.sum()), 0.0)
+    return table

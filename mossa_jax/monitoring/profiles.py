@@ -1,9 +1,8 @@
-"""A trace of some steps, for xprof and Perfetto. It never stops a run: what goes wrong with it is one warning."""
+"""Traces of a few steps, for xprof and Perfetto. They never stop a run: a failure is one warning."""
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import re
 import tempfile
 from dataclasses import dataclass
@@ -14,20 +13,19 @@ from etils import epath
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.files.write import write_bytes
+from mossa_jax.log import log
 
-log = logging.getLogger("mossa_jax")
-
-_WARM = 10  # steps before the first one that is traced, where nobody says: programs are compiled by then
+_WARM = 10  # default number of steps before the first traced one: programs are compiled by then
 _TUNING = ("E", "controls")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Which steps to trace of each tuning stage; of comparing, the second task is traced.
+    """The steps of each tuning stage to trace; of the comparison, the second task is traced.
 
     Attributes:
-      first: of the traced steps, counted from 0 since the stage began in this process.
-      count: of traced steps.
+      first: index of the first traced step, from 0 at the start of the stage in this process.
+      count: number of traced steps.
     """
 
     first: int
@@ -35,78 +33,90 @@ class Profile:
 
     @classmethod
     def parse(cls, text: str) -> Profile | None:
-        """From what --profile says: "FIRST:COUNT" or "COUNT"; None for an empty text.
+        """Parses the value of --profile.
+
+        Args:
+          text: "FIRST:COUNT", "COUNT", or empty.
+
+        Returns:
+          The steps; None for an empty text.
 
         Raises:
-          Refusal: 2 for anything else, and where tracing would end the process.
+          Refusal: 2 for any other text, and where tracing would end the process.
         """
         if not text:
             return None
-        found = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", text)
-        if not found:
+        match = re.fullmatch(r"(?:([1-9]\d*):)?([1-9]\d*)", text)
+        if not match:
             raise Refusal(BAD_CONFIG, f"--profile={text}: give a number of steps, as 5, or FIRST:COUNT, as 20:5")
-        # jax loads libtpu wherever it is installed (launch.plan needs it), and its tracer cannot do without a TPU.
+        # jax loads libtpu wherever it is installed (planning needs it), and libtpu's tracer fails without a TPU.
         backend = jax.default_backend()
-        if backend != "tpu" and not jax.config.jax_platforms and importlib.util.find_spec("libtpu"):
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]  # jax declares its options at run time
+        if backend != "tpu" and not platforms and importlib.util.find_spec("libtpu"):
             name = "cuda" if backend == "gpu" else backend
             raise Refusal(
                 BAD_CONFIG, f"--profile={text}: libtpu is installed on a machine without TPU; set JAX_PLATFORMS={name}"
             )
-        return cls(int(found[1]) if found[1] else _WARM, int(found[2]))
+        return cls(int(match[1]) if match[1] else _WARM, int(match[2]))
 
     def of(self, stage: str, folder: epath.Path) -> Trace | None:
-        """The trace to make of a stage of the run in this folder, if any."""
+        """Returns the trace of a stage of the run in this folder; None for stages that are not traced."""
         if stage in _TUNING:
             return Trace(self.first, self.count, stage, folder)
         return Trace(1, 1, stage, folder) if stage == "compare" else None
 
 
 class Trace:
-    """The trace of one stage by this process, in `profile/<stage>/<process>/` of the run folder."""
+    """This process's trace of one stage, in `profile/<stage>/<process>/` of the run folder."""
 
     def __init__(self, first: int, count: int, stage: str, folder: epath.Path):
         self._first, self._count, self._stage = first, count, stage
         self._folder = folder / "profile" / stage / str(jax.process_index())
         self._steps = 0
         self._local: tempfile.TemporaryDirectory | None = None
-        self._over = False
+        self._is_over = False
 
     def due(self) -> bool:
-        """Counts one more step; whether it is the last one before the traced ones, or the last one of them."""
+        """Counts a step; returns whether it is the last one before the traced steps, or the last of these."""
         self._steps += 1
-        return not self._over and self._steps == self._first + (self._count if self._local else 0)
+        return not self._is_over and self._steps == self._first + (self._count if self._local else 0)
 
     def turn(self) -> None:
-        """Begins the trace, or ends and writes it."""
+        """Begins the trace, or ends and writes it; a failure is one warning."""
         try:
-            self._write() if self._local else self._begin()
+            if self._local is None:
+                self._begin()
+            else:
+                self._write(self._local)
         except Exception as error:
-            self._over = True
+            self._is_over = True
             log.warning("%s: no trace: %s: %s", self._stage, type(error).__name__, " ".join(str(error).split())[:200])
 
     def close(self) -> None:
-        """Ends a trace that is under way, and says so where none was begun."""
-        if self._over:
+        """Ends a trace that has begun, and warns if none has."""
+        if self._is_over:
             return
         if self._local:
             self.turn()
         else:
             log.warning(
-                "%s: no trace: --profile begins behind step %d, and this attempt took %d",
-                self._stage, self._first, self._steps,
-            )  # fmt: skip
+                "%s: no trace: --profile begins after step %d, but this attempt took %d steps",
+                self._stage,
+                self._first,
+                self._steps,
+            )
 
     def _begin(self) -> None:
-        # Written here and copied: the run folder may be a bucket.
+        # Written to a local disk and copied, since the run folder may be in an object store.
         self._local = tempfile.TemporaryDirectory(prefix="mossa-profile-")
         jax.profiler.start_trace(self._local.name, create_perfetto_trace=True)
 
-    def _write(self) -> None:
-        self._over = True
-        with self._local as name:
+    def _write(self, local: tempfile.TemporaryDirectory[str]) -> None:
+        self._is_over = True
+        with local as name:
             jax.profiler.stop_trace()
             for path in Path(name).rglob("*"):
                 if path.is_file():
                     write_bytes(self._folder / str(path.relative_to(name)), path.read_bytes())
         last = self._steps - 1
-        log.info("%s: trace of steps %d to %d in %s", self._stage, self._first, last, self._folder)
+        log.info("%s: traced steps %d to %d into %s", self._stage, self._first, last, self._folder)

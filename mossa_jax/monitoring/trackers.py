@@ -1,7 +1,7 @@
-"""Mirrors of metrics.jsonl for those who watch a run elsewhere: TensorBoard and Weights & Biases.
+"""Mirrors of metrics.jsonl, to watch a run elsewhere: TensorBoard and Weights & Biases.
 
-The file stays the truth: nothing is ever read back from a tracker, and none can stop or slow a run. Each works in a
-thread of its own, behind a queue that is never waited for.
+The file remains the truth: nothing is read back from a tracker, and no tracker can stop or slow a run. Each has its own
+thread, behind a queue that the run never waits for.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ from mossa_jax.log import log
 Record = dict[str, Any]
 """A line of metrics.jsonl: `model` (or `stage`), `step` and named figures."""
 
+_Writer = tuple[Callable[[Record], None], Callable[[], None]]
+"""Functions of an open tracker: one writes a record, the other closes the tracker."""
+
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-_WAITING = 10_000  # records that may wait for a slow tracker
-_PATIENCE = 30.0  # seconds that the end of a run waits for one
+_QUEUED = 10_000  # most records that wait for a slow tracker
+_PATIENCE = 30.0  # seconds that the end of a run waits for a tracker
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Refuses trackers whose package is not installed.
 
     Raises:
-      Refusal: 2, with the command that installs it.
+      Refusal: 2, with the command that installs the package.
     """
     for name in names:
         if importlib.util.find_spec(package := _PACKAGES[name]) is None:
@@ -49,76 +52,76 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run; call it with a record."""
+    """The trackers of one run; each record is a call."""
 
     def __init__(self, names: Sequence[str], folder: epath.PathLike, title: str, config: dict[str, Any]):
-        """Starts them.
+        """Starts the trackers.
 
         Args:
           names: some of `config.TRACKERS`.
-          folder: of the run.
-          title: of the run, for people.
-          config: of the run, JSON-ready.
+          folder: the run folder.
+          title: the name of the run, for people.
+          config: the configuration, JSON-ready.
         """
-        begin = {"tensorboard": _tensorboard, "wandb": _wandb}
-        self._mirrors = [_Mirror(name, partial(begin[name], epath.Path(folder), title, config)) for name in names]
+        openers = {"tensorboard": _tensorboard, "wandb": _wandb}
+        self._mirrors = [_Mirror(name, partial(openers[name], epath.Path(folder), title, config)) for name in names]
 
     def __call__(self, record: Record) -> None:
-        """Hands a record over; returns at once."""
+        """Passes a record on; returns at once."""
         for mirror in self._mirrors:
             mirror.put(record)
 
     def close(self) -> None:
-        """Hands over what waits, in half a minute or not at all."""
+        """Passes on the records that wait, for half a minute at most."""
         for mirror in self._mirrors:
             mirror.close()
 
 
 class _Mirror:
-    """One tracker in a thread of its own; after its first failure it is left alone, with one warning."""
+    """One tracker in its own thread; its first failure is a warning, and it gets no more records."""
 
-    def __init__(self, name: str, begin: Callable[[], tuple[Callable[[Record], None], Callable[[], None]]]):
-        self._name, self._begin = name, begin
-        self._waiting: queue.Queue[Record | None] = queue.Queue(_WAITING)
-        self._failed = False
+    def __init__(self, name: str, open_tracker: Callable[[], _Writer]):
+        self._name, self._open = name, open_tracker
+        self._records: queue.Queue[Record | None] = queue.Queue(_QUEUED)
+        self._has_failed = False
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
     def put(self, record: Record) -> None:
-        if self._failed:
+        if self._has_failed:
             return
         try:
-            self._waiting.put_nowait(dict(record))
+            self._records.put_nowait(dict(record))
         except queue.Full:
             self._fail("it does not keep up")
 
     def close(self) -> None:
-        if self._failed:
+        if self._has_failed:
             return
         with contextlib.suppress(queue.Full):
-            self._waiting.put(None, timeout=_PATIENCE)
+            self._records.put(None, timeout=_PATIENCE)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             self._fail(f"it did not finish in {_PATIENCE:g} s")
 
-    def _fail(self, why: object) -> None:
-        if not self._failed:
-            self._failed = True
-            text = " ".join(str(why).split())[:200]
-            log.warning("tracker %s: %s; it gets no more, metrics.jsonl has all", self._name, text)
+    def _fail(self, reason: object) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            text = " ".join(str(reason).split())[:200]
+            log.warning("tracker %s: %s; it gets no more records, metrics.jsonl has all of them", self._name, text)
 
     def _work(self) -> None:
         try:
-            write, end = self._begin()
-            while not self._failed and (record := self._waiting.get()) is not None:
+            write, end = self._open()
+            while not self._has_failed and (record := self._records.get()) is not None:
                 write(record)
             end()
-        except BaseException as error:  # whatever a tracker does, SystemExit included, the run goes on
+        except BaseException as error:  # whatever a tracker raises, SystemExit included, the run continues
             self._fail(f"{type(error).__name__}: {error}")
 
 
 def _figures(record: Record) -> Iterator[tuple[str, float]]:
-    """("loss/<model>", value), ("useful/stage <stage>", value) and the like; what has no value is left out."""
+    """Yields ("loss/<model>", value), ("useful/stage <stage>", value) and so on; leaves out what has no value."""
     lost = {f"lost {cause}": seconds for cause, seconds in record.get("lost", {}).items()}
     for name, value in {**record, **lost}.items():
         if name not in ("model", "step", "attempt", "time") and isinstance(value, int | float):
@@ -126,27 +129,31 @@ def _figures(record: Record) -> Iterator[tuple[str, float]]:
 
 
 def _subject(record: Record) -> str:
-    """Whose figures these are; a stage may be called as a model is."""
+    """Returns the model or stage that the figures describe; a stage may have the name of a model."""
     return record["model"] if "model" in record else f"stage {record['stage']}"
 
 
-def _tensorboard(folder: epath.Path, title: str, config: dict[str, Any]):
-    """Scalars in event files below `tensorboard/`. Written here, one by one: SummaryWriter has a thread and a queue of
-    its own, which blocks for good once that thread has failed."""
+def _tensorboard(folder: epath.Path, title: str, config: dict[str, Any]) -> _Writer:
+    """Writes scalars to event files below `tensorboard/`.
+
+    They are written one by one: SummaryWriter has its own thread and queue, which blocks forever once that thread has
+    failed.
+    """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
     folder, copied = folder / "tensorboard", time.monotonic()
-    here = epath.Path(tempfile.mkdtemp()) if is_remote(folder) else folder
-    here.mkdir(parents=True, exist_ok=True)
-    # The name that it gives itself tells seconds apart alone.
-    writer = EventsWriter(str(here / "events"), f".{time.time_ns()}")
+    local = epath.Path(tempfile.mkdtemp()) if is_remote(folder) else folder
+    local.mkdir(parents=True, exist_ok=True)
+    # The file names that it chooses itself differ between seconds only.
+    writer = EventsWriter(str(local / "events"), f".{time.time_ns()}")
 
-    def copy() -> None:  # an object store cannot append
+    def copy() -> None:
+        # An object store cannot append.
         nonlocal copied
-        if here is not folder:
-            copy_folder(here, folder)
+        if local is not folder:
+            copy_folder(local, folder)
             copied = time.monotonic()
 
     def write(record: Record) -> None:
@@ -159,25 +166,25 @@ def _tensorboard(folder: epath.Path, title: str, config: dict[str, Any]):
     def end() -> None:
         writer.close()
         copy()
-        if here is not folder:
-            here.rmtree()
+        if local is not folder:
+            local.rmtree()
 
     return write, end
 
 
-def _wandb(folder: epath.Path, title: str, config: dict[str, Any]):
-    """A run that is gone on with when this one is; online or not as WANDB_MODE and the package's settings say."""
+def _wandb(folder: epath.Path, title: str, config: dict[str, Any]) -> _Writer:
+    """Writes to a run that is resumed with this one; WANDB_MODE and the package's settings say whether it is online."""
     import wandb
 
-    name = folder / "wandb_id.txt"
-    if not name.exists():
-        write_text(name, secrets.token_hex(8))
-    here = tempfile.mkdtemp() if is_remote(folder) else str(folder)
-    run = wandb.init(project="mossa_jax", name=title, id=name.read_text(), resume="allow", dir=here, config=config)
-    known = set()
+    id_file = folder / "wandb_id.txt"
+    if not id_file.exists():
+        write_text(id_file, secrets.token_hex(8))
+    local = tempfile.mkdtemp() if is_remote(folder) else str(folder)
+    run = wandb.init(project="mossa_jax", name=title, id=id_file.read_text(), resume="allow", dir=local, config=config)
+    known: set[str] = set()
 
     def write(record: Record) -> None:
-        # Every model and stage counts its own steps, so theirs are an axis of each, and not the run's.
+        # Each model and stage counts its own steps, so its figures have their own axis and not the run's.
         step = f"step/{_subject(record)}"
         figures = dict(_figures(record))
         for name in figures.keys() - known:

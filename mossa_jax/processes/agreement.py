@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, all together and at the same point."""
+"""Values that the processes of a run exchange, all together and at the same point."""
 
 from __future__ import annotations
 
@@ -11,29 +11,41 @@ from jax.experimental import multihost_utils
 from mossa_jax.processes.watchdog import unlimited
 
 
-def agreed(found: Sequence[bool]) -> list[bool]:
-    """What process 0 found, on every process, which all come here with as many.
+def agreed(values: Sequence[bool]) -> list[bool]:
+    """Returns process 0's values on every process.
 
-    What lies on a shared file system is asked of one process: another may for a while still see what was before.
+    One process decides what exists on a shared file system, because another may see an earlier state for a while.
+
+    Args:
+      values: this process's values, as many on every process.
     """
     if jax.process_count() == 1:
-        return list(found)
+        return list(values)
     with unlimited():
-        return [bool(one) for one in multihost_utils.broadcast_one_to_all(np.asarray(found, bool))]
+        return [bool(value) for value in multihost_utils.broadcast_one_to_all(np.asarray(values, bool))]
 
 
 def everywhere(value: int) -> list[int]:
-    """Each process's value, below 2^62, by index; all processes come here together."""
+    """Returns the value of every process, by its index; all processes call this together.
+
+    Args:
+      value: an integer from 0 to 2^62 - 1.
+    """
     if jax.process_count() == 1:
         return [value]
-    halves = np.asarray([value >> 31, value & (2**31 - 1)], np.int32)  # 64 bits are not on everywhere
+    # Two halves, since jax does not enable 64-bit integers everywhere.
+    halves = np.asarray([value >> 31, value & (2**31 - 1)], np.int32)
     with unlimited():
-        found = multihost_utils.process_allgather(halves)
-    return [(int(high) << 31) | int(low) for high, low in found]
+        gathered = multihost_utils.process_allgather(halves)  # [processes, 2]
+    return [(int(high) << 31) | int(low) for high, low in gathered]
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here, however long its own work takes; at once where there is one."""
+    """Returns once every process has called this, however long its own work takes; at once if there is one process.
+
+    Args:
+      name: of the meeting point, the same on every process.
+    """
     if jax.process_count() > 1:
         with unlimited():
             multihost_utils.sync_global_devices(name)

@@ -1,13 +1,13 @@
-"""The processes of a run watch each other: one that is lost, or fails, ends all others in one line that names it.
+"""The processes of a run watch each other: if one is lost or fails, all others end, with one line that names it.
 
-JAX's coordination service notices a lost process, too, but it ends the others by SIGABRT and a stack of C++. So each
-process keeps a TCP connection to process 0 (`processes.py` opens them before JAX starts) and says once a second that
-it lives, and, at the end, how it ends. A connection that breaks is a process that died, at once; one that is silent for
-the time-out is one that is stopped or cut off. Process 0 tells the others what it saw.
+JAX's coordination service also notices a lost process, but it ends the others by SIGABRT and a C++ stack. So each
+process keeps a TCP connection to process 0 (`rendezvous.py` opens them before JAX starts). It says once a second that
+it is alive, and at the end how it ends. A connection that breaks means that a process died; one that is silent for the
+time-out means that a process was stopped or cut off. Process 0 tells the others what it noticed.
 
-Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (why not), `ready` (all are
-there), `alive`, `stop` (somebody asked the run to stop), `ends` (how a process ends: `code`, `why`), `over` (all have
-said so), `lost` (why the run ends, with which `code`, and whether somebody `hangs`).
+Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (the reason), `ready` (all have
+joined), `alive`, `stop` (the run was asked to stop), `ends` (how a process ends: `code`, `why`), `over` (all have said
+how they end), `lost` (why the run ends, with which `code`, and whether a process `hangs`).
 """
 
 from __future__ import annotations
@@ -33,15 +33,26 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import unlimited
 
 BEAT = 1.0
-"""Seconds between two words of a process."""
+"""Seconds between two messages of a process."""
 BEHIND = 5.0
-"""Seconds that JAX's own time-out lies behind ours, so that ours speaks first."""
-_GRACE = 5.0  # seconds in which the others of a process that failed may say that they fail as well
-_LINGER = 2.0  # seconds that process 0 gives the others to end before it does: it holds JAX's service
+"""Seconds by which JAX's own time-out is later than ours, so that ours comes first."""
+_GRACE = 5.0  # seconds within which the others may say that they fail as well, after one process has failed
+_LINGER = 2.0  # seconds that process 0 lets the others end first: it holds JAX's service
+
+EndProcess = Callable[[int, str, bool], None]
+"""Ends this process: exit code, reason in one line, and whether another process hangs."""
 
 
 class Link:
-    """One connection: whole messages, and when the other side was last heard."""
+    """One connection to another process.
+
+    Attributes:
+      connection: the socket.
+      process: index of the other process; -1 until it has said hello.
+      host: its host.
+      heard: monotonic time of its last message.
+      unread: messages that arrived together with one that had to be acted on first.
+    """
 
     def __init__(self, connection: socket.socket, process: int = -1, host: str = ""):
         connection.setblocking(False)
@@ -49,19 +60,19 @@ class Link:
         self.process = process
         self.host = host
         self.heard = time.monotonic()
-        self.unread: list[dict[str, Any]] = []  # what arrived together with a message that had to be acted on first
+        self.unread: list[dict[str, Any]] = []
         self._rest = b""
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends; that a connection is broken or full is found out by listening."""
+        """Sends a message; a connection that is broken or full is noticed when listening."""
         with contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """What has arrived; None when the connection is broken, or something else speaks there."""
+        """Returns the messages that have arrived; None if the connection is broken or speaks another protocol."""
         try:
             data = self.connection.recv(1 << 16)
         except BlockingIOError:
@@ -83,31 +94,29 @@ class Link:
 class Peers:
     """The other processes of this run, watched by a thread of this one."""
 
-    def __init__(
-        self, process: int, links: Sequence[Link], timeout: float, stop: Stop, lost: Callable[[int, str, bool], None]
-    ):
-        """Starts to watch; process 0 tells the others that all are there.
+    def __init__(self, process: int, links: Sequence[Link], timeout: float, stop: Stop, end_process: EndProcess):
+        """Starts watching; process 0 tells the others that all have joined.
 
         Args:
-          process: index of this one.
-          links: process 0's connections to all others, another one's to process 0.
-          timeout: seconds without a word after which a process counts as lost.
-          stop: a request to any process is passed on to all.
-          lost: called once, in the watching thread, with an exit code and the reason in words, when another process is
-            lost (7) or has failed (its code, so that all say the same), and with whether that one found that it hangs:
-            then it may have waited for this one; has to end this process.
+          process: index of this process.
+          links: in process 0 the connections to all others, in another process the one to process 0.
+          timeout: seconds of silence after which a process counts as lost.
+          stop: gets the requests to stop that any process receives.
+          end_process: called once, in the watching thread, when another process is lost (exit code 7) or has failed
+            (its exit code, so that all end alike). Its last argument says whether the other one noticed that it hangs:
+            then it may have been waiting for this one. Has to end this process.
         """
         self._process = process
         self._links = {link.process: link for link in links}
         self._timeout = timeout
         self._stop = stop
-        self._lost = lost
+        self._end_process = end_process
         self._outbox: collections.deque[dict[str, Any]] = collections.deque()
-        self._ends: dict[int, tuple[int, str, float]] = {}  # process -> exit code, why, when it was heard
-        self._why = LOST_PEER, "", False  # why the run is broken
+        self._ends: dict[int, tuple[int, str, float]] = {}  # process -> exit code, reason, time of the message
+        self._reason = LOST_PEER, "", False  # exit code, text, whether a process hangs
         self._broken = threading.Event()
         self._over = threading.Event()  # all have said how they end
-        self._settled = threading.Event()  # either is known, and this process may end
+        self._settled = threading.Event()  # one of the two has happened, and this process may end
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
@@ -116,42 +125,42 @@ class Peers:
             if process == 0:
                 link.send({"ready": len(links) + 1})
         stop.pass_on = lambda: self._post({"stop": process})
-        # A handler in Python waits as long as the main thread is in a collective; the signal's number comes at once.
+        # A Python handler waits while the main thread is in a collective; the signal's number arrives at once.
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._hold_aborts()
         threading.Thread(target=self._watch, name="peers", daemon=True).start()
 
-    def end(self, code: int, why: str) -> bool:
-        """Says how this process ends, and waits for what the others do; the last thing that a process does.
+    def end(self, code: int, reason: str) -> bool:
+        """Says how this process ends, and waits for the others; the last thing that a process does.
 
         Args:
           code: its exit code.
-          why: the reason in one line.
+          reason: the reason in one line.
 
         Returns:
-          Whether all processes end, each by itself; else this one has to leave without waiting for the others.
+          Whether all processes end, each by itself; if not, this one has to leave without waiting for the others.
         """
-        self.announce(code, why)
+        self.announce(code, reason)
         with unlimited():
             self._settled.wait()
         if not self._over.is_set():
             return False
-        jax.distributed.shutdown()  # waits for all; a process that dies before it is there ends the others by SIGABRT
+        jax.distributed.shutdown()  # waits for all; a process that dies before that ends the others by SIGABRT
         self._on_abort(signal.SIG_DFL)
         return True
 
-    def announce(self, code: int, why: str) -> None:
-        """Says how this process ends, if it is just about to."""
-        self._post({"ends": self._process, "code": code, "why": why})
+    def announce(self, code: int, reason: str) -> None:
+        """Says how this process is about to end."""
+        self._post({"ends": self._process, "code": code, "why": reason})
 
     def wait_for_verdict(self) -> None:
-        """Returns when it is certain that no process is lost: then an error of a collective has another cause."""
+        """Returns once it is certain that no process is lost; then the error of a collective has another cause."""
         with unlimited():
             if self._broken.wait(self._timeout + BEHIND):
                 threading.Event().wait()  # the watching thread ends the process
 
     def _post(self, message: dict[str, Any]) -> None:
-        """Has the watching thread send a message to all; may be called by a signal's handler."""
+        """Makes the watching thread send a message to all; a signal handler may call this."""
         self._outbox.append(message)
         with contextlib.suppress(OSError):
             self._wake.send(b".")
@@ -175,18 +184,18 @@ class Peers:
                     self._tell_all({"alive": self._process})
                 self._judge()
             if self._broken.is_set() and self._process == 0:
-                self._let_go(selector)
+                self._wait_for_others(selector)
         if self._broken.is_set() and self._process not in self._ends:
-            self._lost(*self._why)
+            self._end_process(*self._reason)
         self._settled.set()
 
     def _listen(self, link: Link) -> None:
-        said = link.receive()
-        if said is None:
+        messages = link.receive()
+        if messages is None:
             if not self._break_for(link.process):
                 self._break(LOST_PEER, f"{link} is lost: its connection closed")
             return
-        for message in said:
+        for message in messages:
             if self._process == 0 and "stop" in message:
                 self._spread(message)
             else:
@@ -201,7 +210,7 @@ class Peers:
             link.send(message)
 
     def _take(self, message: dict[str, Any]) -> None:
-        """What a message means, whoever sent it."""
+        """Acts on a message, whichever process sent it."""
         if "stop" in message:
             self._stop.asked = True
         elif "ends" in message:
@@ -212,11 +221,11 @@ class Peers:
             self._break(message["code"], message["lost"], message.get("hangs", False))
 
     def _judge(self) -> None:
-        """Who has been silent for too long; and, by process 0, whether those who end do so together."""
+        """Looks for processes that were silent too long, and, in process 0, whether those that end do so together."""
         now = time.monotonic()
         for link in self._links.values():
             if now - link.heard > self._timeout:
-                self._break(LOST_PEER, f"{link} is lost: not heard of for {self._timeout:g} s (--heartbeat_timeout)")
+                self._break(LOST_PEER, f"{link} is lost: silent for {self._timeout:g} s (--heartbeat_timeout)")
         if self._process != 0:
             return
         if len(self._ends) > len(self._links):
@@ -226,26 +235,26 @@ class Peers:
                 self._break_for(process)
 
     def _break_for(self, process: int) -> bool:
-        """Ends the run for all if this process said that it failed; whether it did."""
-        code, why, _ = self._ends.get(process, (DONE, "", 0))
+        """Ends the run for all if a process said that it failed; returns whether it did."""
+        code, reason, _ = self._ends.get(process, (DONE, "", 0))
         if code in (DONE, STOPPED):
             return False
-        who = self._links.get(process, "process 0")
-        hangs = code == LOST_PEER  # its own word: nobody had told it
-        self._break(code, f"{who} ended with exit code {code}" + (f" ({why})" if why else ""), hangs)
+        name = self._links.get(process, "process 0")
+        is_stuck = code == LOST_PEER  # it noticed this itself: nobody had told it
+        self._break(code, f"{name} ended with exit code {code}" + (f" ({reason})" if reason else ""), is_stuck)
         return True
 
-    def _break(self, code: int, why: str, hangs: bool = False) -> None:
-        """The run cannot go on. A process that is ending anyway does so with its own code."""
+    def _break(self, code: int, reason: str, is_stuck: bool = False) -> None:
+        """Ends the run; a process that is already ending keeps its own exit code."""
         if self._over.is_set() or self._broken.is_set():
             return
-        self._why = code, why, hangs
+        self._reason = code, reason, is_stuck
         if self._process == 0:
-            self._tell_all({"lost": why, "code": code, "hangs": hangs})
+            self._tell_all({"lost": reason, "code": code, "hangs": is_stuck})
         self._broken.set()
 
-    def _let_go(self, selector: selectors.BaseSelector) -> None:
-        """Process 0 ends last: without its service JAX ends the others by SIGABRT."""
+    def _wait_for_others(self, selector: selectors.BaseSelector) -> None:
+        """Lets process 0 end last: without its service JAX ends the others by SIGABRT."""
         left, deadline = set(self._links), time.monotonic() + _LINGER
         while left and time.monotonic() < deadline:
             for key, _ in selector.select(0.1):
@@ -254,12 +263,12 @@ class Peers:
                     left.discard(key.data.process)
 
     def _hold_aborts(self) -> None:
-        """Holds a SIGABRT until it is known whether a process is lost: it is how JAX's client and gloo find out."""
+        """Delays a SIGABRT until it is known whether a process is lost: JAX's client and gloo abort if one is."""
 
         @ctypes.CFUNCTYPE(None, ctypes.c_int)
-        def hold(number):
+        def hold(number: int) -> None:
             if self._over.is_set():
-                os._exit(self._ends[self._process][0])  # a process died behind its last word
+                os._exit(self._ends[self._process][0])  # a process died after its last message
             if self._broken.wait(_GRACE):
                 time.sleep(2 * _LINGER)  # meanwhile the watching thread ends this process
             faulthandler.dump_traceback()
@@ -268,7 +277,7 @@ class Peers:
         self._on_abort(ctypes.cast(hold, ctypes.c_void_p))
 
     def _on_abort(self, handler: Any) -> None:
-        """Python's own handlers run too late for SIGABRT."""
+        """Sets a C handler of SIGABRT, since Python's own handlers run too late."""
         library = ctypes.CDLL(None)
         library.signal.restype, library.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
         library.signal(signal.SIGABRT, handler)

@@ -1,4 +1,4 @@
-"""The polite stop on SIGTERM and SIGINT: save, leave, and resume with the same command."""
+"""The polite stop on SIGTERM and SIGINT: the run saves its state and leaves; the same command resumes it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -16,29 +17,29 @@ from mossa_jax.processes.watchdog import unlimited
 
 
 class Stop:
-    """Whether somebody asked this process to stop; long work asks between units and saves before it leaves.
+    """Whether this process was asked to stop; long work checks this between units, and saves before it leaves.
 
     Attributes:
-      asked: True once somebody did.
-      pass_on: called with every request made to this process, by a signal's handler; None for nothing.
+      asked: True once the process was asked.
+      pass_on: called, from a signal handler, on every request made to this process; None for nothing.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked = False
         self.pass_on: Callable[[], None] | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Turns SIGTERM and SIGINT into a request (main thread only); a second one acts as it always does."""
+        """Turns SIGTERM and SIGINT into a request (main thread only); a second signal acts as it does by default."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
 
-        def ask(number, frame):
+        def ask(number: int, frame: object) -> None:
             self.asked = True
             if self.pass_on is not None:
                 self.pass_on()
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
 
         previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -48,22 +49,26 @@ class Stop:
                 signal.signal(number, handler)
 
     def asked_anywhere(self) -> bool:
-        """Whether any process of the run was asked; with several, all must come here at the same point."""
-        with unlimited():  # for the others' own work
+        """Returns whether any process of the run was asked; all processes must call this at the same point."""
+        with unlimited():  # the others may still be at work
             return self.asked_after(0.0)[0]
 
     def asked_after(self, seconds: float) -> tuple[bool, float]:
-        """`asked_anywhere`, and the most seconds that any process gives."""
+        """Returns `asked_anywhere`, and the largest number of seconds that any process passes."""
         if jax.process_count() == 1:
             return self.asked, seconds
-        found = multihost_utils.process_allgather(np.asarray([self.asked, seconds], np.float32))
-        return bool(found[:, 0].any()), float(found[:, 1].max())
+        gathered = multihost_utils.process_allgather(np.asarray([self.asked, seconds], np.float32))  # [processes, 2]
+        return bool(gathered[:, 0].any()), float(gathered[:, 1].max())
 
-    def leave(self) -> None:
-        """Raises the refusal that ends the process with exit code 75."""
-        raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to go on")
+    def leave(self) -> NoReturn:
+        """Raises the refusal that ends the process with exit code 75.
+
+        Raises:
+          Refusal: 75, always.
+        """
+        raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to continue")
 
     def leave_if_asked(self) -> None:
-        """`leave`, if any process was asked to stop."""
+        """Leaves if any process was asked to stop."""
         if self.asked_anywhere():
             self.leave()

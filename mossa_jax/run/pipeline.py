@@ -1,40 +1,94 @@
-"""The whole run, stage after stage: tune, score, compare, report. Each stage goes on where it was left.
+"""The whole run, stage after stage: tune, score, compare, report. Each stage continues where it stopped.
 
-The unit of finished work is a file: a tuned model's folder, a task's part of a table. A unit that is there is not done
-again; everything that is written appears whole or not at all.
+The unit of finished work is a file: the folder of a tuned model, or a task's share of a table. A unit that exists is
+not computed again, and everything is written completely or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
+from typing import Any, TypeVar
 
 import jax
 
-from mossa_jax import config as config_lib
-from mossa_jax.config import Config
+from mossa_jax.config import Config, check
+from mossa_jax.files.growing import LogFile
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.log import log
+from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
+from mossa_jax.processes.life import Process
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.report import report
 from mossa_jax.run.tune import tune
 
+_Result = TypeVar("_Result")
 
-def run_all(run: Run) -> dict:
-    """Tunes E and every control, scores, compares and reports; returns the findings, where this process writes them."""
+
+def in_run_folder(
+    process: Process, config: Config, workdir: str, stage: Callable[[Run], _Result], profile: str = ""
+) -> _Result:
+    """Runs one stage in a run folder that it claims, with the log copied there, and releases the folder.
+
+    Args:
+      process: this process.
+      config: the configuration.
+      workdir: the run folder's path.
+      stage: the work.
+      profile: the steps to trace, as in `Profile.parse`.
+
+    Raises:
+      Refusal: 2 for a bad configuration or profile, or a folder of another configuration.
+    """
+    trace = Profile.parse(profile)
+    run_folder = open_run(config, workdir)
+    # An object store gets growing files only now and then, so a process that is ended has to write the rest.
+    process.before_leaving.append(run_folder.flush)
+    try:
+        with _log_in(run_folder):
+            return stage(Run(config, run_folder, process.stop, trace))
+    finally:
+        process.before_leaving.remove(run_folder.flush)
+        run_folder.close()
+
+
+@contextlib.contextmanager
+def _log_in(run_folder: RunFolder) -> Iterator[None]:
+    """Copies the log to the run folder's log.txt (writer only)."""
+    if not run_folder.writer:
+        yield
+        return
+    handler = LogFile(run_folder / "log.txt")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def run_all(run: Run) -> dict[str, Any]:
+    """Tunes E and every control, scores, compares and reports.
+
+    Returns:
+      The findings, in the process that writes them; empty in the others.
+    """
     tune(run)
     compare(run)
     return report(run)
 
 
-def summary(found: dict, workdir: str) -> str:
-    """The findings in words, with the page's path, for people at a terminal."""
-    lines = [f"[{finding['verdict']}] {finding['title']}: {finding['sentence']}" for finding in found["findings"]]
+def summary(findings: dict[str, Any], workdir: str) -> str:
+    """Returns the findings in words, with the path of the page, for people at a terminal."""
+    lines = [f"[{finding['verdict']}] {finding['title']}: {finding['sentence']}" for finding in findings["findings"]]
     return "\n".join(["", "Findings", *lines, "", f"Report: {os.path.join(workdir, 'report.html')}"])
 
 
@@ -42,9 +96,9 @@ def open_run(config: Config, workdir: str) -> RunFolder:
     """Checks the configuration and claims the run folder for it.
 
     Raises:
-      Refusal: 2 for a bad configuration or a folder of another one.
+      Refusal: 2 for a bad configuration, or for a folder of another configuration.
     """
-    config_lib.check(config)
+    check(config)
     check_trackers(config.track)
     run_folder = RunFolder(workdir, writer=jax.process_index() == 0)
     run_folder.open(config, environment())
@@ -54,15 +108,17 @@ def open_run(config: Config, workdir: str) -> RunFolder:
 
 
 def _command(argv: list[str]) -> str:
-    """The command line as one types it: a module that was started by `python -m` shows up as the path of its file."""
+    """Returns the command line as one types it; `python -m launch.run` and `mossa run` both appear as such."""
     folder, script = os.path.split(argv[0])
+    if argv[0].startswith("mossa "):
+        return shlex.join([*argv[0].split(), *argv[1:]])
     if os.path.basename(folder) == "launch" and script.endswith(".py"):
         return shlex.join(["python", "-m", f"launch.{script.removesuffix('.py')}", *argv[1:]])
     return shlex.join([os.path.basename(sys.executable), *argv])
 
 
-def environment() -> dict:
-    """Versions, devices and the command, for the record."""
+def environment() -> dict[str, Any]:
+    """Returns versions, devices and the command, for the record."""
     packages = "mossa_jax jax jaxlib flax optax orbax-checkpoint transformers datasets numpy".split()
     return {
         "command": _command(sys.argv),

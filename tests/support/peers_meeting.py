@@ -1,8 +1,8 @@
-"""Run by test_peers.py: processes that meet and watch each other, without JAX. Imports once and forks one for each.
+"""Run by test_peers.py: processes that meet and watch each other, without JAX; forked after one import.
 
-Arguments: a JSON list of scenarios, each {"processes": N, "do": {index: what it does}} with optional "start_timeout",
-"indices", "of" and "signals", and a folder. Every process says what it hears in FOLDER/<scenario>-<number>.txt; prints
-the exit codes of each scenario, as JSON.
+Arguments: a JSON list of scenarios, each {"processes": N, "do": {index: action}} with optional "start_timeout",
+"indices", "of" and "signals", and a folder. Every process writes the reason that it gets to
+FOLDER/<scenario>-<number>.txt. Prints the exit codes of each scenario, as JSON.
 """
 
 import json
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 
 def work(said: Path, what: str, peers: peers_lib.Peers, stop: Stop) -> int:
-    """Waits to be told that another one is lost, or ends as `what` says: [wait SECONDS] CODE WHY, abort, or stop."""
+    """Waits until another process is lost, or ends as `what` says: [wait SECONDS] CODE REASON, abort, or stop."""
     (said.with_suffix(".there")).touch()
     if what == "abort":
         os.abort()

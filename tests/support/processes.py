@@ -1,4 +1,4 @@
-"""Commands that run side by side as the processes of one JAX run."""
+"""Runs commands side by side as the processes of one JAX run."""
 
 import os
 import socket
@@ -6,20 +6,20 @@ import subprocess
 
 
 def free_address() -> str:
-    """host:port where nobody listens now."""
+    """Returns a host:port that is free now."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
 
 
 def cpu(root, devices: int) -> dict[str, str]:
-    """The environment of a process with so many virtual CPU devices and this repository."""
+    """Returns the environment of a process with this number of virtual CPU devices and this repository."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(root)}
 
 
 def together(commands, root, devices: int, folder, timeout: float = 400) -> list[str]:
-    """Runs the commands at the same time, all to a good end; returns what each wrote to standard output."""
+    """Runs the commands at the same time, expects exit code 0 of all, and returns the standard output of each."""
     files = [[(folder / f"{index}.{kind}").open("w+") for kind in ("out", "err")] for index in range(len(commands))]
     running = [
         subprocess.Popen([str(part) for part in command], cwd=root, env=cpu(root, devices), stdout=out, stderr=err)

@@ -1,7 +1,7 @@
-"""Run by test_lost_processes.py: `python -m launch.run` whose training steps are slow, leave a trace, and may hang.
+"""Run by test_lost_processes.py: `python -m launch.run` with training steps that are slow, logged, and may hang.
 
-In $TRACE/<process>.txt stands a line for each batch that was taken: model, step and rows. Steps take $PAUSE seconds
-more; the process $HANGS does not come back from its third one.
+$TRACE/<process>.txt gets a line per batch: model, step and rows. Each step takes $PAUSE seconds longer; process $HANGS
+never returns from its third step.
 """
 
 import os

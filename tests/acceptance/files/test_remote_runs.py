@@ -23,7 +23,7 @@ START = """
 import runpy, sys
 from tests.support import object_server
 from mossa_jax.files import lease
-holder.BEAT, holder.PATIENCE, holder.SETTLE = 0.5, 3.0, 0.2
+lease.BEAT, lease.PATIENCE, lease.SETTLE = 0.5, 3.0, 0.2
 runpy.run_module("launch.run", run_name="__main__", alter_sys=True)
 """
 KILLS = 4

@@ -76,7 +76,7 @@ def alone(root, tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pods") / "alone"
     with Pod(root, tiny_config, folder / "run", folder / "logs") as pod:
         assert pod.codes(600) == [0] * 4, pod.said(0)[-3000:]
-        assert "processes: 4 of 4 are there, 1 device each" in pod.said(3)
+        assert "processes: 4 of 4 have joined, 1 device each" in pod.said(3)
         assert [pod.trace(index) for index in (1, 2, 3)] == [pod.trace()] * 3
         return folder / "run", pod.trace()
 

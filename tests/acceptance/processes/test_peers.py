@@ -59,14 +59,14 @@ def met(root, tmp_path_factory):
 
 
 HOST = socket.gethostname()
-CLOSED, SILENT = "is lost: its connection closed", "is lost: not heard of for 3 s (--heartbeat_timeout)"
+CLOSED, SILENT = "is lost: its connection closed", "is lost: silent for 3 s (--heartbeat_timeout)"
 FULL = "ended with exit code 6 (the disk is full)"
 
 
 @pytest.mark.parametrize(
     ("scenario", "codes", "words"),
     [
-        ("missing", [7, 7, 7], ["3 of 4 are there, missing: process 2"] * 3),
+        ("missing", [7, 7, 7], ["3 of 4 have joined, missing: process 2"] * 3),
         ("no coordinator", [7], ["process 0 did not answer at 127.0.0.1:"]),
         ("another number", [7, 2], ["missing: process 1", "it is one of 3, process 0 of 2"]),
         ("killed", [7, 7, -9], [f"process 2 on {HOST} {CLOSED}"] * 2),
@@ -97,7 +97,7 @@ def test_one_place_is_given_once(met):
     codes, said = met["twice the same"]
     assert codes[0] == 7 and "missing: process 2" in said[0]
     assert sorted(codes[1:]) == [2, 7]
-    assert "there is one of this index already" in said[1 + codes[1:].index(2)]
+    assert "another process has this index" in said[1 + codes[1:].index(2)]
 
 
 OMPI = {
@@ -143,7 +143,7 @@ def test_slurm_says_who_we_are(monkeypatch):
         ((0, "", -1), "--processes and --coordinator and --process"),
         ((2, "", 1), "--coordinator"),
         ((2, "localhost:1234", -1), "--process"),
-        ((2, "localhost:1234", 2), "--process=2: they are numbered from 0 to 1"),
+        ((2, "localhost:1234", 2), "--process=2: processes are numbered from 0 to 1"),
         ((2, "localhost", 0), "--coordinator=localhost: give it as host:port"),
     ],
 )

@@ -14,9 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mossa_jax.errors import Refusal
-from mossa_jax.files import growing
-from mossa_jax.files import lease as holder
-from mossa_jax.files import paths as storage
+from mossa_jax.files import growing, lease, paths
 from mossa_jax.files.cache import keep_compiled
 from mossa_jax.files.growing import GrowingText, LogFile
 from mossa_jax.files.lease import Lease
@@ -54,9 +52,9 @@ def folder(request, server, monkeypatch, tmp_path):
 @pytest.fixture
 def hasty(monkeypatch):
     """Runs that say quickly that they are alive."""
-    monkeypatch.setattr(holder, "BEAT", 0.05)
-    monkeypatch.setattr(holder, "PATIENCE", 0.4)
-    monkeypatch.setattr(holder, "SETTLE", 0.05)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "PATIENCE", 0.4)
+    monkeypatch.setattr(lease, "SETTLE", 0.05)
 
 
 def test_paths_are_paths(folder):
@@ -86,7 +84,7 @@ def test_files_come_to_this_machine_and_go_again(folder, tmp_path):
         write_bytes(folder / name, name.encode())
     with on_disk(folder / "x") as here, on_disk(folder / "x/one") as one:
         assert sorted(file_names(here)) == ["deep/two", "one"] and one.read_bytes() == b"x/one"
-        assert not storage.is_remote(here)
+        assert not paths.is_remote(here)
     assert not here.exists() and not one.exists() and not list((tmp_path / "cache/scratch").iterdir())
     with on_disk(tmp_path) as here:
         assert str(here) == str(tmp_path)
@@ -186,7 +184,7 @@ def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(fol
     run = RunFolder(str(folder))
     start = time.monotonic()
     run.open(Config(), {})
-    assert time.monotonic() - start >= holder.PATIENCE
+    assert time.monotonic() - start >= lease.PATIENCE
     still._is_ours()
     assert still.taken_by() is not None
     still.release()
@@ -194,7 +192,7 @@ def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(fol
     # The other way round, as the run sees it.
     (folder / ".holder").write_text(json.dumps({"host": "elsewhere", "pid": 7, "run": "other"}))
     deadline = time.monotonic() + 30
-    while run._holder.taken_by() is None and time.monotonic() < deadline:
+    while run._lease.taken_by() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(Refusal, match="in use by process 7 on elsewhere") as caught:
         run.flush()

@@ -1,4 +1,4 @@
-"""Commands: one line and one exit code for every refusal, in processes of their own."""
+"""Commands: every refusal is one line with one exit code; each command runs in its own process."""
 
 import json
 import os
@@ -13,10 +13,10 @@ import pytest
 
 from tests.support.tiny_llama import random_texts, write_config, write_tasks
 
-# Imports once, then runs every command in a forked child with its own streams: (code, stdout, stderr) per command.
+# Imports once, then runs every command in a forked child with its own streams; prints the exit code of each.
 HARNESS = """
 import json, os, runpy, sys
-import launch.main
+import launch.flags, mossa_jax.existing.compare, mossa_jax.run.pipeline
 from transformers import AutoTokenizer
 
 for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
@@ -42,7 +42,7 @@ def environment(root):
 
 @pytest.fixture(scope="module")
 def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_factory):
-    """name -> (exit code, standard error) of every command below."""
+    """Returns name -> (exit code, standard error) of every command below."""
     here = tmp_path_factory.mktemp("commands")
     pickled = shutil.copytree(tiny.folder, here / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
@@ -103,7 +103,7 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
     assert done.returncode == 0, done.stderr[-2000:]
     codes = [int(line) for line in done.stdout.split()]
     errors = [(here / f"{number}.2").read_text() for number in range(len(commands))]
-    assert not (here / "w").exists()  # what was refused at the door leaves no folder
+    assert not (here / "w").exists()  # a refused command line leaves no folder
     found = {name: pair for name, *pair in zip(commands, codes, errors, strict=True)}
     return found | {"table": here / "out/table.csv"}
 

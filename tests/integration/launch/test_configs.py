@@ -1,4 +1,4 @@
-"""The published configs: every resolved field, and the commands that their first lines tell people to run."""
+"""The published configs: every resolved field, and the commands in their docstrings."""
 
 import ast
 import importlib.util
@@ -18,7 +18,7 @@ from mossa_jax.planning.hardware import find_hardware
 from mossa_jax.tasks import count_training_rows
 
 NAMES = ("llama2_7b_flan2021", "llama2_7b_unseen", "llama2_13b_flan2021", "llama2_70b_flan2021", "llama3_8b_flan2021")
-# Cores a chip where an accelerator type counts cores.
+# Cores per chip, where an accelerator type counts cores.
 CORES = {"v5p": 2, "v4": 2}
 SBATCH = {"--nodes", "--time"}
 
@@ -28,7 +28,7 @@ def resolved(root, name):
 
 
 def flat(fields, above=""):
-    """Dotted name -> value, as a command line would override it."""
+    """Returns dotted name -> value, as a command line would override it."""
     found = {}
     for name, value in fields.items():
         found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
@@ -36,7 +36,7 @@ def flat(fields, above=""):
 
 
 def commands(root, name):
-    """The indented commands of a config's docstring, as lists of words."""
+    """Returns the indented commands of a config's docstring, as lists of words."""
     text = ast.get_docstring(ast.parse((root / f"configs/{name}.py").read_text()))
     joined = re.sub(r"\\\n\s*", "", text)
     return [shlex.split(line) for line in joined.splitlines() if line.startswith("    ")]
@@ -44,7 +44,7 @@ def commands(root, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_is_the_one_that_was_checked_in(root, name):
-    """To take a change over: MOSSA_WRITE_GOLDEN=1 pytest tests/test_configs.py, then look at the difference."""
+    """To accept a change: MOSSA_WRITE_GOLDEN=1 pytest tests/integration/launch/test_configs.py, then read the diff."""
     config = resolved(root, name)
     check(config)
     assert config.name == name
@@ -61,8 +61,8 @@ def test_every_field_is_the_one_that_was_checked_in(root, name):
     assert not lines, "\n".join(lines)
 
 
-def test_what_the_configs_ask_for(root):
-    """E learns from the same 60 tasks in all; the seven of Misc. are only in the run on unseen tasks."""
+def test_e_learns_from_60_tasks_and_only_one_config_holds_out_misc(root):
+    """E learns from the same 60 tasks in all configs; only the one on unseen tasks has the seven of Misc."""
     for name in NAMES:
         suite, rows = count_training_rows(resolved(root, name).tasks)
         unseen = name == "llama2_7b_unseen"
@@ -72,8 +72,8 @@ def test_what_the_configs_ask_for(root):
 
 
 def flags_of(root, module):
-    """Names of the flags that a command of launch/ takes, read off its source."""
-    texts = [(root / f"launch/{file}.py").read_text() for file in (module, "main")]
+    """Returns the names of the flags of a command, from its source."""
+    texts = [(root / f"launch/{file}.py").read_text() for file in (module, "flags")]
     return set(re.findall(r"(?:DEFINE_\w+|flags\.DEFINE\w*)\(\s*\"(\w+)\"", "\n".join(texts)))
 
 
@@ -101,7 +101,7 @@ def test_the_commands_of_a_config_can_be_typed(root, name, tmp_path):
         at = words.index(script)
         if script == "launch/slurm.sbatch":
             assert words[0] == "sbatch" and {word.split("=")[0] for word in words[1:at]} <= SBATCH, words
-        # The script itself reads its flags, and would run the command as it stands.
+        # The script parses its own flags, and would run the command unchanged.
         dry = ["bash", *words[at:], "--dry_run", "--", *run]
         dry = [word.replace("$HOME", str(tmp_path)) for word in dry]
         done = subprocess.run(dry, cwd=root, capture_output=True, text=True, timeout=120)

@@ -437,7 +437,7 @@ def test_a_trace_that_cannot_be_made_is_one_warning(tmp_path, monkeypatch, caplo
     train(tmp_path / "short", 2, profile=Profile(2 + 1, 1))
     first, second = (one.getMessage() for one in caplog.records if one.levelname == "WARNING")
     assert first == "E: no trace: RuntimeError: no tracer"
-    assert second == "E: no trace: --profile begins behind step 3, and this attempt took 2"
+    assert second == "E: no trace: --profile begins after step 3, but this attempt took 2 steps"
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ FLAN = Config(
 
 def launch_plan(root, *flags, before=""):
     """Runs launch.plan in a process of its own, after the statements `before`."""
-    code = f"import jax, launch.main as m, launch.plan as l\n{before}\nm.run(l.main)"
+    code = f"import jax, launch.flags as f, launch.plan as p\n{before}\nf.run(p.main)"
     command = ["-c", code] if before else ["-m", "launch.plan"]
     return subprocess.run(
         [sys.executable, *command, *flags], cwd=root, env=os.environ, capture_output=True, text=True, timeout=900

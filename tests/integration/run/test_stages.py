@@ -17,7 +17,7 @@ import pytest
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
-from mossa_jax.files import lease as holder
+from mossa_jax.files import lease
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, parity, pipeline, report
 from mossa_jax.similarity import engine
@@ -282,7 +282,7 @@ class StopsLater(Stop):
 def test_the_same_run_in_memory_stopped_twice_and_gone_on_with(tiny_run, tmp_path, monkeypatch):
     """An object store that fsspec knows and Orbax does not; the disk of this machine is wiped after every stop."""
     config, finished = tiny_run
-    monkeypatch.setattr(holder, "SETTLE", 0)
+    monkeypatch.setattr(lease, "SETTLE", 0)
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
     cache = tmp_path / "cache"
