@@ -35,7 +35,7 @@ REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base."
 
 
 def _compare_models() -> pd.DataFrame:
-    from mossa_jax.tasks.rows import read_objects
+    from mossa_jax.tasks.row_files import read_objects
 
     from mossa_jax.existing import compare as api
 

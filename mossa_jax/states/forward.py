@@ -304,4 +304,4 @@ def abstract_prefix(spec: PassSpec, dtype: DTypeLike, models: int) -> PrefixStat
     shape = (models, arch.layers, spec.prefix_length, arch.kv_heads, arch.head_dim)
     keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
     sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
-    return PrefixStates._make([SharedPrefix(keys, keys), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])
+    return PrefixStates._make([SharedPrefix._make([keys, keys]), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])
