@@ -292,9 +292,9 @@ class _Devices:
 def _listen() -> None:
     """Makes jax report each compilation to the stage that is open in its thread."""
 
-    def report(event: str, seconds: float, **_: Any) -> None:
+    def report(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(_COMPILING) and (stage := _open.get()):
-            stage.compiled(seconds)
+            stage.compiled(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(report)
 

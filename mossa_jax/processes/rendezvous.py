@@ -68,7 +68,7 @@ def check_platform() -> None:
     Raises:
       Refusal: 2 when JAX cannot use the requested platform, or does not use the TPUs of this host.
     """
-    requested = jax.config.jax_platforms or ""
+    requested = jax.config.jax_platforms or ""  # type: ignore[attr-defined]  # jax declares its options at run time
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
@@ -122,7 +122,7 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
 
     from_flags = coordinator or None, None, process if process >= 0 else None
     try:
-        coordinator, count, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
+        address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
             *from_flags, None, None, int(timeout)
         )
     except (RuntimeError, OSError) as error:  # a name does not resolve yet, or a metadata server is silent
@@ -136,20 +136,21 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
             BAD_CONFIG,
             f"--processes={processes}, but the cluster's environment says {count}; give --processes=0 to use that",
         )
-    values = {"processes": count or processes or None, "coordinator": coordinator, "process": process}
+    count = count or processes or None
+    values = {"processes": count, "coordinator": address, "process": index}
     missing = [f"--{name}" for name, value in values.items() if value is None]
-    if missing:
+    if count is None or address is None or index is None:
         raise Refusal(
             BAD_CONFIG,
             f"--processes={processes}: no cluster's environment has the rest; give {' and '.join(missing)}, or "
             "--processes=1",
         )
-    host, _, port = coordinator.rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise Refusal(BAD_CONFIG, f"--coordinator={coordinator}: give it as host:port")
-    if not 0 <= process < values["processes"]:
-        raise Refusal(BAD_CONFIG, f"--process={process}: processes are numbered from 0 to {values['processes'] - 1}")
-    return Place(coordinator, values["processes"], process, devices)
+        raise Refusal(BAD_CONFIG, f"--coordinator={address}: give it as host:port")
+    if not 0 <= index < count:
+        raise Refusal(BAD_CONFIG, f"--process={index}: processes are numbered from 0 to {count - 1}")
+    return Place(address, count, index, devices)
 
 
 def join(place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, end_process: EndProcess) -> Peers:
@@ -209,7 +210,7 @@ def _gather(place: Place, timeout: float, stop: Stop) -> list[Link]:
                     selector.register(link.connection, selectors.EVENT_READ, link)
                 elif not _welcome(key.data, joined, place):
                     selector.unregister(key.fileobj)
-                    key.fileobj.close()
+                    key.data.connection.close()
             now = time.monotonic()
             missing = [index for index in range(1, place.processes) if index not in joined]
             status = f"{len(joined) + 1} of {place.processes} have joined, missing: {_named(missing)}"
@@ -256,6 +257,8 @@ def _welcome(link: Link, joined: dict[int, Link], place: Place) -> bool:
         return False
     for hello in messages:
         process, reason = hello.get("hello"), ""
+        if not isinstance(process, int):
+            return False
         if hello.get("of") != place.processes:
             reason = f"it is one of {hello.get('of')}, process 0 of {place.processes}; give the same --processes to all"
         elif process in joined or process not in range(1, place.processes):

@@ -130,7 +130,7 @@ def test_wandb_is_told_each_models_own_steps_and_the_same_run_again(tmp_path, fa
 def test_a_tracker_that_fails_or_hangs_costs_one_warning(tmp_path, fake_wandb, caplog, monkeypatch, slip, words):
     caplog.set_level(logging.INFO, "mossa_jax")
     monkeypatch.setattr(tracking, "_PATIENCE", 0.2)
-    monkeypatch.setattr(tracking, "_WAITING", 3 if "keep up" in words else 100)
+    monkeypatch.setattr(tracking, "_QUEUED", 3 if "keep up" in words else 100)
     fake_wandb(**slip)
     many = [{"model": "tuned", "step": step, "loss": 1.0} for step in range(1, 31)]
     run_folder = run(tmp_path / "run", "wandb", records=many)
