@@ -35,9 +35,8 @@ REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base."
 
 
 def _compare_models() -> pd.DataFrame:
-    from mossa_jax.tasks.row_files import read_objects
-
     from mossa_jax.existing import compare as api
+    from mossa_jax.tasks.row_files import read_objects
 
     prompts = [row["inputs"] for row in read_objects(PROMPTS.value, ("inputs",))]
     return api.compare(
