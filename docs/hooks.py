@@ -10,10 +10,13 @@ import ast
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(os.path.abspath(__file__)).parents[1]
+_FIELDS = next(path for path in (ROOT / "mossa_jax/config/fields.py", ROOT / "mossa_jax/config.py") if path.is_file())
 _SHARED = "Flags of every command"
+_KNOWN = {"sorted": sorted, "get_args": get_args, "Literal": Literal}
+_KNOWN |= {kind.__name__: kind for kind in (tuple, str, int, float, bool)}
 _NOT_SIMPLE = object()
 
 
@@ -38,8 +41,8 @@ def pages() -> dict[str, str]:
 
 
 def config_page() -> str:
-    """Writes one table for each part of a configuration, from the dataclasses of mossa_jax/config.py."""
-    tree = _tree(ROOT / "mossa_jax/config.py")
+    """Writes one table for each part of a configuration, from its dataclasses."""
+    tree = _tree(_FIELDS)
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     prefixes: dict[str, list[str]] = {}
     _collect_prefixes(classes, "Config", "config", prefixes)
@@ -47,10 +50,10 @@ def config_page() -> str:
         "# Configuration",
         "",
         "A configuration is a Python file whose `get_config()` returns a `mossa_jax.config.Config`. `--config` takes",
-        "such a file. Every field can be overridden on the command line by its full name, for example",
-        "`--config.tuning.rank=16`; a tuple is written as `--config.tasks.only=\"('facts', 'sentiment')\"`. A value",
-        "that cannot work is refused before anything starts, with exit code 2. This page is generated from",
-        "`mossa_jax/config.py`.",
+        "such a file; `mossa` takes the name of a published one, too. Every field can be overridden on the command",
+        "line by its full name, for example `--config.tuning.rank=16`; a tuple is written as",
+        "`--config.tasks.only=\"('facts', 'sentiment')\"`. A value that cannot work is refused before anything starts,",
+        f"with exit code 2. This page is generated from `{_FIELDS.relative_to(ROOT).as_posix()}`.",
         "",
         "## Published configurations",
         "",
@@ -66,9 +69,9 @@ def config_page() -> str:
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         for field, kind, default, about in _fields(classes[name]):
             if kind in classes:
-                lines.append(f"| `{field}` | `{kind}` | | see `{places[0]}.{field}` below |")
+                lines.append(f"| `{field}` | | | see `{places[0]}.{field}` below |")
             else:
-                lines.append(f"| `{field}` | `{_cell(kind)}` | `{_cell(default)}` | {_cell(about)} |")
+                lines.append(f"| `{field}` | {_cell(kind)} | `{_cell(default)}` | {_cell(about)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -88,10 +91,20 @@ def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
             continue
         after = node.body[number + 1] if number + 1 < len(node.body) else None
         about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        value = evaluate(statement.value, ROOT / "mossa_jax/config.py") if statement.value else None
+        value = evaluate(statement.value, _FIELDS) if statement.value else None
         default = ast.unparse(statement.value) if value is _NOT_SIMPLE else repr(value)
-        found.append((statement.target.id, ast.unparse(statement.annotation), default, str(about)))
+        kind = evaluate(statement.annotation, _FIELDS)
+        shown = ast.unparse(statement.annotation) if kind is _NOT_SIMPLE else _shown_type(kind)
+        found.append((statement.target.id, shown, default, str(about)))
     return found
+
+
+def _shown_type(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{word}`" for word in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"tuple of {_shown_type(get_args(kind)[0])}"
+    return f"`{getattr(kind, '__name__', kind)}`"
 
 
 # ---- Commands --------------------------------------------------------------------------------------------------------
@@ -107,8 +120,10 @@ def commands_page() -> str:
         "same flags. `mossa` alone lists the commands, `mossa configs` the published configurations. Flags are given",
         "as `--flag=value`. This page is generated from `launch/*.py`.",
     ]
+    offered = _constant("_COMMANDS", ROOT / "launch/mossa.py") if (ROOT / "launch/mossa.py").is_file() else [*commands]
     for name, (about, flags) in commands.items():
-        lines += ["", f"## {name}", "", *_described(about), "", *_flag_table(flags)]
+        alone = [] if name in offered else ["", f"In the repository only, as `python -m launch.{name}`."]
+        lines += ["", f"## {name}", "", *_described(about), *alone, "", *_flag_table(flags)]
     lines += ["", f"## {_SHARED}", "", *_flag_table(shared)]
     return "\n".join(lines) + "\n"
 
@@ -116,12 +131,13 @@ def commands_page() -> str:
 def command_flags() -> tuple[list[dict[str, str]], dict[str, tuple[str, list[dict[str, str]]]]]:
     """Returns the flags that all commands share, and for each command its module's docstring and its own flags."""
     modules = {path.stem: path for path in sorted((ROOT / "launch").glob("[!_]*.py"))}
-    is_command = {name: _has_main(_tree(path)) for name, path in modules.items()}
+    is_command = {name: _is_command(path) for name, path in modules.items()}
     shared = [flag for name, path in modules.items() if not is_command[name] for flag in _module_flags(path)]
     commands = {}
     for name in sorted((name for name in modules if is_command[name]), key=_order):
         tree = _tree(modules[name])
-        flags = _called_flags(tree, modules) + _module_flags(modules[name])
+        top = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        flags = _called_flags(ast.Module(top, []), modules) + _module_flags(modules[name])
         commands[name] = (ast.get_docstring(tree) or "", flags)
     return shared, commands
 
@@ -142,8 +158,10 @@ def _order(name: str) -> tuple[int, str]:
     return (order.index(name) if name in order else len(order), name)
 
 
-def _has_main(tree: ast.Module) -> bool:
-    return any(isinstance(node, ast.FunctionDef) and node.name == "main" and not node.args.args for node in tree.body)
+def _is_command(path: Path) -> bool:
+    """Whether a module of launch/ can be started with `python -m`; the list of all commands is none itself."""
+    texts = (ast.unparse(node.test) for node in _tree(path).body if isinstance(node, ast.If))
+    return path.stem != "mossa" and any("__main__" in text for text in texts)
 
 
 def _module_flags(path: Path) -> list[dict[str, str]]:
@@ -152,22 +170,22 @@ def _module_flags(path: Path) -> list[dict[str, str]]:
     return _flags_in(ast.Module(statements, []), path)
 
 
-def _called_flags(tree: ast.Module, modules: dict[str, Path]) -> list[dict[str, str]]:
-    """The flags of those functions of other launch modules that a module calls as it is imported."""
+def _called_flags(node: ast.AST, modules: dict[str, Path]) -> list[dict[str, str]]:
+    """The flags of the functions of launch/ that are called below a syntax node, and of those that these call."""
     functions = {
-        node.name: (node, path)
+        function.name: (function, path)
         for path in modules.values()
-        for node in _tree(path).body
-        if isinstance(node, ast.FunctionDef)
+        for function in _tree(path).body
+        if isinstance(function, ast.FunctionDef) and function.name.startswith("define_")
     }
+    calls = [call for call in ast.walk(node) if isinstance(call, ast.Call) and _called(call) in functions]
     found = []
-    for statement in tree.body:
-        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
-            continue
-        for call in (node for node in ast.walk(statement) if isinstance(node, ast.Call)):
-            name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-            if name in functions:
-                found += _flags_in(*functions[name])
+    for call in sorted(calls, key=lambda call: call.lineno):
+        function, path = functions[_called(call)]
+        flags = _called_flags(function, modules) + _flags_in(function, path)
+        if any(word.arg == "required" and ast.unparse(word.value) == "False" for word in call.keywords):
+            flags = [flag | {"default": ""} for flag in flags]
+        found += flags
     return found
 
 
@@ -266,13 +284,13 @@ def evaluate(node: ast.expr | None, path: Path) -> Any:
     """
     if node is None:
         return None
-    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} - {"sorted"}
+    names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} - _KNOWN.keys()
     constants = {name: _constant(name, path) for name in names}
     if _NOT_SIMPLE in constants.values():
         return _NOT_SIMPLE
     try:
         expression = compile(ast.fix_missing_locations(ast.Expression(node)), str(path), "eval")
-        return eval(expression, {"__builtins__": {"sorted": sorted}, **constants})
+        return eval(expression, {"__builtins__": _KNOWN, **constants})
     except Exception:
         return _NOT_SIMPLE
 
@@ -294,9 +312,10 @@ def _constant(name: str, path: Path) -> Any:
     """The value of a module's constant; of a dict whose values are no constants, its keys."""
     for statement in _tree(path).body:
         if isinstance(statement, ast.ImportFrom) and statement.module:
+            base = path.parent if statement.level else ROOT
             for alias in statement.names:
                 if (alias.asname or alias.name) == name:
-                    return _imported(statement.module, alias.name)
+                    return _imported(base / statement.module.replace(".", "/"), alias.name)
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         for target in targets:
             names = target.elts if isinstance(target, ast.Tuple) else [target]
@@ -309,8 +328,8 @@ def _constant(name: str, path: Path) -> Any:
     return _NOT_SIMPLE
 
 
-def _imported(module: str, name: str) -> Any:
-    base = ROOT / module.replace(".", "/")
+def _imported(base: Path, name: str) -> Any:
+    """What `from BASE import NAME` gives: a module, or the value of a module's constant."""
     for path in (base / f"{name}.py", base / name / "__init__.py"):
         if path.is_file():
             return _Module(path)

@@ -29,8 +29,7 @@ _FILES = re.compile(r"(?:configs|launch|docs|examples|tests|mossa_jax)/[\w./-]+\
 # Imports once, then reads the flags of each command in a child of its own: "" or what is wrong with them.
 READER = """
 import importlib, json, os, sys
-import jax, pandas, mossa_jax
-import launch.main
+import jax, launch, pandas, mossa_jax.existing.compare, mossa_jax.run.pipeline
 from absl import flags
 
 for number, (module, *words) in enumerate(json.loads(sys.argv[1])):
@@ -54,7 +53,7 @@ for number, (module, *words) in enumerate(json.loads(sys.argv[1])):
 # The same, but each command runs.
 RUNNER = """
 import json, os, runpy, sys
-import launch.main
+import jax, launch, pandas, mossa_jax.existing.compare, mossa_jax.run.pipeline
 
 for module, *words in json.loads(sys.argv[1]):
     child = os.fork()
