@@ -170,10 +170,10 @@ def test_launch_scripts_would_start_what_is_written(tmp_path):
 
 
 def small_command(words, run_flags, places):
-    """A documented command with small things in place of what it names; None where that cannot be."""
+    """A documented command with small things in place of those that it names."""
     module, *flags = words
     flags = [
-        re.sub(r"=([A-Z_]+(?:\\.\\w+)?)$", lambda found: f"={places.get(found[1], found[1])}", flag) for flag in flags
+        re.sub(r"=([A-Z_]+(?:\.\w+)?)$", lambda found: f"={places.get(found[1], found[1])}", flag) for flag in flags
     ]
     own = [flag for flag in flags if not flag.startswith(("--config", "--workdir"))]
     if module in ("launch.run", "launch.tune", "launch.report"):
