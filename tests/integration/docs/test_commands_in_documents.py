@@ -20,8 +20,8 @@ import mossa_jax
 from tests.support.paths import ROOT
 from tests.support.tiny_llama import random_texts
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "launch/README.md", ROOT / "CONTRIBUTING.md",
-             *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+DOCUMENTS = [ROOT / name for name in ("README.md", "launch/README.md", "CONTRIBUTING.md")]
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 _CLUSTER = "<!-- needs a cluster -->"
 _BLOCK = re.compile(r"(<!--[^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 _FILES = re.compile(r"(?:configs|launch|docs|examples|tests|mossa_jax)/[\w./-]+\.(?:py|sh|sbatch|md|ipynb|env|png)")
@@ -121,8 +121,8 @@ def python(code, items):
 
 
 def test_flags_and_fields_of_every_command_are_read():
-    typed = [(document, words, found) for document, words, _ in commands()
-             if (found := module_and_flags(started(words)))]  # fmt: skip
+    typed = [(document, words, module_and_flags(started(words))) for document, words, _ in commands()]
+    typed = [command for command in typed if command[2]]
     assert len(typed) >= 18, "the documents' commands are no longer found"
     typed += [(document, words, module_and_flags(words)) for document, words in inline_commands()]
     for document, words, (module, *_) in typed:
@@ -130,8 +130,8 @@ def test_flags_and_fields_of_every_command_are_read():
     done = python(READER, [found for *_, found in typed])
     assert done.returncode == 0, done.stderr[-2_000:]
     problems = [json.loads(line.removeprefix("problem ")) for line in done.stdout.splitlines() if "problem" in line]
-    wrong = [f"{document}: {shlex.join(words)}: {problem}"
-             for (document, words, _), problem in zip(typed, problems, strict=True) if problem]  # fmt: skip
+    pairs = zip(typed, problems, strict=True)
+    wrong = [f"{document}: {shlex.join(words)}: {problem}" for (document, words, _), problem in pairs if problem]
     assert not wrong, "\n".join(wrong)
 
 
