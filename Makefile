@@ -2,24 +2,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := tests/constraints.txt
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: demo test slow lint bench browser clean
+.PHONY: demo test slow lint docs bench browser clean
 
 demo: $(VENV)/base.stamp
 	$(BIN)/python -m launch.run --config=configs/demo.py --workdir=runs/demo
 
-test: $(VENV)/test.stamp browser
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/integration
 
+# Everything that `make test` leaves out: the acceptance tests, and the longer proofs of the other tiers.
 slow: $(VENV)/test.stamp browser
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/acceptance
+	$(BIN)/python -m pytest -q -m slow tests/unit tests/integration
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	# The strict build of the documentation belongs here.
+	$(MKDOCS) build --strict --quiet --site-dir build/site
+
+docs: $(VENV)/test.stamp
+	$(MKDOCS) serve
 
 bench: $(VENV)/test.stamp
 	mkdir -p runs

@@ -65,7 +65,12 @@ setup(
         "test": [
             "gcsfs>=2024.6",
             "import-linter>=2.1",
+            "ipykernel>=6.29",
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=0.29",
             "mypy>=1.14",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "peft>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -86,6 +91,7 @@ setup(
             "torch>=2.7.1",
             "torch-cka>=0.21",
         ],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "plan": ["libtpu"],
         "track": ["tensorboardX>=2.6.2", "wandb>=0.19"],
         # Run folders in object stores; for other schemes the package that fsspec names.

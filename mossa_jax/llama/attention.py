@@ -216,7 +216,7 @@ def _masked_attention(
 
     Heads come before positions, and the queries of a group form one matrix; the mask is added instead of selected by;
     the weights are normalised after the second product. Together this is three times as fast on CPU as the textbook's
-    order (BUILD_NOTES.md).
+    order (docs/measurements.md).
     """
     rows, length, heads, width = q.shape
     groups = heads // k.shape[2]

@@ -5,7 +5,7 @@ Of the prefix that all sequences share it needs the first columns of the row and
 would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from each
 query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
 block. The blocks are a loop on purpose: when they are unrolled, XLA's CPU runtime works on all of them at once and
-waits for memory, which takes twice as long (BUILD_NOTES.md).
+waits for memory, which takes twice as long (docs/measurements.md).
 
 Shape letters: B rows, S queries of a row, T keys of a row (the queries are the last S of T columns), H heads,
 K key/value heads, G = H / K queries' heads per key's head, d head width, P prefix columns, N blocks, Q queries per

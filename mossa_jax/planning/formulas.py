@@ -1,7 +1,7 @@
 """Operations, temporary memory and transfers of each program, by formula.
 
 They serve to choose what to compile, and to plan for hardware that nothing can be compiled for. Operations are exact
-counts of matrix products. Memory and transfers follow the compiler's observed behaviour on TPUs (BUILD_NOTES.md,
+counts of matrix products. Memory and transfers follow the compiler's observed behaviour on TPUs (docs/measurements.md,
 "Planning"). Transfers are bytes that one chip receives, by mesh axis.
 
 Shape letters: D hidden width, L layers, V vocabulary, n rows that are compared.

@@ -211,7 +211,7 @@ def _keep_freed_memory() -> None:
     """Makes glibc keep freed memory, where there is a `mallopt`.
 
     XLA's CPU backend allocates every temporary anew, and fresh pages from the kernel cost a third of a step on small
-    models (BUILD_NOTES.md).
+    models (docs/measurements.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

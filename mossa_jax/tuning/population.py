@@ -130,7 +130,7 @@ class StepSpec:
     def loops_over_slots(self) -> bool:
         """Whether each device works through its own slots one by one, instead of all at once under `vmap`.
 
-        On a CPU larger products gain nothing, and the states of several models leave the cache (BUILD_NOTES.md).
+        On a CPU larger products gain nothing, and the states of several models leave the cache (docs/measurements.md).
         """
         on_cpu = self.mesh.devices.flat[0].platform == "cpu"
         return self.reproducible or (on_cpu and self.mesh.shape["adapter"] == self.mesh.size)

@@ -173,7 +173,7 @@ def _make_update(
 def _muon(config: Pretraining, parameters: nnx.State) -> optax.GradientTransformation:
     """Returns Muon for the blocks' matrices, Adam for embedding and norms; linear warm-up, then linear decay.
 
-    On this model Muon reaches in 400 thousand tokens what AdamW did not in a million (BUILD_NOTES.md).
+    On this model Muon reaches in 400 thousand tokens what AdamW did not in a million (docs/measurements.md).
 
     References:
       Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
