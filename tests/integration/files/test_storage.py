@@ -179,7 +179,7 @@ def test_a_folder_is_held_while_its_run_lives(folder, hasty):
 
 def test_a_dead_runs_claim_is_taken_over_and_it_learns_so_if_it_was_not_dead(folder, hasty, monkeypatch):
     still = Lease(folder / ".holder")
-    monkeypatch.setattr(still, "_renew", lambda: still._ended.wait())  # its process stands still
+    monkeypatch.setattr(still, "_renew", lambda: still._has_ended.wait())  # its process stands still
     assert still.claim() is None
     run = RunFolder(str(folder))
     start = time.monotonic()

@@ -66,7 +66,7 @@ def tune_ours(model, tasks, length, targets, steps, starts):
         state, metrics = step(model.state, scale, total, state, place_batch(model.mesh, batch), active)
         losses.append(np.asarray(metrics["loss"]))
         seen.append([rows.plan.take(index).items.tolist() for rows, index in zip(packed, indices, strict=True)])
-    joined = adapters_lib.join(state.adapters, adapters_lib.scales(stacked))
+    joined = adapters_lib.with_scales(state.adapters, adapters_lib.scales(stacked))
     runs = [
         Run([float(loss[task]) for loss in losses], peft_tensors(adapters_lib.unstack(joined, task)))
         for task in range(len(tasks))
