@@ -43,6 +43,7 @@ def over_layers(
     layers = states.shape[1]
 
     def run(states: jax.Array, kept: jax.Array) -> Any:
+        # One layer after the other, so that only one layer's temporaries are in memory.
         def one_layer(k: jax.Array) -> Any:
             return function(lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False), kept)
 
@@ -50,11 +51,13 @@ def over_layers(
 
     if mesh is None:
         return run(states, kept)
-    # Padded to a multiple of the devices, [M, K', n, D].
+    # [M, K', n, D]: padded with layers of zeros to a multiple of the devices, so that each takes the same number.
     states = jnp.pad(states, ((0, 0), (0, -layers % mesh.size), (0, 0), (0, 0)))
+    # The specification asks for whole layers per device; `jit` inserts the all-to-all that brings them there.
     dealt = jax.shard_map(
         run, mesh=mesh, in_specs=(P(None, mesh.axis_names), P()), out_specs=P(mesh.axis_names), check_vma=False
     )
+    # Results of the padding are cut off again.
     return jax.tree.map(lambda a: a[:layers], dealt(states, kept))
 
 
