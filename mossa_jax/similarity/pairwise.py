@@ -203,8 +203,7 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
     diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
     traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))])
     if not use_gram:
-        # Sums by features include the diagonal. It is subtracted in float64; with many rows per column it is a small
-        # part.
+        # Sums by features include the diagonal, which is subtracted here in float64.
         off = off - diagonal
     biased, debiased, noise = whole_products(off, diagonal, traces, n)
     if estimator == "biased":
