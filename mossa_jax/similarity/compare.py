@@ -150,7 +150,7 @@ def _combine(
             trio = (products[min(a, b), max(a, b)], products[a, a], products[b, b])
             vanishing = (trio[1].debiased <= trio[1].noise, trio[2].debiased <= trio[2].noise)
             for e, name in enumerate(ESTIMATORS):
-                # [K]
+                # [K], one reason per layer
                 reason = undefined_reasons(name, (is_flat[:, a], is_flat[:, b]), vanishing)
                 undefined[i, :, e] = reason
                 columns = _estimate(name, trio, reason == "", n, trace[:, a], trace[:, b], permuted[:, i])

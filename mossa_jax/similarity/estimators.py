@@ -1,8 +1,8 @@
 """The closed forms of linear CKA, from row sums, in float64 on the host.
 
 Notation: `x_i`, `y_i` are centred rows, `K = X X^T`, `L = Y Y^T`, `r_i = K_ii`, `s_i = L_ii`,
-`g_i = sum_{j != i} K_ij L_ij`. The diagonal is kept apart from `g`, so that the debiased value is a sum of
-terms of its own size and loses no digits when n is much smaller than the width.
+`g_i = sum_{j != i} K_ij L_ij`. The diagonal is left out of `g`, so that the debiased value is a sum of terms of
+its own size and loses no digits when n is much smaller than the width.
 """
 
 from __future__ import annotations

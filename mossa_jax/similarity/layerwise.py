@@ -1,4 +1,4 @@
-"""One function for every layer of kept states, the layers dealt over the devices: no transfers while it runs."""
+"""Runs one function on every layer of kept states, with the layers dealt over the devices."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def over_layers(
 ) -> Any:
     """Runs `function(states of one layer [M, n, D], kept [n])` for every layer; to be called under `jax.jit`.
 
-    On a mesh an all-to-all exchanges the sharding of the rows for one of the layers: no device ever holds more than
-    its share of whole layers, and the function may sort, factorise and compare rows as if it were alone.
+    On a mesh an all-to-all exchanges the sharding of the rows for one of the layers. No device ever holds more than its
+    share of whole layers, and the function may sort, factorise and compare rows without any transfers.
 
     Args:
       function: returns a pytree of arrays.
@@ -62,5 +62,5 @@ def over_layers(
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Puts the arrays whole on every device, so that every process can read them; to be called under `jax.jit`."""
+    """Replicates the arrays over the mesh, so that every process can read them; to be called under `jax.jit`."""
     return lax.with_sharding_constraint(tree, NamedSharding(mesh, P())) if mesh else tree

@@ -1,8 +1,9 @@
-"""CKA of every state (model and layer) against every other: exact, biased and debiased, for about the diagonal's price.
+"""Exact CKA, biased and debiased, of every state (model and layer) against every other.
 
 A tile of the Gram matrices of all S states is computed, `K_s = Z_s[I] Z_s[J]^T`, and contracted over its entries,
-`off += K K^T` [S, S]; only tiles of the upper half, and nothing of size n x n. Rows are centred as a tile is taken, so
-no centred copy of the states exists, and they stay where they are: a device gathers one tile of one state at a time.
+`off += K K^T` [S, S]. This costs little more than the Gram matrices that same-layer CKA needs. Only tiles of the upper
+half are computed, and nothing has size n x n. Rows are centred when a tile is read, so no centred copy of the states
+exists. They stay where they are: a device gathers one tile of one state at a time.
 
 Shape letters: S states, n rows, m rows of one device, D width, I and J rows of a tile, c rows of a device's chunk of a
 tile.

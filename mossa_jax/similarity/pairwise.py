@@ -36,10 +36,10 @@ class PairSums(NamedTuple):
     """Sums over the rows of two arrays x and y, replicated over the devices.
 
     Attributes:
-      off: [3, *] terms of the HSIC of (x, y), (x, x), (y, y), to be summed: off-diagonal by Gram tiles, whole by
-        features.
-      r: [n] squared row norms of x, followed by zeros.
-      s: [n] the same of y.
+      off: [3, *] terms of the HSIC of (x, y), (x, x) and (y, y), to be summed. Computed by Gram tiles they leave out
+        the diagonal, by features they include it.
+      r: [n'] squared row norms of x, followed by zeros.
+      s: [n'] the same of y.
       mean_square: [2] as in `gram.Centred`.
       exponent: [2] as in `gram.Centred`.
       finite: [] bool.
@@ -60,7 +60,7 @@ def _squares(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"]) -> Float[Array, "
 
 
 def _own_squares(x: Float[Array, "n D"]) -> Float[Array, " ..."]:
-    """Returns terms of `|x^T x|^2`, to be summed: strips from the diagonal on, which is half of the product."""
+    """Returns terms of `|x^T x|^2`, to be summed, from strips of the upper half of the product."""
     # Strips narrower than 128 columns are not worth a product of their own.
     width = -(-x.shape[1] // OWN_STRIPS) if x.shape[1] >= 128 * OWN_STRIPS else x.shape[1]
     terms = []

@@ -171,8 +171,8 @@ def _spread(sums: MomentSums, mesh: Mesh | None) -> MomentSums:
         return sums
 
     def over(x: jax.Array, spread: bool = False) -> jax.Array:
-        # Axis -2 holds the columns of the left factor, which the products deal over `tensor` too. They are spread over as
-        # many devices as their number divides over.
+        # Axis -2 holds the columns of the left factor, which the products deal over `tensor` too. They go to as many
+        # devices as divide their number.
         spec: list[tuple[str, ...] | None] = [None] * x.ndim
         for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
             devices = math.prod(mesh.shape[name] for name in axes)

@@ -103,7 +103,7 @@ def _condense(state: Moments) -> _Condensed:
 
     none = jnp.zeros(())
     return _Condensed(
-        # C = S - n mu nu^T is formed entry by entry before it is squared: a difference of squares would cancel far more.
+        # C = S - n mu nu^T, formed entry by entry before it is squared: a difference of squares would cancel far more.
         h_own=weighted(jnp.square(own - n * outer).sum(3)),
         mean_own=weighted((own * outer).sum(3)),
         h_cross=jnp.square(cross - n * outer_cross).sum(2),
