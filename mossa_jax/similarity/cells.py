@@ -78,6 +78,7 @@ def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataF
     for estimator in ESTIMATORS:
         # Matched cells only: a task against its own control model.
         rows = (table.estimator == estimator) & (table.control == table.task) & table.p.notna()
+        # Their p is that of equal states, which would only add to the number of tests.
         rows &= ~table.layer.isin(untouched)
         if rows.any():
             q[rows] = false_discovery_control(table.p[rows])

@@ -30,5 +30,5 @@ def add_compensated(total: Tree, carry: Tree, term: Tree) -> tuple[Tree, Tree]:
     new = jax.tree.map(jnp.add, total, corrected)
     # Algebraically `moved` equals `corrected`. The barrier keeps the compiler from simplifying it to that.
     moved = jax.tree.map(jnp.subtract, lax.optimization_barrier(new), total)
-    # `moved` is the growth of the sum after rounding; beyond the corrected term it is the new excess.
+    # The sum really grew by `moved`; its surplus over the corrected term is the new excess.
     return new, jax.tree.map(jnp.subtract, moved, corrected)

@@ -294,12 +294,13 @@ def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
     trace = r.sum(1)  # [S]
     mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # [S] each, in the unit of the centred rows, so the ratio has none.
         offset = np.sqrt(mean_square * n / trace)
     values = {name: np.full((count, count), np.nan) for name in ESTIMATORS}
     undefined = np.full((count, count, len(ESTIMATORS)), f"{n} finite rows; at least {MIN_ROWS} are needed", object)
     participation_ratio = np.full(count, np.nan)
     if n >= MIN_ROWS:
-        off = np.asarray(sums.off, np.float64)
+        off = np.asarray(sums.off, np.float64)  # [S, S]
         # The two triangles are equal up to rounding; this makes the values exactly symmetric.
         off = (off + off.T) / 2
         # Diagonals r_s . r_t and products of traces, for all pairs of states at once.

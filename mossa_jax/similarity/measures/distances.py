@@ -107,6 +107,10 @@ def median_distance(rows: Rows, tile: int) -> Float[Array, " M"]:
     counts the next eight bits of those distances that share the leading bits of the middle one. Two middle distances
     are followed and their mean is returned, as in NumPy.
 
+    Args:
+      rows: of M models.
+      tile: t, rows of a tile.
+
     Returns:
       [M] float32, in the unit of `rows.x`.
     """
@@ -230,7 +234,7 @@ def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int
         # By tiles, with the products that the norms come from, so that equal rows stay at distance 0.
         gram = lax.map(lambda j: _gram(rows.x, i, j, tile), jnp.arange(n // tile))
         gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)  # [M, t, n]
-        # [M, t, n]
+        # [M, t, n]. Rows of this strip against all rows, so each ordered pair is seen once.
         squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
         # [t, n]: a row is no neighbour of its own. [t, 1]: whether the row of the strip counts.
         others = rows.kept & (column != i * tile + jnp.arange(tile)[:, None])
@@ -239,10 +243,10 @@ def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int
         squared = jnp.where(others, squared, jnp.inf)
         # [M, t, 1], the squared distance of the k-th neighbour
         last = -lax.top_k(-squared, neighbours)[0][..., -1:]
-        closer, tied = squared < last, (squared == last) & others
+        closer, tied = squared < last, (squared == last) & others  # [M, t, n] bool each
         # [M, t]: the places left for the tied rows, as a share for each; 1 without ties.
         places = (neighbours - closer.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
-        member = jnp.where(counts, closer + tied * places[..., None], 0)
+        member = jnp.where(counts, closer + tied * places[..., None], 0)  # [M, t, n]
         # [M, t, n], the masked Gram matrix of CKNNA
         near = member * gram
         products = (member[left] * member[right]).sum(-1), (near[left] * near[right]).sum(-1)
@@ -274,6 +278,11 @@ def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int
     Ties get their mean rank, and ranks are divided by the number of distances. Memory: 4 bytes for each of the
     n (n - 1) / 2 distances (and the other halves of diagonal tiles) of each of the M states, and about 20 bytes more
     while one is sorted: 1.8 GB with 10,000 rows and 3 models.
+
+    Args:
+      rows: of M models.
+      combinations: (a, b) indices of the models whose ranks are multiplied.
+      tile: t, rows of a tile.
     """
     tiles = _upper_tiles(rows, tile)
     total = _distance_count(rows)
@@ -298,6 +307,7 @@ def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int
         # A mean rank is (first + last) / 2, and the mean of all ranks is (total - 1) / 2. Twice their difference is a
         # whole number, exact in int32 until it is divided; the factor 2 cancels in the correlation.
         centred = jnp.where(jnp.isfinite(ordered), first + last - (total - 1), 0) / total.astype(jnp.float32)
+        # Back to the places that they came from, so that the ranks of two states can be multiplied entry by entry.
         placed = jnp.zeros(squared.size, jnp.float32).at[order].set(centred, unique_indices=True)
         return placed.reshape(squared.shape), ordered[0], ordered[total - 1]
 

@@ -110,7 +110,7 @@ def _remover(count: int) -> Transform:
         before, after = (jnp.square(a).sum((1, 2)) for a in (centred.rows, rest))
         scale = jnp.ldexp(jnp.ones(()), centred.exponent)
         is_flat = variance_missing(before * scale**2, centred.mean_square, rows, eps)
-        # Removed components leave their rounding behind, as a subtracted mean does. What is no larger is no variance.
+        # Removed components leave rounding behind, as a subtracted mean does. A remainder of that size is no variance.
         is_flat |= variance_missing(after, before / jnp.maximum(rows, 1), rows, eps)
         return jnp.where(is_flat[:, None, None], 0, rest)
 
