@@ -78,7 +78,7 @@ def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataF
     for estimator in ESTIMATORS:
         # Matched cells only: a task against its own control model.
         rows = (table.estimator == estimator) & (table.control == table.task) & table.p.notna()
-        # Their p is that of equal states, which would only add to the number of tests.
+        # Their states are equal, so their p is small without a test, and would lower the q of the other cells.
         rows &= ~table.layer.isin(untouched)
         if rows.any():
             q[rows] = false_discovery_control(table.p[rows])
