@@ -1,4 +1,4 @@
-"""What a model does with its layers: its answers.
+"""The answers of a model, as a measure of its ability.
 
 exact_match.py scores greedy answers on test prompts.
 """

@@ -1,4 +1,7 @@
-"""Task score: exact match of greedy answers on test prompts."""
+"""Task score: exact match of greedy answers on test prompts.
+
+Shape letters: A adapters, n examples, B prompts of a batch, S positions, T new tokens.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
 SCORE_ROWS = 64
 """Prompts that a run answers at once."""
 
-# Widths and row counts are rounded up to these, so that few shapes are compiled.
+# Widths and row counts are rounded up to these multiples: every new shape of a batch is compiled anew.
 _WIDTH_MULTIPLE = 32
 _ROWS_MULTIPLE = 16
 
@@ -66,13 +69,17 @@ def exact_match(
     placed = place_adapters(mesh, adapters)
     models = len(next(iter(jax.tree.leaves(adapters))))
     is_right = np.zeros((models, len(examples)), bool)  # [A, n]
+    # Shortest first: the prompts of a batch have about the same length.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     size = min(config.batch_rows, mesh_lib.round_up(len(prompts), _ROWS_MULTIPLE))
+    # Rows of a batch are spread over `fsdp` in equal shares.
     size = mesh_lib.round_up(size, mesh.shape["fsdp"])
     for start in range(0, len(by_length), size):
         sign()
         batch = by_length[start : start + size]
         width = mesh_lib.round_up(max(len(prompts[i]) for i in batch), _WIDTH_MULTIPLE)
+        # The last batch may have rows without a prompt. They keep length 1, the least that `greedy` takes, and are not
+        # read.
         tokens = np.zeros((size, width), np.int32)  # [B, S], padded on the right
         lengths = np.ones(size, np.int32)  # [B]
         for row, item in enumerate(batch):
@@ -84,11 +91,12 @@ def exact_match(
             placed,
             mesh_lib.place(mesh, tokens, ("rows", None)),
             mesh_lib.place(mesh, lengths, ("rows",)),
+            # The tokenizer's id and those of the checkpoint end an answer, each named once.
             eos=tuple(dict.fromkeys((tokenizer.eos, *model.architecture.eos))),
             new_tokens=config.new_tokens,
             mesh=mesh,
         )
-        # [A, B, new tokens], whole on every process.
+        # [A, B, T] int32, whole on every process: each of them scores all rows.
         ids = np.asarray(jax.device_put(answers, mesh_lib.replicated(mesh)))
         for row, item in enumerate(batch):
             target = examples[item].targets.strip()

@@ -10,7 +10,7 @@ Read in this order:
   streamed/      CKA from sums that need no rows
   engine.py      the choice between kept rows and streamed sums, by what each costs
   measures/      similarity measures beside CKA
-  layerwise.py, checks.py, kahan.py  what several of these share
+  layerwise.py, checks.py, kahan.py  shared by several of these
 """
 
 from mossa_jax.similarity.compare import Similarities, compare_states

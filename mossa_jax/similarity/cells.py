@@ -1,4 +1,4 @@
-"""From arrays to tidy rows: one cell per pair, layer and estimator; false discovery control over a table."""
+"""From arrays to tidy rows: one cell per pair, layer and estimator; control of false discoveries over a table."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _cell(
         "low": similarities.low[at],
         "high": similarities.high[at],
         "n": similarities.n,
+        # [M, K]: figures of one model's state, not of the pair.
         "participation_ratio_a": similarities.participation_ratio[a, k],
         "participation_ratio_b": similarities.participation_ratio[b, k],
         "offset_a": similarities.offset[a, k],
@@ -63,8 +64,9 @@ def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataF
     """Returns the table with a column `q`: p adjusted over the matched cells of each estimator.
 
     Args:
-      table: with `control, task, layer, estimator, p`.
-      untouched: layers that all models compute alike. Their cells are 1 by construction: no tests, so they get no q.
+      table: one row per cell, with columns `control, task, layer, estimator, p`.
+      untouched: layers that all models compute alike. Their similarity is 1 by construction, which is no test, so they
+        get no q.
 
     References:
       Benjamini and Hochberg 1995, "Controlling the false discovery rate".
@@ -72,8 +74,11 @@ def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataF
     from scipy.stats import false_discovery_control
 
     q = np.full(len(table), np.nan)
+    # Each estimator is a family of tests of its own: both test the same hypotheses, with other figures.
     for estimator in ESTIMATORS:
+        # Matched cells only: a task against its own control model.
         rows = (table.estimator == estimator) & (table.control == table.task) & table.p.notna()
+        # Their states are equal, so their p is small without a test, and would lower the q of the other cells.
         rows &= ~table.layer.isin(untouched)
         if rows.any():
             q[rows] = false_discovery_control(table.p[rows])
@@ -81,5 +86,8 @@ def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataF
 
 
 def compared_pairs(controls: int) -> list[tuple[int, int]]:
-    """Returns the pairs that a task compares among the base (0), E (1) and its control models (2, ...)."""
+    """Returns the pairs that a task compares among the base (0), E (1) and its control models (2, ...).
+
+    For each control model come the base and E against it; the base against E is last.
+    """
     return [(model, control) for control in range(2, 2 + controls) for model in (0, 1)] + [(0, 1)]

@@ -1,4 +1,4 @@
-"""Checks of what is compared, and the mesh that it lies on."""
+"""Checks of states and pairs before they are compared, and the mesh that states lie on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_states(states: jax.Array, valid: np.ndarray, may_be_flat: bool = False
     Args:
       states: of M models at K layers.
       valid: which rows count.
-      may_be_flat: whether [S, n, D] is allowed too.
+      may_be_flat: whether states [S, n, D], without separate axes for models and layers, are allowed too.
 
     Raises:
       Refusal: 3 if they are not.
@@ -35,10 +35,14 @@ def check_states(states: jax.Array, valid: np.ndarray, may_be_flat: bool = False
 
 
 def check_pairs(pairs: Sequence[tuple[int, int]], models: int) -> None:
-    """Checks that there are pairs and that they name models.
+    """Checks that there are pairs and that their indices are those of models.
+
+    Args:
+      pairs: (a, b) indices of models.
+      models: M.
 
     Raises:
-      Refusal: 3 if not.
+      Refusal: 3 if there are none, or if an index is out of range.
     """
     if not pairs or any(not 0 <= model < models for pair in pairs for model in pair):
         raise Refusal(BAD_INPUT, f"pairs are {list(pairs)}; give pairs of indices below {models}")
@@ -48,5 +52,6 @@ def mesh_of(states: jax.Array) -> Mesh | None:
     """Returns the mesh that an array is spread over; None on a single device."""
     if not isinstance(states.sharding, NamedSharding):
         return None
+    # An abstract mesh has no devices, and on a mesh of one device nothing is spread.
     mesh = states.sharding.mesh
     return mesh if isinstance(mesh, Mesh) and mesh.size > 1 else None

@@ -78,6 +78,7 @@ def compare_states(
     Raises:
       Refusal: 3 if shapes or indices do not fit; 2 for a negative number of permutations.
     """
+    # On the host: the number of valid rows and the draws below are the same on every process.
     valid = np.asarray(valid)
     pairs = tuple((int(a), int(b)) for a, b in pairs)
     states = jnp.asarray(states)
@@ -95,6 +96,7 @@ def compare_states(
         tile=gram.tile_size(states.shape[2]),
         mesh=mesh_of(states),
     )
+    # Only these sums leave the devices, about K M^2 n numbers and 2 K P R of the permutations.
     sums = jax.tree.map(np.asarray, sums)
     return _combine(sums, int(valid.sum()), combinations, pairs, float(jnp.finfo(states.dtype).eps))
 
@@ -117,13 +119,15 @@ def _combine(
     """
     kept = np.asarray(sums.kept)
     n = int(kept.sum())
-    # [K, C, n], [K, M, n], [K, M, M, n]; n shrinks to the rows that count.
+    # [K, C, n], [K, M, n], [K, M, M, n]. From here on n is the number of rows that count.
     g, r, cross = (np.asarray(a)[..., kept].astype(np.float64) for a in (sums.g, sums.r, sums.cross))
-    trace = r.sum(-1)  # [K, M]
+    # [K, M] each, in the unit of the centred rows; powers of two are exact.
+    trace = r.sum(-1)
     mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         offset = np.sqrt(mean_square * n / trace).T
     shape = (len(pairs), r.shape[0], 2)
+    # [K, M] bool
     is_flat = variance_missing(trace, mean_square, n, eps)
     values = {name: np.full(shape, np.nan) for name in ("value", "low", "high", "null_mean", "p")}
     undefined = np.full(shape, "", dtype=object)
@@ -131,18 +135,22 @@ def _combine(
     if n < MIN_ROWS:
         undefined[:] = f"{n} finite rows; at least {MIN_ROWS} are needed"
     else:
+        # `cross[k, a, b]` is K_a r_b, so the sum of both orders is the (K s)_i + (L r)_i of `hsic_products`.
         products = {
             (a, b): hsic_products(g[:, c], r[:, a], r[:, b], cross[:, a, b] + cross[:, b, a])
             for c, (a, b) in enumerate(combinations)
         }
+        # (tr S)^2 / tr S^2, since |X^T X|^2 is the biased self-product. [M, K]
         for m in range(r.shape[1]):
             with np.errstate(divide="ignore", invalid="ignore"):
                 participation_ratio[m] = np.where(is_flat[:, m], np.nan, trace[:, m] ** 2 / products[m, m].biased)
         permuted = np.asarray(sums.permuted)
         for i, (a, b) in enumerate(pairs):
+            # A product does not depend on the order of its pair, and is stored with the smaller index first.
             trio = (products[min(a, b), max(a, b)], products[a, a], products[b, b])
             vanishing = (trio[1].debiased <= trio[1].noise, trio[2].debiased <= trio[2].noise)
             for e, name in enumerate(ESTIMATORS):
+                # [K], one reason per layer
                 reason = undefined_reasons(name, (is_flat[:, a], is_flat[:, b]), vanishing)
                 undefined[i, :, e] = reason
                 columns = _estimate(name, trio, reason == "", n, trace[:, a], trace[:, b], permuted[:, i])
@@ -167,7 +175,7 @@ def _estimate(
     trace_b: np.ndarray,
     permuted: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Returns value, interval, null mean and p of one pair and estimator, each [K]; NaN where not defined.
+    """Computes value, interval, null mean and p of one pair by one estimator, each [K]; NaN where it is not defined.
 
     Args:
       name: the estimator.
@@ -177,9 +185,13 @@ def _estimate(
       trace_a: [K].
       trace_b: [K].
       permuted: [K, 2, R] as in `gram.GramSums`, of this pair.
+
+    References:
+      Phipson and Smyth 2010, "Permutation p-values should never be zero".
     """
     xy, xx, yy = (np.where(defined, getattr(products, name), np.nan) for products in trio)  # each [K]
     value = ratio(xy, xx, yy)
+    # A sample without one of 4 rows has 3, and a U-centred 3 x 3 matrix is always zero: there is nothing to resample.
     if name == "debiased" and n == MIN_ROWS:
         low, high = np.where(defined, -1.0, np.nan), np.where(defined, 1.0, np.nan)
     else:
@@ -188,13 +200,17 @@ def _estimate(
         low, high = intervals.confidence_interval(value, error, n)
     h, rs = permuted[:, 0].astype(np.float64), permuted[:, 1].astype(np.float64)  # [K, R]
     if name == "debiased":
+        # The sum over the re-paired rows includes their diagonal: `u = h - n/(n-2) r.Ps + R S / ((n-1)(n-2))`. Traces
+        # and self-products are those of the observed pairing, since permuting rows changes neither.
         mean = np.where(defined, 0.0, np.nan)
         h = h - n / (n - 2) * rs + (trace_a * trace_b / ((n - 1) * (n - 2)))[:, None]
     else:
         mean = np.where(defined, null_mean(trace_a, trace_b, xx, yy, n), np.nan)
+    # [K, R]
     draws = ratio(h, xx[:, None], yy[:, None])
     count = draws.shape[1]
     # A permutation that changes nothing must count as a tie despite rounding.
     reached = (draws >= value[:, None] - 1e-6).sum(1)
+    # The observed pairing counts as one of the draws, so p is never zero.
     p = np.where(defined & (count > 0), (1 + reached) / (count + 1), np.nan)
     return {"value": value, "low": low, "high": high, "null_mean": mean, "p": p}

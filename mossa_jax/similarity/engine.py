@@ -1,4 +1,4 @@
-"""The two engines of a comparison, kept rows and streamed moments: what each costs, and which one is used."""
+"""The two engines of a comparison, kept rows and streamed moments: their costs, and the choice between them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MEMORY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Cost:
-    """What one engine costs.
+    """The cost of one engine.
 
     Attributes:
-      bytes: held by one device for the comparison.
+      bytes: memory of one device that the comparison takes.
       flops: floating-point operations on all devices together.
     """
 
@@ -34,12 +34,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What both engines cost for the same comparison.
+    """The costs of both engines for the same comparison.
 
     Attributes:
       kept: cost of keeping the rows.
       moments: cost of streaming the sums.
-      pool: what a row is.
+      pool: of the states: `last` or `mean` makes every prompt a row, `all` every token.
     """
 
     kept: Cost
@@ -57,8 +57,8 @@ def estimate_costs(
       layers: K, with the embedding and the final norm.
       rows: n prompts; or tokens if `pool` is "all".
       width: D.
-      pairs: of models.
-      devices: that rows (kept) or sums (moments) are spread over.
+      pairs: (a, b) indices of models.
+      devices: number of devices that rows (kept) or sums (moments) are spread over.
       pool: of the states; "all" makes every token a row.
     """
     cross = len(crossed_pairs(pairs))
@@ -66,17 +66,20 @@ def estimate_costs(
     layer = models * rows * width
     tile = tile_size(rows)
     kept = Cost(
+        # Float32: a share of all rows; one layer's rows, gathered and centred; one [M, t, t] Gram tile.
         bytes=4 * (-(-layers * layer // devices) + 2 * layer + models * tile**2),
-        # Upper tiles of a Gram matrix per model, diagonal tiles whole, and their products.
+        # The upper half has n (n + t) / 2 entries, since diagonal tiles are computed whole: 2 D operations each for the
+        # Gram matrix of a model, and 2 for each of the M + C products of two Gram matrices.
         flops=layers * (models * rows * (rows + tile) * width + (models + cross) * rows * (rows + tile)),
     )
     count, block = blocks(width)
+    # Blocks on and above the diagonal of X^T X, [M, U, d, d]; whole products of two models, [C, D', D'].
     own_entries = models * block**2 * count * (count + 1) // 2
     # More entries are multiplied than kept: a strip of blocks reaches below the diagonal.
     multiplied = models * sum((stop - start) * (count * block - start) for start, stop in strips(width))
     cross_entries = cross * (count * block) ** 2
     moments = Cost(
-        # The sums, and as much again for what rounding keeps out of them.
+        # The D x D sums in float32, and a compensation of the same size. Sums that are vectors are not counted.
         bytes=4 * 2 * layers * -(-(own_entries + cross_entries) // devices),
         flops=2 * layers * rows * (multiplied + cross_entries),
     )
@@ -84,7 +87,7 @@ def estimate_costs(
 
 
 def memory_per_device() -> int:
-    """Returns the bytes of a device of this process; if they are unknown, its share of the host's memory."""
+    """Returns the memory in bytes of a device of this process; if it is unknown, a device's share of the host's."""
     return int(device_room(jax.local_devices()[0]) or host_memory() // jax.local_device_count())
 
 
@@ -96,7 +99,7 @@ def choose(costs: Estimate, memory: int | None = None, engine: str = "auto") -> 
 
     Args:
       costs: from `estimate_costs`.
-      memory: bytes of a device; by default what this one has.
+      memory: of a device, in bytes; by default that of this process's first device.
       engine: "auto", or the name of an engine, which is then used whatever it costs.
 
     Returns:

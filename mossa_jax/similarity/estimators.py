@@ -1,8 +1,8 @@
 """The closed forms of linear CKA, from row sums, in float64 on the host.
 
 Notation: `x_i`, `y_i` are centred rows, `K = X X^T`, `L = Y Y^T`, `r_i = K_ii`, `s_i = L_ii`,
-`g_i = sum_{j != i} K_ij L_ij`. The diagonal is kept apart from `g`, so that the debiased value is a sum of
-terms of its own size and loses no digits when n is much smaller than the width.
+`g_i = sum_{j != i} K_ij L_ij`. The diagonal is left out of `g`, so that the debiased value is a sum of terms of
+its own size and loses no digits when n is much smaller than the width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxtyping import Float
 ESTIMATORS = ("biased", "debiased")
 """In the order of the last axis of arrays of estimates."""
 
+# The unbiased HSIC is divided by n (n - 3), and a U-centred 3 x 3 matrix is always zero.
 MIN_ROWS = 4
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
@@ -29,14 +30,14 @@ class UndefinedSimilarity(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Products:
-    """HSIC terms of one pair of states, whole and with each row left out.
+    """HSIC terms of one pair of states, over all rows and with each row left out.
 
     Attributes:
       biased: [...] float64, the unnormalised `h`.
       debiased: [...] float64, the unnormalised `u`.
-      biased_loo: [..., n], `h` of the n samples of n - 1 rows.
-      debiased_loo: [..., n], `u` of the same samples.
-      noise: [...], the float32 rounding level of `debiased`.
+      biased_loo: [..., n] float64, `h` of the n samples of n - 1 rows.
+      debiased_loo: [..., n] float64, `u` of the same samples.
+      noise: [...] float64, the float32 rounding level of `debiased`.
     """
 
     biased: Float[np.ndarray, " ..."]
@@ -52,11 +53,11 @@ def hsic_products(
     s: Float[np.ndarray, "... n"],
     cross: Float[np.ndarray, "... n"],
 ) -> Products:
-    """Computes the HSIC of a pair of states, whole and leave-one-out, in closed form.
+    """Computes the HSIC of a pair of states in closed form, over all rows and with each row left out.
 
-    With rows centred on all n, `K 1 = 0`, so the unbiased form needs only the row sums: for the whole
-    `u = sum g - 2 r.s/(n-2) + R S/((n-1)(n-2))`, and without row i each of its three terms loses the row's own part.
-    The biased form re-centres: `C^(i) = C - n/(n-1) x_i y_i^T`.
+    Rows are centred on all n, so `K 1 = 0` and the unbiased form needs only row sums: over all rows
+    `u = sum g - 2 r.s/(n-2) + R S/((n-1)(n-2))`, and without row i each of its three terms loses the part of that row.
+    The biased form has to be centred again without row i: `C^(i) = C - n/(n-1) x_i y_i^T`, with `C = X^T Y`.
 
     Args:
       g: [..., n] off-diagonal row sums of `K * L`.
@@ -71,12 +72,15 @@ def hsic_products(
       Song et al. 2012, "Feature selection via dependence maximization", equation 5.
     """
     n = g.shape[-1]
+    # [..., n], the diagonal K_ii L_ii; sums over the rows are [...].
     rs = r * s
     g_all, rs_all, r_all, s_all = g.sum(-1), rs.sum(-1), r.sum(-1), s.sum(-1)
     biased, debiased, noise = whole_products(g_all, rs_all, r_all * s_all, n)
     shrink = n / (n - 1)
+    # |C^(i)|^2 expanded, with x_i^T C y_i = g_i + r_i s_i. [..., n]
     biased_loo = biased[..., None] - 2 * shrink * (g + rs) + shrink**2 * rs
-    # The three terms of `u` for the samples without row i.
+    # The three terms of `u` for the samples without row i, with m = n - 1 rows. Off the diagonal, row j of K sums to
+    # -r_j - K_ij and all of K to 2 r_i - R; `inner` is the sum over j of (r_j + K_ij)(s_j + L_ij). [..., n] each
     total = (r_all[..., None] - 2 * r) * (s_all[..., None] - 2 * s)
     inner = rs_all[..., None] - 3 * rs + cross + g
     m = n - 1
@@ -100,7 +104,11 @@ def whole_products(
       diagonal: [...] `r . s`.
       traces: [...] `(sum r) (sum s)`.
       n: number of rows, at least 3.
+
+    Returns:
+      `h`, `u` and the rounding level, each [...] float64.
     """
+    # u is a difference of these terms, so its rounding is relative to their size, not to its own.
     inner, outer = 2 * diagonal / (n - 2), traces / ((n - 1) * (n - 2))
     return off + diagonal, off - inner + outer, 16 * FLOAT32_EPS * (np.abs(off) + inner + outer)
 
@@ -108,7 +116,7 @@ def whole_products(
 def undefined_reasons(
     estimator: str, flat: tuple[np.ndarray, np.ndarray], vanishing: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """Says why an estimator has no value.
+    """Returns the reasons why an estimator has no value.
 
     Args:
       estimator: one of `ESTIMATORS`.
@@ -119,6 +127,8 @@ def undefined_reasons(
     Returns:
       [...] the reasons in words; "" where there is a value.
     """
+    # Later reasons replace earlier ones: no variance outweighs a vanishing self-similarity, and both sides outweigh
+    # one.
     flaws = {"no variance in": flat}
     if estimator == "debiased":
         flaws = {"debiased self-similarity is not positive in": vanishing} | flaws
@@ -132,6 +142,7 @@ def undefined_reasons(
 def ratio(xy: np.ndarray, xx: np.ndarray, yy: np.ndarray) -> np.ndarray:
     """Computes `xy / sqrt(xx yy)`; NaN where a self term is not positive."""
     positive = (xx > 0) & (yy > 0)
+    # Ones stand in for the products that are not positive: no warnings, and NaN in the end.
     return np.where(positive, xy / np.sqrt(np.where(positive, xx * yy, 1.0)), np.nan)
 
 
@@ -140,18 +151,35 @@ def null_mean(
 ) -> np.ndarray:
     """Computes the mean biased CKA over all n! pairings of the rows: `R S / (n-1)` over the norms.
 
-    The mean of the debiased one is exactly 0.
+    The mean of the debiased value is exactly 0.
+
+    Args:
+      trace_a: [...] `R`, the sum of the squared norms of the centred rows.
+      trace_b: [...] `S`.
+      h_aa: [...] `h(X, X)`.
+      h_bb: [...] `h(Y, Y)`.
+      n: number of rows.
+
+    Returns:
+      [...] float64; NaN where a self-product is not positive.
     """
+    # Under a random pairing y_P(i) and y_P(j) are centred draws without replacement: E[L_ij] is S/n on the diagonal and
+    # -S / (n (n-1)) off it, and off the diagonal K sums to -R.
     return ratio(trace_a * trace_b / (n - 1), h_aa, h_bb)
 
 
 def variance_missing(trace: AnyArray, mean_square: AnyArray, n: int | AnyArray, eps: float) -> AnyArray:
-    """Tells whether `tr C <= (8 eps)^2 n |mu|^2`: then the spread is rounding of the offset, and CKA would be 0/0.
+    """Tells whether `tr C <= (8 eps)^2 n |mu|^2`: then the spread is rounding of the mean, and CKA would be 0/0.
 
     Args:
       trace: `tr C`, the sum of the squared norms of the centred rows.
       mean_square: `|mu|^2` in the same unit.
       n: number of rows.
       eps: machine epsilon of the dtype in which the states were stored.
+
+    Returns:
+      [...] bool.
     """
+    # Storing rounds each entry by up to eps/2 of its size, which alone makes `tr C` up to (eps/2)^2 n |mu|^2. The 8 is
+    # a margin.
     return trace <= (8 * eps) ** 2 * n * mean_square

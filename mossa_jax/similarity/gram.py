@@ -4,7 +4,8 @@ One program selects the rows that count, centres them in float32, multiplies til
 only, never n x n) and re-pairs rows for the null. Nothing is divided and nothing is cancelled here: the host does that
 in float64, from the row sums.
 
-Shape letters: M models, K layers, n rows, D width, C combinations of models, P pairs, R permutations, t tile rows.
+Shape letters: M models, K layers, n rows, n' rows padded to whole tiles, D width, C combinations of models, P pairs,
+R permutations, t rows of a tile, p tiles.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from jaxtyping import Array, Bool, Float, Int
 from mossa_jax.similarity import null
 from mossa_jax.similarity.layerwise import counted_rows, replicate
 
+# Full float32 in every product. By default a TPU would round the factors to bfloat16 and a GPU to TF32.
 EXACT = lax.Precision.HIGHEST
+# Rows of the largest tile: 4 MiB of float32 per model.
 MAX_TILE = 1024
 
 
 class Centred(NamedTuple):
-    """Centred rows of M states, and what was taken out of them.
+    """Centred rows of M states, and the size of the means that were subtracted.
 
     Attributes:
       rows: [M, n, D] float32, zero where a row does not count, scaled by a power of two.
@@ -43,7 +46,7 @@ class Centred(NamedTuple):
 
 
 class Centring(NamedTuple):
-    """What turns raw rows of M states into centred ones: `((x * scale) - mean - rest) * rescale`.
+    """The numbers that turn raw rows of M states into centred ones: `((x * scale) - mean - rest) * rescale`.
 
     Attributes:
       scale: [M] float32, powers of two.
@@ -86,11 +89,13 @@ class GramSums(NamedTuple):
 
 def peak_exponent(peak: Float[Array, " ..."]) -> Int[Array, " ..."]:
     """Returns the exponent of the power of two below each `peak` (float32, >= 0), at most 126; -127 for zero."""
+    # Bits 23 to 30 of a float32 are its exponent plus 127. At most 126, so that 2**-exponent is a normal number too.
     return jnp.minimum((lax.bitcast_convert_type(peak, jnp.int32) >> 23) - 127, 126)
 
 
 def power_of_two(exponent: Int[Array, " ..."]) -> Float[Array, " ..."]:
     """Returns exactly `2**exponent`, float32, for int32 exponents from -126 to 127."""
+    # Set as bits: `exp2` may round, and a scale that is no exact power of two would round every entry.
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
@@ -103,32 +108,39 @@ def centring(x: Float[Array, "M n D"], kept: Bool[Array, " n"]) -> Centring:
       x: [M, n, D] states of any floating dtype.
       kept: [n] bool, rows that count.
     """
+    # [1, n, 1]
     mask = kept[None, :, None]
     count = jnp.maximum(kept.sum(), 1).astype(jnp.float32)
+    # [M, n, D]. Masked first, since rows that do not count may hold NaN or infinities.
     x = jnp.where(mask, x.astype(jnp.float32), 0)
     # Powers of two scale without rounding; afterwards no square overflows or vanishes.
     scale = power_of_two(-peak_exponent(jnp.max(jnp.abs(x), axis=(1, 2))))
     x = x * scale[:, None, None]
+    # First pass: the mean, whose rounding is relative to the offset and not to the spread.
     mean = x.sum(1) / count  # [M, D]
+    # Second pass: the mean of the differences, which is what the first pass missed.
     x = jnp.where(mask, x - mean[:, None], 0)
     rest = x.sum(1) / count  # [M, D]
+    # Centred rows may be far smaller than the offset was, so they get a power of two of their own, [M].
     exponent = peak_exponent(jnp.max(jnp.abs(jnp.where(mask, x - rest[:, None], 0)), axis=(1, 2)))
     return Centring(scale, mean, rest, power_of_two(-exponent), jnp.square(mean + rest).sum(1), exponent)
 
 
 def centred_rows(x: Float[Array, "M n D"], kept: Bool[Array, " n"], by: Centring) -> Float[Array, "M n D"]:
     """Returns the rows of `x` centred and scaled, float32; zero where `kept` [n] is false."""
+    # Each broadcast over rows: [M, 1, 1] or [M, 1, D].
     scale, mean, rest, rescale = (
         by.scale[:, None, None],
         by.mean[:, None],
         by.rest[:, None],
         by.rescale[:, None, None],
     )
+    # Subtracted one after the other: the rounded sum `mean + rest` would lose what `rest` holds.
     return jnp.where(kept[None, :, None], (x.astype(jnp.float32) * scale - mean - rest) * rescale, 0)
 
 
 def centre(x: Float[Array, "M n D"], kept: Bool[Array, " n"]) -> Centred:
-    """Takes the mean of the kept rows out of every state.
+    """Subtracts the mean of the kept rows from every state.
 
     Args:
       x: [M, n, D] states of any floating dtype.
@@ -140,6 +152,7 @@ def centre(x: Float[Array, "M n D"], kept: Bool[Array, " n"]) -> Centred:
 
 def gram_combinations(models: int, pairs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Returns the combinations of models whose Gram products are summed: each with itself, then those of the pairs."""
+    # A pair and its reverse have the same product, so each is summed once, smaller index first.
     own = tuple((model, model) for model in range(models))
     return own + tuple(sorted({(min(pair), max(pair)) for pair in pairs} - set(own)))
 
@@ -156,7 +169,8 @@ def tile_pairs(tiles: int, shares: int) -> Int[np.ndarray, "p 3"]:
     """
     upper = [(i, j, 1) for i in range(tiles) for j in range(i, tiles)]
     upper += [(0, 0, 0)] * (-len(upper) % shares)
-    # A device takes a contiguous run of the list, so the list is dealt like cards first.
+    # A device takes a contiguous run of the list, so the list is dealt like cards first. Padding is then
+    # spread over the devices and not all in the last run.
     return np.asarray(upper, np.int32).reshape(-1, shares, 3).transpose(1, 0, 2).reshape(-1, 3)
 
 
@@ -165,6 +179,7 @@ def tile_size(n: int) -> int:
 
     Diagonal tiles are computed whole, so fewer than four tiles per side would waste much of the half that is saved.
     """
+    # As few tiles as the limit allows, then rows are spread evenly over them: the last tile is not mostly padding.
     tiles = max(1, -(-n // min(max(n // 4, 128), MAX_TILE)))
     return max(8, -(-n // (8 * tiles)) * 8)
 
@@ -181,6 +196,8 @@ def add_tile(
       j: [] int32, its column of tiles, i <= j.
       tile: t, rows per tile.
     """
+    # Sums over columns [C, t] belong to rows I. By symmetry, sums over rows belong to rows J; on the diagonal these are
+    # the same rows, which must not count twice.
     for start, axis, use in ((i, 2, 1.0), (j, 1, jnp.where(i == j, 0.0, 1.0))):
         old = lax.dynamic_slice_in_dim(sums, start * tile, tile, 1)
         sums = lax.dynamic_update_slice_in_dim(sums, old + use * values.sum(axis), start * tile, 1)
@@ -203,14 +220,19 @@ def gram_row_sums(
     """
     left = np.asarray([a for a, _ in combinations])
     right = np.asarray([b for _, b in combinations])
+    # [t, t]. K_ii L_ii is left out here rather than subtracted later: in states much wider than n it outweighs the rest
+    # of its row, and the difference would be rounding.
     off_diagonal = 1 - jnp.eye(tile, dtype=jnp.float32)
 
+    # One tile after the other: nothing of size n x n exists.
     def step(g: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
         i, j, weight = pair[0], pair[1], pair[2].astype(jnp.float32)
         rows = lax.dynamic_slice_in_dim(x, i * tile, tile, 1)  # [M, t, D]
         columns = lax.dynamic_slice_in_dim(x, j * tile, tile, 1)  # [M, t, D]
         gram = jnp.einsum("mid,mjd->mij", rows, columns, precision=EXACT)  # [M, t, t]
+        # Weight 0 makes a tile of the padding add nothing.
         gram = gram * jnp.where(i == j, off_diagonal, 1) * weight
+        # [C, t, t], every Gram tile computed once and used by all its combinations
         return add_tile(g, gram[left] * gram[right], i, j, tile), None
 
     return lax.scan(step, jnp.zeros((len(combinations), x.shape[1]), jnp.float32), pairs)[0]
@@ -238,12 +260,14 @@ def gram_sums(
       tile: rows per Gram tile.
       mesh: the mesh that tiles and permutations are dealt over, or None for one device.
     """
+    # [n], and [n'] with padding that does not count
     kept = counted_rows(states, valid)
     padding = -states.shape[2] % tile
     kept_padded = jnp.pad(kept, (0, padding))
     shares = mesh.size if mesh else 1
+    # [p, 3], a multiple of the devices
     tiles = jnp.asarray(tile_pairs(kept_padded.shape[0] // tile, shares))
-    # Permutations are dealt over the devices too; the surplus ones are cut off at the end.
+    # [R', n']: permutations are dealt over the devices too; the surplus ones are cut off at the end.
     count = ranks.shape[0]
     permutations = null.permutations(jnp.pad(ranks, ((0, -count % shares), (0, padding))), kept_padded)
 
@@ -255,8 +279,11 @@ def gram_sums(
 
         def dealt(x: jax.Array, r: jax.Array, tiles: jax.Array, permutations: jax.Array) -> tuple[jax.Array, jax.Array]:
             g, permuted = products(x, r, tiles, permutations)
-            if count:  # an empty array cannot be gathered
+            # An empty array cannot be gathered.
+            if count:
+                # [P, 2, R']
                 permuted = lax.all_gather(permuted, axes, axis=2, tiled=True)
+            # [C, n'], every device's tiles added up
             return lax.psum(g, axes), permuted
 
         # Every device has the layer's rows whole, and its share of tiles and permutations.
@@ -267,14 +294,18 @@ def gram_sums(
     else:
         run = products
 
+    # Layers go one by one, so that one layer's rows alone are whole on every device.
     def layer(k: jax.Array) -> tuple[jax.Array, ...]:
         x = lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False)  # [M, n, D]
+        # Padded before it is centred: the padding is masked like any row that does not count. [M, n', D]
         x, mean_square, exponent = centre(jnp.pad(x, ((0, 0), (0, padding), (0, 0))), kept_padded)
-        r = jnp.square(x).sum(2)  # [M, n]
-        # K 1 = 0, so the mean of r may be taken out: in wide states r is nearly constant.
+        r = jnp.square(x).sum(2)  # [M, n']
+        # [M, n']. K 1 = 0, so K r stays the same if the mean of r is subtracted. In wide states r is nearly constant:
+        # its products with x would cancel almost entirely.
         spread = jnp.where(kept_padded, r - (r.sum(1) / jnp.maximum(kept.sum(), 1))[:, None], 0)
+        # K_a r_b as X_a (X_a^T r_b), in two products of order n D, without the matrix K_a.
         weighted = jnp.einsum("mid,ti->mtd", x, spread, precision=EXACT)  # [M, M, D]
-        cross = jnp.einsum("mid,mtd->mti", x, weighted, precision=EXACT)  # [M, M, n]
+        cross = jnp.einsum("mid,mtd->mti", x, weighted, precision=EXACT)  # [M, M, n']
         g, permuted = run(x, r, tiles, permutations)
         n = states.shape[2]
         return g[:, :n], r[:, :n], cross[:, :, :n], mean_square, exponent, permuted[:, :, :count]

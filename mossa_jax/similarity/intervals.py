@@ -1,6 +1,7 @@
 """Confidence intervals of CKA from the exact leave-one-out jackknife.
 
-Rows are never resampled with replacement: copies of a row enter the off-diagonal pairs and undo the debiasing.
+Rows are never resampled with replacement: a copy and its original would form an off-diagonal pair that holds a diagonal
+entry of the Gram matrix, which undoes the debiasing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from scipy.special import stdtrit
 from mossa_jax.similarity.estimators import ratio
 
 LEVEL = 0.95
+# Values nearer to 1 than this cannot be told from 1, since the sums are float32.
 _RESOLUTION = 1e-6
 
 
@@ -27,19 +29,26 @@ def jackknife_error(
 
     Returns:
       [...] standard errors, finite wherever `value` is.
+
+    References:
+      Efron and Stein 1981, "The jackknife estimate of variance".
     """
     n = left_out[0].shape[-1]
+    # [..., 1] each. Ones stand in where there is no value, so that nothing is divided by zero.
     xy, xx, yy = (np.where(np.isfinite(value), w, 1.0)[..., None] for w in whole)
-    # If one row carries a state, what is left without it may have no ratio: there the ratio is linearised.
+    # If one row carries a state, the remaining rows may have no ratio. Then the ratio is linearised.
     floor = 1e-6
     steady = (left_out[1] > floor * xx) & (left_out[2] > floor * yy)  # [..., n]
     exact = ratio(left_out[0], np.where(steady, left_out[1], 1.0), np.where(steady, left_out[2], 1.0))
+    # [..., n], the first-order change of the ratio as the three products change.
     slope = (left_out[0] - xy) / np.sqrt(xx * yy) - xy / np.sqrt(xx * yy) / 2 * (
         (left_out[1] - xx) / xx + (left_out[2] - yy) / yy
     )
     linear = value[..., None] + slope
+    # One unsteady row linearises all replicates of its cell, so that these are comparable.
     use_linear = ~steady.all(-1, keepdims=True)
     replicates = np.where(use_linear, linear, exact)
+    # Variance of the jackknife: (n - 1)/n times the sum of squares about the mean of the replicates.
     spread = np.square(replicates - replicates.mean(-1, keepdims=True)).sum(-1)
     return np.where(np.isfinite(value), np.sqrt((n - 1) / n * spread), np.nan)
 
@@ -54,16 +63,18 @@ def confidence_interval(
 
     Args:
       value: [...] CKA.
-      error: [...] its standard error.
-      n: rows.
+      error: [...] its standard error, on the scale of `value`.
+      n: number of rows.
 
     Returns:
       Lower and upper ends, each [...].
     """
-    # Closer to 1 than the sums are exact to, the z scale would stretch rounding over the whole range.
+    # Nearer to 1 than the sums can resolve, the z scale would stretch rounding over the whole range.
     inside = np.clip(np.where(np.abs(value) < 1, value, 0.0), _RESOLUTION - 1, 1 - _RESOLUTION)
+    # The derivative of artanh is 1 / (1 - x^2): it carries the error over to the z scale.
     half_width = stdtrit(n - 1, (1 + LEVEL) / 2) * error / (1 - inside**2)
     low, high = np.tanh(np.arctanh(inside) - half_width), np.tanh(np.arctanh(inside) + half_width)
-    # At 1 (the same state twice) the interval is a point; elsewhere rounding of tanh is undone.
+    # At 1 (the same state twice) the interval is a point. Elsewhere tanh(artanh(x)) may miss x by a rounding, and the
+    # interval has to contain the value.
     at_end = ~(np.abs(value) < 1)
     return np.where(at_end, value, np.minimum(low, value)), np.where(at_end, value, np.maximum(high, value))

@@ -16,8 +16,8 @@ def add_compensated(total: Tree, carry: Tree, term: Tree) -> tuple[Tree, Tree]:
 
     Args:
       total: the sum so far, a pytree of float32 arrays.
-      carry: what rounding has put into `total` too much; the same structure, zero at the start.
-      term: what to add; the same structure.
+      carry: the excess that rounding has put into `total`; the same structure, zero at the start.
+      term: the arrays to add; the same structure.
 
     Returns:
       The new sum and the new carry. The best estimate of the sum is their difference.
@@ -25,8 +25,10 @@ def add_compensated(total: Tree, carry: Tree, term: Tree) -> tuple[Tree, Tree]:
     References:
       Kahan 1965, "Further remarks on reducing truncation errors".
     """
+    # The excess of the earlier additions is taken off the small term, where float32 still has room for it.
     corrected = jax.tree.map(jnp.subtract, term, carry)
     new = jax.tree.map(jnp.add, total, corrected)
-    # The barrier keeps the compiler from cancelling the compensation algebraically.
+    # Algebraically `moved` equals `corrected`. The barrier keeps the compiler from simplifying it to that.
     moved = jax.tree.map(jnp.subtract, lax.optimization_barrier(new), total)
+    # The sum really grew by `moved`; its surplus over the corrected term is the new excess.
     return new, jax.tree.map(jnp.subtract, moved, corrected)

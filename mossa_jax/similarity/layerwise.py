@@ -1,4 +1,4 @@
-"""One function for every layer of kept states, the layers dealt over the devices: no transfers while it runs."""
+"""Runs one function on every layer of kept states, with the layers dealt over the devices."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def over_layers(
 ) -> Any:
     """Runs `function(states of one layer [M, n, D], kept [n])` for every layer; to be called under `jax.jit`.
 
-    On a mesh an all-to-all exchanges the sharding of the rows for one of the layers: no device ever holds more than
-    its share of whole layers, and the function may sort, factorise and compare rows as if it were alone.
+    On a mesh an all-to-all exchanges the sharding of the rows for one of the layers. No device ever holds more than its
+    share of whole layers, and the function may sort, factorise and compare rows without any transfers.
 
     Args:
       function: returns a pytree of arrays.
@@ -43,6 +43,7 @@ def over_layers(
     layers = states.shape[1]
 
     def run(states: jax.Array, kept: jax.Array) -> Any:
+        # One layer after the other, so that only one layer's temporaries are in memory.
         def one_layer(k: jax.Array) -> Any:
             return function(lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False), kept)
 
@@ -50,14 +51,16 @@ def over_layers(
 
     if mesh is None:
         return run(states, kept)
-    # Padded to a multiple of the devices, [M, K', n, D].
+    # [M, K', n, D]: padded with layers of zeros to a multiple of the devices, so that each takes the same number.
     states = jnp.pad(states, ((0, 0), (0, -layers % mesh.size), (0, 0), (0, 0)))
+    # The specification asks for whole layers per device; `jit` inserts the all-to-all that brings them there.
     dealt = jax.shard_map(
         run, mesh=mesh, in_specs=(P(None, mesh.axis_names), P()), out_specs=P(mesh.axis_names), check_vma=False
     )
+    # Results of the padding are cut off again.
     return jax.tree.map(lambda a: a[:layers], dealt(states, kept))
 
 
 def replicate(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Puts the arrays whole on every device, so that every process can read them; to be called under `jax.jit`."""
+    """Replicates the arrays over the mesh, so that every process can read them; to be called under `jax.jit`."""
     return lax.with_sharding_constraint(tree, NamedSharding(mesh, P())) if mesh else tree

@@ -1,8 +1,9 @@
-"""CKA of every state (model and layer) against every other: exact, biased and debiased, for about the diagonal's price.
+"""Exact CKA, biased and debiased, of every state (model and layer) against every other.
 
 A tile of the Gram matrices of all S states is computed, `K_s = Z_s[I] Z_s[J]^T`, and contracted over its entries,
-`off += K K^T` [S, S]; only tiles of the upper half, and nothing of size n x n. Rows are centred as a tile is taken, so
-no centred copy of the states exists, and they stay where they are: a device gathers one tile of one state at a time.
+`off += K K^T` [S, S]. This costs little more than the Gram matrices that same-layer CKA needs. Only tiles of the upper
+half are computed, and nothing has size n x n. Rows are centred when a tile is read, so no centred copy of the states
+exists. They stay where they are: a device gathers one tile of one state at a time.
 
 Shape letters: S states, n rows, m rows of one device, D width, I and J rows of a tile, c rows of a device's chunk of a
 tile.
@@ -35,12 +36,13 @@ from mossa_jax.similarity.estimators import (
 from mossa_jax.similarity.kahan import add_compensated
 from mossa_jax.similarity.layerwise import replicate
 
-# The Gram blocks of all states at one tile: at least this many bytes, at most this share of what a device holds.
+# The Gram blocks of all states at one tile may take this many bytes, or one part in this many of the device's own rows,
+# whichever is more.
 BLOCK_BYTES = 64 << 20
 BLOCK_SHARE = 16
-# Blocks with at most this many entries are contracted row by row, which is slower and exact to the last digit.
+# Blocks with at most this many entries are contracted row by row: slower, but with short float32 sums.
 SMALL_BLOCK = 1 << 16
-# Larger ones are contracted in slices of at most this many entries of all states, which stay in a processor's cache.
+# Larger ones are contracted in slices of at most this many entries of all states: 8 MiB, which fit a processor's cache.
 SLICE_ENTRIES = 1 << 21
 
 
@@ -86,26 +88,31 @@ class MatrixSums(NamedTuple):
 
 
 def tile_rows(states: int, rows: int, width: int, devices: int) -> int:
-    """Returns the rows of a gathered tile: as `gram.tile_size`, within the bytes that blocks of all states may take."""
+    """Returns the rows of a gathered tile: those of `gram.tile_size`, or fewer if the blocks of all states must fit."""
+    # S blocks of t x t float32 have to fit. A multiple of 16, so that the halves of a tile are multiples of 8.
     room = math.isqrt(_block_bytes(states, rows, width, devices) // (4 * states)) // 16 * 16
     return max(8, min(gram.tile_size(rows), room))
 
 
 def _block_bytes(states: int, rows: int, width: int, devices: int) -> int:
+    """Returns the bytes that the Gram blocks of all states may take on a device."""
     return max(BLOCK_BYTES, 4 * states * width * -(-rows // devices) // BLOCK_SHARE)
 
 
 def _contract(blocks: Float[Array, "S I J"]) -> Float[Array, "S S"]:
     """Returns `<K_s, K_t>` of the Gram blocks of all pairs of states, float32."""
     states, rows, columns = blocks.shape
-    if rows * columns <= SMALL_BLOCK:  # in one product a backend may add up all entries one after the other
+    if rows * columns <= SMALL_BLOCK:
+        # [I, S, S], then summed over I. In a single product a backend may add all entries one after the other, which
+        # gathers rounding.
         return jnp.einsum("sij,tij->ist", blocks, blocks, precision=gram.EXACT).sum(0)
+    # Halved while that leaves whole rows, so that the slices cover the block without a remainder.
     slice_rows = rows
     while slice_rows % 2 == 0 and states * slice_rows * columns > SLICE_ENTRIES:
         slice_rows //= 2
 
     def step(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        # With entries first, [entries, S], the CPU's product does not make a transposed copy.
+        # [entries, S]: with entries first, the product on a CPU needs no transposed copy.
         entries = lax.dynamic_slice_in_dim(blocks, start, slice_rows, 1).reshape(states, -1).T
         return total + jnp.einsum("ks,kt->st", entries, entries, precision=gram.EXACT), None
 
@@ -117,9 +124,9 @@ def off_diagonal_sums(
 ) -> Float[Array, "S S"]:
     """Computes `sum_{i != j} K_s[i, j] K_t[i, j]` for all pairs of states, from this device's rows.
 
-    Every device cuts its rows into the same number of chunks; chunk number b of all devices together is tile b. A
-    device multiplies its rows of earlier chunks with the tile (these products count twice), and its own chunk of the
-    tile without the diagonal.
+    Every device cuts its rows into the same number of chunks. Chunk b of all devices together is tile b. A device
+    multiplies its rows of earlier chunks with the tile, and these products count twice. It also multiplies its own
+    chunk of the tile with the tile, without the diagonal.
 
     Args:
       x: [S, m, D] this device's raw rows.
@@ -133,27 +140,35 @@ def off_diagonal_sums(
     """
     states, m, width = x.shape
     axes, devices = (mesh.axis_names, mesh.size) if mesh else ((), 1)
+    # c: every device has the same share of a tile, rounded up.
     chunk = min(-(-tile // devices), m)
+    # Rows of a [rows, tile] block whose S copies fit. On a mesh every block gathers its tile anew, so blocks are as
+    # tall as that allows. On one device nothing is gathered, and blocks are square.
     room = _block_bytes(states, m * devices, width, devices) // (4 * states * chunk * devices)
     slab = max(chunk, min(room, gram.MAX_TILE, m)) if mesh else chunk
     product = functools.partial(jnp.matmul, precision=gram.EXACT)
 
     def rows(s: jax.Array, start: jax.Array, size: int, end: jax.Array | int) -> jax.Array:
         """Returns [size, D] centred rows from `start`, zero from `end` on; a window that passes m starts earlier."""
+        # A slice cannot pass the end. Rows before `start` that it then contains are masked, so that none counts twice.
         first = jnp.minimum(start, m - size)
         at = first + jnp.arange(size)
         counted = lax.dynamic_slice_in_dim(kept, first, size) & (at >= start) & (at < end)
+        # [1, size, D], not centred
         raw = lax.dynamic_slice(x, (s, first, 0), (1, size, width))
         return gram.centred_rows(raw, counted, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, s, 1), by))[0]
 
     def gathered(s: jax.Array, b: jax.Array) -> jax.Array:
         """Returns the [tile, D] centred rows of tile b."""
+        # [c, D]
         own = rows(s, b * chunk, chunk, m)
         return lax.all_gather(own, axes, tiled=True) if mesh else own
 
     def with_itself(b: jax.Array) -> jax.Array:
         """Contracts this device's chunk of tile b with the tile, without the diagonal: [S, S]."""
+        # Over all devices these [c, tile] products make up both halves of the tile, so they count once.
         if mesh or chunk % 2 or chunk**2 <= SMALL_BLOCK:
+            # The device's own chunk begins at this column of the gathered tile.
             first = lax.axis_index(axes) * chunk if mesh else 0
             diagonal = first + jnp.arange(chunk)[:, None] == jnp.arange(chunk * devices)  # [c, tile]
 
@@ -162,11 +177,13 @@ def off_diagonal_sums(
 
             return _contract(lax.map(whole, jnp.arange(states)))
 
-        # On one device a tile is symmetric: two diagonal quarters, and one other that counts twice.
+        # On one device the block is symmetric: two quarters on the diagonal, and one of the others, which counts twice.
         def halves(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # [tile / 2, D] each
             first, second = jnp.split(gathered(s, b), 2)
             own = jnp.stack([product(first, first.T), product(second, second.T)])
             own = own * (1 - jnp.eye(chunk // 2, dtype=jnp.float32))
+            # [tile, tile / 2] and [tile / 2, tile / 2]
             return own.reshape(chunk, chunk // 2), product(first, second.T)
 
         own, across = lax.map(halves, jnp.arange(states))
@@ -177,12 +194,15 @@ def off_diagonal_sums(
             def block(s: jax.Array) -> jax.Array:
                 return product(rows(s, at * slab, slab, b * chunk), gathered(s, b).T)  # [slab, tile]
 
+            # Twice, for the mirrored entries below the diagonal.
             return add_compensated(*total, 2 * _contract(lax.map(block, jnp.arange(states))))
 
+        # The number of blocks grows as n^2. Compensated, their sum has the rounding of one addition.
         total = add_compensated(*total, with_itself(b))
         return lax.fori_loop(0, (b * chunk + slab - 1) // slab, earlier, total), None
 
     zero = jnp.zeros((states, states), jnp.float32)
+    # [S, S] each: the sum, and the excess that rounding has put into it.
     value, carry = lax.scan(step, (zero, zero), jnp.arange(-(-m // chunk)))[0]
     return lax.psum(value - carry, axes) if mesh else value - carry
 
@@ -202,22 +222,27 @@ def matrix_sums(
     n = states.shape[-2]
     states = states.reshape(-1, *states.shape[-2:])  # [S, n, D]
 
+    # State by state: a row counts if it is finite in all of them.
     def finite(kept: jax.Array, s: jax.Array) -> tuple[jax.Array, None]:
         return kept & jnp.isfinite(lax.dynamic_index_in_dim(states, s, keepdims=False)).all(1), None
 
     kept = lax.scan(finite, jnp.asarray(valid), jnp.arange(states.shape[0]))[0]
-    if mesh and n % mesh.size:  # the rows are spread anew, which costs a copy
+    # Devices need equal shares of the rows. Padding spreads them anew, which costs a copy.
+    if mesh and n % mesh.size:
         states = jnp.pad(states, ((0, 0), (0, -n % mesh.size), (0, 0)))
         kept = jnp.pad(kept, (0, -n % mesh.size))
 
     def one_state(s: jax.Array) -> tuple[gram.Centring, jax.Array]:
         x = lax.dynamic_index_in_dim(states, s, 0)  # [1, n, D]
         by = gram.centring(x, kept)
+        # [1, n]; the centred rows themselves are not kept.
         r = jnp.square(gram.centred_rows(x, kept, by)).sum(2)
         return jax.tree.map(lambda a: a[0], by), r[0]
 
+    # Leading axis S on every array of the centring; r is [S, n].
     by, r = lax.map(one_state, jnp.arange(states.shape[0]))
     if mesh:
+        # States and `kept` are spread by rows over all axes of the mesh; the centring is whole on every device.
         whole, spread = PartitionSpec(), PartitionSpec(mesh.axis_names)
         run = jax.shard_map(
             functools.partial(off_diagonal_sums, tile=tile, mesh=mesh),
@@ -243,6 +268,9 @@ def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -
       states: [M, K, n, D] or [S, n, D] floating; if sharded by `NamedSharding`, the work is dealt over its mesh.
       valid: [n] bool, rows that are no padding; on the host or replicated.
 
+    Returns:
+      The values of all pairs of states.
+
     Raises:
       Refusal: 3 for arguments that do not fit.
     """
@@ -258,7 +286,7 @@ def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -
 
 
 def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
-    """Combines the sums of the devices in float64; `eps` is that of the stored states."""
+    """Combines the sums of the devices in float64; `eps` is the machine epsilon of the stored states."""
     kept = np.asarray(sums.kept)
     n = int(kept.sum())
     r = np.asarray(sums.r)[:, kept].astype(np.float64)  # [S, n]
@@ -266,15 +294,19 @@ def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
     trace = r.sum(1)  # [S]
     mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # [S] each, in the unit of the centred rows, so the ratio has none.
         offset = np.sqrt(mean_square * n / trace)
     values = {name: np.full((count, count), np.nan) for name in ESTIMATORS}
     undefined = np.full((count, count, len(ESTIMATORS)), f"{n} finite rows; at least {MIN_ROWS} are needed", object)
     participation_ratio = np.full(count, np.nan)
     if n >= MIN_ROWS:
-        off = np.asarray(sums.off, np.float64)
+        off = np.asarray(sums.off, np.float64)  # [S, S]
+        # The two triangles are equal up to rounding; this makes the values exactly symmetric.
         off = (off + off.T) / 2
+        # Diagonals r_s . r_t and products of traces, for all pairs of states at once.
         biased, debiased, noise = whole_products(off, r @ r.T, np.outer(trace, trace), n)  # each [S, S]
         is_flat = variance_missing(trace, mean_square, n, eps)
+        # [S] bool each
         vanishing = np.diag(debiased) <= np.diag(noise)
         with np.errstate(divide="ignore", invalid="ignore"):
             participation_ratio = np.where(is_flat, np.nan, trace**2 / np.diag(biased))

@@ -22,12 +22,19 @@ MAX_GRAM_ROWS = 4096
 def draw_ranks(valid: Bool[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, "R n"]:
     """Draws random ranks of the valid rows, one independent permutation per row; padding does not change the draw.
 
+    Args:
+      valid: [n] bool.
+      count: R, how many permutations.
+      seed: of NumPy's generator.
+
     Returns:
       [R, n] int32 with R = `count`; -1 in slots that are not valid.
     """
     ranks = np.full((count, valid.shape[0]), -1, np.int32)
     rows = int(valid.sum())
     if count:
+        # Drawn over the valid rows alone and then put into their slots: the same seed gives the same pairing of the
+        # prompts, wherever padding lies. [R, rows]
         ordered = np.tile(np.arange(rows, dtype=np.int32), (count, 1))
         ranks[:, valid] = np.random.default_rng(seed).permuted(ordered, axis=1)
     return ranks
@@ -46,7 +53,9 @@ def permutations(ranks: Int[Array, "R n"], kept: Bool[Array, " n"]) -> Int[Array
     if ranks.shape[0] == 0:
         return jnp.zeros(ranks.shape, jnp.int32)
     home = jnp.argsort(~kept, stable=True)  # [n], kept slots first
+    # Rows dropped since the draw lose their ranks; the order of the others is still uniform over their permutations.
     drawn = jnp.argsort(jnp.where(kept, ranks, jnp.iinfo(jnp.int32).max), axis=1, stable=True)  # [R, n]
+    # The slot at place q of `home` is paired with the slot at place q of `drawn`.
     return jnp.zeros_like(drawn).at[:, home].set(drawn).astype(jnp.int32)
 
 
@@ -80,9 +89,11 @@ def permuted_products(
         values = []
         for a, b in pairs:
             if grams is not None:
+                # Entry (i, j) of K_a meets entry (p_i, p_j) of K_b.
                 terms = grams[a] * grams[b][permutation][:, permutation]  # [n, n]
             else:
                 terms = jnp.square(jnp.einsum("id,ie->de", x[a], x[b][permutation], precision=PRECISE))  # [D, D]
+            # Two short float32 sums in place of one over all entries.
             values.append(jnp.stack([terms.sum(0).sum(), r[a] @ r[b][permutation]]))
         return None, jnp.stack(values)  # [P, 2]
 

@@ -25,8 +25,10 @@ from mossa_jax.similarity.estimators import (
 from mossa_jax.similarity.layerwise import replicate
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
-# strips of X^T X and Y^T Y (4.5 n D^2); they also keep the diagonal apart, where debiasing loses digits.
+# strips of X^T X and Y^T Y (4.5 n D^2). They also keep the diagonal out of the sums, where debiasing loses digits.
 GRAM_ROWS_PER_COLUMN = 1.8
+# More strips leave out more of the mirrored half of X^T X, but their products are narrower. On a CPU four were faster
+# than one, two and eight.
 OWN_STRIPS = 4
 
 
@@ -34,10 +36,10 @@ class PairSums(NamedTuple):
     """Sums over the rows of two arrays x and y, replicated over the devices.
 
     Attributes:
-      off: [3, *] terms of the HSIC of (x, y), (x, x), (y, y), to be summed: off-diagonal by Gram tiles, whole by
-        features.
-      r: [n] squared row norms of x, followed by zeros.
-      s: [n] the same of y.
+      off: [3, *] terms of the HSIC of (x, y), (x, x) and (y, y), to be summed. Computed by Gram tiles they leave out
+        the diagonal, by features they include it.
+      r: [n'] squared row norms of x, followed by zeros.
+      s: [n'] the same of y.
       mean_square: [2] as in `gram.Centred`.
       exponent: [2] as in `gram.Centred`.
       finite: [] bool.
@@ -52,41 +54,52 @@ class PairSums(NamedTuple):
 
 
 def _squares(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"]) -> Float[Array, " Dx"]:
-    """Returns the row sums of `(x^T y)^2`."""
+    """Returns the row sums of `(x^T y)^2`, float32."""
+    # [Dx, Dy]. Its sum is that of K_ij L_ij over all i and j, the diagonal included.
     return jnp.square(jnp.matmul(x.T, y, precision=gram.EXACT)).sum(1)
 
 
 def _own_squares(x: Float[Array, "n D"]) -> Float[Array, " ..."]:
-    """Returns terms of `|x^T x|^2`, to be summed: strips from the diagonal on, which is half of the product."""
+    """Returns terms of `|x^T x|^2`, to be summed, from strips of the upper half of the product."""
+    # Strips narrower than 128 columns are not worth a product of their own.
     width = -(-x.shape[1] // OWN_STRIPS) if x.shape[1] >= 128 * OWN_STRIPS else x.shape[1]
     terms = []
     for start in range(0, x.shape[1], width):
         strip = x[:, start : start + width]
+        # [width, D - start]
         square = jnp.square(jnp.matmul(strip.T, x[:, start:], precision=gram.EXACT))
-        # What stands right of the diagonal block stands for its mirror image too.
+        # Entries to the right of the diagonal block also count for their mirror images below it.
         terms.append(square.sum(1) + square[:, strip.shape[1] :].sum(1))
     return jnp.concatenate(terms)
 
 
 @functools.partial(jax.jit, static_argnames=("use_gram", "mesh"))
 def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bool, mesh: Mesh | None) -> PairSums:
+    """Computes all sums that need the rows, by Gram tiles or by features."""
     n = x.shape[0]
     tile = gram.tile_size(n)
+    # [n'], n rounded up to whole tiles; all rows count but the padding.
     kept = jnp.arange(n + (-n % tile if use_gram else 0)) < n
+    # One batched product takes both sides, so the narrower one gets columns of zeros, which add nothing to K.
     width = max(x.shape[1], y.shape[1])
 
     def centred(a: jax.Array) -> gram.Centred:
         columns = width - a.shape[1] if use_gram else 0
         return gram.centre(jnp.pad(a, ((0, kept.shape[0] - n), (0, columns)))[None], kept)
 
+    # Rows of each [1, n', D]: a state of one model, for the functions of `gram`.
     a, b = centred(x), centred(y)
+    # [n', Dx], [n', Dy]
     x0, y0 = a.rows[0], b.rows[0]
     if use_gram:
-        rows = jnp.concatenate([a.rows, b.rows])  # [2, n, D]
+        rows = jnp.concatenate([a.rows, b.rows])  # [2, n', D]
         tiles = jnp.asarray(gram.tile_pairs(kept.shape[0] // tile, 1))
+        # [3, n'], without the diagonal
         off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)
     else:
+        # Several float32 terms per product rather than one number: the host adds them in float64.
         terms = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
+        # [3, *], the shorter lists padded with zeros
         longest = max(t.shape[0] for t in terms)
         off = jnp.stack([jnp.pad(t, (0, longest - t.shape[0])) for t in terms])
     sums = PairSums(
@@ -101,7 +114,16 @@ def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bo
 
 
 def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Array, float]:
-    """Returns the rows as the device takes them, and the epsilon below which their spread is rounding."""
+    """Returns the rows as the device takes them, and the machine epsilon that decides if their spread is rounding.
+
+    Args:
+      x: [n, D] real numbers.
+      name: of the array, for messages.
+
+    Raises:
+      UndefinedSimilarity: float64 or integer rows without variance.
+      Refusal: 3 for a shape or dtype that does not fit, and for float64 rows that are not finite.
+    """
     if not isinstance(x, jax.Array):
         x = np.asarray(x)
     if x.ndim != 2:
@@ -109,21 +131,26 @@ def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Arr
     if x.shape[0] < MIN_ROWS or x.shape[1] == 0:
         raise Refusal(BAD_INPUT, f"{name} has shape {list(x.shape)}; give at least {MIN_ROWS} rows and one column")
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != np.float64:
+        # Float32 and narrower numbers lose nothing on the way to the device, which centres them itself.
         return x, float(jnp.finfo(x.dtype).eps)
     if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise Refusal(BAD_INPUT, f"{name} has dtype {x.dtype}; give real numbers")
-    # Float64 has digits that the device's float32 would cut, and they matter under an offset: it is centred here.
+    # Float64 has digits that the device's float32 would cut off. Under a large offset these digits are the data, so
+    # such rows are centred here.
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
         bad = int((~np.isfinite(x)).any(1).sum())
         raise Refusal(BAD_INPUT, f"{name} has {bad} rows that are not finite; leave them out")
     peak = np.abs(x).max()
+    # A power of two scales exactly; afterwards no square overflows.
     x = np.ldexp(x, -np.frexp(peak)[1])
     mean = x.mean(0)
     x = x - mean
     eps = float(np.finfo(np.float64).eps)
+    # The device never sees this mean, so the test for variance is here.
     if variance_missing(np.square(x).sum(), np.square(mean).sum(), len(x), eps):
         raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
+    # Scaled again, since the spread may be far smaller than the offset was: no entry leaves the range of float32.
     return np.ldexp(x, -np.frexp(np.abs(x).max())[1]).astype(np.float32), eps
 
 
@@ -159,20 +186,24 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
             BAD_INPUT, f"x has {n} rows and y has {y.shape[0]}; rows are paired, give the same examples in order"
         )
     use_gram = n < GRAM_ROWS_PER_COLUMN * max(x.shape[1], y.shape[1])
+    # If either array is spread over a mesh, the sums are replicated over it so that every process can read them.
     meshes = [mesh_of(a) for a in (x, y) if isinstance(a, jax.Array)]
     mesh = next((m for m in meshes if m), None)
     sums = jax.tree.map(np.asarray, _pair_sums(x, y, use_gram=use_gram, mesh=mesh))
     if not sums.finite:
         raise Refusal(BAD_INPUT, "x or y has rows that are not finite; leave them out of both")
     r, s = sums.r.astype(np.float64), sums.s.astype(np.float64)
+    # [2], in the unit of the centred rows; powers of two are exact.
     mean_square = sums.mean_square.astype(np.float64) * 4.0 ** -sums.exponent.astype(np.float64)
     for name, rows, square, eps in (("x", r, mean_square[0], eps_x), ("y", s, mean_square[1], eps_y)):
         if variance_missing(rows.sum(), square, n, eps):
             raise UndefinedSimilarity(f"no variance in {name}: all rows are the same")
-    off = sums.off.astype(np.float64).sum(1)  # [3]
+    # [3] each, of (x, y), (x, x), (y, y): the parts of HSIC.
+    off = sums.off.astype(np.float64).sum(1)
     diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
     traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))])
     if not use_gram:
+        # Sums by features include the diagonal, which is subtracted here in float64.
         off = off - diagonal
     biased, debiased, noise = whole_products(off, diagonal, traces, n)
     if estimator == "biased":

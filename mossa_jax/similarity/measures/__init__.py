@@ -2,7 +2,7 @@
 
 Read in this order:
   same_layer.py  seven measures of same-layer pairs: their definitions, invariances and values
-  distances.py   what they need of pairwise distances; subspaces.py  and of factorisations
-  spectrum.py    how many dimensions a state uses
-  variants.py    states standardised, or without their largest components
+  distances.py   their sums over pairwise distances; subspaces.py  their factorisations
+  spectrum.py    the effective dimension of a state
+  variants.py    states with standardised dimensions, without their largest components, or with rows of norm 1
 """

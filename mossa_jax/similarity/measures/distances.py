@@ -1,8 +1,8 @@
 """Measures on pairwise distances: by tiles of the n x n matrix, which never exists as a whole.
 
-Distances come from Gram tiles of centred rows, `d_ij^2 = K_ii + K_jj - 2 K_ij`, with the diagonal taken from the very
-same products: rows that are equal to the bit are then at distance exactly 0 and equally far from every other row, so
-ties in the data stay ties.
+Distances come from Gram tiles of centred rows, `d_ij^2 = K_ii + K_jj - 2 K_ij`, with the diagonal taken from the same
+products. Rows that are equal to the bit are then at distance exactly 0, and equally far from every other row, so ties
+in the data stay ties.
 
 Shape letters: M models, n rows (a multiple of the tile), D width, C combinations of models, T tiles of the upper half,
 t rows of a tile.
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.similarity.gram import EXACT, add_tile, tile_pairs
 
+# A float32 is read as four digits of 8 bits, so one pass needs 256 counts.
 _DIGIT_BITS = 8
 _DIGITS = 1 << _DIGIT_BITS
 
@@ -41,6 +42,7 @@ class Rows(NamedTuple):
 
 def _gram(x: Float[Array, "M n D"], i: jax.Array, j: jax.Array, tile: int) -> Float[Array, "M t t"]:
     """Returns the inner products of the rows of tile i with those of tile j."""
+    # [M, t, D] each
     rows = lax.dynamic_slice_in_dim(x, i * tile, tile, 1)
     columns = lax.dynamic_slice_in_dim(x, j * tile, tile, 1)
     return jnp.einsum("mid,mjd->mij", rows, columns, precision=EXACT)
@@ -49,6 +51,8 @@ def _gram(x: Float[Array, "M n D"], i: jax.Array, j: jax.Array, tile: int) -> Fl
 def tiled_rows(x: Float[Array, "M n D"], kept: Bool[Array, " n"], tile: int) -> Rows:
     """Returns rows with their squared norms, from the diagonals of the Gram tiles."""
 
+    # From the products and not from the squares of the rows: another order of summation could differ in the last bit,
+    # and a row would not be at distance 0 from its copy.
     def tile_norms(i: jax.Array) -> jax.Array:
         return jnp.diagonal(_gram(x, i, i, tile), axis1=1, axis2=2)  # [M, t]
 
@@ -65,12 +69,14 @@ def _squared(
 
 def _tile_distances(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> Float[Array, "M t t"]:
     """Returns the squared distances of the rows of tile i from those of tile j."""
+    # [M, t] each
     norms_i, norms_j = (lax.dynamic_slice_in_dim(rows.norms, t * tile, tile, 1) for t in (i, j))
     return _squared(_gram(rows.x, i, j, tile), norms_i, norms_j)
 
 
 def _tile_kept(rows: Rows, i: jax.Array, j: jax.Array, tile: int) -> Bool[Array, "t t"]:
     """Returns which pairs of a tile have two rows that count."""
+    # [t] each
     left, right = (lax.dynamic_slice_in_dim(rows.kept, t * tile, tile, 0) for t in (i, j))
     return left[:, None] & right[None, :]
 
@@ -88,6 +94,7 @@ def _upper_tiles(rows: Rows, tile: int) -> Int[Array, "T 2"]:
 
 def _distance_count(rows: Rows) -> Int[Array, ""]:
     """Returns n (n - 1) / 2 of the rows that count, int32."""
+    # [] int32
     count = rows.kept.sum()
     # Halved before it is multiplied: n (n - 1) may pass 2^31.
     return jnp.where(count % 2 == 0, count // 2 * (count - 1), (count - 1) // 2 * count)
@@ -96,9 +103,13 @@ def _distance_count(rows: Rows) -> Int[Array, ""]:
 def median_distance(rows: Rows, tile: int) -> Float[Array, " M"]:
     """Computes the median of the n (n - 1) / 2 distances of each state, exactly, without storing them.
 
-    This is a radix selection: non-negative floats order like their bits, so four passes over the tiles count the next
-    eight bits of those distances that still share the leading bits of the middle one. Two middle ones are tracked and
-    their mean is taken, as NumPy does.
+    This is a radix selection. Non-negative floats have the order of their bits, so each of four passes over the tiles
+    counts the next eight bits of those distances that share the leading bits of the middle one. Two middle distances
+    are followed and their mean is returned, as in NumPy.
+
+    Args:
+      rows: of M models.
+      tile: t, rows of a tile.
 
     Returns:
       [M] float32, in the unit of `rows.x`.
@@ -109,23 +120,28 @@ def median_distance(rows: Rows, tile: int) -> Float[Array, " M"]:
     middle = jnp.broadcast_to(jnp.stack([(total - 1) // 2, total // 2]), (models, 2)).astype(jnp.int32)
     tiles = _upper_tiles(rows, tile)
     bins = 2 * models * _DIGITS
+    # [M, 2, 1, 1]: one flat histogram holds 256 bins for each model and middle rank.
     first_bin = jnp.arange(0, bins, _DIGITS, dtype=jnp.int32).reshape(models, 2, 1, 1)
 
     def next_digit(carry: tuple[jax.Array, jax.Array], shift: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        # [M, 2] each: the leading bits of the middle ones, and their ranks among the distances that share these bits.
         prefix, rank = carry
 
         def count_tile(counts: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
             i, j = pair[0], pair[1]
+            # [M, 1, t, t] int32. Squared distances: the root keeps the order, and two roots are enough at the end.
             bits = lax.bitcast_convert_type(_tile_distances(rows, i, j, tile), jnp.int32)[:, None] >> shift
             # [M, 2, t, t]
             has_prefix = _tile_above(rows, i, j, tile) & (bits >> _DIGIT_BITS == prefix[:, :, None, None])
-            # What does not count falls out of the histogram.
+            # Pairs that do not count get a bin past the end, and `drop` leaves them out.
             bin_of = jnp.where(has_prefix, first_bin + bits % _DIGITS, bins)
             return counts.at[bin_of.ravel()].add(1, mode="drop"), None
 
         counts = lax.scan(count_tile, jnp.zeros(bins, jnp.int32), tiles)[0].reshape(models, 2, _DIGITS)
+        # [M, 2, 256]. The digit is the first one up to which more distances are counted than the rank.
         upto = jnp.cumsum(counts, axis=-1)
         digit = (upto <= rank[..., None]).sum(-1)
+        # [M, 2]: distances with a smaller digit no longer count towards the rank.
         below = jnp.where(digit > 0, jnp.take_along_axis(upto, jnp.maximum(digit - 1, 0)[..., None], -1)[..., 0], 0)
         return (prefix << _DIGIT_BITS | digit.astype(jnp.int32), rank - below), None
 
@@ -151,21 +167,31 @@ class KernelSums(NamedTuple):
 def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]], tile: int) -> KernelSums:
     """Computes row sums of the kernels `exp(-d^2 / (2 sigma^2)) - c`, sigma = `fraction` times the median distance.
 
-    `c = exp(-1 / (2 fraction^2))` is the kernel at the median distance. Centring takes any constant out, so it may be
-    taken out beforehand: in wide states distances are nearly equal, and it is their small difference that matters.
+    `c = exp(-1 / (2 fraction^2))` is the kernel at the median distance. Centring removes any constant, so it may be
+    subtracted beforehand. In wide states all distances are nearly equal, and only their small differences matter.
+
+    Args:
+      rows: of M models.
+      fraction: of the median distance of each model.
+      combinations: (a, b) indices of the models whose kernels are multiplied.
+      tile: t, rows of a tile.
     """
     median = median_distance(rows, tile)
+    # The exponent d^2 / (2 sigma^2) at the median distance, t0 below.
     at_median = jnp.float32(0.5 / fraction**2)
+    # [M, 1, 1]. A median of zero is reported by the caller; here it must not divide.
     square = jnp.where(median > 0, median, 1)[:, None, None] ** 2
     left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
 
     def step(sums: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
         i, j = pair[0], pair[1]
-        # exp(-(t + t0)) - exp(-t0), from its larger term so that nothing overflows.
+        # [M, t, t]. The kernel is exp(-(t + t0)) - exp(-t0), computed as its larger term times expm1 of -|t|: nothing
+        # overflows, and near the median no digits cancel.
         t = (_tile_distances(rows, i, j, tile) - square) / square * at_median
         kernel = jnp.sign(t) * jnp.exp(-(at_median + jnp.minimum(t, 0))) * jnp.expm1(-jnp.abs(t))
         kernel = jnp.where(_tile_kept(rows, i, j, tile), kernel, 0)
         values = jnp.concatenate([kernel[left] * kernel[right], kernel])  # [C + M, t, t]
+        # Row sums over both triangles, the diagonal included: centring needs it.
         return add_tile(sums, values, i, j, tile), None
 
     sums = jnp.zeros((len(combinations) + len(median), rows.x.shape[1]), jnp.float32)
@@ -190,30 +216,43 @@ class NeighbourSums(NamedTuple):
 
 
 def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int, int]], tile: int) -> NeighbourSums:
-    """Sums what pairs of states share among the k nearest neighbours of each row, strip by strip of tiles.
+    """Sums over the k nearest neighbours that pairs of states share for each row, strip by strip of tiles.
 
     Membership is 1 for a neighbour and 0 for any other row; rows tied for the last places share them equally.
+
+    Args:
+      rows: of M models.
+      neighbours: k, at most n.
+      combinations: (a, b) indices of the models whose memberships are multiplied.
+      tile: t, rows of a strip.
     """
     left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
     models, n = rows.norms.shape
     column = jnp.arange(n)
 
     def strip(i: jax.Array) -> tuple[jax.Array, ...]:
+        # By tiles, with the products that the norms come from, so that equal rows stay at distance 0.
         gram = lax.map(lambda j: _gram(rows.x, i, j, tile), jnp.arange(n // tile))
         gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)  # [M, t, n]
+        # [M, t, n]. Rows of this strip against all rows, so each ordered pair is seen once.
         squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
+        # [t, n]: a row is no neighbour of its own. [t, 1]: whether the row of the strip counts.
         others = rows.kept & (column != i * tile + jnp.arange(tile)[:, None])
         counts = lax.dynamic_slice_in_dim(rows.kept, i * tile, tile, 0)[:, None]
         farthest = jnp.where(others & counts, squared, 0).max(-1)
         squared = jnp.where(others, squared, jnp.inf)
+        # [M, t, 1], the squared distance of the k-th neighbour
         last = -lax.top_k(-squared, neighbours)[0][..., -1:]
-        closer, tied = squared < last, (squared == last) & others
+        closer, tied = squared < last, (squared == last) & others  # [M, t, n] bool each
+        # [M, t]: the places left for the tied rows, as a share for each; 1 without ties.
         places = (neighbours - closer.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
-        member = jnp.where(counts, closer + tied * places[..., None], 0)
+        member = jnp.where(counts, closer + tied * places[..., None], 0)  # [M, t, n]
+        # [M, t, n], the masked Gram matrix of CKNNA
         near = member * gram
         products = (member[left] * member[right]).sum(-1), (near[left] * near[right]).sum(-1)
         return *products, jnp.where(counts, squared, jnp.inf).min(-1), farthest
 
+    # [n / t, C, t] twice, then [n / t, M, t] twice
     shared, local, nearest, farthest = lax.map(strip, jnp.arange(n // tile))
     shared, local = (jnp.moveaxis(a, 0, 1).reshape(len(combinations), n) for a in (shared, local))
     return NeighbourSums(shared, local, nearest.min((0, 2)), farthest.max((0, 2)))
@@ -239,29 +278,40 @@ def rank_products(rows: Rows, combinations: Sequence[tuple[int, int]], tile: int
     Ties get their mean rank, and ranks are divided by the number of distances. Memory: 4 bytes for each of the
     n (n - 1) / 2 distances (and the other halves of diagonal tiles) of each of the M states, and about 20 bytes more
     while one is sorted: 1.8 GB with 10,000 rows and 3 models.
+
+    Args:
+      rows: of M models.
+      combinations: (a, b) indices of the models whose ranks are multiplied.
+      tile: t, rows of a tile.
     """
     tiles = _upper_tiles(rows, tile)
     total = _distance_count(rows)
 
+    # One state at a time, since the sort needs several arrays of all distances.
     def ranks(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = tiled_rows(x[None], rows.kept, tile)
 
         def distances(pair: jax.Array) -> jax.Array:
             squared = _tile_distances(own, pair[0], pair[1], tile)[0]
+            # Each pair of rows once; the others sort last.
             return jnp.where(_tile_above(own, pair[0], pair[1], tile), squared, jnp.inf)
 
         squared = lax.map(distances, tiles)  # [T, t, t]
+        # [T t t], all distances in order, and the places that they came from
         index = lax.iota(jnp.int32, squared.size)
         ordered, order = lax.sort((squared.ravel(), index), num_keys=1)
-        # The first and the last index of each run of ties.
+        # [T t t]: the first and the last index of each run of ties, spread over the run by running extremes.
         new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
         first = lax.cummax(jnp.where(new, index, 0))
         last = lax.cummin(jnp.where(jnp.roll(new, -1).at[-1].set(True), index, squared.size), reverse=True)
-        # Twice the centred mean rank is a whole number: exact in int32, and only then a float.
+        # A mean rank is (first + last) / 2, and the mean of all ranks is (total - 1) / 2. Twice their difference is a
+        # whole number, exact in int32 until it is divided; the factor 2 cancels in the correlation.
         centred = jnp.where(jnp.isfinite(ordered), first + last - (total - 1), 0) / total.astype(jnp.float32)
+        # Back to the places that they came from, so that the ranks of two states can be multiplied entry by entry.
         placed = jnp.zeros(squared.size, jnp.float32).at[order].set(centred, unique_indices=True)
         return placed.reshape(squared.shape), ordered[0], ordered[total - 1]
 
     all_ranks, nearest, farthest = lax.map(ranks, rows.x)  # [M, T, t, t], [M], [M]
+    # [C, T, t]: summed over columns in float32 and over the rest by the host in float64.
     products = jnp.stack([(all_ranks[a] * all_ranks[b]).sum(-1) for a, b in combinations])
     return RankProducts(products, nearest, farthest)

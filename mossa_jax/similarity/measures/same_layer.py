@@ -1,4 +1,4 @@
-"""Seven similarity measures of same-layer pairs beside linear CKA: what each one is, and what it is invariant to.
+"""Seven similarity measures of same-layer pairs beside linear CKA: their definitions and their invariances.
 
 All are exact: over all kept rows, without sampling. Rows are centred in float32 first, as for CKA.
 
@@ -25,13 +25,13 @@ from mossa_jax.similarity.checks import check_pairs, check_states, mesh_of
 from mossa_jax.similarity.estimators import FLOAT32_EPS, MIN_ROWS, ratio, variance_missing
 from mossa_jax.similarity.measures import distances, subspaces
 
-# Distances are counted and ranked in int32.
+# Distances are counted and ranked in int32: twice a rank, below n (n - 1), has to stay below 2^31.
 MAX_RANKED_ROWS = 46_340
 
 
 @dataclasses.dataclass(frozen=True)
 class Invariances:
-    """What may be done to one side without changing the value.
+    """The transformations of one side that do not change the value.
 
     Attributes:
       permutation: of the dimensions.
@@ -48,7 +48,7 @@ class Invariances:
     invertible_linear: bool = False
 
 
-# SVCCA would be invariant to any invertible map if it kept all components; which ones hold 99 % of the variance
+# SVCCA would be invariant to any invertible map if it kept all components. Which components hold 99 % of the variance
 # depends on the map.
 INVARIANCES = {
     "rbf_cka": Invariances(),
@@ -142,6 +142,7 @@ def measure_states(
         raise Refusal(
             BAD_INPUT, f"states have {rows} rows; rbf_cka and rsa take at most {MAX_RANKED_ROWS}, leave both out"
         )
+    # A pair and its reverse have the same value, so each is computed once, smaller index first.
     kept, sums = _measure_sums(
         states,
         valid,
@@ -211,12 +212,18 @@ def _measure_sums(
     tile: int,
     mesh: Mesh | None,
 ) -> tuple[Bool[Array, " n"], MeasureSums]:
-    """Computes everything of the measures that needs the rows; returns the rows that count, and the sums."""
+    """Computes all sums that need the rows, layer by layer in one program.
+
+    Returns:
+      The rows that count, [n] bool, and the sums.
+    """
     wanted = set(measures)
+    # C = M + P: self-products of all models, then products of the pairs. Every value is a ratio of these.
     combinations = (*((m, m) for m in range(states.shape[0])), *pairs)
     padding = -states.shape[2] % tile
 
     def layer(x: jax.Array, kept: jax.Array) -> MeasureSums:
+        # [M, n, D], zero in rows that do not count: these add nothing to products and factorisations.
         x, mean_square, exponent = gram.centre(x, kept)
         nuclear = canonical = kernels = near = ranks = None
         if wanted & {"procrustes", "procrustes_distance"}:
@@ -224,15 +231,17 @@ def _measure_sums(
         if "svcca" in wanted:
             canonical = subspaces.canonical_correlations(x, pairs, share)
         if wanted & {"rbf_cka", "mutual_knn", "cknna", "rsa"}:
+            # [M, n', D]: distances go by whole tiles, and the padding does not count.
             padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             rows = distances.tiled_rows(padded, jnp.pad(kept, (0, padding)), tile)
             if "rbf_cka" in wanted:
                 kernels = distances.rbf_sums(rows, bandwidth, combinations, tile)
             if wanted & {"mutual_knn", "cknna"}:
+                # `top_k` takes at most n places. With fewer rows than neighbours the value is undefined anyway.
                 near = distances.neighbour_sums(rows, min(neighbours, x.shape[1]), combinations, tile)
             if "rsa" in wanted:
                 ranks = distances.rank_products(rows, combinations, tile)
-        norms = jnp.square(x).sum(2)
+        norms = jnp.square(x).sum(2)  # [M, n]
         return MeasureSums(norms, mean_square, exponent, nuclear, canonical, kernels, near, ranks)
 
     kept = layerwise.counted_rows(states, valid)
@@ -257,17 +266,21 @@ def _pair_values(
     """Returns one measure of the pairs: values and reasons, both [P, K]."""
     layers = sums.norms.shape[0]
     undefined = np.full((len(pairs), layers), "", dtype=object)
+    # With n - 1 neighbours all rows are neighbours of one another, in any state.
     least = max(MIN_ROWS, neighbours + 2 if name in ("mutual_knn", "cknna") else 0)
     if n < least:
         undefined[:] = f"{n} finite rows; at least {least} are needed"
         return np.full(undefined.shape, np.nan), undefined
+    # [K, M], in the unit of the centred rows
     mean_square = np.asarray(sums.mean_square, np.float64) * 4.0 ** -np.asarray(sums.exponent, np.float64)
     is_flat = variance_missing(_total(sums.norms), mean_square, n, eps)
     ordered = sorted({(min(pair), max(pair)) for pair in pairs})
+    # One row per unordered pair, as in `_measure_sums`; then [P, K] in the order of the caller.
     values = _VALUES[name](sums, ordered, n)
     value = np.stack([values.value[ordered.index((min(pair), max(pair)))] for pair in pairs])
     for i, (a, b) in enumerate(pairs):
         for words, flawed in [*values.flaws, ("no variance in", is_flat)]:
+            # Later reasons replace earlier ones: both sides outweigh one, and no variance outweighs all others.
             sides = (("b", flawed[:, b]), ("a", flawed[:, a]), ("a and b", flawed[:, a] & flawed[:, b]))
             for side, where in sides:
                 undefined[i, where] = f"{words} {side}"
@@ -286,11 +299,13 @@ def _normalised(products: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.nd
 
 
 def _procrustes(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    # [M, K]. The nuclear norm of X^T X is |X|^2, so the self-products need no singular values.
     squares = _total(sums.norms).T
     return MeasureValues(_normalised(np.concatenate([squares, _total(sums.nuclear).T]), pairs), [])
 
 
 def _procrustes_distance(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    # With both norms 1, |X - Y Q|^2 = 2 - 2 tr(Q^T Y^T X), and the best Q makes the trace the nuclear norm.
     return MeasureValues(2 - 2 * _procrustes(sums, pairs, n).value, [])
 
 
@@ -298,6 +313,7 @@ def _svcca(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> Measu
     assert sums.canonical is not None
     components = np.asarray(sums.canonical.components).T  # [M, K]
     left, right = (components[list(side)] for side in zip(*pairs, strict=True))
+    # [P, K]. Behind the smaller number of components correlations are zero, so their sum is over these alone.
     return MeasureValues(_total(sums.canonical.correlations).T / np.minimum(left, right), [])
 
 
@@ -317,25 +333,28 @@ def _rbf_cka(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> Mea
 def _equidistant(sums: distances.NeighbourSums | distances.RankProducts) -> tuple[str, np.ndarray]:
     """Returns the flaw of states whose rows are all equally far from one another."""
     nearest, farthest = np.asarray(sums.nearest), np.asarray(sums.farthest)
+    # Differences below sixteen roundings of the largest squared distance are no order.
     return "all distances are equal in", farthest - nearest <= 16 * FLOAT32_EPS * farthest
 
 
 def _mutual_knn(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
     assert sums.neighbours is not None
     shared = np.moveaxis(np.asarray(sums.neighbours.shared, np.float64), 1, 0)  # [C, K, n]
-    # Rows that do not count have no neighbours, hence no ratio.
+    # One ratio per row, whose denominator is k without ties. Rows that do not count have no neighbours, hence no ratio.
     return MeasureValues(np.nansum(_normalised(shared, pairs), -1) / n, [_equidistant(sums.neighbours)])
 
 
 def _cknna(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
     assert sums.neighbours is not None
     local = _total(sums.neighbours.local).T  # [C, K]
+    # [K, M]: a masked Gram matrix that is zero has no norm to divide by.
     missing = "neighbours at right angles to every row in", local[: len(local) - len(pairs)].T <= 0
     return MeasureValues(_normalised(local, pairs), [missing, _equidistant(sums.neighbours)])
 
 
 def _rsa(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
     assert sums.ranks is not None
+    # Over t, then over the tiles T: the correlation of ranks that are centred and share ties equally is Spearman's.
     products = _total(sums.ranks.product).sum(-1).T  # [C, K]
     return MeasureValues(_normalised(products, pairs), [_equidistant(sums.ranks)])
 

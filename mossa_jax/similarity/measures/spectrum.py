@@ -1,4 +1,7 @@
-"""How many dimensions a state uses: components that hold a share of the variance, participation ratio, dominance."""
+"""The effective dimension of states: components that hold a share of the variance, participation ratio, dominance.
+
+Shape letters: M models, K layers, n rows, D width, m = min(n, D).
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,9 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
       valid: [n] bool, False on padding and on prompts left out; the same on every process.
       share: of the variance that `components` hold, 0 < share < 1.
 
+    Returns:
+      The figures of every state.
+
     Raises:
       Refusal: 2 for a share out of range; 3 if shapes do not fit.
     """
@@ -67,13 +73,16 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
     # An eigenvalue below 0 is rounding.
     along = np.maximum(along.astype(np.float64), 0)  # [K, M, m]
     total = along.sum(-1)
+    # [K, M], in the unit of the centred rows
     mean_square = mean_square.astype(np.float64) * 4.0 ** -exponent.astype(np.float64)
     undefined = np.full(total.shape, "", dtype=object)
     undefined[variance_missing(total, mean_square, n, float(jnp.finfo(states.dtype).eps))] = "no variance"
     if n < MIN_ROWS:
         undefined[:] = f"{n} finite rows; at least {MIN_ROWS} are needed"
+    # [K, M]; NaN makes every figure of an undefined state NaN.
     scale = np.where(undefined == "", total, np.nan)
     with np.errstate(invalid="ignore"):
+        # Components before the share is reached, and the one that reaches it.
         components = (np.cumsum(along, -1) < share * total[..., None]).sum(-1) + np.where(undefined == "", 1, np.nan)
         values = {
             "components": components,
@@ -81,6 +90,7 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
             "top_component": along[..., 0] / scale,
             "top_dimension": within.astype(np.float64).max(-1) / scale,
         }
+    # Layers come first from the devices, [K, M]; models come first in the result.
     return Spectrum(
         **{name: a.T for name, a in values.items()}, undefined=undefined.T, n=n, dropped=int(valid.sum()) - n
     )
@@ -90,7 +100,7 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
 def _variances(
     states: Float[Array, "M K n D"], valid: Bool[Array, " n"], *, mesh: Mesh | None
 ) -> tuple[jax.Array, ...]:
-    """Computes the variances of all layers (times n).
+    """Computes the variances of all layers, times n.
 
     Returns:
       The rows that count [n]; variances along components [K, M, m] and within dimensions [K, M, D]; `mean_square` and
@@ -98,6 +108,7 @@ def _variances(
     """
 
     def layer(x: jax.Array, kept: jax.Array) -> tuple[jax.Array, ...]:
+        # [M, n, D]; rows that do not count are zero and add nothing.
         x, mean_square, exponent = gram.centre(x, kept)
         return subspaces.variances(x), jnp.square(x).sum(1), mean_square, exponent
 

@@ -1,7 +1,7 @@
 """Factorisations of centred rows of one layer, for Procrustes, SVCCA, spectra and the removal of components.
 
-All of them shrink to m = min(n, D) first. QR, SVD and eigenvalues are the platform's own in float32, with products at
-full precision inside them too.
+All of them reduce the problem to m = min(n, D) first. QR, SVD and eigenvalues are those of the platform in float32,
+and products inside them have full precision too.
 
 Shape letters: M models, n rows, D width, m = min(n, D), P pairs.
 """
@@ -20,8 +20,11 @@ from mossa_jax.similarity.gram import EXACT
 
 
 def _at_full_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces a function under full matmul precision."""
+
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        # QR and SVD take no precision of their own, and their inner products would be rounded on a TPU or GPU.
         with jax.default_matmul_precision("highest"):
             return function(*args)
 
@@ -37,10 +40,12 @@ def cross_singular_values(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, i
     Returns:
       [P, m] float32.
     """
+    # X_a^T X_b = Q_a (R_a R_b^T) Q_b^T with orthonormal Q, so the small matrix has the same non-zero singular values.
     if x.shape[1] < x.shape[2]:
         side = jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(x, 1, 2), mode="r"), 1, 2)  # [M, n, n]
     else:
-        side = x
+        side = x  # [M, n, D]
+    # [m, m] for each pair
     products = [jnp.einsum("ni,nj->ij", side[a], side[b], precision=EXACT) for a, b in pairs]
     return jnp.stack([jnp.linalg.svd(p, compute_uv=False) for p in products])
 
@@ -48,12 +53,14 @@ def cross_singular_values(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, i
 def _left_singular(rows: Float[Array, "n D"]) -> tuple[Float[Array, "n m"], Float[Array, " m"]]:
     """Returns the left singular vectors and the singular values of rows, largest first.
 
-    They do not come from the eigenvectors of the covariance, in which a component a thousandth of the largest would
-    drown in rounding.
+    They are not computed from eigenvectors of the covariance. It squares the ratio of the components, so that one a
+    thousandth of the largest would be lost in rounding.
     """
     if rows.shape[0] < rows.shape[1]:
+        # Wide rows: X^T = Q R, so X = R^T Q^T, and R^T [n, n] has the left singular vectors of X.
         u, s, _ = jnp.linalg.svd(jnp.linalg.qr(rows.T, mode="r").T, full_matrices=False)
         return u, s
+    # Tall rows: X = Q R, and the left singular vectors of R [D, D] are turned back by Q [n, D].
     q, r = jnp.linalg.qr(rows)
     u, s, _ = jnp.linalg.svd(r, full_matrices=False)
     return jnp.einsum("ni,ij->nj", q, u, precision=EXACT), s
@@ -63,7 +70,7 @@ class Canonical(NamedTuple):
     """Canonical correlations of pairs of states.
 
     Attributes:
-      correlations: [P, m] float32, zeros behind the last.
+      correlations: [P, m] float32, largest first, zeros after the last.
       components: [M] int32, how many principal components of each state were kept.
     """
 
@@ -78,18 +85,24 @@ def canonical_correlations(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, 
     They are the singular values of `U_a^T U_b`, where U are the left singular vectors that are kept.
 
     Args:
-      x: [M, n, D] centred states.
-      pairs: of models.
+      x: [M, n, D] float32 centred states.
+      pairs: (a, b) indices of models.
       share: of the variance, below 1.
+
+    References:
+      Raghu et al. 2017, "SVCCA".
     """
 
     def scores(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         u, s = _left_singular(rows)
+        # [m], the variance up to each component; `kept` includes the one that reaches the share.
         held = jnp.cumsum(jnp.square(s))
         kept = jnp.minimum((held < share * held[-1]).sum() + 1, s.shape[0])
+        # Shapes are static, so components beyond `kept` are set to zero; they add zero singular values alone.
         return jnp.where(jnp.arange(s.shape[0]) < kept, u, 0), kept
 
     u, kept = jax.lax.map(scores, x)  # [M, n, m], [M]
+    # [m, m] for each pair
     products = [jnp.einsum("ni,nj->ij", u[a], u[b], precision=EXACT) for a, b in pairs]
     return Canonical(jnp.stack([jnp.linalg.svd(p, compute_uv=False) for p in products]), kept)
 
@@ -102,6 +115,7 @@ def variances(x: Float[Array, "M n D"]) -> Float[Array, "M m"]:
     """
 
     def of_state(rows: jax.Array) -> jax.Array:
+        # Both have the same non-zero eigenvalues. [m, m], in ascending order until reversed.
         form = "id,jd->ij" if rows.shape[0] < rows.shape[1] else "ni,nj->ij"
         return jnp.linalg.eigvalsh(jnp.einsum(form, rows, rows, precision=EXACT))[::-1]
 
@@ -110,10 +124,19 @@ def variances(x: Float[Array, "M n D"]) -> Float[Array, "M m"]:
 
 @_at_full_precision
 def without_top(x: Float[Array, "M n D"], count: int) -> Float[Array, "M n D"]:
-    """Returns centred states minus their projections on their `count` top principal components."""
+    """Returns centred states minus their projections on their `count` top principal components.
+
+    Args:
+      x: [M, n, D] float32 centred states.
+      count: components to remove, fewer than n and D.
+
+    Returns:
+      [M, n, D] float32.
+    """
 
     def of_state(rows: jax.Array) -> jax.Array:
         top = _left_singular(rows)[0][:, :count]  # [n, count]
+        # [count, D]: X - U (U^T X) needs no right singular vectors.
         along = jnp.einsum("nk,nd->kd", top, rows, precision=EXACT)
         return rows - jnp.einsum("nk,kd->nd", top, along, precision=EXACT)
 

@@ -72,7 +72,7 @@ def without_top_components(
 
 
 def unit_rows(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array) -> jax.Array:
-    """Divides every row by its norm: Euclidean neighbours are then those of the cosine, as in Huh et al. 2024.
+    """Divides every row by its norm, so that Euclidean neighbours are those of the cosine, as in Huh et al. 2024.
 
     A row of zeros stays zero. Arguments, result and refusals are those of `standardised`.
     """
@@ -85,26 +85,32 @@ Transform = Callable[[Float[Array, "M n D"], Bool[Array, " n"], float], Float[Ar
 
 def _standardise(x: jax.Array, kept: jax.Array, eps: float) -> jax.Array:
     models, n, width = x.shape
-    # Each dimension is centred, scaled and judged as a state of its own.
+    # [M D, n, 1]: each dimension is centred, scaled and tested for variance as a state of its own, so that a small
+    # dimension beside a massive one keeps its digits.
     columns = gram.centre(jnp.swapaxes(x, 1, 2).reshape(models * width, n, 1), kept)
     square, count = jnp.square(columns.rows).sum(1), kept.sum()  # [M D, 1]
+    # [M D]. `mean_square` is in the unit before the last scaling; the squares are brought back to it.
     scale = jnp.ldexp(jnp.ones(()), columns.exponent)
     is_flat = variance_missing(square[:, 0] * scale**2, columns.mean_square, count, eps)[:, None]
+    # [M D, 1], the population deviation; scaling cancels, since the rows have the same unit.
     deviation = jnp.sqrt(square / jnp.maximum(count, 1))
     out = jnp.where(is_flat, 0, columns.rows[..., 0] / jnp.where(is_flat, 1, deviation))  # [M D, n]
     return jnp.swapaxes(out.reshape(models, width, n), 1, 2)
 
 
+# The same function object for the same count: it is a static argument of the program, which is compiled once.
 @functools.cache
 def _remover(count: int) -> Transform:
     def transform(x: jax.Array, kept: jax.Array, eps: float) -> jax.Array:
         centred = gram.centre(x, kept)
+        # [M, n, D] each, before and after
         rest = subspaces.without_top(centred.rows, count)
         rows = kept.sum()
+        # [M] each
         before, after = (jnp.square(a).sum((1, 2)) for a in (centred.rows, rest))
         scale = jnp.ldexp(jnp.ones(()), centred.exponent)
         is_flat = variance_missing(before * scale**2, centred.mean_square, rows, eps)
-        # The removed components leave their rounding behind, as an offset does.
+        # Removed components leave rounding behind, as a subtracted mean does. A remainder of that size is no variance.
         is_flat |= variance_missing(after, before / jnp.maximum(rows, 1), rows, eps)
         return jnp.where(is_flat[:, None, None], 0, rest)
 
@@ -113,6 +119,7 @@ def _remover(count: int) -> Transform:
 
 def _divide_by_norm(x: jax.Array, kept: jax.Array, eps: float) -> jax.Array:
     x = jnp.where(kept[:, None], x.astype(jnp.float32), 0)
+    # Divided by the largest entry first, so that no square overflows or vanishes. [M, n, 1]
     peak = jnp.abs(x).max(-1, keepdims=True)
     x = x / jnp.where(peak > 0, peak, 1)
     return x / jnp.where(peak > 0, jnp.linalg.norm(x, axis=-1, keepdims=True), 1)
@@ -144,8 +151,10 @@ def _transformed(
     sharding: Sharding | None,
 ) -> jax.Array:
     def layer(x: jax.Array, kept: jax.Array) -> jax.Array:
+        # [M, n, D]. A row that is not finite stays as it is, so that a later comparison drops and counts it again.
         return jnp.where(kept[:, None], transform(x, kept, eps), x.astype(jnp.float32))
 
+    # Layers are dealt over the devices to be transformed, and then go back to the sharding of the states.
     kept = layerwise.counted_rows(states, valid)
     transformed = jnp.swapaxes(layerwise.over_layers(layer, states, kept, mesh), 0, 1)  # [M, K, n, D]
     return lax.with_sharding_constraint(transformed, sharding) if mesh else transformed

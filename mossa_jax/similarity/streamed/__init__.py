@@ -1,7 +1,7 @@
 """CKA from streamed sums, whose memory does not grow with the number of rows.
 
 Read in this order:
-  moments.py  the sums: started, updated by a batch, merged
+  moments.py  the sums: how they start, take a batch and merge
   values.py   from the sums to CKA, in float64 on the host
-  forward.py  several models over prompts, every layer added to its sums as it passes
+  forward.py  runs several models over prompts and adds every layer to its sums
 """

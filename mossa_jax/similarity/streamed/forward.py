@@ -1,6 +1,9 @@
-"""CKA while the states pass: one program runs all models over a batch and adds every layer to its moments.
+"""CKA during the forward pass: one program runs all models over a batch and adds every layer to its moments.
 
-No state is kept, so there may be any number of rows: this is the way for pool `all`, where every token is a row.
+No state is kept, so there may be any number of rows. With pool `all`, where every token is a row, this is the only
+engine.
+
+Shape letters: M models, K layers with the embedding and the final norm, R rows of a batch, D hidden.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def start_layers(
     arch: Architecture, models: int, pairs: tuple[tuple[int, int], ...], mesh: jax.sharding.Mesh, fast: bool = False
 ) -> Moments:
     """Returns empty moments [K, ...] of every layer of M models; the first batch will set their shifts."""
+    # Layers are stacked on the first axis of every leaf. The zeros [K, M, D] hold the place of the shifts.
     empty = jax.vmap(partial(moments.start_stream, pairs=pairs, fast=fast, mesh=mesh))
     return empty(jnp.zeros((arch.layers + 2, models, arch.hidden), jnp.float32))
 
@@ -67,16 +71,30 @@ def start_layers(
 def stream_batch(
     spec: PassSpec, base: nnx.State, adapters: Adapters, batch: RowBatch, prefix: PrefixStates | None, state: Moments
 ) -> Moments:
-    """Runs all models over one batch and adds every layer to its moments [K, ...], which are donated."""
+    """Runs all models over one batch and adds every layer to its moments.
+
+    Args:
+      spec: the static part of the pass.
+      base: the base's state.
+      adapters: stacked [M, L, ...] on the devices.
+      batch: packed prompts.
+      prefix: of the ids that all prompts share, or None.
+      state: moments [K, ...], donated: the sums are updated in place.
+    """
     models = state.shift.shape[1]
 
+    # Called once per layer as soon as its states exist, for most layers inside a scan.
     def add(state: Moments, layer: Layer, x: jax.Array, every_position: bool) -> Moments:
         x, valid = similarity_rows(spec, batch, prefix, layer, x, every_position)
+        # One layer's moments are sliced from the stack and written back. The stack is the carry of the scan, so XLA can
+        # update it in place.
         own = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), state)
-        x = jnp.broadcast_to(x, (models, *x.shape[1:]))  # [M, R, D]
+        # [M, R, D]. Below the first adapter all models share one state [1, R, D].
+        x = jnp.broadcast_to(x, (models, *x.shape[1:]))
         own = moments.update(moments.with_shift(own, x, valid), x, valid)
         return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, layer, 0), state, own)
 
+    # In the layout in which the state came, so that the next batch runs the same program.
     return moments.placed(run_models(spec, merge(spec.arch, base), adapters, batch, prefix, add, state))
 
 
@@ -85,6 +103,7 @@ def abstract_moments(
 ) -> Moments:
     """Describes the result of `start_layers` by shapes, dtypes and shardings."""
     compiled = start_layers.lower(arch, models, tuple(pairs), mesh).compile()
+    # The compiler chooses the layouts that `start_layers` leaves open, so they are read from the compiled program.
     return mesh_lib.abstract_tree(
         jax.eval_shape(lambda: start_layers(arch, models, tuple(pairs), mesh)), compiled.output_shardings
     )

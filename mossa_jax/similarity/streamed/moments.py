@@ -1,9 +1,9 @@
 """CKA of any number of rows from streamed moments: constant memory in n, any batching, any order, any sharding.
 
-Rows of M models are shifted by fixed vectors (the first batch's means: `with_shift`); then every statistic is a plain
+Rows of M models are shifted by fixed vectors (the first batch's means: `with_shift`). Then every statistic is a plain
 sum, so batches add and streams merge. The sums are float32 with a compensated (Kahan) carry from batch to batch, each
-model in units of a power of two that grows with the largest entry seen. `update` is pure and may stand in a scan over
-layers. The values are computed by `values.similarities_of`.
+model in units of a power of two that grows with the largest entry seen. `update` is pure and may be called in a scan
+over layers. The values are computed by `values.similarities_of`.
 
 Shape letters: M models, R rows of a batch, D width, D' = D rounded up to whole blocks, U upper blocks, d their width,
 C crossed pairs.
@@ -30,12 +30,14 @@ from mossa_jax.similarity.kahan import add_compensated
 
 # On a TPU three bfloat16 passes in place of six, on a GPU three of TF32; the values differ by at most about 2e-6.
 FAST = lax.Precision.HIGH
-# Symmetric products are computed in upper blocks: at most this many per side, at least this wide.
+# Symmetric products are stored in upper blocks, at most this many per side and at least this wide: with eight per side
+# 36 of 64 blocks are kept.
 MAX_BLOCKS = 8
 MIN_BLOCK = 64
-# Columns of a product: narrow ones cost more than the half that is left out.
+# The least columns of a product. Narrower ones would leave out more of the mirrored half, but lose more speed than that
+# saves.
 MIN_STRIP = 384
-# Bits of the lower part of a count.
+# Bits of the lower part of a count. The parts are int32, and batches of fewer than 2^24 rows cannot overflow the lower.
 COUNT_BITS = 24
 
 
@@ -75,14 +77,14 @@ class Moments:
     """The state of a stream.
 
     Attributes:
-      shift: [M, D] float32, fixed.
+      shift: [M, D] float32, subtracted from every row; fixed once a row has counted.
       exponent: [M] int32; the sums are in units of `2**exponent`.
       sums: of all batches.
-      carry: what rounding has put into the sums too much.
+      carry: the excess that rounding has put into the sums.
       rows: [2] int32, rows that counted: `rows[0] + rows[1] * 2**24`, exact beyond 10^12.
       dropped: [2] int32, valid rows left out because one of the models was not finite there.
       pairs: of models, static.
-      fast: matmuls in three passes, static.
+      fast: whether matmuls take three passes, static.
       mesh: the mesh that the D x D sums are spread over, static; or None.
     """
 
@@ -109,6 +111,7 @@ def crossed_side(pairs: Sequence[tuple[int, int]], side: int) -> Int[np.ndarray,
 
 def blocks(width: int) -> tuple[int, int]:
     """Returns the blocks per side and their width; together they have at least `width` columns."""
+    # As many blocks as are wide enough; the last one may hold padding.
     count = max(1, min(MAX_BLOCKS, width // MIN_BLOCK))
     return count, -(-width // count)
 
@@ -116,6 +119,7 @@ def blocks(width: int) -> tuple[int, int]:
 def strips(width: int) -> list[tuple[int, int]]:
     """Returns columns [start, stop) whose products with all from `start` on are computed at once: whole blocks."""
     count, block = blocks(width)
+    # Whole blocks, at least MIN_STRIP columns.
     together = -(-MIN_STRIP // block) * block
     return [(at, min(at + together, count * block)) for at in range(0, count * block, together)]
 
@@ -134,6 +138,7 @@ def start_stream(
     Raises:
       Refusal: 3 for pairs that name no model.
     """
+    # [M, D]
     shift = jnp.asarray(shift, jnp.float32)
     models, width = shift.shape
     pairs = tuple((int(a), int(b)) for a, b in pairs)
@@ -156,6 +161,7 @@ def start_stream(
         ab=zeros(cross),
     )
     none = jnp.zeros(2, jnp.int32)
+    # The smallest unit that `power_of_two` can express; the first batch raises it to its own.
     return placed(Moments(shift, jnp.full(models, -126, jnp.int32), empty, empty, none, none, pairs, fast, mesh))
 
 
@@ -165,6 +171,8 @@ def _spread(sums: MomentSums, mesh: Mesh | None) -> MomentSums:
         return sums
 
     def over(x: jax.Array, spread: bool = False) -> jax.Array:
+        # Axis -2 holds the columns of the left factor, which the products deal over `tensor` too. They go to as many
+        # devices as divide their number.
         spec: list[tuple[str, ...] | None] = [None] * x.ndim
         for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
             devices = math.prod(mesh.shape[name] for name in axes)
@@ -183,6 +191,7 @@ def placed(state: Moments) -> Moments:
     """
     if state.mesh is None:
         return state
+    # Small leaves are whole on every device.
     whole = NamedSharding(state.mesh, PartitionSpec())
     small = {name: getattr(state, name) for name in ("shift", "exponent", "rows", "dropped")}
     small = lax.with_sharding_constraint(small, whole)
@@ -193,6 +202,7 @@ def _place_rows(x: Float[Array, "M R ..."], mesh: Mesh | None, by_column: bool =
     """Spreads rows over `fsdp`; `by_column` spreads the last axis over `tensor`, for a part of a product per device."""
     if mesh is None or mesh.size == 1 or x.shape[1] % mesh.shape["fsdp"]:
         return x
+    # [M, R, ...]: rows over `fsdp`, so a product over rows is a partial sum per device.
     spec: list[str | None] = [None, "fsdp"] + [None] * (x.ndim - 2)
     if by_column and x.shape[-1] % mesh.shape["tensor"] == 0:
         spec[-1] = "tensor"
@@ -201,6 +211,8 @@ def _place_rows(x: Float[Array, "M R ..."], mesh: Mesh | None, by_column: bool =
 
 def _scaled(sums: MomentSums, by: Float[Array, " M"], pairs: Sequence[tuple[int, int]]) -> MomentSums:
     """Returns the sums in other units: rows of model m times `by[m]`."""
+    # [C] each. `by` is at least 2^-63, so its square is a normal float32; higher powers are applied one after the
+    # other, since they need not be.
     p, q = by[crossed_side(pairs, 0)], by[crossed_side(pairs, 1)]
     return MomentSums(
         x=sums.x * by[:, None],
@@ -216,7 +228,11 @@ def _scaled(sums: MomentSums, by: Float[Array, " M"], pairs: Sequence[tuple[int,
 
 
 def _in_units(state: Moments, exponent: Int[Array, " M"]) -> Moments:
-    """Returns the stream in larger units; what is 2**63 times smaller than the unit is nothing in float32."""
+    """Returns the stream in larger units.
+
+    The ratio of the units is limited to 2^-63, whose square is still a normal float32. Sums that should shrink by more
+    are negligible in the new unit as they are.
+    """
     by = power_of_two(jnp.maximum(state.exponent - exponent, -63))
     sums, carry = _scaled(state.sums, by, state.pairs), _scaled(state.carry, by, state.pairs)
     return replace(state, exponent=exponent, sums=sums, carry=carry)
@@ -230,6 +246,7 @@ def _add_sums(state: Moments, more: MomentSums) -> tuple[MomentSums, MomentSums]
 
 def _add_count(total: Int[Array, " 2"], more: Int[Array, " ..."]) -> Int[Array, " 2"]:
     """Adds to a count in two parts another one [2], or one number [] below 2**24."""
+    # Parts are added one by one, and what the lower part has above 24 bits moves to the higher.
     low, high = (total[0] + more, total[1]) if more.ndim == 0 else (total[0] + more[0], total[1] + more[1])
     return jnp.stack([low & ((1 << COUNT_BITS) - 1), high + (low >> COUNT_BITS)])
 
@@ -241,6 +258,7 @@ def with_shift(state: Moments, x: Float[Array, "M R D"], valid: Bool[Array, " R"
     """
 
     def mean() -> jax.Array:
+        # [R], then a plain float32 mean [M, D]: any vector near the mean will do.
         kept = valid & jnp.isfinite(x).all((0, 2))
         total = jnp.where(kept[:, None], x.astype(jnp.float32), 0).sum(axis=1)
         return total / jnp.maximum(kept.sum(), 1)
@@ -257,14 +275,16 @@ def update(state: Moments, x: Float[Array, "M R D"], valid: Bool[Array, " R"]) -
       x: [M, R, D] rows of the M models, paired, of any floating dtype; R below 2**24.
       valid: [R] bool; rows that are not valid, or not finite in one of the models, add nothing.
     """
+    # [M, R, D]. Shifted before anything is squared, which is what keeps digits under a large offset.
     x = x.astype(jnp.float32) - state.shift[:, None]
     kept = valid & jnp.isfinite(x).all((0, 2))
     x = jnp.where(kept[:, None], x, 0)
+    # [M]. The unit only grows, so sums from before are scaled down and never overflow.
     exponent = jnp.maximum(state.exponent, peak_exponent(jnp.abs(x).max((1, 2))))
     state = _in_units(state, exponent)
     x = x * power_of_two(-exponent)[:, None, None]
     count, block = blocks(x.shape[2])
-    # [M, R, D']
+    # [M, R, D'], padded with columns of zeros to whole blocks
     x = _place_rows(jnp.pad(x, ((0, 0), (0, 0), (0, count * block - x.shape[2]))), state.mesh)
     sums, carry = _add_sums(state, _batch_sums(x, state.pairs, FAST if state.fast else EXACT, state.mesh))
     return replace(
@@ -284,7 +304,9 @@ def _batch_sums(
     a = jnp.square(x).sum(2)  # [M, R]
     none = jnp.zeros((0, x.shape[2], x.shape[2]), jnp.float32)
     product = functools.partial(jnp.einsum, precision=precision)
+    # Matrix-vector products cost little, so they are exact even where `fast` products are asked for.
     weighted = functools.partial(jnp.einsum, "mr,mri->mi", precision=EXACT)
+    # The left factor by columns over `tensor`, the right one whole there: each device gets its part of the product.
     dealt = _place_rows(x, mesh, by_column=True)
     return MomentSums(
         x=x.sum(1),
@@ -292,7 +314,7 @@ def _batch_sums(
         own_weighted=weighted(a, x),
         a=a.sum(1),
         aa=jnp.square(a).sum(1),
-        # One by one: no copies of the rows.
+        # [D', D'] one by one: a batched product would copy the rows of both sides.
         cross=jnp.stack([product("ri,rj->ij", dealt[a], x[b]) for a, b in zip(p, q, strict=True)]) if len(p) else none,
         left=weighted(a[q], x[p]),
         right=weighted(a[p], x[q]),
@@ -305,7 +327,8 @@ def _own_blocks(
 ) -> Float[Array, "M U d d"]:
     """Computes the upper blocks of `x_m^T x_m`, several rows of blocks at once: wide products, no copy of the rows."""
     count, block = blocks(x.shape[2])
-    # [M, R, count, d]. By blocks, since a device has a part of each: strips of dealt columns would have to travel.
+    # [M, R, count, d]. The columns of every block are dealt over `tensor`, so each device has a part of every strip. If
+    # the whole width were dealt, a strip would lie on a few devices and would have to be sent to the others.
     dealt = _place_rows(x.reshape(*x.shape[:2], count, block), mesh, by_column=True)
     upper = []
     for start, stop in strips(x.shape[2]):
@@ -326,6 +349,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return replace(
         a,
         sums=sums,
+        # The excess of the sums of `b` is now part of the total too.
         carry=jax.tree.map(jnp.add, carry, b.carry),
         rows=_add_count(a.rows, b.rows),
         dropped=_add_count(a.dropped, b.dropped),

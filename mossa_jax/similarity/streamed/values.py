@@ -1,7 +1,7 @@
 """From streamed moments to values: CKA of every pair at every layer, combined in float64 on the host.
 
 The rounding error of each value is estimated; above `TOLERANCE` the value is undefined. That happens if the shift lies
-far from the mean or, debiased, with far fewer rows than columns: keep the rows there.
+far from the mean or, for the debiased value, with far fewer rows than columns. Kept rows give a value there.
 
 Shape letters: K layers, M models, C crossed pairs, P pairs, D' width rounded up to whole blocks.
 """
@@ -38,6 +38,7 @@ from mossa_jax.similarity.streamed.moments import (
     crossed_side,
 )
 
+# The largest estimated error of a value that is reported.
 TOLERANCE = 1e-5
 
 # Rounding level of a term relative to its size. All errors of values that were measured (n 4 to 2000, D 12 to 4096,
@@ -46,9 +47,9 @@ ROUNDING = FLOAT32_EPS / 2
 
 
 class _Condensed(NamedTuple):
-    """Streams without their D x D sums; mu are the means of the shifted rows of each model.
+    """Streams without their D x D sums; mu and nu are the means of the shifted rows of two models.
 
-    The first four hold terms that are to be summed over their last axis in float64.
+    The first four attributes hold terms that are to be summed over their last axis in float64.
 
     Attributes:
       h_own: [K, M, *] terms of `|C|^2`, C the covariance of a model with itself (times n).
@@ -78,27 +79,31 @@ class _Condensed(NamedTuple):
 def _condense(state: Moments) -> _Condensed:
     """Reduces one layer's D x D sums to vectors, on the device.
 
-    Float32 is enough: an entry's rounding is of the size of the batches' own, and of random sign.
+    Float32 is enough: rounding here is no larger than that of the batches, and of random sign.
     """
     sums, carry = state.sums, state.carry
+    # [] float32; the host repeats the count exactly.
     n = state.rows[0].astype(jnp.float32) + state.rows[1].astype(jnp.float32) * 2.0**COUNT_BITS
     mean = (sums.x - carry.x) / jnp.maximum(n, 1)  # [M, D']
     count, block = blocks(state.shift.shape[1])
+    # [U] each, row by row as in `moments._own_blocks`.
     rows, columns = np.triu_indices(count)
+    # [M, count, d]
     by_block = mean.reshape(-1, count, block)
     outer = by_block[:, rows, :, None] * by_block[:, columns, None, :]  # [M, U, d, d]
-    # Blocks off the diagonal stand for their mirror images too.
+    # [U, 1]. Blocks off the diagonal also count for their mirror images.
     weight = jnp.asarray(np.where(rows == columns, 1, 2), jnp.float32)[:, None]
-    own = sums.own - carry.own
+    own = sums.own - carry.own  # [M, U, d, d]
     p, q = crossed_side(state.pairs, 0), crossed_side(state.pairs, 1)
     outer_cross = mean[p][:, :, None] * mean[q][:, None, :]  # [C, D', D']
-    cross = sums.cross - carry.cross
+    cross = sums.cross - carry.cross  # [C, D', D']
 
     def weighted(x: jax.Array) -> jax.Array:
         return (x * weight).reshape(x.shape[0], -1)  # [M, U d]
 
     none = jnp.zeros(())
     return _Condensed(
+        # C = S - n mu nu^T, formed entry by entry before it is squared: a difference of squares would cancel far more.
         h_own=weighted(jnp.square(own - n * outer).sum(3)),
         mean_own=weighted((own * outer).sum(3)),
         h_cross=jnp.square(cross - n * outer_cross).sum(2),
@@ -155,6 +160,7 @@ class _Terms(NamedTuple):
 
 def _hsic_terms(n: Float[np.ndarray, " K"], sums: _PairSums) -> _Terms:
     """Computes HSIC of `n` rows from the sums of shifted rows."""
+    # [K] each
     mu2, nu2 = np.square(sums.mu).sum(-1), np.square(sums.nu).sum(-1)
     # The sum of |x - mu|^2 |y - nu|^2 over the rows, term by term: [7, K].
     diagonal = np.stack(
@@ -168,10 +174,13 @@ def _hsic_terms(n: Float[np.ndarray, " K"], sums: _PairSums) -> _Terms:
             -3 * n * mu2 * nu2,
         ]
     )
+    # R S / ((n-1)(n-2)), with the trace of centred rows R = sum a - n |mu|^2.
     traces = (sums.a - n * mu2) * (sums.b - n * nu2) / ((n - 1) * (n - 2))
+    # |n mu nu^T|, which is subtracted from the sums to give C: its rounding stays in C, whose square is h.
     drift = n * np.sqrt(mu2 * nu2)
     h_noise = ROUNDING * (sums.h + 2 * np.sqrt(sums.h) * drift) + (ROUNDING * drift) ** 2
     inner = n / (n - 2)
+    # u is a difference of h, the diagonal and the traces, so the size of each term adds its rounding.
     u_noise = h_noise + ROUNDING * (inner * np.abs(diagonal).sum(0) + traces)
     return _Terms(sums.h, sums.h - inner * diagonal.sum(0) + traces, h_noise, u_noise)
 
@@ -188,7 +197,9 @@ def similarities_of(states: Moments) -> Similarities:
     """
     pairs = states.pairs
     condensed = jax.tree.map(np.asarray, _condense_layers(states))
+    # Sum minus excess, in float64: together they hold more digits than float32.
     sums = jax.tree.map(lambda total, carry: np.asarray(total, np.float64) - carry, condensed.sums, condensed.carry)
+    # [K] int64 each
     rows, dropped = (count @ np.array([1, 1 << COUNT_BITS], np.int64) for count in (condensed.rows, condensed.dropped))
     if len(set(rows.tolist())) > 1:
         log.info("rows that are not finite differ by layer: %d to %d rows counted", rows.min(), rows.max())
@@ -198,6 +209,7 @@ def similarities_of(states: Moments) -> Similarities:
         np.asarray(terms, np.float64).sum(-1)
         for terms in (condensed.h_own, condensed.mean_own, condensed.h_cross, condensed.mean_cross)
     )
+    # A model with itself needs one set of sums, a crossed pair (p, q) the sums of both orders.
     pair_sums = {}
     for m in range(mu.shape[1]):
         pair_sums[m, m] = _PairSums(
@@ -225,11 +237,14 @@ def similarities_of(states: Moments) -> Similarities:
         )
     terms = {pair: _hsic_terms(n, own) for pair, own in pair_sums.items()}
     shifted = np.square(mu).sum(-1)  # [K, M]
+    # [K, M], of the centred rows
     trace = sums.a - n[:, None] * shifted
+    # [K, M, 1]. Mean of the raw rows in the unit of the sums: the shift plus the mean of the shifted rows, without the
+    # columns that pad D' to whole blocks.
     units = np.ldexp(1.0, condensed.exponent)[..., None]
     mean = condensed.shift.astype(np.float64) / units + mu[..., : condensed.shift.shape[-1]]
     mean_square = np.square(mean).sum(-1)
-    # A trace is a difference too: below its rounding there is no variance to speak of.
+    # The trace is a difference too, and below its rounding it is no variance.
     is_flat = variance_missing(trace, mean_square, n[:, None], FLOAT32_EPS)
     is_flat |= trace <= 8 * FLOAT32_EPS * n[:, None] * shifted
     return _similarities(pairs, terms, is_flat, trace, mean_square, rows, dropped)
@@ -266,6 +281,7 @@ def _similarities(
         offset = np.sqrt(mean_square * n[:, None] / np.maximum(trace, 0)).T
     participation_ratio[:, rows < MIN_ROWS] = np.nan
     for i, (a, b) in enumerate(pairs):
+        # A product does not depend on the order of its pair, and is stored with the smaller index first.
         trio = (terms[min(a, b), max(a, b)], terms[a, a], terms[b, b])
         vanishing = _vanishes(trio[1]), _vanishes(trio[2])
         for e, (name, field) in enumerate(zip(ESTIMATORS, ("h", "u"), strict=True)):
@@ -274,6 +290,7 @@ def _similarities(
             value = ratio(xy, xx, yy)
             noise = [getattr(t, f"{field}_noise") for t in trio]
             with np.errstate(divide="ignore", invalid="ignore"):
+                # First-order error of xy / sqrt(xx yy), as if the errors of the three products added up.
                 error = noise[0] / np.sqrt(xx * yy) + np.abs(value) / 2 * (noise[1] / xx + noise[2] / yy)
             reason[(reason == "") & ~(error <= TOLERANCE)] = "float32 sums are not exact to 1e-5 here; keep the rows"
             reason[rows < MIN_ROWS] = [
@@ -294,8 +311,9 @@ def _similarities(
 
 
 def _vanishes(own: _Terms) -> np.ndarray:
-    """Tells where a debiased self-similarity is rounding: [K] bool.
+    """Tells where a debiased self-similarity is only rounding: [K] bool.
 
-    Not where rounding alone is of the size of the whole: there the error of the value says so.
+    If the rounding is large beside `h` itself, the rows may well have a value that these sums cannot resolve. Then this
+    is False, and the estimated error makes the value undefined.
     """
     return (own.u <= 2 * own.u_noise) & (own.u_noise <= TOLERANCE * own.h)
