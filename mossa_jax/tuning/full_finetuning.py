@@ -256,7 +256,7 @@ def make_initialize(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.S
 def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
     """Makes the jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
-    `batch` holds rows [B, ...]; `number` counts steps from 0 to `total`. Where loss or gradient is not finite, the
+    `batch` holds rows [B, ...]; `number` counts steps from 0 to `total`. If loss or gradient is not finite, the
     update is skipped, but not the step.
     """
     arch, mesh, optimizer = spec.model.architecture, spec.model.mesh, spec.optimizer

@@ -45,7 +45,7 @@ def train(
       checkpoints: where the state is saved; closed at the end.
       checkpoint_every: steps between two saves.
       log_every: steps between two progress lines.
-      stop: asked after every step; on a request the state is saved first. Where several processes have to agree, they
+      stop: asked after every step; on a request the state is saved first. If several processes have to agree, they
         do so every `_AGREE` seconds or `log_every` steps, whichever comes first.
       alone: only this process takes part, whatever the others do.
 
