@@ -74,6 +74,9 @@ def initial_adapter(
 
     Returns:
       NumPy float32, without the leading axis.
+
+    References:
+      Hu et al. 2021, section 4.1; He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, for the bound.
     """
     # NumPy and not `jax.random`: the same numbers for any platform and any number of devices.
     rng = np.random.default_rng(list(seed))
@@ -97,6 +100,14 @@ def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
     """Stacks adapters of any targets and ranks; {} is the base model itself.
 
     Smaller ranks are padded with zeros and absent targets are zero, which changes no value.
+
+    Args:
+      arch: the base model's.
+      adapters: A of them, on the host.
+
+    Returns:
+      target -> {"a" [A, L, D_in, r], "b" [A, L, r, D_out], "scale" [A, L]}, float32, for each target that any of the
+      adapters has; r is the largest rank of that target.
     """
     targets = [target for target in target_sizes(arch) if any(target in adapter for adapter in adapters)]
     stacked = {}
@@ -118,6 +129,7 @@ def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
 
 def unstack(adapters: Adapters, index: int) -> Adapter:
     """Copies the adapter of model `index` out of a stack [A, ...] to the host, without the leading axis."""
+    # Sliced on the devices first, so that only one model's numbers travel.
     return jax.tree.map(lambda leaf: np.asarray(leaf[index]), adapters)
 
 
@@ -178,6 +190,7 @@ def abstract_adapters(
     stacked = {}
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
+        # Float32 whatever the base's dtype: [A, L, D_in, r], [A, L, r, D_out] and [A, L].
         shapes: dict[str, tuple[int, ...]] = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
         stacked[target] = {
             name: mesh_lib.abstract(mesh, (models, arch.layers, *shapes[name]), AXES[name], jnp.float32)

@@ -162,6 +162,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             f"{where}: model_type {model_type!r} ({named}) is not supported; use one of: {', '.join(SUPPORTED)}",
         )
     family = _FAMILIES[model_type]
+    # Two names of one function, x * sigmoid(x).
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise Refusal(
             BAD_INPUT, f"{where}: hidden_act={config['hidden_act']!r} is not supported; use a model with silu"
@@ -176,6 +177,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
         layers = int(config["num_hidden_layers"])
         positions = int(config.get("max_position_embeddings") or family.positions)
         rope = read_rope(config, positions)
+        # Projections with a bias: those that always have one, and those whose option the config sets.
         biases = [*family.biases]
         for name, targets in family.optional_biases.items():
             biases += targets if config.get(name) else ()
@@ -190,6 +192,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             heads=heads,
             # Absent: the family's default, if it has one. Null, or no default: as many as query heads.
             kv_heads=int(config.get("num_key_value_heads", family.kv_heads) or heads),
+            # Stated where it is not hidden / heads.
             head_dim=int(config.get("head_dim") or family.head_dim or hidden // heads),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             rope=rope,

@@ -215,7 +215,7 @@ class Attention(nnx.Module):
             kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
         q = self._split_heads(self.q_proj(queries, lora, q_low_rank))  # [B, P, H, d]
         k = self._split_heads(self.k_proj(x, lora, kv_low_rank))  # [B, S, K, d]
-        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))  # [B, S, K, d]
         # Before the rotation, as in Qwen 3.
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -336,6 +336,7 @@ class Llama(nnx.Module):
         std = 0.02 if arch.hidden >= 1024 else (2 / (5 * arch.hidden)) ** 0.5
         shape = (arch.vocab, arch.hidden)
         init = nnx.initializers.normal(std)
+        # [V, D], ids over `tensor` and widths over `fsdp`; the head likewise.
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
         self.blocks = Block(arch, rngs, std)
         self.final_norm = RMSNorm(arch.norm_eps, arch.hidden)
@@ -368,6 +369,7 @@ def run_blocks(
     Returns:
       (embedding [B, S, D], output of the last block [B, S, D], taps [L, ...]).
     """
+    # [B, S, D], and cosines and sines [B, S, d/2], which all blocks share.
     embedded, rotary = embed(model, arch, tokens, positions, visible)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, Any]:

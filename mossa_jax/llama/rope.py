@@ -28,6 +28,10 @@ class Rope:
       factor: how far the context is stretched.
       context: positions of the original training, for `dynamic` and `llama3`.
       low, high: for `llama3`: the ramp runs over wavelengths from context / low down to context / high.
+
+    References:
+      Chen et al. 2023, "Extending context window of large language models via positional interpolation", arXiv
+      2306.15595 (`linear`); Peng et al. 2023, "YaRN", arXiv 2309.00071 (`dynamic`: NTK-aware scaling).
     """
 
     theta: float

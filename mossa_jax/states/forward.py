@@ -231,6 +231,9 @@ def read_prefix(
       adapters: stacked [M, L, ...] on the devices.
       tokens: [1, T] int32, padded on the right.
       length: [] int32, how many of them are ids.
+
+    Returns:
+      Keys and values [M, L, T, K, d] in the base's dtype, and sums of states [M, L + 2, D] float32.
     """
     arch, model = spec.arch, merge(spec.arch, base)
     # The prefix is padded to T columns and its length is an array, so that prefixes of different
@@ -277,9 +280,9 @@ def similarity_rows(
       spec: the static part of the pass.
       batch: as in `run_models`.
       prefix: as in `run_models`.
-      layer: as `Consume` gets it, and so are `x` and `every_position`.
-      x: [M or 1, B, S or P, D].
-      every_position: whether `x` has all S positions.
+      layer: index of the layer name, as `Consume` receives it.
+      x: [M or 1, B, S, D]; [M, B, P, D] without `every_position`.
+      every_position: whether `x` has all S positions, or the prompts' last tokens alone.
 
     Returns:
       [M or 1, R, D] float32, and [R] bool: which of them hold a prompt or a token.

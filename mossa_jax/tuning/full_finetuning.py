@@ -118,6 +118,7 @@ def tune_full(
     run = FullRun(label, member, model, weights, schedule, context)
     # Only shapes go in: with a checkpoint to resume from, no first state takes room beside the one that is read.
     shapes = mesh_lib.abstract_tree(jax.eval_shape(run.initialize, model.state), run.shardings)
+    # Checkpoints of another model or of other settings are refused by this digest.
     config = digest([asdict(tuning), asdict(schedule), member.name, member.steps, member.seed])
     state = train(
         label,
@@ -273,6 +274,7 @@ def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
             # Divided here, not after the gradient: a gradient that is changed exists twice.
             return nats / count
 
+        # [] and a tree like the parameters, float32.
         value, gradients = jax.value_and_grad(loss)(parameters)
         # Each device keeps its own shard of the sum over rows, and never the whole gradient.
         return value, jax.lax.with_sharding_constraint(gradients, spec.shardings.parameters)
@@ -283,6 +285,7 @@ def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
         loss, gradients = sum_over_micro_batches(
             lambda rows: gradients_of(state.parameters, rows, count), batch, spec.micro_batches
         )
+        # [], over all leaves and their shards, before the clip.
         norm = optax.global_norm(gradients)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = optimizer.update(gradients, state.moments, state.parameters, number, total)

@@ -132,7 +132,7 @@ class RowLength:
     def stack(
         self, rows: Sequence[PackedExamples | None], indices: Sequence[Int[np.ndarray, " B"] | None]
     ) -> TrainingRows:
-        """Returns a batch with leading axes [A, B].
+        """Stacks one batch per slot: fields [A, B, ...], int32.
 
         Args:
           rows: of the member in each slot; None for a slot without a batch, which gets empty rows.

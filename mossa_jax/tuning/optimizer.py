@@ -49,7 +49,19 @@ class Optimizer:
         )
 
     def rate(self, step: Int[Array, " ..."], total: Int[Array, " ..."]) -> Float[Array, " ..."]:
-        """Returns the learning rate at `step` (from 0) of `total`: linear warm-up, then a half cosine to zero."""
+        """Returns the learning rate at `step` of `total`: linear warm-up, then a half cosine to zero.
+
+        Args:
+          step: [...] integers from 0.
+          total: [...] integers, the length of the schedule in steps.
+
+        Returns:
+          [...] float32.
+
+        References:
+          Loshchilov and Hutter 2017, "SGDR: Stochastic gradient descent with warm restarts", arXiv 1608.03983, equation
+          5, without restarts.
+        """
         # Float32 is exact for step counts up to 2^24. Both may be traced, and differ between the models of a `vmap`.
         step, total = jnp.asarray(step, jnp.float32), jnp.maximum(jnp.asarray(total, jnp.float32), 1)
         # The first step already moves (step + 1); the cosine reaches zero at `total`, one step after the last one.

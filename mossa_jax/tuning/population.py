@@ -151,6 +151,7 @@ def initial_state(adapters: HostAdapters, optimizer: Optimizer, mesh: jax.shardi
       optimizer: of all models.
       mesh: slots are spread over its `adapter` axis.
     """
+    # [A, L, D_in, r] and [A, L, r, D_out] per target, A over the adapter axis.
     placed = place_adapters(mesh, adapters)
     count = len(next(iter(jax.tree.leaves(adapters))))
     # One count and one pair of moments per model. A count shared by all would couple models that
@@ -254,6 +255,7 @@ def make_step(spec: StepSpec) -> jax.stages.Wrapped:
     def step(
         base: nnx.State, scale: Scale, total: jax.Array, state: PopulationState, batch: Batch, active: jax.Array
     ) -> tuple[PopulationState, Metrics]:
+        # Every leaf has the leading axis A, so that one mapping over the whole tuple serves them all.
         slots = Slot(state.adapters, state.moments, state.guards, state.step, scale, total, batch, active)
         if spec.loops_over_slots:
             update = _loop_over_slots(spec, base, slots)

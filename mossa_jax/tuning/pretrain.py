@@ -79,6 +79,7 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
         except Refusal as refusal:
             if refusal.code != STOPPED:  # on a stop, all processes leave together below
                 raise
+    # Processes that do not train wait here; the writer comes here after a stop, too.
     agreement.wait_for_all("pre-training")
     stop.leave_if_asked()
     if not folder.exists():
@@ -197,6 +198,7 @@ def _muon(config: Pretraining, parameters: nnx.State) -> optax.GradientTransform
         return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), fall], [rise])
 
     return optax.chain(
+        # Over all gradients together, before they part into those of Muon and those of Adam.
         optax.clip_by_global_norm(_CLIP),
         optax.contrib.muon(
             schedule(config.learning_rate),

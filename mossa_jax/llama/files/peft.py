@@ -77,6 +77,7 @@ def read_adapter(folder: epath.PathLike, arch: Architecture) -> PeftAdapter:
             f"{folder} has no adapter_model.safetensors; pickled adapters are refused: save it as safetensors",
         )
     try:
+        # The library opens local files only, so a file in an object store is copied to this machine first.
         with on_disk(path) as local, safe_open(str(local), framework="numpy") as file:
             # Slices can be read in bfloat16, whole tensors cannot.
             slices = {name: file.get_slice(name) for name in file.keys()}

@@ -51,6 +51,7 @@ class TensorReader:
                 raise Refusal(BAD_INPUT, f"{index} is no index of tensors ({error}); copy the model again") from None
         else:
             names = sorted(path.name for path in self.folder.glob("*.safetensors"))
+            # Other files beside a single one hold the same weights in another layout, or an adapter.
             names = ["model.safetensors"] if "model.safetensors" in names else names
         missing = [name for name in names if not (self.folder / name).exists()]
         if missing:
