@@ -1,9 +1,9 @@
 """Attention over packed rows in plain XLA: one block of queries at a time, against the few keys that it can see.
 
 A query sees no key of its own sequence `window` or more columns back, so a block needs no key further back than that.
-The prefix that all sequences share stands in the first columns of the row. Only keys that the mask
-would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from each
-query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
+Besides those it needs only the prefix that all sequences share, in the first columns of the row. Only keys that the
+mask would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from
+each query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
 block. The blocks are a loop on purpose: when they are unrolled, XLA's CPU runtime works on all of them at once and
 waits for memory, which takes twice as long (BUILD_NOTES.md).
 
@@ -264,7 +264,7 @@ class _Rows:
         weights, by_weight = jax.lax.optimization_barrier((weights, by_weight))
         # The gradient of softmax: weights times (gradient by weights minus their weighted mean).
         by_score = (weights * (by_weight - self._queries_of(inner, block))).astype(self.k.dtype)
-        # Used twice as well.
+        # This, too, is used twice: for the queries and for the keys.
         by_score = jax.lax.optimization_barrier(by_score)
         by_query = _product("bkqt,bktd->bkqd", by_score, self._keys_of(self.k, block))
         # Columns last: with the head width last, XLA's CPU product takes three times as long.
