@@ -168,7 +168,7 @@ class _Rows:
 
     @property
     def blocks(self) -> int:
-        """N."""
+        """Returns N, the number of blocks."""
         return self.q.shape[3] // self.spans.block
 
     def heads_first(self, x: Float[Array, "B S H w"]) -> Float[Array, "B K G S w"]:
@@ -189,20 +189,19 @@ class _Rows:
         return own.at[..., :prefix].add(x[..., :prefix]).transpose(0, 3, 1, 2)
 
     def _near_start(self, block: Int[Array, ""]) -> Int[Array, ""]:
-        """The first of the columns near a block, behind the copied prefix."""
+        """Returns the first of the C columns that are near a block, behind the copied prefix."""
         return self.spans.prefix_columns + self.columns - self.queries + block * self.spans.block
 
     def _queries_of(self, x: Float[Array, "B K G S w"], block: Int[Array, ""]) -> Float[Array, "B K GQ w"]:
-        """A block's part of [B, K, G, S', w]: [B, K, G * Q, w]."""
+        """Returns a block's part of [B, K, G, S', w]: [B, K, G * Q, w]."""
         # The queries of a group are one matrix: one product per key/value head.
         part = jax.lax.dynamic_slice_in_dim(x, block * self.spans.block, self.spans.block, axis=3)
         return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
     def _keys_of(self, x: Float[Array, "B K C d"], block: Int[Array, ""]) -> Float[Array, "B K W d"]:
-        """The keys or values that a block meets: the prefix, and the columns near the block."""
+        """Returns the keys or values that a block meets, [B, K, W, d]: the prefix, and the columns near the block."""
         size = self.spans.window - 1 + self.spans.block
         near = jax.lax.dynamic_slice_in_dim(x, self._near_start(block), size, axis=2)
-        # [B, K, W, d].
         return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.prefix_columns, axis=2), near], axis=2)
 
     def _mask(self, block: Int[Array, ""], dtype: DTypeLike) -> Float[Array, "B 1 1 Q W"]:

@@ -148,7 +148,7 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=(*("layers",) * (len(shape) - 1), None))
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """[..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
+        """Norms x: [..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # x / sqrt(mean(x^2) + eps): no mean is subtracted. Squares are summed in float32, since bfloat16 keeps 8 bits.
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
@@ -254,7 +254,7 @@ class Attention(nnx.Module):
     def _attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, is_windowed: Bool[Array, ""] | None
     ) -> Float[Array, "B S H d"]:
-        """`attention` with or without the window, as the block has one."""
+        """Attends with or without the window, as the block has one: [B, S, H, d]."""
 
         def windowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return attention(q, k, v, visible, self.arch.window)
@@ -433,7 +433,7 @@ def embed(
 def _rotary_table(
     arch: Architecture, positions: Int[Array, "B S"], visible: Segments | DecodingQuery, dtype: DTypeLike
 ) -> RotaryTable:
-    """The rotary table of `positions`, in float32 or wider."""
+    """Returns the rotary table of `positions`, in float32 or wider."""
     # Only dynamic scaling depends on a sequence's length, which takes a comparison [B, T, T] to count.
     lengths = visible.lengths() if arch.rope.rope_type == "dynamic" else None
     return rotary_table(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))

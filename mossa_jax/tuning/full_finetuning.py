@@ -232,7 +232,7 @@ def make_initialize(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.S
     shapes = {leaf_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state.parameters)}
 
     def moment_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        """A moment is sharded as its parameter is, without the axis that it is a mean over."""
+        """Returns the sharding of a moment: that of its parameter, without the axis that it is a mean over."""
         name = leaf_name(path)
         for parameter, shape in shapes.items():
             if not name.endswith(f".{parameter}"):

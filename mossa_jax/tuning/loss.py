@@ -207,7 +207,7 @@ def _last_column(columns: Int[Array, "B M"]) -> Int[Array, ""]:
 
 @_last_column.def_vmap
 def _last_column_of_all(axis_size: int, batched: Any, columns: Int[Array, "A B M"]) -> tuple[jax.Array, bool]:
-    """One number for all models: a loop over it runs equally often for each, and selects nothing between them."""
+    """Returns one number for all models: a loop over it has equally many turns for each, and selects nothing."""
     return _last_column(columns), False
 
 

@@ -349,7 +349,7 @@ def _sums_over(spec: StepSpec, model: Llama, slot: Slot, rows: Batch) -> _Sums:
 
 
 def _sum_in_order(spec: StepSpec, model: Llama, slot: Slot, gather_rows: bool) -> _Sums:
-    """The same over all rows of a slot, added up from the first to the last, wherever they are."""
+    """Sums the same over all rows of a slot, from the first to the last, on whatever devices they are."""
 
     def sums_of_row(row: Batch) -> _Sums:
         return _sums_over(spec, model, slot, jax.tree.map(lambda leaf: leaf[None], row))

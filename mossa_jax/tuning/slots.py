@@ -33,7 +33,7 @@ class Timeline:
 
     @property
     def utilisation(self) -> float:
-        """Share of all slots' steps in which a model is trained."""
+        """Returns the share of all slots' steps in which a model is trained, 0 to 1."""
         # Both in steps of one slot; the rest is idle time behind the models that end first.
         return float((self.stop - self.start).sum() / max(self.slots * self.steps, 1))
 

@@ -150,7 +150,7 @@ def _not_json(constant: str) -> NoReturn:
 
 
 def _short(value: Any) -> str:
-    """The value for a message, of at most 120 characters."""
+    """Returns the value as text for a message, of at most 120 characters."""
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -224,12 +224,12 @@ def _is_adapted(config: dict[str, Any], module: str) -> bool:
 
 
 def _first_match(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key, in the file's order, that matches the end of the name: `get_pattern_key` of peft."""
+    """Returns the value of the first key, in the file's order, that matches the end of a name (`get_pattern_key` of peft)."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _alpha(size: LoraSize) -> float:
-    """The roundest alpha that results in this float32 scale."""
+    """Returns the roundest alpha that results in this float32 scale."""
     alpha = size.scale * size.rank
     # The scale is float32: 1.6 / 16 comes back as 0.10000000149. The roundest alpha of the same float32 scale is 1.6.
     candidates = (float(round(alpha)), round(alpha, 4), alpha)
@@ -237,7 +237,7 @@ def _alpha(size: LoraSize) -> float:
 
 
 def _pattern(values: dict[LayerTarget, Any]) -> tuple[Any, dict[str, Any]]:
-    """The commonest value, and a pattern for the others; no projection matches two of its keys."""
+    """Returns the commonest value, and a pattern for the others; no projection matches two of its keys."""
     default = collections.Counter(values.values()).most_common(1)[0][0]
     # Target -> the values that it has in different layers.
     by_target: dict[str, set] = collections.defaultdict(set)

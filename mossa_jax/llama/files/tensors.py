@@ -160,7 +160,7 @@ class TensorWriter:
             write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
 
     def _temporary(self, number: int) -> str:
-        """The path of a file while it is not known how many there will be."""
+        """Returns the path of a file while it is not known how many there will be."""
         return str(self.folder / f"{number}.part")
 
     def _flush(self) -> None:
