@@ -224,7 +224,7 @@ def _is_adapted(config: dict[str, Any], module: str) -> bool:
 
 
 def _first_match(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Returns the value of the first key, in the file's order, that matches the end of a name (`get_pattern_key` of peft)."""
+    """Returns the value of the first key, in file order, that matches the end of a name (peft's `get_pattern_key`)."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
