@@ -32,6 +32,8 @@ DeviceAdapter = dict[str, dict[str, jax.Array]]
 BlockAdapter = dict[str, dict[str, jax.Array]]
 """One model's adapter for one block: target -> {"a" [D_in, r], "b" [r, D_out], "scale" []}."""
 
+# Models over the adapter axis. Widths and ranks stay whole: an adapter is small, and `x @ a` would otherwise
+# end in a sum over devices.
 # Logical axes of the leaves of a stack.
 AXES = {
     "a": ("adapter", "layers", None, "rank"),
@@ -41,7 +43,7 @@ AXES = {
 
 
 def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
-    """Returns the sizes (D_in, D_out) of the projection that each target updates."""
+    """Returns target -> (D_in, D_out), the sizes of the projection that it updates."""
     heads, kv_heads = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
     return {
         "q_proj": (arch.hidden, heads),
@@ -72,7 +74,11 @@ def initial_adapter(
 
     Returns:
       NumPy float32, without the leading axis.
+
+    References:
+      Hu et al. 2021, section 4.1; He et al. 2015, "Delving deep into rectifiers", arXiv 1502.01852, for the bound.
     """
+    # NumPy and not `jax.random`: the same numbers for any platform and any number of devices.
     rng = np.random.default_rng(list(seed))
     adapter = {}
     scale = np.full(arch.layers, alpha / rank, np.float32)
@@ -82,7 +88,9 @@ def initial_adapter(
         # kaiming_uniform(a=sqrt(5)) over fan-in.
         bound = d_in**-0.5
         a = rng.uniform(-bound, bound, (arch.layers, d_in, rank)).astype(np.float32)  # [L, D_in, r]
+        # Drawn for all layers first, so that the later layers do not depend on `first_layer`.
         a[:first_layer] = 0.0
+        # With b zero the model starts as the base itself (Hu et al., section 4.1).
         b = np.zeros((arch.layers, rank, d_out), np.float32)  # [L, r, D_out]
         adapter[target] = {"a": a, "b": b, "scale": scale}
     return adapter
@@ -92,11 +100,20 @@ def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
     """Stacks adapters of any targets and ranks; {} is the base model itself.
 
     Smaller ranks are padded with zeros and absent targets are zero, which changes no value.
+
+    Args:
+      arch: the base model's.
+      adapters: A of them, on the host.
+
+    Returns:
+      target -> {"a" [A, L, D_in, r], "b" [A, L, r, D_out], "scale" [A, L]}, float32, for each target that any of the
+      adapters has; r is the largest rank of that target.
     """
     targets = [target for target in target_sizes(arch) if any(target in adapter for adapter in adapters)]
     stacked = {}
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
+        # Columns of zeros in a meet rows of zeros in b.
         rank = max(adapter[target]["a"].shape[-1] for adapter in adapters if target in adapter)
         a = np.zeros((len(adapters), arch.layers, d_in, rank), np.float32)  # [A, L, D_in, r]
         b = np.zeros((len(adapters), arch.layers, rank, d_out), np.float32)  # [A, L, r, D_out]
@@ -111,7 +128,8 @@ def stack(arch: Architecture, adapters: Sequence[Adapter]) -> HostAdapters:
 
 
 def unstack(adapters: Adapters, index: int) -> Adapter:
-    """Copies one model's adapter out of a stack to the host."""
+    """Copies the adapter of model `index` out of a stack [A, ...] to the host, without the leading axis."""
+    # Sliced on the devices first, so that only one model's numbers travel.
     return jax.tree.map(lambda leaf: np.asarray(leaf[index]), adapters)
 
 
@@ -140,11 +158,13 @@ def with_scales(matrices: Adapters, scales: dict[str, jax.Array]) -> Adapters:
 
 def is_finite(adapter: Adapter | Adapters) -> bool:
     """Whether every number of the adapter is finite."""
+    # One number per leaf comes back from the devices.
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(adapter))
 
 
 def zero_adapter(arch: Architecture) -> Adapter:
     """Returns the smallest adapter that changes nothing, for runs in which every model is the base itself."""
+    # One target of rank 1, all zeros, scale included: [L, D_in, 1], [L, 1, D_out], [L].
     d_in, d_out = target_sizes(arch)["q_proj"]
     shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}
     return {"q_proj": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
@@ -170,6 +190,7 @@ def abstract_adapters(
     stacked = {}
     for target in targets:
         d_in, d_out = target_sizes(arch)[target]
+        # Float32 whatever the base's dtype: [A, L, D_in, r], [A, L, r, D_out] and [A, L].
         shapes: dict[str, tuple[int, ...]] = {"a": (d_in, rank), "b": (rank, d_out), "scale": ()}
         stacked[target] = {
             name: mesh_lib.abstract(mesh, (models, arch.layers, *shapes[name]), AXES[name], jnp.float32)

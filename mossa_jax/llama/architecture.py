@@ -22,7 +22,7 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 @dataclass(frozen=True)
 class _Family:
-    """What a `model_type` implies without stating it in its config.json.
+    """Everything that a `model_type` implies without stating it in its config.json.
 
     Attributes:
       positions, kv_heads, head_dim: defaults of fields that a config may leave out; with 0, they follow from others.
@@ -113,7 +113,9 @@ class Architecture:
     @property
     def matrix_parameters(self) -> int:
         """Counts the parameters that every token passes through: blocks and head, not the embedding look-up."""
+        # q and o have D x H d numbers each, k and v D x K d.
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        # gate, up and down.
         block = attention + 3 * self.hidden * self.feed_forward
         return self.layers * block + self.vocab * self.hidden
 
@@ -160,18 +162,22 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             f"{where}: model_type {model_type!r} ({named}) is not supported; use one of: {', '.join(SUPPORTED)}",
         )
     family = _FAMILIES[model_type]
+    # Two names of one function, x * sigmoid(x).
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise Refusal(
             BAD_INPUT, f"{where}: hidden_act={config['hidden_act']!r} is not supported; use a model with silu"
         )
+    # Packed integers cannot be read as a matrix of floats.
     if config.get("quantization_config"):
         raise Refusal(BAD_INPUT, f"{where}: quantization_config is set; use a checkpoint that is not quantized")
     try:
+        # Fields that are indexed have no default; `get` falls back on the default of the family's configuration class.
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
         layers = int(config["num_hidden_layers"])
         positions = int(config.get("max_position_embeddings") or family.positions)
         rope = read_rope(config, positions)
+        # Projections with a bias: those that always have one, and those whose option the config sets.
         biases = [*family.biases]
         for name, targets in family.optional_biases.items():
             biases += targets if config.get(name) else ()
@@ -184,13 +190,17 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
             feed_forward=int(config["intermediate_size"]),
             layers=layers,
             heads=heads,
+            # Absent: the family's default, if it has one. Null, or no default: as many as query heads.
             kv_heads=int(config.get("num_key_value_heads", family.kv_heads) or heads),
+            # Stated where it is not hidden / heads.
             head_dim=int(config.get("head_dim") or family.head_dim or hidden // heads),
             norm_eps=float(config.get("rms_norm_eps", 1e-6)),
             rope=rope,
+            # `max_position_embeddings` is the original context here, which the scaling stretches.
             positions=int(positions * rope.factor) if rope.rope_type == "dynamic" else positions,
             tied_head=bool(config.get("tie_word_embeddings", False)),
             bos=config.get("bos_token_id"),
+            # A number, a list of numbers (Llama 3), or nothing.
             eos=tuple(map(int, eos)) if isinstance(eos, list) else () if eos is None else (int(eos),),
             biases=tuple(biases),
             query_key_norm=family.query_key_norm,
@@ -203,6 +213,7 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
         raise Refusal(BAD_INPUT, f"{where}: {error}") from None
     except (TypeError, AttributeError) as error:
         raise Refusal(BAD_INPUT, f"{where} has a value of the wrong type ({error})") from None
+    # Each key/value head serves a whole number of query heads.
     if architecture.heads % architecture.kv_heads:
         raise Refusal(
             BAD_INPUT,
@@ -214,16 +225,19 @@ def architecture_from_config(config: dict[str, Any], where: str) -> Architecture
 def _windows(config: dict[str, Any], family: _Family, layers: int) -> tuple[int, tuple[int, ...]]:
     """Returns how many keys a windowed block's query sees, and the numbers of those blocks."""
     stated = config.get("sliding_window", 4096 if family.windows == "all" else None)
+    # A `sliding_window` of null means none, also where the family has a default.
     if not stated or not family.windows or (family.windows == "some" and not config.get("use_sliding_window")):
         return 0, ()
     windowed: tuple[int, ...]
     if family.windows == "all":
         windowed = tuple(range(layers))
     elif config.get("layer_types"):
+        # Newer configs list the type of each layer; older ones name the first windowed layer.
         types = enumerate(config["layer_types"])
         windowed = tuple(layer for layer, layer_type in types if layer_type == "sliding_attention")
     else:
         windowed = tuple(range(int(config.get("max_window_layers", 28)), layers))
+    # Without windowed blocks the window is 0, so that equal models have equal architectures.
     return (int(stated), windowed) if windowed else (0, ())
 
 

@@ -66,9 +66,11 @@ class Segments:
         Returns:
           [B, stop - start, stop] bool.
         """
+        # Columns stand for positions: within a segment both rise by one, so distances are the same.
         stop = self.segments.shape[1] if stop is None else stop
         distance = jnp.arange(start, stop)[:, None] - jnp.arange(stop)[None, :]
         near = (distance >= 0) & (distance < window) if window else distance >= 0
+        # [Q, T] by column and [B, Q, T] by segment.
         return near & (self.segments[:, start:stop, None] == self.segments[:, None, :stop])
 
     def at_columns(self, columns: Int[Array, "B P"]) -> QueryColumns:
@@ -77,6 +79,7 @@ class Segments:
 
     def lengths(self) -> Int[Array, "B T"]:
         """Returns the length of the sequence that each token belongs to: [B, T] int32."""
+        # [B, T, T]. All columns of the own segment, so every token of a sequence has the whole length.
         same = self.segments[:, :, None] == self.segments[:, None, :]
         return jnp.sum(same, axis=-1, dtype=jnp.int32)
 
@@ -97,9 +100,11 @@ class QueryColumns:
     def mask(self, window: int = 0) -> Bool[Array, "B P T"]:
         """Returns which keys each query sees: [B, P, T] bool; `window` as in `attention`."""
         distance = self.columns[..., None] - jnp.arange(self.segments.shape[1])
+        # Keys from the own column back, [B, P, T].
         near = (distance >= 0) & (distance < window) if window else distance >= 0
         own = jnp.take_along_axis(self.segments, self.columns, axis=1)[..., None]  # [B, P, 1]
         keys = self.segments[:, None, :]  # [B, 1, T]
+        # The own segment, or the shared prefix; padding (0) does not see the prefix.
         return near & ((own == keys) | ((keys == -1) & (own != 0)))
 
 
@@ -118,6 +123,7 @@ class DecodingQuery:
 
     def mask(self, window: int = 0) -> Bool[Array, "B 1 T"]:
         """Returns which slots the query sees: [B, 1, T] bool; `window` as in `attention`."""
+        # [B, T], by position and not by slot: a row's prompt and its new tokens have a gap between their slots.
         distance = self.position - self.key_positions
         seen = (self.key_positions >= 0) & (distance >= 0)
         return (seen & (distance < window) if window else seen)[:, None, :]
@@ -152,6 +158,7 @@ def attention(
     Raises:
       Refusal: 2 for an unknown MOSSA_ATTENTION.
     """
+    # Few queries: their scores [B, H, P, T] are small, and no blocks are needed.
     if isinstance(visible, DecodingQuery | QueryColumns):
         return _masked_attention(q, k, v, visible.mask(window))
     mesh = visible.mesh
@@ -169,9 +176,11 @@ def attention(
         mask = visible.mask(window=window)[:, None]  # [B, 1, S, S]
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     on_cpu = mesh is None or mesh.devices.flat[0].platform == "cpu"
+    # Block by block only where it saves something: near keys are fewer than the row's, or a prefix stands apart.
     block = _CPU_BLOCK if on_cpu else _BLOCK
     if visible.prefix_columns or 0 < near < q.shape[1] - block:
         spans = Spans(block, near or k.shape[1], visible.prefix_columns)
+        # A loop over rows would take rows that are spread over devices one by one.
         if not on_cpu or (mesh is not None and mesh.shape["fsdp"] > 1):
             return blockwise(q, k, v, visible.segments, spans)
 
@@ -200,6 +209,7 @@ def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike) -> str:
         if override not in BODIES:
             raise Refusal(BAD_CONFIG, f"MOSSA_ATTENTION={override} is unknown; choose one of {', '.join(BODIES)}")
         return override
+    # Without a mesh the platform is not known. Kernels multiply in a narrow precision, which is not for float32.
     if mesh is None or dtype not in _NARROW:
         return "xla"
     platform = mesh.devices.flat[0].platform
@@ -219,18 +229,22 @@ def _masked_attention(
     order (docs/measurements.md).
     """
     rows, length, heads, width = q.shape
+    # G query heads share one key/value head.
     groups = heads // k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     # [B, S, H, d] -> [B, K, G * S, d]
     q = q.reshape(rows, length, -1, groups, width).transpose(0, 2, 3, 1, 4).reshape(rows, -1, groups * length, width)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, d]
+    # Additive and in float32: every query sees itself, so no row of scores is minus infinity throughout.
     hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]  # [B, 1, G * S, T]
     scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=product_precision(q.dtype), preferred_element_type=wide)
     scores = scores * width**-0.5 + hidden  # [B, K, G * S, T]
+    # Against overflow of exp. The shift cancels, so no gradient has to pass through the maximum.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(
         "bkqt,bktd->bkqd", weights.astype(v.dtype), v, precision=product_precision(v.dtype), preferred_element_type=wide
     )
+    # Divides d numbers per query instead of T.
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
     # [B, K, G * S, d] -> [B, S, H, d]
     return out.reshape(rows, -1, groups, length, width).transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)

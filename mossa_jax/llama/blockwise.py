@@ -1,9 +1,9 @@
 """Attention over packed rows in plain XLA: one block of queries at a time, against the few keys that it can see.
 
 A query sees no key of its own sequence `window` or more columns back, so a block needs no key further back than that.
-Of the prefix that all sequences share it needs the first columns of the row and nothing else. Only keys that the mask
-would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from each
-query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
+Besides those it needs only the prefix that all sequences share, in the first columns of the row. Only keys that the
+mask would hide are skipped, so the result is that of the whole row. The backward pass recomputes a block's weights from
+each query's normaliser (Dao et al. 2022, arXiv 2205.14135, algorithm 4), so nothing as large as the scores outlives its
 block. The blocks are a loop on purpose: when they are unrolled, XLA's CPU runtime works on all of them at once and
 waits for memory, which takes twice as long (docs/measurements.md).
 
@@ -79,6 +79,7 @@ def _forward(
     rows = _Rows.lay_out(q, k, v, segments, spans)
     # out [N, B, K, G, Q, d], log_normaliser [N, B, K, G, Q, 1]
     _, (out, log_normaliser) = jax.lax.scan(lambda _, block: (None, rows.forward(block)), None, jnp.arange(rows.blocks))
+    # One number per query is kept instead of its weights: [N, B, K, G, Q, 1] for the backward pass.
     out = rows.heads_last(out).astype(v.dtype)  # [B, S, H, d]
     return out, (q, k, v, segments, out, log_normaliser)
 
@@ -87,6 +88,8 @@ def _backward(spans: Spans, residuals: _Residuals, gradient: jax.Array) -> tuple
     q, k, v, segments, out, log_normaliser = residuals
     rows = _Rows.lay_out(q, k, v, segments, spans)
     wide = log_normaliser.dtype
+    # Softmax takes this number off each gradient by a weight: the sum over d of gradient times
+    # output (D in algorithm 4).
     # [B, S, H, 1]
     inner = jnp.sum(gradient.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
     # [B, K, G, S', d] and [B, K, G, S', 1]
@@ -94,11 +97,14 @@ def _backward(spans: Spans, residuals: _Residuals, gradient: jax.Array) -> tuple
     # Two of [B, K, d, C]
     zeros = [jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), wide) for x in (rows.k, rows.v)]
 
+    # Blocks share keys, so gradients by keys and values are summed over blocks in the carry, in float32. Gradients by
+    # queries are stacked, one block after another.
     def add_block(sums: list[jax.Array], block: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         by_query, *by_keys = rows.backward(block, log_normaliser[block], gradient, inner)
         return [rows.add(total, block, part) for total, part in zip(sums, by_keys, strict=True)], by_query
 
     (by_key, by_value), by_query = jax.lax.scan(add_block, zeros, jnp.arange(rows.blocks))
+    # [B, S, H, d]. The queries were scaled by d^-0.5 before the scores, and so is their gradient.
     by_query = (rows.heads_last(by_query) * q.shape[-1] ** -0.5).astype(q.dtype)
     return by_query, rows.keys(by_key).astype(k.dtype), rows.keys(by_value).astype(v.dtype), None
 
@@ -134,28 +140,35 @@ class _Rows:
     @classmethod
     def lay_out(cls, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, spans: Spans) -> _Rows:
         """Lays out the arguments of `blockwise`."""
+        # Columns before the first query, and empty columns that fill up the last block.
         offset, behind = k.shape[1] - q.shape[1], -q.shape[1] % spans.block
 
         def keys_first(x: jax.Array) -> jax.Array:
             """[B, T, K, d] -> [B, K, C, d]."""
+            # With `window - 1` columns in front, the first block has as many near columns as all others:
+            # one shape for the loop.
             padded = jnp.pad(x, ((0, 0), (spans.window - 1, behind), (0, 0), (0, 0)))
             return jnp.concatenate([x[:, : spans.prefix_columns], padded], axis=1).swapaxes(1, 2)
 
         segments = jnp.pad(segments, ((0, 0), (0, behind)), constant_values=_NOTHING)  # [B, T + behind]
         column = jnp.arange(segments.shape[1])
+        # [B, T + behind]: whether a segment begins in this column. The running maximum of such columns is
+        # each token's own beginning.
         begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
         first = jax.lax.cummax(jnp.where(begins, column, 0), axis=1)  # [B, T + behind]
         # Shared keys are met in front only. Their own queries, too, meet nothing else.
         first = jnp.where(segments == -1, column + spans.window, first) - offset + spans.window - 1
+        # A query sees the whole prefix, a prefix token sees it up to itself, and padding sees none of it.
         prefix_length = jnp.sum(segments == -1, axis=1, keepdims=True)  # [B, 1]
         front = jnp.where(segments > 0, prefix_length, jnp.where(segments == -1, column + 1, 0))
+        # Scaled once here, instead of the scores in every block.
         scaled = _group_heads(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k.shape[2], spans.block)
         first, front = first[:, offset:], front[:, offset:]  # [B, S']
         return cls(scaled, keys_first(k), keys_first(v), first, front, spans, queries=q.shape[1], columns=k.shape[1])
 
     @property
     def blocks(self) -> int:
-        """N."""
+        """Returns N, the number of blocks."""
         return self.q.shape[3] // self.spans.block
 
     def heads_first(self, x: Float[Array, "B S H w"]) -> Float[Array, "B K G S w"]:
@@ -165,6 +178,7 @@ class _Rows:
     def heads_last(self, blocks: Float[Array, "N B K G Q d"]) -> Float[Array, "B S H d"]:
         """[N, B, K, G, Q, d] -> [B, S, H, d]."""
         count, rows, heads, groups, size, width = blocks.shape
+        # [N, B, K, G, Q, d] -> [B, N, Q, K, G, d] -> [B, S', H, d], and then without the empty queries.
         x = blocks.transpose(1, 0, 4, 2, 3, 5).reshape(rows, count * size, heads * groups, width)
         return x[:, : self.queries]
 
@@ -175,16 +189,17 @@ class _Rows:
         return own.at[..., :prefix].add(x[..., :prefix]).transpose(0, 3, 1, 2)
 
     def _near_start(self, block: Int[Array, ""]) -> Int[Array, ""]:
-        """The first of the columns near a block, behind the copied prefix."""
+        """Returns the first of the C columns that are near a block, behind the copied prefix."""
         return self.spans.prefix_columns + self.columns - self.queries + block * self.spans.block
 
     def _queries_of(self, x: Float[Array, "B K G S w"], block: Int[Array, ""]) -> Float[Array, "B K GQ w"]:
-        """A block's part of [B, K, G, S', w]: [B, K, G * Q, w]."""
+        """Returns a block's part of [B, K, G, S', w]: [B, K, G * Q, w]."""
+        # The queries of a group are one matrix: one product per key/value head.
         part = jax.lax.dynamic_slice_in_dim(x, block * self.spans.block, self.spans.block, axis=3)
         return part.reshape(*part.shape[:2], -1, part.shape[-1])
 
     def _keys_of(self, x: Float[Array, "B K C d"], block: Int[Array, ""]) -> Float[Array, "B K W d"]:
-        """The keys or values that a block meets: the prefix, and the columns near the block."""
+        """Returns the keys or values that a block meets, [B, K, W, d]: the prefix, and the columns near the block."""
         size = self.spans.window - 1 + self.spans.block
         near = jax.lax.dynamic_slice_in_dim(x, self._near_start(block), size, axis=2)
         return jnp.concatenate([jax.lax.slice_in_dim(x, 0, self.spans.prefix_columns, axis=2), near], axis=2)
@@ -206,17 +221,20 @@ class _Rows:
 
     def _scores(self, block: Int[Array, ""]) -> Float[Array, "B K G Q W"]:
         scores = _product("bkqd,bktd->bkqt", self._queries_of(self.q, block), self._keys_of(self.k, block))
+        # [B, K, G * Q, W] -> [B, K, G, Q, W], to which the mask [B, 1, 1, Q, W] is added for all heads.
         scores = scores.reshape(*scores.shape[:2], -1, self.spans.block, scores.shape[-1])
         return scores + self._mask(block, scores.dtype)
 
     def forward(self, block: Int[Array, ""]) -> tuple[Float[Array, "B K G Q d"], Float[Array, "B K G Q 1"]]:
         """Computes a block's output [B, K, G, Q, d] and the logarithm of its normalisers [B, K, G, Q, 1]."""
         scores = self._scores(block)
+        # [B, K, G, Q, 1]. Finite: every query sees itself, and queries that only fill a block see one another.
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)  # [B, K, G, Q, W]
         total = jnp.sum(weights, axis=-1, keepdims=True)
         weights_flat = _flatten_groups(weights).astype(self.v.dtype)  # [B, K, G * Q, W]
         out = _product("bkqt,bktd->bkqd", weights_flat, self._keys_of(self.v, block))
+        # Divided behind the product: d numbers per query instead of W.
         return out.reshape(*weights.shape[:-1], -1) / total, largest + jnp.log(total)
 
     def backward(
@@ -239,10 +257,13 @@ class _Rows:
         """
         weights = _flatten_groups(jnp.exp(self._scores(block) - log_normaliser))  # [B, K, G * Q, W]
         gradient = self._queries_of(gradient, block)  # [B, K, G * Q, d]
+        # [B, K, G * Q, W].
         by_weight = _product("bkqd,bktd->bkqt", gradient, self._keys_of(self.v, block))
         # Each is used twice: without the barrier XLA computes it twice as well.
         weights, by_weight = jax.lax.optimization_barrier((weights, by_weight))
+        # The gradient of softmax: weights times (gradient by weights minus their weighted mean).
         by_score = (weights * (by_weight - self._queries_of(inner, block))).astype(self.k.dtype)
+        # This, too, is used twice: for the queries and for the keys.
         by_score = jax.lax.optimization_barrier(by_score)
         by_query = _product("bkqt,bktd->bkqd", by_score, self._keys_of(self.k, block))
         # Columns last: with the head width last, XLA's CPU product takes three times as long.
@@ -255,6 +276,7 @@ class _Rows:
     ) -> Float[Array, "B K d C"]:
         """Adds the gradient of the columns that a block meets to the sum over all blocks."""
         prefix, start = self.spans.prefix_columns, self._near_start(block)
+        # The near columns of neighbouring blocks overlap, so parts are added and not written.
         old = jax.lax.dynamic_slice_in_dim(total, start, part.shape[-1] - prefix, axis=3)
         total = jax.lax.dynamic_update_slice_in_dim(total, old + part[..., prefix:], start, axis=3)
         return total.at[..., :prefix].add(part[..., :prefix]) if prefix else total

@@ -54,6 +54,7 @@ def greedy(
     # Slots 0..S-1 of the cache hold the padded prompts, slots S.. the new tokens.
     width = tokens.shape[1]
     is_prompt = jnp.arange(width)[None, :] < lengths[:, None]  # [B, S]
+    # All adapters read the same prompts, so only adapters, caches and tokens have the axis A.
     per_adapter = partial(jax.vmap, spmd_axis_name="adapter")
 
     def read(adapter: DeviceAdapter) -> tuple[jax.Array, KeysValues]:
@@ -64,16 +65,19 @@ def greedy(
     holds_prompt = jnp.pad(is_prompt, ((0, 0), (0, new_tokens)))  # [B, T]
     output = jnp.full((*first.shape, new_tokens), eos_ids[0], jnp.int32)  # [A, B, new_tokens]
 
+    # A while loop and not a scan: it stops as soon as every row of every adapter has ended.
     def is_unfinished(carry: tuple) -> Bool[Array, ""]:
         step, *_, has_ended = carry
         return (step < new_tokens) & ~has_ended.all()
 
     def body(carry: tuple) -> tuple:
         step, token, output, cached, has_ended = carry
+        # The token of the step before is written first: step 0 writes the one that the prompts gave.
         output = output.at[:, :, step].set(jnp.where(has_ended, eos_ids[0], token))
         has_ended = has_ended | (token[..., None] == eos_ids).any(axis=-1)  # [A, B]
         # New keys take the same slot in all rows; the gap between a row's prompt and them stays hidden.
         is_new = (slots >= width) & (slots <= width + step)  # [T]
+        # [B, T]: a prompt's slot is its position; new tokens continue at the row's own length; all other slots are -1.
         key_positions = jnp.where(is_new, lengths[:, None] + slots - width, jnp.where(holds_prompt, slots, -1))
         visible = DecodingQuery(key_positions, (lengths + step)[:, None])
 
@@ -83,6 +87,7 @@ def greedy(
         token, cached = per_adapter(decode)(adapters, token, cached)  # [A, B], [A, L, B, T, K, d]
         return step + 1, token, output, cached, has_ended
 
+    # XLA updates the carry in place, so the cache exists once.
     start = (jnp.int32(0), first, output, cached, jnp.zeros(first.shape, bool))
     return jax.lax.while_loop(is_unfinished, body, start)[2]
 
@@ -104,11 +109,14 @@ def _read_prompts(
     """
     model = merge(arch, state)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    # One prompt per row: segment 1, and 0 on the padding behind it.
     visible = Segments(is_prompt.astype(jnp.int32), mesh)
     _, last, cached = run_blocks(
         model, arch, adapter, tokens, positions, visible, tap=lambda _, keys_values: keys_values
     )
+    # [L, B, S, K, d] -> [L, B, T, K, d].
     cached = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cached)
+    # The last id of each prompt alone: logits of all positions would be [B, S, V].
     ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)  # [B, 1, D]
     return _likeliest(model, arch, ends), cached
 
@@ -124,11 +132,13 @@ def _decode_step(
 ) -> tuple[Int[Array, " B"], KeysValues]:
     """Decodes one token with one adapter: returns the likeliest next token [B], and the keys and values."""
     model = merge(arch, state)
+    # [B] -> [B, 1]: one query per row.
     x, cached = run_blocks_cached(model, arch, adapter, token[:, None], visible, cached, slot)
     return _likeliest(model, arch, x), cached
 
 
 def _likeliest(model: Llama, arch: Architecture, x: Float[Array, "B 1 D"]) -> Int[Array, " B"]:
+    # [B, 1, D] -> [B, V] -> [B]; among equal logits the lowest id.
     return jnp.argmax(logits(model, arch, x)[:, 0], axis=-1).astype(jnp.int32)
 
 

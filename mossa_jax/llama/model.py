@@ -71,6 +71,8 @@ def low_rank_inputs(x: Float[Array, "B S D_in"], lora: BlockAdapter, *targets: s
     present = [target for target in targets if target in lora]
     if not present:
         return {}
+    # Side by side in one matrix: many narrow products [.., D_in] x [D_in, r] would each read x again. The adapter is
+    # float32; it takes part in the dtype of x.
     ranks = [lora[target]["a"].shape[-1] for target in present]
     joined = jnp.concatenate([lora[target]["a"] for target in present], axis=-1).astype(x.dtype)  # [D_in, sum of r]
     products = jnp.matmul(x, joined, precision=product_precision(x.dtype))  # [B, S, sum of r]
@@ -100,6 +102,7 @@ class Projection(nnx.Module):
           std: standard deviation of the weights.
         """
         self.name = name
+        # Drawn as [L, D_in, D_out] and stored as [L, D_out, D_in], the layout of Hugging Face files.
         weight = nnx.initializers.normal(std)(rngs.params(), (arch.layers, *sizes), jnp.float32)
         self.weight = nnx.Param(weight.swapaxes(1, 2), logical=("layers", *axes[::-1]))  # [L, D_out, D_in]
         if name in arch.biases:
@@ -120,12 +123,14 @@ class Projection(nnx.Module):
           [B, S, D_out] in the dtype of x.
         """
         precision = product_precision(x.dtype)
+        # [B, S, D_out]. The last axis of both is contracted: the weight is used as it lies in the file.
         y = jnp.einsum("bsi,oi->bso", x, self.weight[...], precision=precision)
         if hasattr(self, "bias"):
             y = y + self.bias[...]
         if self.name in lora:
             update = lora[self.name]
             products = (low_rank_inputs(x, lora, self.name) if low_rank is None else low_rank)[self.name]
+            # The scale multiplies r numbers per position here; behind the product with b it would be D_out.
             scaled = products * update["scale"].astype(x.dtype)  # [B, S, r]
             # Rows and positions as one axis, [B * S, r]: summed over two axes, the gradient of b takes much longer
             # on CPU.
@@ -143,8 +148,9 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=(*("layers",) * (len(shape) - 1), None))
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """[..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
+        """Norms x: [..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # x / sqrt(mean(x^2) + eps): no mean is subtracted. Squares are summed in float32, since bfloat16 keeps 8 bits.
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         return self.weight[...] * normed.astype(x.dtype)
 
@@ -156,6 +162,9 @@ class Attention(nnx.Module):
         d = arch.head_dim
         self.arch = arch
         heads, kv_heads = arch.heads * d, arch.kv_heads * d
+        # Tensor parallel in pairs (Shoeybi et al. 2019, arXiv 1909.08053): q, k and v are split by heads over `tensor`
+        # and o takes the split heads in, so that each device attends with its own heads and a sum follows o alone. The
+        # other side of each matrix is spread over `fsdp` and gathered when it is used.
         self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
         self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
@@ -163,6 +172,7 @@ class Attention(nnx.Module):
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
         if arch.query_key_norm:
+            # Over the d numbers of one head; all heads share the weight.
             self.q_norm = RMSNorm(arch.norm_eps, arch.layers, d)
             self.k_norm = RMSNorm(arch.norm_eps, arch.layers, d)
 
@@ -205,10 +215,12 @@ class Attention(nnx.Module):
             kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
         q = self._split_heads(self.q_proj(queries, lora, q_low_rank))  # [B, P, H, d]
         k = self._split_heads(self.k_proj(x, lora, kv_low_rank))  # [B, S, K, d]
-        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))  # [B, S, K, d]
         # Before the rotation, as in Qwen 3.
         if self.arch.query_key_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        # Keys are rotated by their own positions before they are cached or shared, so that they are
+        # never rotated again.
         q, k = rotate(q, query_rotary), rotate(k, rotary)
         keys_values = KeysValues(k, v)
         match past:
@@ -231,16 +243,18 @@ class Attention(nnx.Module):
             assert isinstance(visible, Segments), "decoding has one query per row"
             # Columns are counted among the keys, where the prefix comes first.
             seen = visible.at_columns(query_columns + k.shape[1] - x.shape[1])
+        # [B, P, H, d], then all heads side by side, [B, P, H * d].
         out = self._attend(q, k, v, seen, is_windowed)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
     def _split_heads(self, x: Float[Array, "B S Hd"]) -> Float[Array, "B S H d"]:
+        # [B, S, H * d] -> [B, S, H, d]; for keys and values, K heads.
         return x.reshape(*x.shape[:2], -1, self.arch.head_dim)
 
     def _attend(
         self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, is_windowed: Bool[Array, ""] | None
     ) -> Float[Array, "B S H d"]:
-        """`attention` with or without the window, as the block has one."""
+        """Attends with or without the window, as the block has one: [B, S, H, d]."""
 
         def windowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             return attention(q, k, v, visible, self.arch.window)
@@ -259,6 +273,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
         up, down = (arch.hidden, arch.feed_forward), (arch.feed_forward, arch.hidden)
+        # Gate and up are split by columns over `tensor` and down by rows, so that one sum over
+        # devices follows down alone.
         self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
         self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
         out_std = std / (2 * arch.layers) ** 0.5
@@ -282,6 +298,7 @@ class Block(nnx.Module):
     """Pre-norm transformer block; its parameters carry the stacked layer axis, which the scan takes off."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
+        # Every parameter is declared once for all layers, [L, ...]: one scan compiles one block.
         self.attention_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.attention = Attention(arch, rngs, std)
         self.feed_forward_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
@@ -305,6 +322,7 @@ class Block(nnx.Module):
             attended, keys_values = self.attention(
                 normed, lora, rotary, visible, is_windowed, past=past, query_columns=query_columns
             )
+            # The residual stream of the columns that ask, [B, P, D].
             x = (x if query_columns is None else take_columns(x, query_columns)) + attended
         with jax.named_scope("feed_forward"):
             return x + self.feed_forward(self.feed_forward_norm(x), lora), keys_values
@@ -318,6 +336,7 @@ class Llama(nnx.Module):
         std = 0.02 if arch.hidden >= 1024 else (2 / (5 * arch.hidden)) ** 0.5
         shape = (arch.vocab, arch.hidden)
         init = nnx.initializers.normal(std)
+        # [V, D], ids over `tensor` and widths over `fsdp`; the head likewise.
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
         self.blocks = Block(arch, rngs, std)
         self.final_norm = RMSNorm(arch.norm_eps, arch.hidden)
@@ -350,6 +369,7 @@ def run_blocks(
     Returns:
       (embedding [B, S, D], output of the last block [B, S, D], taps [L, ...]).
     """
+    # [B, S, D], and cosines and sines [B, S, d/2], which all blocks share.
     embedded, rotary = embed(model, arch, tokens, positions, visible)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, Any]:
@@ -359,7 +379,10 @@ def run_blocks(
         x = pin_rows(x, visible)
         return x, tap(x, keys_values)
 
+    # With recomputation the scan keeps only each block's input [B, S, D] for the backward pass.
     body = jax.checkpoint(body) if remat else body
+    # A scan and not a Python loop: compilation time does not grow with L, and weights that are spread over `fsdp` are
+    # gathered one block at a time.
     last, taps = jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch)))
     return embedded, last, taps
 
@@ -386,12 +409,14 @@ def run_blocks_cached(
       (output of the last block [B, 1, D], the keys and values with the new ones at `slot`).
     """
     embedded = model.embedding[...][tokens]  # [B, 1, D]
+    # One position per row: [B, 1, d/2] each.
     rotary = _rotary_table(arch, visible.position, visible, embedded.dtype)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
         block, lora, is_windowed, cached = layer
         return block(x, lora, rotary, visible, is_windowed, past=DecodingCache(cached, slot))
 
+    # The cache goes through the scan as its inputs and outputs, one layer [B, T, K, d] per turn.
     return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cached))
 
 
@@ -399,6 +424,8 @@ def embed(
     model: Llama, arch: Architecture, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], visible: Segments
 ) -> tuple[Float[Array, "B S D"], RotaryTable]:
     """Embeds `tokens` [B, S]: returns [B, S, D], and the rotary table of their `positions`."""
+    # The embedding [V, D] has D over `fsdp`, and so would the result. Pinned, it has its rows there,
+    # as every block expects.
     embedded = pin_rows(model.embedding[...][tokens], visible)
     return embedded, _rotary_table(arch, positions, visible, embedded.dtype)
 
@@ -406,7 +433,8 @@ def embed(
 def _rotary_table(
     arch: Architecture, positions: Int[Array, "B S"], visible: Segments | DecodingQuery, dtype: DTypeLike
 ) -> RotaryTable:
-    """The rotary table of `positions`, in float32 or wider."""
+    """Returns the rotary table of `positions`, in float32 or wider."""
+    # Only dynamic scaling depends on a sequence's length, which takes a comparison [B, T, T] to count.
     lengths = visible.lengths() if arch.rope.rope_type == "dynamic" else None
     return rotary_table(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
 
@@ -437,6 +465,8 @@ def can_share_prefix(arch: Architecture) -> bool:
 
 def windowed_blocks(arch: Architecture) -> np.ndarray | None:
     """Returns which blocks are windowed, [L] bool; None where all blocks are alike."""
+    # With None there is no `cond` in the scan: `arch.window` holds in every block, and it is 0
+    # where no block is windowed.
     if len(arch.windowed) in (0, arch.layers):
         return None
     return np.isin(np.arange(arch.layers), arch.windowed)
@@ -456,6 +486,7 @@ def head_logits(normed: Float[Array, "*rows D"], head: Float[Array, "V D"]) -> F
     """Applies the head alone: [..., D] and [V, D] -> [..., V] float32 (float64 for float64)."""
     wide = jnp.promote_types(normed.dtype, jnp.float32)
     precision = product_precision(normed.dtype)
+    # Sums in float32 also for bfloat16 states: logits decide between ids that are close.
     return jnp.einsum("...d,vd->...v", normed, head, precision=precision, preferred_element_type=wide)
 
 
@@ -466,6 +497,7 @@ def parameter_count(arch: Architecture) -> int:
 
 @lru_cache(maxsize=16)
 def _abstract(arch: Architecture) -> tuple[nnx.GraphDef, nnx.State]:
+    # Shapes only: no weight is drawn. Cached, since tracing all modules takes time and every program needs it.
     return nnx.split(nnx.eval_shape(lambda: Llama(arch, nnx.Rngs(0))))
 
 
@@ -478,6 +510,7 @@ def abstract_state(arch: Architecture, dtype: DTypeLike) -> nnx.State:
 def logical_axes(arch: Architecture) -> dict[str, tuple[str | None, ...]]:
     """Returns each leaf's logical axes as the modules declare them, e.g. by "blocks.attention.q_proj.weight"."""
     variables = _abstract(arch)[1].flat_state()
+    # Each `nnx.Param` carries its logical axes; `devices.mesh.RULES` maps them to mesh axes.
     return {".".join(map(str, path)): variable.get_metadata("logical") for path, variable in variables}
 
 

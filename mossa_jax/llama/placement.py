@@ -1,4 +1,4 @@
-"""Where the leaves of a model's state live on a mesh, by the one table of shardings in `devices.mesh`."""
+"""Places the leaves of a model's state on a mesh, by the one table of shardings in `devices.mesh`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mossa_jax.llama.model import abstract_state, logical_axes
 
 def leaf_name(path: tuple) -> str:
     """Returns the dotted name of a leaf of the model's state, e.g. "blocks.attention.q_proj.weight"."""
+    # A path has keys of several types (dict keys, attributes); `value` is the array inside an `nnx.Param`.
     parts = (getattr(key, "key", getattr(key, "name", key)) for key in path)
     return ".".join(str(part) for part in parts if part != "value")
 
@@ -36,10 +37,12 @@ def check_mesh(arch: Architecture, mesh: jax.sharding.Mesh | jax.sharding.Abstra
     """
     tensor = mesh.shape["tensor"]
     counts = {"num_attention_heads": arch.heads, "intermediate_size": arch.feed_forward}
+    # If the axis is a multiple of the key/value heads, each head has several devices; otherwise it must divide them.
     if tensor % arch.kv_heads:
         counts["num_key_value_heads"] = arch.kv_heads
     for field, count in counts.items():
         if count % tensor:
+            # Sizes of the tensor axis that pass all of the above, for the message.
             fitting = [n for n in range(1, arch.heads + 1) if not (arch.heads % n or arch.feed_forward % n)]
             fitting = [n for n in fitting if not (arch.kv_heads % n and n % arch.kv_heads)]
             raise Refusal(
@@ -60,6 +63,7 @@ def shardings(arch: Architecture, mesh: jax.sharding.Mesh) -> nnx.State:
             names = tuple(None if name == "kv_heads" else name for name in names)
         return mesh_lib.sharding(mesh, leaf.shape, names)
 
+    # The dtype plays no part in a sharding.
     return jax.tree.map_with_path(sharding_of, abstract_state(arch, np.float32))
 
 

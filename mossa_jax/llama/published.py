@@ -84,6 +84,7 @@ def write_config(
       shard_gb: the largest size of a file, in GB.
       seed: of the weights.
     """
+    # NumPy has no bfloat16 of its own.
     number_type = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     rng = np.random.default_rng(seed)
     shapes = stored_shapes(architecture_from_config(config, title))
@@ -91,7 +92,10 @@ def write_config(
     with new_folder(out) as folder:
         files = TensorWriter(folder, int(shard_gb * 1e9))
         for number, (name, size) in enumerate(shapes.items(), 1):
+            # One axis means a norm; matrices [D_out, D_in] get the spread of a new model, so that
+            # activations stay finite.
             values = np.ones(size) if len(size) == 1 else rng.standard_normal(size, np.float32) * np.float32(0.02)
+            # Memory holds at most one file's tensors, never a whole 70B model.
             files.add(name, values.astype(number_type))
             if number % 50 == 0 or number == len(shapes):
                 progress.line(number, name)

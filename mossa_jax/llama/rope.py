@@ -28,6 +28,10 @@ class Rope:
       factor: how far the context is stretched.
       context: positions of the original training, for `dynamic` and `llama3`.
       low, high: for `llama3`: the ramp runs over wavelengths from context / low down to context / high.
+
+    References:
+      Chen et al. 2023, "Extending context window of large language models via positional interpolation", arXiv
+      2306.15595 (`linear`); Peng et al. 2023, "YaRN", arXiv 2309.00071 (`dynamic`: NTK-aware scaling).
     """
 
     theta: float
@@ -42,12 +46,14 @@ class Rope:
 
         For `dynamic` these are the frequencies of sequences within the context.
         """
+        # theta^(-2i/d) for pair i (section 3.2.2), in float64 on the host and rounded once.
         frequency = self.theta ** -(np.arange(0, head_dim, 2) / head_dim)
         if self.rope_type == "linear":
             return frequency / self.factor
         if self.rope_type == "llama3":
             # Turns of each pair over the original context.
             turns = self.context * frequency / (2 * np.pi)
+            # 1 for pairs with more than `high` turns, 0 for fewer than `low`, and a ramp between.
             unstretched = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
             return unstretched * frequency + (1 - unstretched) * frequency / self.factor
         return frequency
@@ -76,6 +82,7 @@ def read_rope(config: dict[str, Any], positions: int) -> Rope:
       ValueError: the type is not one of `ROPE_TYPES`, or its parameters make no sense.
       TypeError: a value has the wrong type.
     """
+    # transformers 4 has `rope_scaling` and `rope_theta`, transformers 5 puts both into `rope_parameters`.
     settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     rope_type = settings.get("rope_type") or settings.get("type") or "default"
     theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
@@ -92,6 +99,7 @@ def read_rope(config: dict[str, Any], positions: int) -> Rope:
     if rope_type == "linear":
         return Rope(theta, rope_type, factor)
     if rope_type == "dynamic":
+        # The context is `max_position_embeddings`, as in transformers; the config names no other.
         return Rope(theta, rope_type, factor, positions)
     low, high = float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
     if high <= low:
@@ -117,6 +125,8 @@ def rotary_table(
     """
     if rope.rope_type == "dynamic":
         assert lengths is not None, "dynamic scaling needs the lengths of sequences"
+        # NTK-aware scaling: theta grows so that the slowest pair is stretched by `stretch`, the fastest not at all.
+        # Within the context `stretch` is 1.
         longest = jnp.maximum(lengths, rope.context).astype(dtype)  # [B, S]
         stretch = rope.factor * longest / rope.context - (rope.factor - 1)
         theta = rope.theta * stretch ** (head_dim / (head_dim - 2))
@@ -124,6 +134,7 @@ def rotary_table(
         frequency = theta[..., None] ** -jnp.asarray(np.arange(0, head_dim, 2) / head_dim, dtype)
     else:
         frequency = jnp.asarray(rope.frequencies(head_dim), dtype)  # [d/2]
+    # In float32 also for bfloat16 models: an angle of 1,000 radians in bfloat16 is off by up to 2.
     angle = positions[..., None].astype(dtype) * frequency  # [B, S, d/2]
     return RotaryTable(jnp.cos(angle), jnp.sin(angle))
 
@@ -134,6 +145,7 @@ def rotate(x: Float[Array, "B S H d"], table: RotaryTable) -> Float[Array, "B S 
     Element i is paired with element i + d/2, as in Hugging Face weights.
     """
     cos, sin = (x[:, :, None, :] for x in table)  # [B, S, 1, d/2]
+    # [B, S, H, d/2] each. A pair (x, y) turns to (x cos - y sin, y cos + x sin).
     first, second = jnp.split(x.astype(cos.dtype), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)

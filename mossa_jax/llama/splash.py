@@ -40,6 +40,8 @@ def splash(
       [B, S, H, d] in the dtype of `v`.
     """
     heads = P("fsdp", None, "tensor", None)
+    # A Pallas kernel is opaque to the partitioner, which would gather its arguments. Under `shard_map` each device runs
+    # it on its own rows and heads, and no device needs another's.
     body = partial(_attend_on_device, window=window, interpret=interpret)
     return jax.shard_map(
         body, mesh=mesh, in_specs=(heads, heads, heads, P("fsdp", None)), out_specs=heads, check_vma=False
@@ -63,6 +65,7 @@ def _attend_on_device(
     # The kernel takes heads before positions, [B, H, padded, d], and does not scale the scores.
     q, k, v = (jnp.pad(x, (*extra, (0, 0), (0, 0))).swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     kernel = _kernel(q.shape[1], padded, window, interpret)
+    # The kernel takes one row, so rows are its batch axis.
     out = jax.vmap(kernel)(q, k, v, library.SegmentIds(q=segments, kv=segments))  # [B, H, padded, d]
     return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
 
@@ -70,8 +73,11 @@ def _attend_on_device(
 def _kernel(heads: int, length: int, window: int, interpret: bool) -> Callable[..., jax.Array]:
     """Builds the kernel for one row: [heads, length, d] -> [heads, length, d], causal and with a window if not 0."""
     shape = (length, length)
+    # Causal masks that are computed inside the kernel, block by block. A query sees `window - 1` keys before
+    # itself and none behind.
     mask = library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
     block = next(size for size in _BLOCKS if length % size == 0)
+    # One size for the forward pass and both passes backward (dkv and dq).
     sizes = library.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -85,6 +91,7 @@ def _kernel(heads: int, length: int, window: int, interpret: bool) -> Callable[.
     return library.make_splash_mha(
         mask=library.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
+        # The kernel already runs on one device's part.
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

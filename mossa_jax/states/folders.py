@@ -20,6 +20,7 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 
 _IDS = "ids"
+# Types of stored ids, by the names that safetensors gives them.
 _INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16}
 # Formats that may run code when they are read, or that hold several arrays under one name.
 _UNREADABLE = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".npz", ".ckpt")
@@ -27,7 +28,7 @@ _UNREADABLE = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".npz", ".ckpt")
 
 @dataclass(frozen=True)
 class SavedStates:
-    """The layers of a folder, read when they are asked for.
+    """The layers of a folder; each is read on request.
 
     Attributes:
       folder: its path.
@@ -49,7 +50,7 @@ class SavedStates:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a file says of one layer, before it is read."""
+    """One layer as its file's header describes it, before it is read."""
 
     read: Callable[[], np.ndarray]
     shape: tuple[int, ...]
@@ -86,6 +87,7 @@ def open_states(folder: str, ids: str | None = None) -> SavedStates:
         hint = f"{unreadable[0]} is not read (a pickle can run code); " if unreadable else ""
         raise Refusal(BAD_INPUT, f"{folder} holds no layer; {hint}save one [rows, width] array per layer as .npy")
     rows = _common_rows(folder, layers)
+    # All sources of ids are read, and have to agree: a stale ids.txt beside newer arrays is a likely mistake.
     for file in [*(path / f"{_IDS}{suffix}" for suffix in (".txt", ".json", ".npy")), *([Path(ids)] if ids else [])]:
         if file.exists() or str(file) == ids:
             ids_by_source[str(file)] = _read_ids(file)
@@ -100,6 +102,7 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
       Refusal: 3 if they do not.
     """
     for side, other in ((a, b), (b, a)):
+        # Both ways: a layer that only one folder has would otherwise be left out in silence.
         missing = [name for name in side.layers if name not in other.layers]
         if missing:
             raise Refusal(
@@ -121,6 +124,7 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
             "give ids to both, or to neither",
         )
     if a.ids != b.ids:
+        # Names the first row that differs, and says whether it is a matter of order or of other examples.
         row = next(i for i, (left, right) in enumerate(zip(a.ids, b.ids, strict=True)) if left != right)
         is_reordered = set(a.ids) == set(b.ids)
         raise Refusal(
@@ -135,6 +139,7 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
 
 
 def _natural_order(name: str) -> tuple[int, list[str | int]]:
+    # Every other piece is digits, and compares as a number: block_2 before block_10.
     pieces = re.split(r"(\d+)", name)
     return {"embed": 0, "final_norm": 2}.get(name, 1), [int(p) if i % 2 else p for i, p in enumerate(pieces)]
 
@@ -142,6 +147,8 @@ def _natural_order(name: str) -> tuple[int, list[str | int]]:
 def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[str, ...]]) -> dict[str, _Layer]:
     """Returns the layers of a file by name; ids that the file holds are added to `ids_by_source`."""
     if path.suffix == ".npy":
+        # Memory-mapped: this reads the header. The file is opened again when the layer is read, so
+        # that no map stays open.
         array = _load_npy(path)
         return {path.stem: _Layer(lambda: _load_npy(path), array.shape, array.dtype.name)}
     tensors = read_header(path)
@@ -149,8 +156,10 @@ def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[st
     def reader(tensor: StoredTensor, dtypes: dict[str, Any]) -> Callable[[], np.ndarray]:
         # A layer of another type is refused before it is read.
         dtype = dtypes.get(tensor.dtype, np.uint8)
+        # An empty file region cannot be mapped. The shape is refused later, with its layer's name.
         if 0 in tensor.shape:
             return lambda: np.zeros(tensor.shape, dtype)
+        # Little-endian and C order, as safetensors stores all tensors; bfloat16 has a dtype in FLOATS.
         return lambda: np.memmap(path, dtype, "r", tensor.offset, tensor.shape)
 
     if _IDS in tensors:
@@ -160,6 +169,7 @@ def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[st
                 BAD_INPUT, f"{path}: tensor 'ids' is {tensor.dtype}{list(tensor.shape)}; give whole numbers [n]"
             )
         ids_by_source[f"{path}:{_IDS}"] = tuple(str(int(number)) for number in reader(tensor, _INTEGERS)())
+    # One file per layer is named by the file; one file for all layers by its tensors.
     is_single = len(tensors) == 1 and not is_only_file
     layers = {}
     for name, tensor in tensors.items():
@@ -170,6 +180,7 @@ def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[st
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
+        # `allow_pickle=False`: an array of objects is a pickle, which could run code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise Refusal(
@@ -186,6 +197,7 @@ def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
     first = min(layers, key=_natural_order)
     for name, layer in layers.items():
         if layer.dtype not in allowed:
+            # NumPy saves the bytes of bfloat16 without its name, and reads them back as void.
             is_void = layer.dtype.startswith("void")
             hint = " (.npy cannot hold bfloat16: save it as safetensors)" if is_void else ""
             raise Refusal(
@@ -205,6 +217,7 @@ def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
 def _read_ids(path: Path) -> tuple[str, ...]:
     if path.suffix == ".npy":
         array = _load_npy(path)
+        # Kinds: signed and unsigned integers, and text.
         if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise Refusal(BAD_INPUT, f"{path} is {array.dtype}{list(array.shape)}; give whole numbers or strings [n]")
         return tuple(map(str, array.tolist()))

@@ -51,7 +51,7 @@ the prompts' last tokens alone.
 
 @dataclass(frozen=True)
 class PassSpec:
-    """What a compiled pass depends on beside the shapes of its arguments; the static argument of its programs.
+    """Everything besides the shapes of arguments that a compiled pass depends on: its static argument.
 
     Attributes:
       arch: the base model's architecture.
@@ -89,7 +89,7 @@ class RowBatch(NamedTuple):
 
 
 class PrefixStates(NamedTuple):
-    """What every prompt needs of the ids that all prompts begin with.
+    """Keys, values and sums of states of the ids that all prompts begin with: all that a prompt needs of them.
 
     Attributes:
       keys_values: keys and values, [M, L, T, K, d] each, in the base's dtype.
@@ -120,11 +120,16 @@ def pool_prompts(
       [B, P, D] float32.
     """
     if pool == "last":
+        # The last token is always one of the prompt's own, so the shared ids play no part here: [B, S, D] -> [B, P, D].
         return jnp.take_along_axis(x, batch.ends[..., None], axis=1).astype(jnp.float32)
+    # A mean over tokens is a product with a matrix of zeros and ones. It stays inside its row, and so on the device
+    # that holds the row, while a sum by index would be a scatter. The k-th prompt of a row is its segment k.
     prompts = jnp.arange(1, batch.ends.shape[1] + 1)
     # [B, P, S]: 1 where a position belongs to a prompt.
     inside = (batch.segments[:, None, :] == prompts[:, None]).astype(jnp.float32)
+    # [B, P, D]. Highest precision: by default a TPU would round the float32 states to bfloat16 before it multiplies.
     sums = jnp.einsum("bps,bsd->bpd", inside, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    # The states of the shared ids are the same in all prompts, so their sum [D] is added once to each of them.
     sums, count = (sums, 0) if prefix is None else (sums + prefix[0], prefix[1])
     # A slot without a prompt is divided by one, not by zero; its id is -1 and it is dropped.
     return sums / jnp.maximum(inside.sum(-1, keepdims=True) + count, 1)
@@ -132,6 +137,7 @@ def pool_prompts(
 
 def _at(tree: Any, index: Layer, axis: int = 0) -> Any:
     """Returns the slice at `index` of one axis of every leaf, without that axis."""
+    # The index may be traced: in a scan over layers it is the number of the turn.
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, axis, keepdims=False), tree)
 
 
@@ -166,11 +172,14 @@ def run_models(
         segments = jnp.concatenate([jnp.broadcast_to(shared, (len(segments), spec.prefix_length)), segments], axis=1)
     visible = Segments(segments, spec.mesh, spec.prefix_length, spec.max_own)
     x, table = embed(model, arch, batch.tokens, batch.positions, visible)  # [B, S, D]
+    # The embedding is the same for all models: [1, B, S, D].
     state = consume(state, 0, x[None], True)
     windows = windowed_blocks(arch)
     windowed = None if windows is None else jnp.asarray(windows)  # [L] bool
     cache = None if prefix is None else prefix.keys_values  # two of [M, L, T, K, d]
 
+    # One block of one model. Its weights are taken by index out of the stack [L, ...]. Two stacks, one for each scan
+    # below, would be copies of the weights.
     def block(x: jax.Array, lora: Any, cache: Any, layer: Layer, ends: jax.Array | None = None) -> jax.Array:
         window = None if windowed is None else windowed[layer]
         x, _ = _at(model.blocks, layer)(x, lora, table, visible, window, past=cache, query_columns=ends)
@@ -187,6 +196,8 @@ def run_models(
         carry: tuple[jax.Array, State], layer: Layer, ends: jax.Array | None = None
     ) -> tuple[tuple[jax.Array, State], None]:
         x, state = carry
+        # The base has no model axis, so its products run over the rows of all models at once. `spmd_axis_name` puts the
+        # models of the shardings that `pin_rows` asks for on the adapter axis.
         each = jax.vmap(
             partial(block, layer=layer, ends=ends),
             in_axes=(0, 0, None if cache is None else 0),
@@ -195,6 +206,8 @@ def run_models(
         x = each(x, _at(adapters, layer, 1), None if cache is None else _at(cache, layer, 1))
         return (x, consume(state, layer + 1, x, ends is None)), None
 
+    # Scans rather than unrolled loops: one block is compiled for all layers, and a layer's states are freed in the next
+    # turn. The state of `consume` is a carry, so that XLA updates it in place.
     models = len(next(iter(jax.tree.leaves(adapters))))
     (x, state), _ = jax.lax.scan(shared_block, (x, state), jnp.arange(spec.first_changed))
     x = jnp.broadcast_to(x, (models, *x.shape))
@@ -202,6 +215,7 @@ def run_models(
     # The last block stands outside the scan: pooled by `last`, it has queries at the prompts' ends only, [M, B, P, D].
     ends = batch.ends if spec.pool == "last" else None
     (x, state), _ = own_block((x, state), arch.layers - 1, ends)
+    # [M, B, S, D], or [M, B, P, D] with the last tokens alone.
     return consume(state, arch.layers + 1, model.final_norm(x), ends is None)
 
 
@@ -217,12 +231,19 @@ def read_prefix(
       adapters: stacked [M, L, ...] on the devices.
       tokens: [1, T] int32, padded on the right.
       length: [] int32, how many of them are ids.
+
+    Returns:
+      Keys and values [M, L, T, K, d] in the base's dtype, and sums of states [M, L + 2, D] float32.
     """
     arch, model = spec.arch, merge(spec.arch, base)
+    # The prefix is padded to T columns and its length is an array, so that prefixes of different
+    # lengths share a program.
     inside = jnp.arange(spec.prefix_length) < length  # [T]
+    # One row, one segment; padding on the right is segment 0 and is seen by no id.
     visible = Segments(inside[None].astype(jnp.int32), spec.mesh)
     x, table = embed(model, arch, tokens, jnp.arange(spec.prefix_length)[None], visible)  # [1, T, D]
 
+    # In float32, as in `pool_prompts`, whose sums these are added to.
     def total(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(inside[:, None], x[0].astype(jnp.float32), 0), axis=0)  # [D]
 
@@ -230,12 +251,15 @@ def read_prefix(
         def body(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             block, lora, windowed = layer
             x, (keys, values) = block(x, lora, table, visible, windowed)
+            # Without the axis of rows, of which there is one: [T, K, d] twice, and [D]. The scan
+            # stacks them over layers.
             return x, (SharedPrefix(keys[0], values[0]), total(x))
 
         last, (keys_values, sums) = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch)))
         # [L + 2, D]
         return keys_values, jnp.concatenate([total(x)[None], sums, total(model.final_norm(last))[None]])
 
+    # Two of [M, L, T, K, d], and [M, L + 2, D].
     keys_values, sums = jax.vmap(one_model, spmd_axis_name="adapter")(adapters)
     return PrefixStates(keys_values, sums, length)
 
@@ -256,20 +280,23 @@ def similarity_rows(
       spec: the static part of the pass.
       batch: as in `run_models`.
       prefix: as in `run_models`.
-      layer: as `Consume` gets it, and so are `x` and `every_position`.
-      x: [M or 1, B, S or P, D].
-      every_position: whether `x` has all S positions.
+      layer: index of the layer name, as `Consume` receives it.
+      x: [M or 1, B, S, D]; [M, B, P, D] without `every_position`.
+      every_position: whether `x` has all S positions, or the prompts' last tokens alone.
 
     Returns:
       [M or 1, R, D] float32, and [R] bool: which of them hold a prompt or a token.
     """
     if spec.pool == "all":
+        # Every token is a row: [M or 1, B, S, D] -> [M or 1, B * S, D].
         return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (batch.segments > 0).reshape(-1)
     if every_position and spec.pool == "mean" and prefix is not None:
+        # Below the first adapter there is one set of states for all models, and model 0's sum goes with it.
         sums = jax.lax.dynamic_index_in_dim(prefix.sums, layer, 1, keepdims=False)[: len(x)]  # [M or 1, D]
         x = jax.vmap(lambda x, total: pool_prompts(x, batch, spec.pool, (total, prefix.length)))(x, sums)
     elif every_position:
         x = jax.vmap(lambda x: pool_prompts(x, batch, spec.pool))(x)
+    # [M or 1, B, P, D] -> [M or 1, B * P, D]. By now `x` is pooled; with the last tokens alone it came so.
     return x.astype(jnp.float32).reshape(len(x), -1, x.shape[-1]), (batch.ids >= 0).reshape(-1)
 
 
@@ -302,6 +329,8 @@ def abstract_prefix(spec: PassSpec, dtype: DTypeLike, models: int) -> PrefixStat
     """Describes the result of `read_prefix` for M = `models` by shapes, dtypes and shardings."""
     arch, mesh = spec.arch, spec.mesh
     shape = (models, arch.layers, spec.prefix_length, arch.kv_heads, arch.head_dim)
+    # No axis of rows: every device of `fsdp` needs all of it. Heads are spread over `tensor`, as the
+    # projections that compute them are.
     keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
     sums = mesh_lib.abstract(mesh, (models, arch.layers + 2, arch.hidden), (None, None, None), jnp.float32)
     return PrefixStates._make([SharedPrefix._make([keys, keys]), sums, mesh_lib.abstract(mesh, (), (), jnp.int32)])

@@ -20,6 +20,7 @@ from mossa_jax.llama.model import merge
 from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models, similarity_rows
 from mossa_jax.states.prompts import PassConfig, PromptPass
 
+# Rows over `fsdp` alone would leave each device of a tensor group with all columns of its rows.
 STATE_AXES = ("adapter", None, "rows", "kept")
 """Logical axes of kept states [M, L + 2, n, D]."""
 
@@ -56,10 +57,14 @@ def keep_states(
     """
     arch, mesh = model.architecture, model.mesh
     run = PromptPass(model, adapters, prompts, config)
+    # Rounded up twice: to a multiple that similar tasks share, and to whole rows per device.
     slots = row_slots(run.prompts, mesh.shape["fsdp"])
     shape = (run.models, arch.layers + 2, slots, arch.hidden)
+    # [M, L + 2, n, D]. Every device fills its own shard with zeros; no host and no device ever holds the whole array.
     kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
     for batch in run.batches():
+        # The array is the largest of the comparison. It is donated to each call, which writes the
+        # batch's rows in place.
         kept = keep_batch(run.spec, *run.arguments, batch, run.prefix, kept)
     return KeptStates(kept, np.arange(slots) < run.prompts, arch.state_names())
 
@@ -81,7 +86,9 @@ def keep_batch(
 
     def write(kept: jax.Array, layer: Layer, x: jax.Array, every_position: bool) -> jax.Array:
         x, _ = similarity_rows(spec, batch, prefix, layer, x, every_position)
+        # States that all models share, [1, R, D], are written to every model.
         x = jnp.broadcast_to(x, (len(kept), *x.shape[1:]))  # [M, R, D]
+        # Packing puts prompts out of order; this scatter puts them back, prompt i in row i.
         # Layer by layer: one scatter over all layers takes the TPU compiler many minutes.
         return jax.lax.with_sharding_constraint(kept.at[:, layer, ids].set(x, mode="drop"), layout)
 
@@ -90,6 +97,8 @@ def keep_batch(
 
 def row_slots(prompts: int, devices: int) -> int:
     """Returns how many rows are kept for `prompts` prompts: rounded up, so that similar tasks share their programs."""
+    # Each number of rows is a program of its own. Small tasks are padded by at most 127 rows, large
+    # ones by at most 1,023.
     multiple = 128 if prompts <= 1024 else 1024
     return mesh_lib.round_up(mesh_lib.round_up(prompts, multiple), devices)
 

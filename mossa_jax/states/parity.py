@@ -61,6 +61,7 @@ def relative_differences(table: pd.DataFrame) -> np.ndarray:
 
 def parity_obstacle(arch: Architecture) -> str:
     """Returns why a model of `arch` cannot be checked on process 0's host; "" if it can. All processes agree."""
+    # Only process 0 runs torch, so its host alone counts. The others learn that it cannot, but not why.
     reason = _host_obstacle(arch) if jax.process_index() == 0 else ""
     if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.asarray(bool(reason))):
         return reason or "process 0 cannot check it"
@@ -74,6 +75,7 @@ def _host_obstacle(arch: Architecture) -> str:
         return "torch is not installed"
     except OSError as error:
         return f"torch cannot be imported ({_why(error)})"
+    # The reference holds every weight in float32, 4 bytes each.
     needed, available = 4 * parameter_count(arch), _available_memory()
     if available is None:
         if needed > _LIMIT_ELSEWHERE:
@@ -94,6 +96,7 @@ def _available_memory() -> int | None:
     if not _MEMORY.exists():
         return None
     fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+    # The kernel writes kB and means 1,024 bytes.
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
 
@@ -115,6 +118,7 @@ def parity(model: Model, prompts: list[list[int]]) -> pd.DataFrame | None:
     """
     import pandas as pd
 
+    # All processes take part here: the weights may be spread over their devices.
     ours = _states_and_logits(model, prompts)
     if jax.process_index() != 0:
         return None
@@ -135,13 +139,16 @@ def parity(model: Model, prompts: list[list[int]]) -> pd.DataFrame | None:
 
 def _states_and_logits(model: Model, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
     """Returns [n, S, D] of each layer and [n, S, V] of the logits, whole on every host; one padded row per prompt."""
+    # [B, S], B a multiple of the fsdp axis. Rows that are added have segment 0 throughout and are cut off again.
     shape = (mesh_lib.round_up(len(prompts), model.mesh.shape["fsdp"]), max(map(len, prompts)))
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, ids in enumerate(prompts):
+        # One prompt per row, so that packing itself is not part of this check.
         tokens[row, : len(ids)], segments[row, : len(ids)] = ids, 1
     positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     rows = [mesh_lib.place(model.mesh, array, ("rows", None)) for array in (tokens, positions, segments)]
     states, last = _forward(model.architecture, model.mesh, len(prompts), model.state, *rows)
+    # L + 2 arrays [n, S, D] and one [n, S, V].
     return [*np.asarray(states.addressable_data(0)), np.asarray(last.addressable_data(0))]
 
 
@@ -163,8 +170,11 @@ def _forward(
 
     # [B, S, D], [B, S, D], [L, n, S, D]
     embedded, last, layers = run_blocks(model, arch, {}, tokens, positions, Segments(segments, mesh), first_rows)
+    # Two of [1, n, S, D].
     embedded, normed = (x[None, :count] for x in (embedded, model.final_norm(last)))
+    # [L + 2, n, S, D], in the order of `Architecture.state_names`.
     states = jnp.concatenate([embedded, layers, normed])
+    # `logits` applies the final norm itself. Whole on every device, so that process 0 can read all of it.
     return jax.lax.with_sharding_constraint((states, logits(model, arch, last[:count])), mesh_lib.replicated(mesh))
 
 
@@ -173,25 +183,30 @@ def _differences(folder: epath.Path, prompts: Sequence[Sequence[int]], ours: lis
     import torch
     from transformers import AutoModelForCausalLM
 
+    # "eager" is the plain definition of attention, without a fused kernel. No code from the folder is run.
     model = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=False
     ).eval()
     states: list[Any] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
+        # [1, S, D]; a block of some versions returns a tuple that begins with its states.
         states.append(output[0] if isinstance(output, tuple) else output)
 
     # Hooks rather than the library's `hidden_states`, whose last entry has passed the final norm already.
     decoder = model.base_model
     for module in (decoder.embed_tokens, *decoder.layers, decoder.norm):
         module.register_forward_hook(keep)
+    # [L + 3, 2]: the largest difference, and the largest absolute value of the reference.
     largest = np.zeros((len(ours), 2))
     # Shortest first: the library's dynamic RoPE remembers the longest sequence that it has seen.
     for row, ids in sorted(enumerate(prompts), key=lambda item: len(item[1])):
         states.clear()
+        # One prompt at a time, unpadded: the reference never sees a padding token.
         with torch.no_grad():
             last = model(torch.tensor([list(ids)]), use_cache=False).logits
         for layer, (mine, theirs) in enumerate(zip(ours, [*states, last], strict=True)):
+            # [S, D] or [S, V]. The difference is taken in float64, so that it adds no rounding of its own.
             theirs = theirs[0].numpy().astype(np.float64)
             difference = np.abs(theirs - mine[row, : len(ids)].astype(np.float64)).max()
             largest[layer] = np.maximum(largest[layer], (difference, np.abs(theirs).max()))

@@ -22,6 +22,7 @@ from mossa_jax.tokens.rows import PromptRows
 PREFIX_MULTIPLE = 32
 """The shared ids are padded to a multiple of this."""
 
+# Longer prompts get 0, "not known": attention then does not limit how far back a query looks.
 _MAX_OWN_SIZES = (64, 128, 256, 384, 512, 768)
 
 
@@ -53,6 +54,7 @@ class PromptPass:
 
     def __init__(self, model: Model, adapters: HostAdapters, prompts: Sequence[Sequence[int]], config: PassConfig):
         """Packs the prompts and runs the ids that they share; arguments as in `keep_states`."""
+        # The first axis of every leaf of the adapters is M.
         self.prompts, self.models = len(prompts), len(next(iter(jax.tree.leaves(adapters))))
         self._mesh, self._config = model.mesh, config
         arch, mesh = model.architecture, model.mesh
@@ -60,6 +62,7 @@ class PromptPass:
         packed = config.packing.prompts(prompts, may_share=config.pool != "all" and can_share_prefix(arch))
         self._rows = packed.rows
         shared = len(packed.prefix)
+        # T and the most own ids are static in the program. Rounded, they are the same for many tasks.
         length = mesh_lib.round_up(shared, PREFIX_MULTIPLE)
         max_own = rounded_max_own(packed.max_own)
         self.spec = PassSpec(arch, config.pool, length, max_own, first_changed_block(arch, adapters), mesh)
@@ -68,7 +71,9 @@ class PromptPass:
         if shared:
             tokens = np.zeros((1, length), np.int32)  # [1, T]
             tokens[0, :shared] = packed.prefix
+            # One row cannot be spread over `fsdp`, so it is whole on every device.
             placed = mesh_lib.place(mesh, tokens, (None, None))
+            # The number of ids is an argument and not part of the program.
             count = mesh_lib.place(mesh, np.asarray(shared, np.int32), ())
             self.prefix = read_prefix(self.spec, *self.arguments, placed, count)
 
@@ -76,8 +81,12 @@ class PromptPass:
         """Yields the packed rows in batches on the mesh, rows over `fsdp`."""
         config = self._config
         for rows in self._rows:
+            # Short rows first, then long ones; each length has its own program. P is rounded up, so that tasks with
+            # about as many prompts per row share it.
             width = _power_of_two(rows.ids.shape[1])  # P
+            # A batch of long rows has fewer of them, for about the same number of positions and the same memory.
             most = rows_per_batch(config.batch_rows, config.packing.row_length, rows.tokens.shape[1])
+            # Whole rows per device: a batch that does not divide over `fsdp` would be computed by each of its devices.
             size = mesh_lib.round_up(_even_batch(len(rows), most), self._mesh.shape["fsdp"])
             for batch in rows.batches(size):
                 sign()
@@ -85,6 +94,7 @@ class PromptPass:
 
     def _place(self, batch: PromptRows, width: int) -> RowBatch:
         """Puts a batch on the mesh, with room for `width` prompts per row."""
+        # Columns of `ends` and `ids` up to [B, P]; unused slots have id -1, and end 0, which is a valid column.
         room = ((0, 0), (0, width - batch.ids.shape[1]))
         arrays = {
             "tokens": batch.tokens,
@@ -102,12 +112,15 @@ def first_changed_block(arch: Architecture, adapters: HostAdapters) -> int:
     for lora in adapters.values():
         # Each [M, L].
         acting = [np.abs(lora[side]).max(axis=(2, 3)) > 0 for side in ("a", "b")] + [lora["scale"] != 0]
+        # The update is scale * (x @ a) @ b: it acts where all three factors do. [M, L] -> [L].
         changed |= np.logical_and.reduce(acting).any(axis=0)
+    # Without any update the last block is still run model by model, so that every pass has the same two parts.
     return int(changed.argmax()) if changed.any() else arch.layers - 1
 
 
 def rounded_max_own(longest: int) -> int:
     """Returns `PassSpec.max_own` for prompts with at most `longest` ids of their own: one of a few sizes, or 0."""
+    # A few sizes, since each is a program of its own.
     return next((size for size in _MAX_OWN_SIZES if size >= longest), 0)
 
 
@@ -120,5 +133,6 @@ def _even_batch(rows: int, most: int) -> int:
 
     The size is rounded up to an eighth of a power of two, so that tasks of similar size share their programs.
     """
+    # The number of batches is that of the largest size allowed; rows are then divided evenly among them.
     size = min(most, _power_of_two(rows))
     return min(mesh_lib.round_up(-(-rows // -(-rows // size)), max(size // 8, 1)), most)

@@ -21,6 +21,7 @@ int32; for a population with a leading axis [A, B, ...]."""
 
 Sums = TypeVar("Sums")
 
+# Positions stay whole: attention is over the row. Without an adapter axis the first name is left out.
 _AXES = ("adapter", "rows", None)
 
 
@@ -31,6 +32,7 @@ def place_batch(mesh: jax.sharding.Mesh, rows: TrainingRows) -> Batch:
       mesh: with axes ('adapter', 'fsdp', 'tensor').
       rows: fields [A, B, ...] for a population, [B, ...] for one model.
     """
+    # Tokens are [A, B, S] or [B, S], and the other fields have as many axes.
     names = _AXES[-rows.tokens.ndim :]
     return {field.name: mesh_lib.place(mesh, getattr(rows, field.name), names) for field in fields(rows)}
 
@@ -68,6 +70,7 @@ def sum_over_micro_batches(sums_over: Callable[[Batch], Sums], batch: Batch, mic
         # [B, ...] -> [B / micro_batches, micro_batches, ...] -> [B / micro_batches, ...]
         return jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batches, *leaf.shape[1:])[:, index], batch)
 
+    # A scan, so that only one micro-batch's states exist at a time; the first one gives the sums their shapes.
     def add(sums: Sums, index: jax.Array) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, sums_over(micro_batch(index))), None
 

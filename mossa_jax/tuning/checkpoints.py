@@ -87,6 +87,7 @@ class Checkpoints:
                 BAD_CONFIG,
                 f"{folder}: checkpoints of several processes need a shared disk or gs://; name another --workdir",
             )
+        # The folder that Orbax writes to and reads from.
         self._near = epath.Path(cache_root() / "steps" / digest(str(folder))) if self._staged else self.folder
         self._before_sealing = before_sealing
         self._config = config
@@ -94,8 +95,10 @@ class Checkpoints:
         self._alone = alone
         self._writes = alone or jax.process_index() == 0
         self._orbax = self._new_orbax()
+        # One thread: steps are sealed one after another, in order.
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._saving: Future[None] | None = None
+        # One of several processes deletes, seals and reads manifests; all of them write their shards through Orbax.
         if self._writes:
             if self._staged:
                 self._near.rmtree(missing_ok=True)  # left by a run that was killed
@@ -108,6 +111,7 @@ class Checkpoints:
 
         options = ocp.options.MultiprocessingOptions()
         if self._alone:
+            # Without these, Orbax would wait at its barriers for processes that take no part.
             options = ocp.options.MultiprocessingOptions(
                 primary_host=jax.process_index(),
                 active_processes={jax.process_index()},
@@ -139,12 +143,15 @@ class Checkpoints:
         if step < 0:
             return state, 0
         if self._alone:
+            # Orbax restores arrays to devices only where all processes share them; here it fills arrays of the host.
             target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
         else:
             target = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
             )
         try:
+            # Each process reads the shards that its devices hold under `target`, whatever mesh wrote them. Not strict:
+            # the first axis may be cut or filled up with zeros (`stacked`).
             restored = self._orbax.restore(self._orbax_folder(step), target, strict=not self._stacked)
             if self._alone:
                 # Committed to its device only if `state` was; otherwise the next step would be compiled again.
@@ -176,6 +183,7 @@ class Checkpoints:
         self._wait()
         if self._alone:  # Orbax takes arrays on devices only where all processes share them
             state = jax.tree.map(np.asarray, state)
+        # Returns once the arrays are copied to the host: they may be donated from then on.
         with self._cleaning_up():
             self._orbax.save(self._orbax_folder(step), state)
         self._saving = self._thread.submit(self._finish, step)
@@ -202,16 +210,21 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if self._writes:
                 near = self._near / str(step)
+                # Measured before anything is copied or sealed, so that the manifest describes what Orbax wrote.
                 files = _measure(near, sorted(file_names(near)))
                 if self._staged:
                     with storing(self.folder / str(step)):
                         copy_folder(near, self.folder / str(step))
                     self._clear(step)
+                # The order matters: files, then what goes with them, then the seal. A kill in between leaves an
+                # unfinished step, and the one before it is still there.
                 if self._before_sealing is not None:
                     self._before_sealing()
+                # The manifest has a digest of itself, so that a manifest that is cut off is known as such.
                 record = {"step": step, "config": self._config, "files": files}
                 write_json(self._manifest(step), record | {"digest": digest(record)})
                 steps = self._steps()
+                # Old steps go only now that a newer one is sealed; unfinished ones go with them.
                 sealed = sorted(step for step in steps if self._manifest(step).exists())
                 for old in steps - set(sealed[-_KEPT:]):
                     self._delete(old)
@@ -225,6 +238,7 @@ class Checkpoints:
             self._orbax = self._new_orbax()  # the old one would raise further errors of this save in later ones
             if self._writes:
                 self._remove_unfinished()
+            # A refusal about a store names the store already.
             is_told = isinstance(error, Refusal) and is_remote(self.folder)
             disk = None if is_told else _disk_error(error, self._near)
             if disk is None:
@@ -233,6 +247,7 @@ class Checkpoints:
 
     def _newest(self) -> tuple[int, bool]:
         """Returns the newest step to be trusted, -1 for none, and whether it belongs to this configuration."""
+        # Newest first. The save of a step without a manifest was interrupted before the seal; no file of it is damaged.
         for step in sorted(self._steps(), reverse=True):
             if not self._manifest(step).exists():
                 log.info("checkpoint of step %d in %s was not finished; going back", step, self.folder)
@@ -270,6 +285,7 @@ class Checkpoints:
 
     def _steps(self) -> set[int]:
         """Returns the steps that have a folder, a manifest or both."""
+        # Orbax's temporary folders have names that are not numbers.
         names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
         names += [path.stem for path in (self.folder / "manifests").glob("*.json")]
         return {int(name) for name in names if name.isdigit()}
@@ -304,6 +320,7 @@ def _measure(folder: epath.Path, names: list[str]) -> dict[str, dict[str, Any]]:
                 sign()
         return {"size": size, "sha256": sha256.hexdigest()}
 
+    # Threads hash at the same time; `map` keeps the order of the names.
     with ThreadPoolExecutor(_READERS) as pool:
         return dict(zip(names, pool.map(measured, names), strict=True))
 
@@ -331,6 +348,7 @@ def _damage(folder: epath.Path, files: dict[str, dict[str, Any]]) -> str | None:
       The file and what is wrong with it; None where nothing is.
     """
     names = set(file_names(folder))
+    # The cheap checks first: names and sizes, before every byte is read.
     for name in sorted(files):
         if name not in names:
             return f"{name} is missing"

@@ -20,6 +20,8 @@ class LossCurves:
           run_folder: whose metrics.jsonl is written.
           exported: names of models that were exported before.
         """
+        # Only the writer appends. A model that is trained again, from a checkpoint before its
+        # export, gives the same losses.
         lines = run_folder.metrics() if exported and run_folder.writer else []
         self._run_folder = run_folder
         self._recorded = {(line["model"], line["step"]) for line in lines if line.get("model") in exported}
@@ -36,6 +38,7 @@ class LossCurves:
         if (model, step) in self._recorded:
             return
         record: dict[str, Any] = {"model": model, "step": step}
+        # JSON has no NaN and no infinity.
         record["loss"] = round(loss, 6) if math.isfinite(loss) else None
         counts = {"skipped": skipped, "spikes": spikes}
         self._run_folder.append_metrics(record | {name: count for name, count in counts.items() if count})
@@ -63,6 +66,8 @@ class Throughput:
         """Returns the speed since the last report as the end of a progress line; "" the first time."""
         now, text = time.monotonic(), ""
         if self._clock is not None:
+            # Positions per second; with `flops`, the share of peak is model-FLOP utilisation
+            # (recomputation does not count).
             rate = self._positions / max(now - self._clock, 1e-9)
             text = f", {rate:,.0f} tokens/s"
             if self._peak is not None:

@@ -50,13 +50,18 @@ def step_flops(
     """
     sizes = target_sizes(arch)
     tokens = rows * row_length
+    # N: `matrix_parameters` has the head too, which only answer columns pass through.
     blocks = arch.matrix_parameters - arch.vocab * arch.hidden
+    # P: a has D_in x r numbers and b has r x D_out, so r (D_in + D_out) per target and layer.
     adapters = arch.layers * rank * sum(sum(sizes[target]) for target in targets)
     windowed = len(arch.windowed)
+    # L k: the mean number of keys, summed over layers.
     keys = windowed * mean_keys(row_length, arch.window) + (arch.layers - windowed) * mean_keys(row_length, 0)
+    # FLOPs forward per token: 2 H d k for the scores and 2 H d k for the weighted values.
     attention = 4 * arch.heads * arch.head_dim * keys
     flops: dict[str, float] = {
         "blocks": 4 * blocks * tokens,
+        # Forward once, and backward twice as much.
         "attention": 3 * attention * tokens,
         "adapters": 6 * adapters * tokens,
         "head": 4 * arch.vocab * arch.hidden * rows * answers,
@@ -77,4 +82,5 @@ def mean_keys(length: int, window: int) -> float:
       window: the most keys that a query sees, itself included; 0 for no limit.
     """
     window = min(window or length, length)
+    # The first w queries see 1, 2, ..., w keys, all later ones w.
     return (window * (window + 1) / 2 + (length - window) * window) / length

@@ -45,11 +45,12 @@ from mossa_jax.tuning.optimizer import FullOptimizer, Optimizer
 from mossa_jax.tuning.population import optimizer_for
 
 Metrics = dict[str, jax.Array]
-"""Of a step, each []: `loss` (nats per answer token), `gradient_norm` (before the clip), and the fields of `Guards`."""
+"""Metrics of a step, each []: `loss` (nats per answer token), `gradient_norm` (before the clip), and the fields of
+`Guards`."""
 
 
 class FullState(NamedTuple):
-    """What a full step changes. The names and their order are part of the checkpoint format.
+    """Everything that a full step changes. The names and their order are part of the checkpoint format.
 
     Attributes:
       guards: each [].
@@ -117,6 +118,7 @@ def tune_full(
     run = FullRun(label, member, model, weights, schedule, context)
     # Only shapes go in: with a checkpoint to resume from, no first state takes room beside the one that is read.
     shapes = mesh_lib.abstract_tree(jax.eval_shape(run.initialize, model.state), run.shardings)
+    # Checkpoints of another model or of other settings are refused by this digest.
     config = digest([asdict(tuning), asdict(schedule), member.name, member.steps, member.seed])
     state = train(
         label,
@@ -137,7 +139,7 @@ def tune_full(
 
 
 class FullRun:
-    """What the training of one model does in and after a step."""
+    """The training of one model: the work of each step, and its report."""
 
     def __init__(
         self,
@@ -161,9 +163,11 @@ class FullRun:
     def step(self, state: FullState, number: int) -> tuple[FullState, Metrics]:
         """Takes one step; the first one begins with the base's weights."""
         if number == 0:
+            # No name holds the base's weights, so they are freed as soon as the first state is there.
             state = self.initialize(self._weights())
         which, index = self._batches.at(number)
         with goodput.lost("input"):
+            # Fields [B, ...], rows over `fsdp`.
             batch = place_batch(self._model.mesh, self._member.rows[which].take(index))
         arguments = state, batch, number, self._member.steps
         if which not in self._steps:
@@ -203,6 +207,7 @@ class FullRun:
 
 @jax.jit
 def _all_finite(parameters: nnx.State) -> jax.Array:
+    # [leaves] -> []: one number leaves the devices.
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(parameters)]).all()
 
 
@@ -215,25 +220,29 @@ def make_initialize(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.S
     """
 
     def initialize(base: nnx.State) -> FullState:
+        # Masters: float32, or float64 for a float64 base.
         parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), base)
         guards = Guards.of(lambda dtype: jnp.zeros((), dtype))
         return FullState(guards, optimizer.transformation().init(parameters), parameters)
 
     state = jax.eval_shape(initialize, model.state)
     parameters = shardings(model.architecture, model.mesh)
+    # Moments are nested in optax's own tuples, but the path to each ends in the name of its parameter.
     specs = {leaf_name(path): sharding.spec for path, sharding in jax.tree.leaves_with_path(parameters)}
     shapes = {leaf_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(state.parameters)}
 
     def moment_sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        """A moment is sharded as its parameter is, without the axis that it is a mean over."""
+        """Returns the sharding of a moment: that of its parameter, without the axis that it is a mean over."""
         name = leaf_name(path)
         for parameter, shape in shapes.items():
             if not name.endswith(f".{parameter}"):
                 continue
+            # AdamW's moments have the parameter's shape. Adafactor's means of rows and of columns lack one of its axes.
             for dropped in range(-1, len(shape)):  # -1: none
                 kept = [axis for axis in range(len(shape)) if axis != dropped]
                 if leaf.shape == tuple(shape[axis] for axis in kept):
                     return NamedSharding(model.mesh, P(*(specs[parameter][axis] for axis in kept)))
+        # Counts, and the single zeros that optax keeps where it has no moment.
         return mesh_lib.replicated(model.mesh)
 
     where = FullState(
@@ -241,13 +250,14 @@ def make_initialize(model: Model, optimizer: Optimizer) -> tuple[Callable[[nnx.S
         moments=jax.tree.map_with_path(moment_sharding, state.moments),
         parameters=parameters,
     )
+    # Every device makes its own shards of masters and moments; nothing is ever whole on one device.
     return jax.jit(initialize, out_shardings=where), where
 
 
 def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
     """Makes the jitted step `(state, batch, number, total) -> (state, metrics)`; `state` is donated.
 
-    `batch` holds rows [B, ...]; `number` counts steps from 0 to `total`. Where loss or gradient is not finite, the
+    `batch` holds rows [B, ...]; `number` counts steps from 0 to `total`. If loss or gradient is not finite, the
     update is skipped, but not the step.
     """
     arch, mesh, optimizer = spec.model.architecture, spec.model.mesh, spec.optimizer
@@ -255,6 +265,7 @@ def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
 
     def gradients_of(parameters: nnx.State, rows: Batch, count: jax.Array) -> tuple[jax.Array, nnx.State]:
         def loss(parameters: nnx.State) -> jax.Array:
+            # The cast is inside the differentiated function, so the gradient comes out in the masters' float32.
             narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters)
             nats, _ = answer_loss(
                 merge(arch, narrow), arch, {}, rows, spec.remat, mesh,
@@ -263,22 +274,27 @@ def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
             # Divided here, not after the gradient: a gradient that is changed exists twice.
             return nats / count
 
+        # [] and a tree like the parameters, float32.
         value, gradients = jax.value_and_grad(loss)(parameters)
         # Each device keeps its own shard of the sum over rows, and never the whole gradient.
         return value, jax.lax.with_sharding_constraint(gradients, spec.shardings.parameters)
 
     def step(state: FullState, batch: Batch, number: jax.Array, total: jax.Array) -> tuple[FullState, Metrics]:
+        # Over the whole batch, before it is cut up: sums of micro-batches, each divided by this, add up to the mean.
         count = jnp.maximum(jnp.sum(batch["labels"] >= 0, dtype=jnp.float32), 1)
         loss, gradients = sum_over_micro_batches(
             lambda rows: gradients_of(state.parameters, rows, count), batch, spec.micro_batches
         )
+        # [], over all leaves and their shards, before the clip.
         norm = optax.global_norm(gradients)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = optimizer.update(gradients, state.moments, state.parameters, number, total)
+        # A selection and no branch. A gradient that is not finite leaves no trace in parameters or moments.
         parameters, moments = keep_if(is_finite, new, (state.parameters, state.moments))
         guards = update_guards(state.guards, number, loss, is_finite)
         return FullState(guards, moments, parameters), {"loss": loss, "gradient_norm": norm, **guards._asdict()}
 
+    # Donated: masters and moments would otherwise exist twice. Metrics are whole on every device.
     return jax.jit(step, donate_argnums=0, out_shardings=(spec.shardings, mesh_lib.replicated(mesh)))
 
 
@@ -311,8 +327,10 @@ def save_full(folder: epath.PathLike, model: Model, state: nnx.State, about: Map
       about: written into the folder as `mossa.json` (tasks, template, seed, ...).
     """
     arch, config = model.architecture, read_config(model.folder)
+    # Rounded once, at the end; shards stay where they are, and `save_weights` gathers them layer by layer.
     stored = jax.tree.map(lambda leaf, base: leaf.astype(base.dtype), state, model.state)
     if jax.process_index() != 0:
+        # Gathering a layer is a collective, so that processes that write nothing take part in it too.
         save_weights(folder, arch, stored, config, model.folder, writer=False)
         return
     with new_folder(folder) as new:

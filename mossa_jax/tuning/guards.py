@@ -17,7 +17,7 @@ _SPIKE, _FORGET, _SETTLED = 3.0, 0.02, 20
 
 
 class Guards(NamedTuple):
-    """What the guards remember of each model. The names and their order are part of the checkpoint format.
+    """The memory of the guards, one entry per model. The names and their order are part of the checkpoint format.
 
     Attributes:
       bad: updates skipped in a row, up to and including this step.
@@ -47,7 +47,9 @@ def update_guards(guards: Guards, step: Int[Array, ""], loss: Float[Array, ""], 
       is_finite: whether both loss and gradient are finite; if not, the update is skipped.
     """
     usual = guards.usual
+    # Compared with the usual loss before this step, which a spike would raise.
     is_spike = is_finite & (step >= _SETTLED) & (loss > _SPIKE * usual)
+    # 1 / number of finite losses so far: a plain mean, until the share falls to _FORGET.
     share = jnp.maximum(1.0 / (step + 1.0 - guards.skipped), _FORGET)
     return Guards(
         bad=jnp.where(is_finite, 0, guards.bad + 1),
@@ -59,4 +61,5 @@ def update_guards(guards: Guards, step: Int[Array, ""], loss: Float[Array, ""], 
 
 def keep_if(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
     """Returns the tree `new` where `condition` holds, else the tree `old`, without a branch."""
+    # A selection: no NaN of the side that is not taken gets through.
     return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)

@@ -45,13 +45,14 @@ def train(
       checkpoints: where the state is saved; closed at the end.
       checkpoint_every: steps between two saves.
       log_every: steps between two progress lines.
-      stop: asked after every step; on a request the state is saved first. Where several processes have to agree, they
+      stop: asked after every step; on a request the state is saved first. If several processes have to agree, they
         do so every `_AGREE` seconds or `log_every` steps, whichever comes first.
       alone: only this process takes part, whatever the others do.
 
     Raises:
       Refusal: 75 on a request to stop; and whatever `report` or `checkpoints` raises.
     """
+    # Places the restored arrays as `state` is placed, whatever mesh they were saved from.
     with goodput.lost("checkpoint"):
         state, done = checkpoints.restore(state)
     progress = Progress(label, total, done)
@@ -62,15 +63,21 @@ def train(
     try:
         while done < total:
             with goodput.useful(label, done), jax.profiler.StepTraceAnnotation("step", step_num=done):
+                # JAX dispatches the step and returns before it is computed; `state` may be donated to the next one.
                 state, new = step(state, done)
             goodput.running(new)
             done += 1
             sign()
+            # Reads the metrics of the step before: those of this step would make the host wait for the device.
             if metrics is not None and (done % log_every == 0 or done == total):
                 progress.line(done, report(measured, metrics))
             metrics, measured = new, done
+            # A single process decides by itself. Several have to stop at the same step, or the rest
+            # would wait in a collective.
             asked = stop.asked and not together
             if together and done == ask_at:
+                # A collective, so it is asked for at a step that all processes agree on: the slowest one's time
+                # per step gives the next.
                 asked, slowest = stop.asked_after((time.monotonic() - began) / (done - asked_at))
                 began, asked_at = time.monotonic(), done
                 ask_at = done + max(1, min(log_every, int(_AGREE / max(slowest, 1e-3))))
@@ -85,6 +92,7 @@ def train(
             with goodput.lost("checkpoint"):
                 checkpoints.save(done, state)
     finally:
+        # Also after an error: a save that is under way is sealed before the process ends.
         with goodput.lost("checkpoint"):
             checkpoints.close()
     return state

@@ -26,6 +26,7 @@ from mossa_jax.llama.blockwise import product_precision
 from mossa_jax.llama.model import Llama, RMSNorm, head_logits, head_weight, logits, run_blocks
 from mossa_jax.tuning.batch import Batch
 
+# Logits [B, C, V] in float32: 1,024 tokens of a vocabulary of 32,000 take 131 MB.
 HEAD_TOKENS = 1_024
 """Answer tokens whose logits a device holds at once, per model."""
 
@@ -69,12 +70,15 @@ def answer_loss(
         model, arch, adapter, rows["tokens"], rows["positions"], visible, tap=lambda *_: None, remat=remat
     )
     labels = rows["labels"]
+    # [B, M] -> []. A float, because it divides sums and gradients.
     count = jnp.sum(labels >= 0, dtype=jnp.float32)
     if frozen:
         return frozen_loss(model, arch, last, rows["predict"], labels, mesh), count
     # [B, M, D] -> [B, M, V] -> [B, M]
     answers = jnp.take_along_axis(last, rows["predict"][..., None], axis=1)
+    # The head is trained too: plain automatic differentiation, with all logits [B, M, V] at once.
     log_probabilities = jax.nn.log_softmax(logits(model, arch, answers), axis=-1)
+    # An unused slot has label -1. It looks up id 0, which is then masked.
     likelihood = jnp.take_along_axis(log_probabilities, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return -jnp.sum(likelihood * (labels >= 0)), count
 
@@ -106,8 +110,10 @@ def frozen_loss(
     chunks = -(-labels.shape[1] * rows_per_device // HEAD_TOKENS)
     size = -(-labels.shape[1] // chunks)
     padding = ((0, 0), (0, chunks * size - labels.shape[1]))
+    # Padded columns predict from position 0 and have label -1: they add nothing to loss or gradient.
     predict, labels = jnp.pad(predict, padding), jnp.pad(labels, padding, constant_values=-1)
     answers = jnp.take_along_axis(last, predict[..., None], axis=1)  # [B, M, D]
+    # The gather above is outside the custom rule: JAX itself carries the gradient [B, M, D] back to [B, S, D].
     return _loss_by_chunks(size, model.final_norm, head, answers, labels)
 
 
@@ -120,6 +126,8 @@ def _loss_by_chunks(
     Labels fill a row from the left, so chunks after the last column of the fullest row are never computed.
     """
 
+    # The number of turns depends on the labels, which reverse mode cannot follow: hence the rule of our own. One total
+    # per row, [B], because a sum over rows would be a collective in every turn.
     def add(chunk: jax.Array, totals: jax.Array) -> jax.Array:
         return totals + _chunk_loss(chunk, norm, head, states, labels, size)[0]
 
@@ -128,6 +136,7 @@ def _loss_by_chunks(
 
 def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Array]:
     """Returns the loss, and as residual its gradient by the states [B, M, D]."""
+    # With symbolic zeros every input comes with `perturbed`: whether anything asks for its gradient.
     norm, head, states, labels = jax.tree.map(lambda leaf: leaf.value, inputs)
     if any(leaf.perturbed for leaf in jax.tree.leaves(inputs[:2])):
         raise ValueError("head or final norm is differentiated; answer_loss needs frozen=False")
@@ -135,6 +144,7 @@ def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Arr
     def add(chunk: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         totals, gradient = carry
         losses, chunk_gradient = _chunk_loss(chunk, norm, head, states, labels, size)
+        # Chunks that are never computed keep a gradient of zero.
         return totals + losses, jax.lax.dynamic_update_slice_in_dim(gradient, chunk_gradient(), chunk * size, axis=1)
 
     zeros = jnp.zeros(len(labels), _wide(states)), jnp.zeros_like(states)  # [B], [B, M, D]
@@ -143,6 +153,7 @@ def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Arr
 
 
 def _loss_by_chunks_backward(size: int, gradient: jax.Array, outer: jax.Array) -> tuple[None, None, jax.Array, None]:
+    # The loss is a sum, so the gradient of the whole only scales that of the states, [B, M, D].
     return None, None, (outer * gradient).astype(gradient.dtype), None
 
 
@@ -158,18 +169,23 @@ def _chunk_loss(
     size: int,
 ) -> tuple[Float[Array, " B"], Callable[[], Float[Array, "B C D"]]]:
     """Returns each row's loss in one chunk of columns, and a function that returns its gradient by their states."""
+    # [B, C, D] and [B, C].
     states, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
     normed, norm_gradient = jax.vjp(norm, states)  # [B, C, D]
     scores = head_logits(normed, head)  # [B, C, V]
+    # Against overflow of exp. The shift cancels in the loss, and no gradient is taken through it.
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     is_label = labels[..., None] >= 0  # [B, C, 1]
     # A comparison instead of an index, so that a vocabulary that is spread over devices stays where it is.
     label = labels[..., None] == jnp.arange(len(head))  # [B, C, V]
     weights = jnp.exp(scores)
     sums = jnp.sum(weights, axis=-1, keepdims=True)
+    # [B, C, 1]: log of the sum of exponentials minus the label's score. Label -1 equals no id and adds nothing.
     losses = jnp.where(is_label, jnp.log(sums), 0) - jnp.sum(jnp.where(label, scores, 0), axis=-1, keepdims=True)
 
     def gradient() -> jax.Array:
+        # The gradient of cross-entropy by the scores: probabilities minus the label's unit vector. In the states'
+        # dtype, so that a bfloat16 model multiplies in bfloat16.
         by_score = (jnp.where(is_label, weights / sums, 0) - label).astype(states.dtype)  # [B, C, V]
         by_normed = jnp.einsum(
             "bcv,vd->bcd",
@@ -178,6 +194,7 @@ def _chunk_loss(
             precision=product_precision(states.dtype),
             preferred_element_type=_wide(states),
         )
+        # [B, C, D], back through the final norm.
         return norm_gradient(by_normed.astype(states.dtype))[0]
 
     return jnp.sum(losses, axis=(1, 2)), gradient
@@ -190,12 +207,13 @@ def _last_column(columns: Int[Array, "B M"]) -> Int[Array, ""]:
 
 @_last_column.def_vmap
 def _last_column_of_all(axis_size: int, batched: Any, columns: Int[Array, "A B M"]) -> tuple[jax.Array, bool]:
-    """One number for all models: a loop over it runs equally often for each, and selects nothing between them."""
+    """Returns one number for all models: a loop over it has equally many turns for each, and selects nothing."""
     return _last_column(columns), False
 
 
 def _chunk_count(labels: Int[Array, "B M"], size: int) -> Int[Array, ""]:
     """Counts the chunks that hold all labels."""
+    # [B, M]: the number of each filled column, from 1.
     columns = jnp.where(labels >= 0, jnp.arange(1, labels.shape[1] + 1), 0)
     return (_last_column(columns) + size - 1) // size
 

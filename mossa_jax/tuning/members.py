@@ -21,7 +21,7 @@ _NAMED = 8  # examples that a refusal names
 
 @dataclass(frozen=True)
 class TuningContext:
-    """What all groups of a run share while they are tuned.
+    """Everything that the groups of a run share while they are tuned.
 
     Attributes:
       tuning: the configuration of adapters, optimizer, checkpoints and log.
@@ -59,6 +59,7 @@ def steps_for(schedule: Schedule, batches: Batches) -> int:
 
 def batches_for(member: Member, batch_rows: int) -> Batches:
     """Returns which rows of a member make the batch of each step, with `batch_rows` short rows per batch."""
+    # Another stream than the initial adapter, whose seed ends in 1.
     return Batches.of(member.rows, batch_rows, seed=(*member.seed, 2))
 
 
@@ -73,6 +74,7 @@ def not_finite(label: str, member: Member, batch: tuple[int, np.ndarray], step: 
       skips: the number of updates skipped in a row.
     """
     which, index = batch
+    # Names examples rather than packed rows, which a user never sees.
     items = member.rows[which].plan.take(index).items.tolist()
     examples = ", ".join(map(str, items[:_NAMED])) + (", ..." if len(items) > _NAMED else "")
     return Refusal(
@@ -103,6 +105,7 @@ class RowLength:
     @classmethod
     def of(cls, members: Sequence[Member], batches: Sequence[Batches], which: int) -> RowLength:
         """Returns the short rows of a group, `which` 0, or its long rows, `which` 1."""
+        # A member without long rows takes no part in their batches.
         having = [
             (member.rows[which], of_member.sizes[which])
             for member, of_member in zip(members, batches, strict=True)
@@ -112,6 +115,8 @@ class RowLength:
             return cls(0, 0, 0, 0, 0)
         rows, sizes = zip(*having, strict=True)
         return cls(
+            # All members have rows of the configured length. The other sizes are the largest of any member, because one
+            # program serves them all.
             length=rows[0].length,
             batch_rows=max(sizes),
             width=max(packed.width for packed in rows),
@@ -121,12 +126,13 @@ class RowLength:
 
     def micro_batches(self, schedule: Schedule) -> int:
         """Returns into how many micro-batches `schedule.parts` cuts a batch: as many as its rows divide into."""
+        # Batches of long rows have fewer rows, which `parts` may not divide.
         return math.gcd(schedule.parts, self.batch_rows)
 
     def stack(
         self, rows: Sequence[PackedExamples | None], indices: Sequence[Int[np.ndarray, " B"] | None]
     ) -> TrainingRows:
-        """Returns a batch with leading axes [A, B].
+        """Stacks one batch per slot: fields [A, B, ...], int32.
 
         Args:
           rows: of the member in each slot; None for a slot without a batch, which gets empty rows.
@@ -136,9 +142,11 @@ class RowLength:
             self._empty() if packed is None or index is None else packed.take(index, self.width)
             for packed, index in zip(rows, indices, strict=True)
         ]
+        # A x [B, ...] -> [A, B, ...], field by field.
         return TrainingRows(*(np.stack([getattr(slot, f.name) for slot in slots]) for f in fields(TrainingRows)))
 
     def _empty(self) -> TrainingRows:
+        # [B, S] and [B, M]. Segment 0 is padding and label -1 is none: such rows have no loss and no gradient.
         blank = np.zeros((self.batch_rows, self.length), np.int32)
         none = np.zeros((self.batch_rows, self.width), np.int32)
         return TrainingRows(tokens=blank, segments=blank, positions=blank, predict=none, labels=none - 1)

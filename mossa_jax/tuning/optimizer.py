@@ -49,11 +49,26 @@ class Optimizer:
         )
 
     def rate(self, step: Int[Array, " ..."], total: Int[Array, " ..."]) -> Float[Array, " ..."]:
-        """Returns the learning rate at `step` (from 0) of `total`: linear warm-up, then a half cosine to zero."""
+        """Returns the learning rate at `step` of `total`: linear warm-up, then a half cosine to zero.
+
+        Args:
+          step: [...] integers from 0.
+          total: [...] integers, the length of the schedule in steps.
+
+        Returns:
+          [...] float32.
+
+        References:
+          Loshchilov and Hutter 2017, "SGDR: Stochastic gradient descent with warm restarts", arXiv 1608.03983, equation
+          5, without restarts.
+        """
+        # Float32 is exact for step counts up to 2^24. Both may be traced, and differ between the models of a `vmap`.
         step, total = jnp.asarray(step, jnp.float32), jnp.maximum(jnp.asarray(total, jnp.float32), 1)
+        # The first step already moves (step + 1); the cosine reaches zero at `total`, one step after the last one.
         rise = jnp.floor(self.warmup * total)
         rising = (step + 1) / jnp.maximum(rise, 1)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * (step - rise) / jnp.maximum(total - rise, 1)))
+        # Both branches are computed; the divisors above are at least 1, so neither is ever NaN.
         return self.learning_rate * jnp.where(step < rise, rising, cosine)
 
     def update(
@@ -75,6 +90,8 @@ class Optimizer:
         """
         updates, moments = self.transformation().update(gradients, moments, parameters)
         rate = self.rate(step, total)
+        # The rate is applied here and not by optax, whose schedules have a length that is fixed when the program is
+        # compiled. As in AdamW, it scales the decay as well.
         return jax.tree.map(lambda p, u: p - rate * u, parameters, updates), moments
 
 
@@ -99,6 +116,8 @@ class FullOptimizer(Optimizer):
         """Clips by global norm, tracks moments, adds decoupled decay; `update` applies the learning rate."""
         moments = optax.scale_by_adam(b1=self.beta1, b2=self.beta2)
         if self.kind == "adafactor":
+            # The decay 1 - t^-0.8 is that of section 7.2, the clip at a root mean square of 1 that of section 6. Every
+            # matrix is factored, however small.
             factored = optax.scale_by_factored_rms(decay_rate=0.8, min_dim_size_to_factor=1)
             moments = _layer_by_layer(optax.chain(factored, optax.clip_by_block_rms(1.0)))
         return optax.chain(_clip(self.clip), moments, optax.add_decayed_weights(self.weight_decay))
@@ -111,6 +130,7 @@ def _clip(largest: float) -> optax.GradientTransformation:
     """
 
     def update(updates: Any, state: optax.EmptyState, parameters: Any = None) -> tuple[Any, optax.EmptyState]:
+        # A gradient of zero gives infinity here, and so a scale of 1.
         scale = jnp.minimum(1.0, largest / optax.global_norm(updates))
         return jax.tree.map(lambda leaf: scale * leaf, updates), state
 
@@ -124,10 +144,13 @@ def _layer_by_layer(inner: optax.GradientTransformation) -> optax.GradientTransf
         """Returns the leaves outside the blocks, and the blocks' leaves [L, ...], by name."""
         named = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         blocks = {name: leaf for name, leaf in named.items() if name.startswith("blocks.")}
+        # By name rather than as a state: the two halves are trees of different shapes.
         return {name: leaf for name, leaf in named.items() if name not in blocks}, blocks
 
     def init(parameters: Any) -> tuple[Any, Any]:
         rest, blocks = split(parameters)
+        # Under `vmap` a block's matrix is [D_out, D_in]. In the stack [L, D_out, D_in] the layer axis could be taken
+        # for one of the two that are factored, and one clip would hold for all layers together.
         return inner.init(rest), jax.vmap(inner.init)(blocks)
 
     def update(updates: Any, state: tuple[Any, Any], parameters: Any) -> tuple[Any, tuple[Any, Any]]:

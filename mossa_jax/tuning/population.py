@@ -38,15 +38,15 @@ from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
 
 Metrics = dict[str, jax.Array]
-"""Of a step, each [A]: `loss` (nats per answer token), `tokens` (answer tokens), `gradient_norm` (before the clip), and
-the fields of `Guards`."""
+"""Metrics of a step, each [A]: `loss` (nats per answer token), `tokens` (answer tokens), `gradient_norm` (before the
+clip), and the fields of `Guards`."""
 
 Scale = dict[str, jax.Array]
 """LoRA scales: target -> [A, L] float32."""
 
 
 class PopulationState(NamedTuple):
-    """What a population step changes. The names and their order are part of the checkpoint format.
+    """Everything that a population step changes. The names and their order are part of the checkpoint format.
 
     Attributes:
       adapters: `a` and `b` of each target [A, L, ...], float32.
@@ -62,7 +62,7 @@ class PopulationState(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """All that a step reads of one slot besides the base; with a leading axis A, of all slots.
+    """All inputs of one slot's step besides the base; with a leading axis A, those of all slots.
 
     Attributes:
       adapter: `a` and `b` of each target [L, ...].
@@ -86,7 +86,7 @@ class Slot(NamedTuple):
 
 
 class SlotUpdate(NamedTuple):
-    """What a step makes of a slot; fields as in `Slot`, and the step's metrics."""
+    """A slot after a step; fields as in `Slot`, and the step's metrics."""
 
     adapter: Adapters
     moments: optax.OptState
@@ -151,9 +151,13 @@ def initial_state(adapters: HostAdapters, optimizer: Optimizer, mesh: jax.shardi
       optimizer: of all models.
       mesh: slots are spread over its `adapter` axis.
     """
+    # [A, L, D_in, r] and [A, L, r, D_out] per target, A over the adapter axis.
     placed = place_adapters(mesh, adapters)
     count = len(next(iter(jax.tree.leaves(adapters))))
+    # One count and one pair of moments per model. A count shared by all would couple models that
+    # start at different steps.
     moments = jax.jit(jax.vmap(optimizer.transformation().init))(placed)
+    # As `make_step` returns them: a compiled program takes only the shardings that it was compiled for.
     moments = jax.tree.map(lambda leaf: jax.device_put(leaf, _slot_sharding(mesh, leaf)), moments)
 
     def zeros(dtype: DTypeLike) -> jax.Array:
@@ -180,6 +184,7 @@ def attention_body(mesh: jax.sharding.Mesh, dtype: DTypeLike, prefix: int) -> st
       dtype: of the base.
       prefix: as in `StepSpec`.
     """
+    # The kernels know no segment that all others see.
     return "xla" if prefix else choose_body(mesh, jnp.dtype(dtype))
 
 
@@ -197,6 +202,7 @@ def check_rows(label: str, rows: int, micro_batches: int, mesh: jax.sharding.Mes
     Raises:
       Refusal: 2, with the number that rows must be a multiple of.
     """
+    # Splash runs in a `shard_map`, which needs the same number of rows on every device, in every micro-batch.
     devices = mesh.shape["fsdp"] if body == "splash" else 1
     multiple = devices * micro_batches
     if rows % multiple:
@@ -218,6 +224,7 @@ def make_refill(
     """
 
     def refill(state: PopulationState, fresh: Adapters, is_new: jax.Array) -> PopulationState:
+        # All slots as if they were new, [A, ...]; the selection below takes those that are.
         start = PopulationState(
             adapters=fresh,
             guards=jax.tree.map(jnp.zeros_like, state.guards),
@@ -226,6 +233,7 @@ def make_refill(
         )
 
         def pick(old: jax.Array, new: jax.Array) -> jax.Array:
+            # [A] -> [A, 1, ...]. A selection and not a scatter by index, so that every slot stays on its device.
             return jnp.where(is_new.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
         return jax.tree.map(pick, state, start)
@@ -247,20 +255,26 @@ def make_step(spec: StepSpec) -> jax.stages.Wrapped:
     def step(
         base: nnx.State, scale: Scale, total: jax.Array, state: PopulationState, batch: Batch, active: jax.Array
     ) -> tuple[PopulationState, Metrics]:
+        # Every leaf has the leading axis A, so that one mapping over the whole tuple serves them all.
         slots = Slot(state.adapters, state.moments, state.guards, state.step, scale, total, batch, active)
         if spec.loops_over_slots:
             update = _loop_over_slots(spec, base, slots)
         else:
+            # The base has no adapter axis: x [A, B, S, D] times one matrix is one large product. `spmd_axis_name` keeps
+            # the slots of every sharding constraint inside on the adapter axis.
             stepped = jax.vmap(partial(_step_slot, spec), in_axes=(None, 0), spmd_axis_name="adapter")
             update = stepped(base, slots)
         state = PopulationState(update.adapter, update.guards, update.moments, update.step)
         return state, update.metrics
 
+    # Donated: adapters and moments are updated in place. Output shardings are stated, since the partitioner might
+    # choose others, which the compiled step would refuse as its next input.
     return jax.jit(step, donate_argnums=3, out_shardings=_by_adapter(spec.mesh))
 
 
 def _loop_over_slots(spec: StepSpec, base: nnx.State, slots: Slot) -> SlotUpdate:
     """Steps every slot by itself, on the devices that hold it and its rows."""
+    # One spec per field of `Slot`: [A, ...] over `adapter`, and the batch [A, B, ...] over `adapter` and `fsdp`.
     by_slot, rows_axis = P(mesh_lib.RULES["adapter"]), mesh_lib.RULES["rows"]
     # [A, B, ...]: rows that do not divide over their mesh axis are whole on each of its devices.
     rows = jax.tree.leaves(slots.rows)[0].shape[1]
@@ -270,8 +284,11 @@ def _loop_over_slots(spec: StepSpec, base: nnx.State, slots: Slot) -> SlotUpdate
     specs = Slot._make(by_row if field == "rows" else by_slot for field in Slot._fields)
 
     def own_slots(base: nnx.State, slots: Slot) -> SlotUpdate:
+        # A loop and not a vmap: the states of one model at a time stay in the cache.
         return jax.lax.map(lambda slot: _step_slot(spec, base, slot, gather_rows), slots)
 
+    # The base is whole on every device. `check_vma=False`: with `gather_rows` the devices of the rows' axis all compute
+    # the same update, which JAX cannot prove.
     return jax.shard_map(own_slots, mesh=spec.mesh, in_specs=(P(), specs), out_specs=by_slot, check_vma=False)(
         base, slots
     )
@@ -293,18 +310,25 @@ def _step_slot(spec: StepSpec, base: nnx.State, slot: Slot, gather_rows: bool = 
         (nats, count), gradients = sum_over_micro_batches(
             partial(_sums_over, spec, model, slot), slot.rows, spec.micro_batches
         )
+    # The gradient of the mean over all answer tokens of the batch; an empty slot has none. Division comes after the sum
+    # over micro-batches, so their number does not change the gradient.
     count = jnp.maximum(count, 1)
     gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
     adapter, moments = spec.optimizer.update(gradients, slot.moments, slot.adapter, slot.step, slot.total)
+    # All [], one model. Every slot computes an update, and selections decide what counts: no branch, so the same
+    # program serves slots that are running, done, empty, or not part of this batch.
     is_running = (slot.step < slot.total) & slot.active
+    # Before the clip, which would hide a gradient that grows.
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
     loss = nats / count
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     guards = keep_if(is_running, update_guards(slot.guards, slot.step, loss, is_finite), slot.guards)
     return SlotUpdate(
+        # An update that is not finite would stay in the moments forever, so they are kept as they were too.
         adapter=keep_if(is_running & is_finite, adapter, slot.adapter),
         moments=keep_if(is_running & is_finite, moments, slot.moments),
         guards=guards,
+        # Counts skipped updates: the schedule and the order of rows go by steps.
         step=slot.step + is_running,
         metrics={"loss": loss, "tokens": count, "gradient_norm": norm, **guards._asdict()},
     )
@@ -312,24 +336,30 @@ def _step_slot(spec: StepSpec, base: nnx.State, slot: Slot, gather_rows: bool = 
 
 def _sums_over(spec: StepSpec, model: Llama, slot: Slot, rows: Batch) -> _Sums:
     """Sums the loss, its answer tokens and its gradient by the adapter over rows [B, ...]."""
+    # Inside `shard_map` a device sees its own rows as the whole batch, and no sharding may be asked for.
     mesh = None if spec.loops_over_slots else spec.mesh
 
     def loss(adapter: Adapters) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        # Scales join here and not in `slot.adapter`, so that they are not differentiated.
         adapter = with_scales(adapter, slot.scale)
         return answer_loss(model, spec.arch, adapter, rows, spec.remat, mesh, prefix=spec.prefix, max_own=spec.max_own)
 
+    # By the adapter alone: for the base's weights no gradient is ever computed.
     return jax.value_and_grad(loss, has_aux=True)(slot.adapter)
 
 
 def _sum_in_order(spec: StepSpec, model: Llama, slot: Slot, gather_rows: bool) -> _Sums:
-    """The same over all rows of a slot, added up from the first to the last, wherever they are."""
+    """Sums the same over all rows of a slot, from the first to the last, on whatever devices they are."""
 
     def sums_of_row(row: Batch) -> _Sums:
         return _sums_over(spec, model, slot, jax.tree.map(lambda leaf: leaf[None], row))
 
+    # Float addition is not associative, so a sum over rows must have one order on any number of devices. Each row is a
+    # batch of its own, [1, ...], and its gradient is kept until all can be added in order.
     each = jax.lax.map(sums_of_row, slot.rows)  # [rows on this device, ...]
     if gather_rows:
         each = jax.lax.all_gather(each, mesh_lib.RULES["rows"], tiled=True)  # [B, ...]
+    # A scan and not `sum(axis=0)`, whose order is the compiler's choice.
     first, rest = jax.tree.map(lambda leaf: leaf[0], each), jax.tree.map(lambda leaf: leaf[1:], each)
     return jax.lax.scan(lambda total, row: (jax.tree.map(jnp.add, total, row), None), first, rest)[0]
 
@@ -369,6 +399,7 @@ def abstract_arguments(
         target: leaves["scale"]
         for target, leaves in abstract_adapters(arch, mesh, slots, rank, targets, ("scale",)).items()
     }
+    # Moments as `initial_state` makes and places them: shapes from the optimizer, slots over `adapter`.
     bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), adapters)
     moments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_slot_sharding(mesh, leaf)),

@@ -75,6 +75,7 @@ def tune_population(
         "%s: training %d models in %d slots for %d steps; slots are %.1f %% full",
         label, len(members), timeline.slots, timeline.steps, 100 * timeline.utilisation,
     )  # fmt: skip
+    # Devices of an empty place compute a step like the others, for nothing.
     if timeline.slots < min(roster.places, len(members)):
         log.warning(
             "%s: tuning.slots=%d leaves places on the mesh's adapter axis empty; raise it to %d",
@@ -90,6 +91,7 @@ def tune_population(
         checkpoints=Checkpoints(
             checkpoint_folder(context.run_folder, label),
             config=roster.digest(model.architecture, tuning, schedule),
+            # A restart on another mesh may round the slots up to another number of places.
             stacked=True,
             before_sealing=context.run_folder.flush,
         ),
@@ -101,7 +103,7 @@ def tune_population(
 
 @dataclass(frozen=True)
 class _Occupancy:
-    """Which models are in the slots, and what lies on the devices for them.
+    """The models in the slots, and the arrays on the devices that belong to them.
 
     Attributes:
       models: [A], the model in each place, -1 for none.
@@ -115,7 +117,7 @@ class _Occupancy:
 
 
 class PopulationRun:
-    """What one group's training does before, in and after a step."""
+    """One group's training: the work before, in and after each step."""
 
     def __init__(
         self,
@@ -142,6 +144,7 @@ class PopulationRun:
 
     def initial_state(self) -> PopulationState:
         """Returns the state before the first step."""
+        # Models that come later get their adapters in `_fill_slots`.
         fresh = self._fresh(self.roster.models_at(0))
         return population.initial_state(fresh, self._optimizer, self._model.mesh)
 
@@ -155,6 +158,7 @@ class PopulationRun:
                 tuning.rank,
                 tuning.alpha,
                 tuning.first_layer,
+                # The 1 keeps this stream of random numbers apart from the order of rows, whose seed ends in 2.
                 (*self.roster.members[model].seed, 1),
             )
             if model >= 0
@@ -162,8 +166,10 @@ class PopulationRun:
             for model in models
         ]
         example = next(adapter for adapter in untrained if adapter is not None)
+        # An empty slot has matrices of zeros, [L, D_in, r] and [L, r, D_out]: finite, and never trained.
         blank = jax.tree.map(np.zeros_like, example)
         stacked = adapters_lib.stack(arch, [blank if adapter is None else adapter for adapter in untrained])
+        # Scales [A, L] are placed by themselves: they are the same for all models and are not trained.
         return {target: {name: leaves[name] for name in ("a", "b")} for target, leaves in stacked.items()}
 
     def step(self, state: PopulationState, number: int) -> tuple[PopulationState, Metrics]:
@@ -172,8 +178,11 @@ class PopulationRun:
         models = roster.models_at(number)
         state = self._fill_slots(state, models, number)
         occupancy = self._occupy(models)
+        # Per slot (row length, which rows), None for an empty one.
         batches = [roster.batch(model, number) if model >= 0 else None for model in models]
         metrics: Metrics = {}
+        # Rows of one length per program. Each model has a batch of one length, so it is active in one of the two and
+        # stays as it is in the other.
         for which in range(len(roster.row_lengths)):
             active = np.asarray([batch is not None and batch[0] == which for batch in batches])
             if not active.any():
@@ -181,6 +190,7 @@ class PopulationRun:
             state, new = self._step_rows(state, occupancy, which, active, batches)
             # The metrics of a model that takes no part in a batch mean nothing.
             metrics = jax.tree.map(partial(jnp.where, active), new, metrics) if metrics else new
+        # Exported right away: in the next step the slot may belong to another model.
         done = roster.ending_at(number)
         if done:
             self._export_done(state, self._arrays.fetch(metrics), number, done)
@@ -189,8 +199,10 @@ class PopulationRun:
     def _fill_slots(self, state: PopulationState, models: Int[np.ndarray, " A"], number: int) -> PopulationState:
         """Gives the slots whose model takes its first step their untrained adapters."""
         is_new = self.roster.starts_at(number, models)
+        # Step 0 finds the adapters of `initial_state`.
         if number == 0 or not is_new.any():
             return state
+        # Zeros in the slots that keep their model; the refill does not look at them.
         fresh = self._fresh(np.where(is_new, models, -1))
         placed = self._arrays.place(is_new)
         return self._refill(state, adapters_lib.place_adapters(self._model.mesh, fresh), placed)
@@ -198,6 +210,7 @@ class PopulationRun:
     def _occupy(self, models: Int[np.ndarray, " A"]) -> _Occupancy:
         """Places what the models in the slots need, where they have changed since the last step."""
         if self._occupancy is None or not np.array_equal(self._occupancy.models, models):
+            # A total of 0 makes the step leave an empty place as it is.
             totals = [self.roster.members[model].steps if model >= 0 else 0 for model in models]
             self._occupancy = _Occupancy(
                 models,
@@ -217,6 +230,7 @@ class PopulationRun:
         """Steps the active slots, all of which have a batch of rows of one length."""
         members = self.roster.members
         with goodput.lost("input"):
+            # [A, B, ...] on the host, the same on every process; slots that are not active get empty rows.
             rows = self.roster.row_lengths[which].stack(
                 [
                     members[model].rows[which] if use else None
@@ -225,9 +239,11 @@ class PopulationRun:
                 [batch and batch[1] for batch in batches],
             )
             placed = batch_lib.place_batch(self._model.mesh, rows), self._arrays.place(active)
+        # B * S positions for each active slot, padding included.
         self._throughput.add(int(active.sum()) * rows.tokens[0].size)
         arguments = self._model.state, occupancy.scale, occupancy.total, state, *placed
         if which not in self._steps:
+            # Compiled with the first real arguments, whose shapes and shardings are those of all later steps.
             self._steps[which] = self._compile(self.roster.row_lengths[which], arguments)
         return self._steps[which](*arguments)
 
@@ -245,6 +261,7 @@ class PopulationRun:
         )
         if not tuning.reproducible:  # rows go one by one there
             dtype = jax.tree.leaves(self._model.state)[0].dtype
+            # Refused here, with the number to change, rather than by the compiler.
             body = population.attention_body(mesh, dtype, rows.prefix)
             population.check_rows(label, rows.batch_rows, spec.micro_batches, mesh, body)
         return compile_step(
@@ -259,10 +276,13 @@ class PopulationRun:
         self, state: PopulationState, metrics: dict[str, np.ndarray], number: int, models: Sequence[int]
     ) -> None:
         """Records the last losses of members that are done, then exports their adapters."""
+        # Records come first: an exported model is not trained again, so a loss that is missing then stays missing.
         for model in models:
             self._record(model, number, metrics)
         for model in models:
             member = self.roster.members[model]
+            # [L, D_in, r] and [L, r, D_out] on every host; the model's place among the slots is on
+            # one group of devices only.
             trained = self._arrays.fetch_adapter(state.adapters, int(self.roster.timeline.slot[model]))
             adapter = {target: {**leaves, "scale": self._layer_scale} for target, leaves in trained.items()}
             if not adapters_lib.is_finite(adapter):
@@ -290,12 +310,14 @@ class PopulationRun:
         Raises:
           Refusal: 5 when a model has skipped `tuning.skips` updates in a row.
         """
+        # This waits for the step. `loop.train` passes the metrics of the step before, so the device has work meanwhile.
         on_host, roster = self._arrays.fetch(metrics), self.roster
         models = roster.models_at(done - 1)
         running = np.flatnonzero(models >= 0)
         for slot in running:
             if roster.timeline.stop[models[slot]] != done:  # a model that is done was recorded at its export
                 self._record(models[slot], done - 1, on_host)
+        # One bad batch is skipped and counted. Several in a row mean that the model does not recover.
         stuck = running[on_host["bad"][running] >= self._tuning.skips]
         if len(stuck):
             model = models[stuck[0]]
@@ -303,6 +325,7 @@ class PopulationRun:
             raise not_finite(self._label, roster.members[model], batch, own_step, self._tuning.skips)
         finished, count = int((roster.timeline.stop <= done).sum()), len(roster.members)
         progress = f"{finished} of {count} models done, " if count > 1 else ""
+        # The plain mean over models, whatever their numbers of answer tokens: it is only for the progress line.
         loss = float(np.mean(on_host["loss"][running]))
         skipped = int(on_host["skipped"][running].sum())
         text = f"{progress}loss {loss:.3f}{self._throughput.report()}"
@@ -312,12 +335,14 @@ class PopulationRun:
 def _layer_scale(arch: Architecture, tuning: Tuning) -> Float[np.ndarray, " L"]:
     """Returns the LoRA scale of each layer: alpha / rank, and 0 below `first_layer`."""
     scale = np.full(arch.layers, tuning.alpha / tuning.rank, np.float32)
+    # A scale of 0 makes update and gradient exactly zero, so these blocks stay those of the base.
     scale[: tuning.first_layer] = 0.0
     return scale
 
 
 def _throughput(roster: Roster, model: Model, tuning: Tuning) -> Throughput:
     """Returns the meter of a group's speed, by the FLOPs of its shortest rows."""
+    # Attention's share grows with the row length, so long rows cost somewhat more per position than this says.
     rows = next(rows for rows in roster.row_lengths if rows.batch_rows)
     flops = step_flops(
         model.architecture,

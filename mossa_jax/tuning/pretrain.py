@@ -45,7 +45,7 @@ _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
 
 
 class PretrainingState(NamedTuple):
-    """What a step changes. The names and their order are part of the checkpoint format."""
+    """Everything that a step changes. The names and their order are part of the checkpoint format."""
 
     moments: optax.OptState
     parameters: nnx.State
@@ -70,6 +70,7 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
     documents = pretraining_text(documents=config.documents)
     text = hashlib.sha256("\n".join(documents).encode()).hexdigest()
     vocabulary = hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest()
+    # Everything that the weights follow from; another text or tokenizer is another folder.
     key = digest([asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
     folder = epath.Path(cache_root() / f"miniature-{key}")
     if not folder.exists() and run_folder.writer:
@@ -78,6 +79,7 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
         except Refusal as refusal:
             if refusal.code != STOPPED:  # on a stop, all processes leave together below
                 raise
+    # Processes that do not train wait here; the writer comes here after a stop, too.
     agreement.wait_for_all("pre-training")
     stop.leave_if_asked()
     if not folder.exists():
@@ -89,6 +91,8 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
 
 
 def _miniature_architecture(config: Pretraining, vocab: int) -> Architecture:
+    # A plain Llama with one key/value head per query head, and the head tied to the embedding, which is a large
+    # part of so small a model.
     return Architecture(
         vocab=vocab,
         hidden=config.hidden,
@@ -123,6 +127,7 @@ def _pretrain(
 
     def step(state: PretrainingState, number: int) -> tuple[PretrainingState, jax.Array]:
         with goodput.lost("input"):
+            # A pure function of seed and step, so that a resumed run sees the same rows: fields [B, S] and [B, M].
             taken = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
             batch = {field.name: jnp.asarray(getattr(taken, field.name)) for field in fields(taken)}
         return update(state, batch)
@@ -160,9 +165,12 @@ def _make_update(
     @jax.jit
     def update(state: PretrainingState, batch: Batch) -> tuple[PretrainingState, jax.Array]:
         def loss(parameters: nnx.State) -> tuple[jax.Array, jax.Array]:
+            # Every token after a document's first is a label (`pack_text`), so this is the next-token
+            # loss. float32 throughout.
             return answer_loss(merge(arch, parameters), arch, {}, batch, remat=False, frozen=False)
 
         (nats, count), gradients = jax.value_and_grad(loss, has_aux=True)(state.parameters)
+        # The gradient of the mean over the batch's tokens, not of the sum.
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
         updates, moments = optimizer.update(gradients, state.moments, state.parameters)
         return PretrainingState(moments, optax.apply_updates(state.parameters, updates)), nats / count
@@ -180,14 +188,17 @@ def _muon(config: Pretraining, parameters: nnx.State) -> optax.GradientTransform
     """
     # Matrices of the blocks are stacked over layers, axis 0: [L, output, input].
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=2, output_axis=1)
+    # Three axes mean a stacked matrix. The embedding [V, D] and norms ([L, D] and [D]) get None, and with it Adam.
     matrices = jax.tree.map(lambda leaf: matrix if leaf.ndim == 3 else None, parameters)
     rise = max(int(config.warmup * config.steps), 1)
 
     def schedule(peak: float) -> optax.Schedule:
         fall = optax.linear_schedule(peak, _FINAL_RATE * peak, max(config.steps - rise, 1))
+        # Peaks differ between Muon and Adam; the shape of the schedule is the same.
         return optax.join_schedules([optax.linear_schedule(0.0, peak, rise), fall], [rise])
 
     return optax.chain(
+        # Over all gradients together, before they part into those of Muon and those of Adam.
         optax.clip_by_global_norm(_CLIP),
         optax.contrib.muon(
             schedule(config.learning_rate),

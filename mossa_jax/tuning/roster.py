@@ -1,4 +1,4 @@
-"""Who is in a group: its members, and where and when each of them is trained.
+"""The members of a group, and where and when each of them is trained.
 
 Shape letters: A places (slots, rounded up to the mesh's adapter axis), B rows.
 """
@@ -50,7 +50,9 @@ class Roster:
           multiple: that places are rounded up to.
         """
         batches = [batches_for(member, batch_rows) for member in members]
+        # The mesh plays no part in the plan. It only decides how many places, beyond the slots, stay empty.
         timeline = plan_slots([member.steps for member in members], min(slots, len(members)))
+        # Index 0 is short rows and index 1 long ones, here and in `Batches.at`.
         row_lengths = RowLength.of(members, batches, 0), RowLength.of(members, batches, 1)
         return cls(members, batches, row_lengths, timeline, mesh_lib.round_up(timeline.slots, multiple))
 
@@ -60,11 +62,13 @@ class Roster:
 
     def starts_at(self, step: int, models: Int[np.ndarray, " A"]) -> Bool[np.ndarray, " A"]:
         """Returns the places whose model takes its first step at a step."""
+        # An empty place has -1, which indexes the last model; the first condition takes it out again.
         return (models >= 0) & (self.timeline.start[models] == step)
 
     def ending_at(self, step: int) -> list[int]:
         """Returns the models that take their last step at a step, in the order of their slots."""
         models = self.models_at(step)
+        # [running models], in the order of their slots.
         running = models[models >= 0]
         return running[self.timeline.stop[running] == step + 1].tolist()
 
@@ -80,5 +84,6 @@ class Roster:
         """Identifies what a checkpoint belongs to: the models, how they are trained, and in which slots."""
         members = [(member.name, member.steps, member.seed) for member in self.members]
         slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
+        # Shapes of the adapters follow from these, but for the number of places, which a restart may change.
         sizes = [arch.layers, [target_sizes(arch)[target] for target in tuning.targets]]
         return digest([asdict(tuning), asdict(schedule), members, slots, sizes])

@@ -33,7 +33,8 @@ class Timeline:
 
     @property
     def utilisation(self) -> float:
-        """Share of all slots' steps in which a model is trained."""
+        """Returns the share of all slots' steps in which a model is trained, 0 to 1."""
+        # Both in steps of one slot; the rest is idle time behind the models that end first.
         return float((self.stop - self.start).sum() / max(self.slots * self.steps, 1))
 
     def at(self, step: int, places: int = 0) -> Int[np.ndarray, " places"]:
@@ -47,6 +48,7 @@ class Timeline:
           [max(slots, places)] int64, -1 in an empty slot and in places after the last slot.
         """
         models = np.full(max(self.slots, places), -1)
+        # At most one model per slot: each starts when its slot is free.
         running = np.flatnonzero((self.start <= step) & (step < self.stop))
         models[self.slot[running]] = running
         return models
@@ -66,7 +68,9 @@ def plan_slots(steps: Sequence[int], slots: int) -> Timeline:
     """
     count = len(steps)
     slot, start = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    # A heap: the slot that is free first, and the lowest number among equals, so that the plan is the same everywhere.
     free = [(0, index) for index in range(slots)]  # (step from which it is free, slot)
+    # Longest first: a long model that starts late would leave all other slots empty at the end.
     for model in sorted(range(count), key=lambda model: (-steps[model], model)):
         start[model], slot[model] = heapq.heappop(free)
         heapq.heappush(free, (int(start[model]) + steps[model], int(slot[model])))

@@ -1,4 +1,4 @@
-"""What a run needs to know of its configured base model before any weights are fetched."""
+"""The tokenizer and architecture of a run's configured base model, before any weights are fetched."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def base_tokenizer(config: Config) -> Tokenizer:
     if config.base == MINIATURE:
         from mossa_jax.tasks.miniature import TOKENIZER
 
+        # The embedded tokenizer has no config.json beside it.
         return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
     folder = locate(config.base, config.revision, text_only=True)
     architecture = read_architecture(folder)
@@ -30,6 +31,7 @@ def base_can_share_prefix(config: Config) -> bool:
     Raises:
       Refusal: 3 for a model folder without config; 4 when access is denied.
     """
+    # It may not be trained yet, so there is no config to read; it has no window and no dynamic scaling.
     if config.base == MINIATURE:
         return True
     return can_share_prefix(read_architecture(locate(config.base, config.revision, config_only=True)))

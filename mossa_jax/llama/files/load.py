@@ -56,9 +56,11 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
     """
     if dtype not in ("float32", "bfloat16", "float64"):
         raise Refusal(BAD_CONFIG, f"dtype {dtype!r} is not supported; use float32, bfloat16 or float64")
+    # Without 64 bits, jax would make float32 arrays of it.
     # The attribute is defined at run time only.
     if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise Refusal(BAD_CONFIG, "dtype 'float64' needs 64-bit jax; set JAX_ENABLE_X64=1")
+    # Cheap refusals come first: number type, files, architecture, and only then gigabytes of weights.
     folder = locate(name, revision)
     architecture = read_architecture(folder)
     mesh = mesh_lib.single_device() if mesh is None else mesh

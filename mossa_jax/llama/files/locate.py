@@ -66,7 +66,7 @@ _OPEN_MODEL = "HuggingFaceTB/SmolLM2-135M"
 def locate(name: str, revision: str = "", *, config_only: bool = False, text_only: bool = False) -> epath.Path:
     """Returns the folder of a model: the folder itself, or a hub id's snapshot in the cache, downloaded on first use.
 
-    A hub id that could not be used is refused before any weights are downloaded. Where the hub does not give it, a
+    A hub id that could not be used is refused before any weights are downloaded. If the hub does not give it, a
     complete copy in the cache is used, with one warning line. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE` and
     `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
 
@@ -84,6 +84,7 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
     if name and folder.is_dir():
         return folder
     is_file = bool(name) and folder.exists()
+    # A hub id has exactly one slash and does not look like a path; anything else was meant as a folder.
     if is_file or name.startswith(("/", ".", "~")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
@@ -111,6 +112,7 @@ def _check_files(name: str, files: Sequence[str]) -> None:
         raise Refusal(BAD_INPUT, f"hub model {name} has no config.json; give a model in Hugging Face layout")
     if _tensor_files(files):
         return
+    # The Trainer of transformers leaves `training_args.bin` beside any model; it is no weight.
     pickles = sorted(file for file in files if file.endswith(_PICKLES) and file != "training_args.bin")
     if pickles:
         raise Refusal(
@@ -146,6 +148,7 @@ def _small_files(files: Sequence[str], scope: _Scope) -> list[str]:
 
 def _download(repository: Repository, files: Sequence[str], scope: _Scope) -> epath.Path:
     """Fetches the wanted ones of a model's `files` into the cache."""
+    # The index comes with the small files, and says which files of weights are needed.
     folder = epath.Path(download_snapshot(repository, _small_files(files, scope)))
     if scope is not _Scope.ALL:
         return folder
@@ -156,7 +159,7 @@ def _download(repository: Repository, files: Sequence[str], scope: _Scope) -> ep
             BAD_INPUT,
             f"hub model {repository.name} lacks {', '.join(missing[:3])} of its {_INDEX}; give another revision",
         )
-    # Of the same commit, should the branch have moved since.
+    # From the same commit, should the branch have moved since.
     download_snapshot(replace(repository, revision=folder.name), weights)
     return folder
 
@@ -164,6 +167,7 @@ def _download(repository: Repository, files: Sequence[str], scope: _Scope) -> ep
 def _complete_copy(repository: Repository, scope: _Scope) -> epath.Path | None:
     """Returns the snapshot in the cache if it has all files that are wanted."""
     snapshot = repository.snapshot()
+    # A download that was interrupted leaves a snapshot that lacks files.
     if snapshot is None or not (snapshot / "config.json").exists():
         return None
     folder = epath.Path(snapshot)

@@ -48,16 +48,19 @@ def export_merged(
             NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge an adapter whose numbers are all finite"
         )
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
+    # All processes gather the weights; one writes them.
     config, is_writer = read_config(model.folder), jax.process_index() == 0
     save_weights(path, architecture, model.state, config, model.folder, update, writer=is_writer)
 
 
 def _check_free(folder: epath.Path) -> None:
     """Refuses a path where a new folder would fail or overwrite something."""
+    # The folder itself, or the nearest of its parents that exists.
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
         raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be created: {nearest} is a file; name another folder")
     if nearest == folder and any(folder.iterdir()):
         raise Refusal(BAD_CONFIG, f"output folder {folder} is not empty; name a new folder, or empty this one first")
+    # The new folder is written beside it and renamed, and a mount point cannot be renamed over.
     if os.path.ismount(folder):
         raise Refusal(BAD_CONFIG, f"output folder {folder} is a mount point; name a new folder in it")

@@ -77,9 +77,11 @@ def read_adapter(folder: epath.PathLike, arch: Architecture) -> PeftAdapter:
             f"{folder} has no adapter_model.safetensors; pickled adapters are refused: save it as safetensors",
         )
     try:
+        # The library opens local files only, so a file in an object store is copied to this machine first.
         with on_disk(path) as local, safe_open(str(local), framework="numpy") as file:
             # Slices can be read in bfloat16, whole tensors cannot.
             slices = {name: file.get_slice(name) for name in file.keys()}
+            # Names, shapes and dtypes are in the header: everything is checked before any tensor is read.
             problems = _misfits(slices, _shapes(projections, arch))
             if problems:
                 raise Refusal(BAD_INPUT, f"{folder} does not fit its config and the base model: {'; '.join(problems)}")
@@ -131,6 +133,7 @@ def save_adapter(
         }
         if not projections:
             raise ValueError("an adapter that changes no layer (every scale is 0) cannot be written")
+        # L, the length of every scale [L].
         depth = len(next(iter(adapter.values()))["scale"])
         config: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
         config |= {"lora_dropout": 0.0} | plain_config(projections, depth)
@@ -159,6 +162,7 @@ def _shapes(projections: dict[LayerTarget, LoraSize], arch: Architecture) -> dic
     shapes = {}
     for projection, size in projections.items():
         d_in, d_out = target_sizes(arch)[projection.target]
+        # PEFT stores both matrices transposed: A [r, D_in] and B [D_out, r].
         shapes[_tensor_name(projection, "A")] = (size.rank, d_in)
         shapes[_tensor_name(projection, "B")] = (d_out, size.rank)
     return shapes
@@ -174,6 +178,7 @@ def _misfits(slices: dict[str, Any], shapes: dict[str, tuple[int, int]]) -> list
             problems.append(f"{name} has shape {shape}, not {shapes[name]}")
         if dtype not in _DTYPES:
             problems.append(f"{name} has dtype {dtype}, not {', '.join(_DTYPES.values())}")
+    # The same text with the layer number blanked out is the same problem.
     by_text: dict[str, list[str]] = {}
     for problem in problems:
         by_text.setdefault(_LAYER.sub(".layers.*.", problem, count=1), []).append(problem)
@@ -194,6 +199,7 @@ def _empty_adapter(projections: dict[LayerTarget, LoraSize], arch: Architecture)
             continue
         rank = max(size.rank for size in sizes.values())
         adapter[target] = {
+            # [L, D_in, r], [L, r, D_out] and [L], r the largest rank of any layer.
             "a": np.zeros((arch.layers, d_in, rank), np.float32),
             "b": np.zeros((arch.layers, rank, d_out), np.float32),
             "scale": np.array(
@@ -208,6 +214,7 @@ def _copy_tensors(adapter: Adapter, projection: LayerTarget, tensors: dict[str, 
     target, layer = projection
     # [D_in, r] and [r, D_out]
     a, b = (tensors[_tensor_name(projection, side)].astype(np.float32).T for side in "AB")
+    # A smaller rank fills the first columns of a and the first rows of b.
     adapter[target]["a"][layer, :, : a.shape[1]] = a
     adapter[target]["b"][layer, : b.shape[0]] = b
 
@@ -219,6 +226,7 @@ def _tensors(adapter: Adapter, ranks: dict[LayerTarget, int], dtypes: dict[str, 
         target, layer = projection
         if target not in adapter:
             raise ValueError(f"the adapter lacks {target}, which it was read with")
+        # [D_in, r] and [r, D_out], without the padding of the rank.
         matrices = {"A": adapter[target]["a"][layer, :, :rank], "B": adapter[target]["b"][layer, :rank]}
         for side, matrix in matrices.items():
             name = _tensor_name(projection, side)
@@ -230,6 +238,7 @@ def _tensors(adapter: Adapter, ranks: dict[LayerTarget, int], dtypes: dict[str, 
 
 def _check_nothing_lost(adapter: Adapter, tensors: dict[str, np.ndarray], as_read: PeftAdapter) -> None:
     """Raises a ValueError where reading `tensors` again would not give `adapter`."""
+    # Zeros, filled by the same copy as on reading: what does not come back would be lost.
     restored = {
         target: {"a": np.zeros_like(update["a"]), "b": np.zeros_like(update["b"]), "scale": update["scale"]}
         for target, update in as_read.adapter.items()

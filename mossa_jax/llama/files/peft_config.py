@@ -66,6 +66,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
         is computed (DoRA, biases, ...), or may do so (an unknown field).
     """
     try:
+        # Python's parser would take NaN and Infinity, which are not JSON.
         config = json.loads(path.read_text(), parse_constant=_not_json)
     except ValueError as error:
         raise Refusal(BAD_INPUT, f"{path} is not valid JSON ({error}); copy the adapter again") from None
@@ -74,6 +75,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise Refusal(BAD_INPUT, f"{path}: peft_type {config.get('peft_type')!r} is not supported, only LORA is")
     for name, value in config.items():
+        # An option that is off (false, null, empty) changes nothing, even one that is not known here.
         if value and name not in (*_READ, *_HARMLESS, *_IGNORED):
             raise Refusal(BAD_INPUT, f"{path}: {name}={_short(value)} is not supported; train LoRA without it")
     if config.get("bias", "none") != "none":
@@ -104,6 +106,8 @@ def adapted_projections(config: dict[str, Any], arch: Architecture, path: epath.
         for projection in (LayerTarget(target, layer) for target in target_sizes(arch) for layer in range(arch.layers)):
             name = module_name(projection)
             if _is_adapted(config, name):
+                # The scale is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA (Kalajdzievski
+                # 2023, arXiv 2312.03732).
                 rank = _first_match(config["rank_pattern"], name, config["r"])
                 alpha = _first_match(config["alpha_pattern"], name, config["lora_alpha"])
                 projections[projection] = LoraSize(
@@ -122,6 +126,7 @@ def adapted_projections(config: dict[str, Any], arch: Architecture, path: epath.
 
 def plain_config(projections: dict[LayerTarget, LoraSize], depth: int) -> dict[str, Any]:
     """Returns the shortest fields by which PEFT adapts exactly `projections` (at least one) of `depth` layers."""
+    # A plain config can say "these targets in these layers". Anything else needs every module by its full name.
     targets = sorted({target for target, _ in projections})
     layers = sorted({layer for _, layer in projections})
     # Whether every target is adapted in every one of the layers.
@@ -145,7 +150,7 @@ def _not_json(constant: str) -> NoReturn:
 
 
 def _short(value: Any) -> str:
-    """The value for a message, of at most 120 characters."""
+    """Returns the value as text for a message, of at most 120 characters."""
     text = repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
@@ -154,6 +159,7 @@ def _check_types(config: dict[str, Any], path: epath.Path) -> None:
     """Refuses a field of the wrong type."""
 
     def is_rank(value: Any) -> bool:
+        # `type` and not `isinstance`: true and false are ints in Python.
         return type(value) is int and value > 0
 
     def is_number(value: Any) -> bool:
@@ -207,6 +213,7 @@ def _is_adapted(config: dict[str, Any], module: str) -> bool:
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return True
+    # Without a pattern any name in front of the layer's number will do.
     patterns = config.get("layers_pattern") or [r"[^.]*"]
     matches = (
         re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
@@ -217,26 +224,29 @@ def _is_adapted(config: dict[str, Any], module: str) -> bool:
 
 
 def _first_match(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key, in the file's order, that matches the end of the name: `get_pattern_key` of peft."""
+    """Returns the value of the first key, in file order, that matches the end of a name (peft's `get_pattern_key`)."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _alpha(size: LoraSize) -> float:
-    """The roundest alpha that results in this float32 scale."""
+    """Returns the roundest alpha that results in this float32 scale."""
     alpha = size.scale * size.rank
+    # The scale is float32: 1.6 / 16 comes back as 0.10000000149. The roundest alpha of the same float32 scale is 1.6.
     candidates = (float(round(alpha)), round(alpha, 4), alpha)
     return next(number for number in candidates if np.float32(number / size.rank) == np.float32(size.scale))
 
 
 def _pattern(values: dict[LayerTarget, Any]) -> tuple[Any, dict[str, Any]]:
-    """The commonest value, and a pattern for the others; no projection matches two of its keys."""
+    """Returns the commonest value, and a pattern for the others; no projection matches two of its keys."""
     default = collections.Counter(values.values()).most_common(1)[0][0]
+    # Target -> the values that it has in different layers.
     by_target: dict[str, set] = collections.defaultdict(set)
     for (target, _), value in values.items():
         by_target[target].add(value)
     pattern = {}
     for projection, value in values.items():
         if value != default:
+            # One key per target where all layers agree; else one per module, which matches no other.
             is_uniform = len(by_target[projection.target]) == 1
             pattern[projection.target if is_uniform else module_name(projection)] = value
     return default, pattern

@@ -51,6 +51,7 @@ class TensorReader:
                 raise Refusal(BAD_INPUT, f"{index} is no index of tensors ({error}); copy the model again") from None
         else:
             names = sorted(path.name for path in self.folder.glob("*.safetensors"))
+            # Other files beside a single one hold the same weights in another layout, or an adapter.
             names = ["model.safetensors"] if "model.safetensors" in names else names
         missing = [name for name in names if not (self.folder / name).exists()]
         if missing:
@@ -68,7 +69,7 @@ class TensorReader:
 
     @staticmethod
     def _tensors_of(path: epath.Path) -> dict[str, StoredTensor]:
-        """Where the tensors of a file lie; refuses number types that are not floating point."""
+        """Returns the places of the tensors of a file; refuses number types that are not floating point."""
         tensors = read_header(path)
         for name, stored in tensors.items():
             if stored.dtype not in FLOATS:
@@ -92,6 +93,7 @@ class TensorReader:
         """
         stored = self.tensors[name]
         dtype = np.dtype(FLOATS[stored.dtype])
+        # Rows of the first axis are adjacent in the file, so a range of whole rows is one range of bytes.
         start = (index[0] if index else slice(None)).indices(stored.shape[0])[0]
         row = int(np.prod(stored.shape[1:]))
         whole_rows = all(
@@ -108,6 +110,7 @@ class TensorReader:
                         raise OSError(f"{stored.path} ended early while {name} was read")
                     left = left[count:]
             return
+        # A range of columns, or a cast: only the pages that hold the part are read. The map closes with this call.
         mapped = np.memmap(stored.path, dtype, "r", stored.offset, stored.shape)
         out[...] = mapped[index or ...]
 
@@ -135,12 +138,14 @@ class TensorWriter:
         """
         if self._waiting and sum(t.nbytes for t in self._waiting.values()) + tensor.nbytes > self.shard_bytes:
             self._flush()
+        # The library writes the bytes of the array as they lie.
         self._waiting[name] = np.ascontiguousarray(tensor)
         self._bytes += tensor.nbytes
 
     def close(self) -> None:
         """Writes the rest and, if there are several files, the index; refusals as in `add`."""
         self._flush()
+        # Names hold the number of files, which is known only now.
         count = len(self._files)
         names = [
             f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors" for i in range(count)
@@ -150,16 +155,18 @@ class TensorWriter:
             os.chmod(self._temporary(number), 0o644)
             os.replace(self._temporary(number), self.folder / name)
         if count > 1:
+            # Tensor name -> file; `total_size` is bytes of tensors without headers, as transformers writes it.
             weight_map = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
             write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
 
     def _temporary(self, number: int) -> str:
-        """The path of a file while it is not known how many there will be."""
+        """Returns the path of a file while it is not known how many there will be."""
         return str(self.folder / f"{number}.part")
 
     def _flush(self) -> None:
         """Writes the waiting tensors into the next file."""
         try:
+            # "pt" is the format that transformers asks for; the bytes are the same for all.
             save_file(self._waiting, self._temporary(len(self._files)), metadata={"format": "pt"})
         except SafetensorError as error:
             if f"os error {errno.ENOSPC}" in str(error) or f"os error {errno.EDQUOT}" in str(error):

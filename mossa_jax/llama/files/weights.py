@@ -85,6 +85,7 @@ def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path, leaf in jax.tree.leaves_with_path(abstract_state(arch, np.float32)):
         name = leaf_name(path)
+        # [L, D_out, D_in] of ours is L tensors [D_out, D_in].
         shapes |= dict.fromkeys(_tensors(arch, name), leaf.shape[1:] if _is_stacked(name) else leaf.shape)
     return shapes
 
@@ -137,12 +138,13 @@ def _load_leaf(
 
     def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None, "a NamedSharding gives every device a slice"
+        # (start, stop, step) per axis, with the None of a slice filled in.
         key = tuple(piece.indices(size) for piece, size in zip(index, leaf.shape, strict=True))
         # Devices that hold copies share one read.
         if key not in slices:
             out = _aligned_empty([len(range(*piece)) for piece in key], leaf.dtype)
             if _is_stacked(name):
-
+                # One layer of the leaf: `index[1:]` is the slice within a layer.
                 def read_layer(row: np.ndarray, layer: int) -> None:
                     checkpoint.read_into(row, tensors[layer], index[1:])
 
@@ -154,10 +156,12 @@ def _load_leaf(
             sign()
         return slices[key]
 
+    # On CPU jax takes over the aligned memory; elsewhere it is copied to the device.
     shards = [
         jax.device_put(read_slice(index), device, may_alias=True)
         for device, index in target.addressable_devices_indices_map(leaf.shape).items()
     ]
+    # Waits until the copies are done, so that this leaf's host memory is free before the next leaf is read.
     return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
 
 
@@ -165,6 +169,7 @@ def _check_tensors(checkpoint: TensorReader, arch: Architecture, folder: str) ->
     """Refuses a checkpoint whose tensors are not exactly those that its config.json implies."""
     expected = stored_shapes(arch)
     present = {name for name in checkpoint.tensors if not name.endswith(_IGNORED_ENDINGS)}
+    # Some exporters store the tied head as well, a second copy of the embedding.
     if arch.tied_head:
         present.discard("lm_head.weight")
     problems = [f"missing {name}" for name in sorted(set(expected) - present)]
@@ -204,6 +209,7 @@ def save_weights(
     """
     leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)]
     if not writer:
+        # Takes part in gathering every layer and drops it at once.
         for name, tensor in _on_host(arch, leaves):
             del name, tensor
         return
@@ -227,6 +233,7 @@ def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterato
             tensor = _layer(leaf, number) if _is_stacked(name) else leaf
             if len(tensor.sharding.device_set) > 1:
                 assert isinstance(tensor.sharding, jax.sharding.NamedSharding), "weights are placed by name"
+                # One layer, whole on every device: a collective, which all processes enter in the same order.
                 whole = jax.sharding.NamedSharding(tensor.sharding.mesh, jax.sharding.PartitionSpec())
                 tensor = jax.jit(lambda x: x, out_shardings=whole)(tensor)
             yield stored, np.asarray(tensor.addressable_data(0))
@@ -234,14 +241,17 @@ def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterato
 
 @jax.jit
 def _layer(leaf: jax.Array, number: int) -> jax.Array:
+    # Jitted with the number as an argument: one program per leaf and not one per layer.
     return jnp.take(leaf, number, axis=0)
 
 
 def _merged(tensor: np.ndarray, name: str, adapter: Adapter) -> np.ndarray:
     """Adds the adapter's update, if it has one, to a stored matrix [D_out, D_in]: W + scale (a b)^T."""
+    # model.layers.<layer>.<part>.<target>.weight; norms and biases have no update.
     words = name.split(".")
     if words[-1] != "weight" or len(words) < 4 or words[-2] not in adapter:
         return tensor
     lora, layer = adapter[words[-2]], int(words[2])
+    # [D_in, r] x [r, D_out], transposed to the stored [D_out, D_in].
     update = lora["scale"][layer] * (lora["a"][layer] @ lora["b"][layer]).T
     return (tensor.astype(np.promote_types(tensor.dtype, np.float32)) + update).astype(tensor.dtype)
