@@ -125,6 +125,7 @@ def test_tools_that_are_not_installed_are_listed_with_the_way_to_install_them():
     assert "a function: not installed" in numerical_traps.table(record)
 
 
+@pytest.mark.slow
 def test_all_flows_from_models_give_the_same_values():
     pytest.importorskip("torch")
     record = json.loads(json.dumps(end_to_end.measure(SMALL), allow_nan=False))
@@ -161,7 +162,10 @@ def test_a_shared_prefix_gives_the_same_states_as_repeated_ids():
     assert "in every prompt" in shared_prefix.table(record)
 
 
-@pytest.mark.parametrize("pool", comparison_overhead.POOLS)
+@pytest.mark.parametrize(
+    "pool",
+    ["all", *(pytest.param(pool, marks=pytest.mark.slow) for pool in comparison_overhead.POOLS if pool != "all")],
+)
 def test_overhead_is_measured_over_the_same_prompts_both_ways(pool):
     row = comparison_overhead.measure_row(SMALL, pool, 1)
     assert row["prompts"] == SMALL.prompts and row["added_lowest"] <= row["added"] <= row["added_highest"]

@@ -95,7 +95,7 @@ def test_decoding_sees_what_a_whole_row_sees(window):
     ("length", "window", "heads"),
     [
         pytest.param(200, 0, (4, 2), marks=pytest.mark.slow),
-        (256, 40, (4, 4)),
+        pytest.param(256, 40, (4, 4), marks=pytest.mark.slow),
         pytest.param(100, 9, (4, 1), marks=pytest.mark.slow),
     ],
 )

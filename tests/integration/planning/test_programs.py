@@ -323,9 +323,10 @@ print(json.dumps({name: programs.compile_program(builders[name]()) | {"base": ba
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [("controls", "states", "similarity"), pytest.param(("E", "scores", "moments"), marks=pytest.mark.slow)],
+    [("controls", "states", "similarity"), ("E", "scores", "moments")],
     ids=" ".join,
 )
 def test_arguments_are_the_sum_of_their_shards_within_one_percent(root, names):

@@ -3,10 +3,7 @@
 import dataclasses
 import errno
 import json
-import os
 import resource
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -125,41 +122,6 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match="is a file"):
         RunFolder(tmp_path / "file").open(Outer(), {})
-
-
-HOLD = """
-import sys
-from mossa_jax.files.run_folder import RunFolder
-import dataclasses
-Config = dataclasses.make_dataclass("Config", [("seed", int, 0)])
-held = RunFolder(sys.argv[1])
-held.open(Config(), {})
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_folder_is_held_by_one_process_and_free_after_its_death(tmp_path, root):
-    config = dataclasses.make_dataclass("Config", [("seed", int, 0)])()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Refusal, match=f"in use by process {holder.pid}") as caught:
-            RunFolder(tmp_path).open(config, {})
-        assert caught.value.code == 2
-        RunFolder(tmp_path, writer=False).open(config, {})  # a process that only reads does not ask
-    finally:
-        holder.kill()
-        holder.communicate()
-    (tmp_path / ".torn.1.tmp").write_text("left by a kill")
-    run_folder = RunFolder(tmp_path)
-    run_folder.open(config, {})
-    assert not (tmp_path / ".torn.1.tmp").exists()
-    run_folder.close()
-    RunFolder(tmp_path).open(config, {})
 
 
 def test_metrics_pass_over_a_line_that_was_cut(tmp_path):

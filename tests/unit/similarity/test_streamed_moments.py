@@ -1,9 +1,6 @@
 """Streamed moments equal the whole set, whatever the batching, order, merging and number of rows."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,6 @@ from mossa_jax.errors import Refusal
 from mossa_jax.similarity import ESTIMATORS, reference
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.values import similarities_of
-from tests.support.paths import ROOT
 from tests.support.traps import PAIRS, benign, expected, shifted
 
 BATCH = 32
@@ -220,36 +216,3 @@ def test_pairs_without_a_model_are_refused():
     for pairs in ([], [(0, 3)]):
         with pytest.raises(Refusal, match="indices below 3"):
             moments.start_stream(np.zeros((3, 4)), pairs)
-
-
-MEMORY = """
-import resource
-import jax, numpy as np
-from mossa_jax.similarity.streamed import moments
-from mossa_jax.similarity.streamed.values import similarities_of
-
-state = moments.start_stream(np.zeros((2, 64)), [(0, 1)])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-rng, rows, valid = np.random.default_rng(0), 0, np.ones(1000, bool)
-while rows < 10**6:
-    state = jax.block_until_ready(moments.update(state, rng.normal(size=(2, 1000, 64)).astype(np.float32), valid))
-    rows += 1000
-    if rows == 1000:
-        similarities_of(jax.tree.map(lambda leaf: leaf[None], state))
-        first = peak()
-print(peak() - first, similarities_of(jax.tree.map(lambda leaf: leaf[None], state)).n)
-"""
-
-
-def test_memory_is_the_same_for_a_thousand_and_a_million_rows():
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    growth, rows = done.stdout.split()
-    # A million rows of two models would take 488 MiB.
-    assert float(growth) < 32 and int(rows) == 10**6

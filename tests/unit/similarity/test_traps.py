@@ -1,14 +1,10 @@
 """The trap table: every engine gives float64's value or says that there is none; on one device and on eight."""
 
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support.engines import ENGINES
-from tests.support.paths import ROOT
-from tests.support.processes import free_address, together
 from tests.support.traps import PAIRS, N, benign, expected, shifted, table, undefined_table
 
 TRAPS = table()
@@ -77,34 +73,3 @@ def test_diagnostics_under_an_offset(engine):
         assert found.participation_ratio[m] == pytest.approx(ratio, rel=1e-5)
         spread_of_rows = np.sqrt(np.square(rows - rows.mean(0)).sum(1).mean())
         assert found.offset[m] == pytest.approx(np.linalg.norm(rows.mean(0)) / spread_of_rows, rel=1e-5)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_real_states(engine, stories):
-    import mossa_jax as mossa
-
-    prompts = [
-        f"{who} {did} the {thing} and {then}"
-        for who in ("One day a boy", "The old cat", "Lily", "A big dog")
-        for did in ("saw", "wanted", "lost")
-        for thing in ("ball", "red hat", "little bird", "cake")
-        for then in ("was happy", "ran home to mom")
-    ]
-    kept = mossa.layer_states(mossa.load_model(str(stories), dtype="float32"), prompts, pool="mean")
-    for layer in (1, 3, -1):
-        first, second = (np.asarray(list(kept.values())[k]) for k in (0, layer))
-        states = np.stack([first, second, 2 * first - second])
-        found = ENGINES[engine](states, np.ones(len(prompts), bool))
-        exact = expected(states)
-        assert found.value == pytest.approx(np.array([exact[pair] for pair in PAIRS]), abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_on_eight_devices(root, tmp_path, processes):
-    """The same table, by one process and by two; test_sharded and test_matrix have quicker tests of several devices."""
-    command = [sys.executable, ROOT / "tests/support/traps_on_devices.py"]
-    address = free_address()
-    more = [[processes, address, index] for index in range(processes)] if processes > 1 else [[]]
-    said = together([[*command, *each] for each in more], root, 8 // processes, tmp_path, timeout=900)
-    assert [line.splitlines()[-1] for line in said] == [f"{processes} 8 right"] * processes

@@ -13,7 +13,7 @@ from mossa_jax.devices import memory
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.tuning import population
-from tests.unit.tuning.test_population import make_member, open_folder, tune
+from tests.integration.tuning.test_population import make_member, open_folder, tune
 
 SHAPE = jax.ShapeDtypeStruct((64, 256), jnp.float32)
 

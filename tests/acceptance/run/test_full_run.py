@@ -397,7 +397,7 @@ from mossa_jax.run import pipeline
 from mossa_jax.config import Mesh
 from mossa_jax.processes.stop import Stop
 
-from tests.integration.run.test_full_run import configured
+from tests.acceptance.run.test_full_run import configured
 
 config = configured(sys.argv[1], control="full")
 config.mesh = Mesh(adapter=2, fsdp=2, tensor=2)
