@@ -19,7 +19,8 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, DeviceAdapter, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments
-from mossa_jax.llama.model import KeysValues, Llama, logits, merge, run_blocks, run_blocks_cached
+from mossa_jax.llama.layers import KeysValues
+from mossa_jax.llama.model import Llama, logits, merge, run_blocks, run_blocks_cached
 from mossa_jax.llama.placement import abstract_base
 
 

@@ -28,7 +28,8 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.model import Llama, SharedPrefix, embed, merge, pin_rows, windowed_blocks
+from mossa_jax.llama.layers import SharedPrefix
+from mossa_jax.llama.model import Llama, embed, merge, pin_rows, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 
 POOLS = ("last", "mean")

@@ -23,7 +23,8 @@ from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.blockwise import product_precision
-from mossa_jax.llama.model import Llama, RMSNorm, head_logits, head_weight, logits, run_blocks
+from mossa_jax.llama.layers import RMSNorm
+from mossa_jax.llama.model import Llama, head_logits, head_weight, logits, run_blocks
 from mossa_jax.tuning.batch import Batch
 
 # Logits [B, C, V] in float32: 1,024 tokens of a vocabulary of 32,000 take 131 MB.
