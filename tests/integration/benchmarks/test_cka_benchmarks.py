@@ -36,6 +36,7 @@ def one_thread(monkeypatch):
 SMALL = Workload(hidden=16, layers=2, heads=2, vocab=40, prompts=12, tokens=6, batch=5, hook_batch=6, rounds=1)
 
 
+@pytest.mark.slow
 def test_each_tool_is_right_on_benign_states_and_the_record_is_json():
     work = ready_states.Workload(n=48, d=16, layers=2, rounds=2, batch=48, memory=False)
     record = json.loads(json.dumps(ready_states.measure(work, peak=100.0), allow_nan=False))
@@ -155,6 +156,7 @@ def test_hooks_that_a_tool_leaves_behind_are_removed():
     assert calls == ["own", "left", "own"]
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_gives_the_same_states_as_repeated_ids():
     record = json.loads(json.dumps(shared_prefix.measure(SMALL)))
     assert record["difference"] < 1e-5 and [row["name"] for row in record["rows"]] == ["once", "in every prompt"]

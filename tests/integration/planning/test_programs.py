@@ -65,7 +65,9 @@ def test_flops_of_a_step_equal_a_count_by_hand():
     assert blocks == 4 * (6_738_415_616 - 2 * 32_000 * 4_096 - 65 * 4_096)
 
 
-@pytest.mark.parametrize(("remat", "targets"), [(True, ("q_proj", "v_proj")), (False, ALL)])
+@pytest.mark.parametrize(
+    ("remat", "targets"), [(True, ("q_proj", "v_proj")), pytest.param(False, ALL, marks=pytest.mark.slow)]
+)
 def test_flops_agree_with_xlas_own_count_within_two_percent(remat, targets):
     changes = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4, "num_key_value_heads": 2}
     arch = architecture(**changes, vocab_size=512)

@@ -234,7 +234,8 @@ def test_the_command_is_recorded_as_one_types_it():
     assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
-@pytest.mark.parametrize("how", [{"pool": "all"}, pytest.param({"engine": "moments"}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
+@pytest.mark.slow
 def test_streamed_sums(tiny_run, tmp_path, how, table):
     """Over the tuned models of the finished run: every token a row, and the kept rows' values without keeping them."""
     config, finished = tiny_run

@@ -13,6 +13,7 @@ from tests.support.tiny_llama import random_prompts
 
 
 @pytest.mark.parametrize("pool", ["last", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_states_do_not_depend_on_the_lengths_of_rows(tiny, tiny_adapters, pool):
     model = load_model(str(tiny.folder))
     adapters = stack(model.architecture, [{}, load_adapter(tiny_adapters[0][0], model.architecture)])

@@ -131,6 +131,7 @@ def test_ten_steps_of_adamw_equal_torch_in_losses_and_in_every_tensor(kind, requ
     assert_equal_to_torch(request.getfixturevalue(kind).folder, tmp_path, "adamw", adamw)
 
 
+@pytest.mark.slow
 def test_ten_steps_of_adafactor_equal_those_of_transformers(tiny, tmp_path):
     assert_equal_to_torch(tiny.folder, tmp_path, "adafactor", adafactor)
 
@@ -296,6 +297,7 @@ def test_an_unknown_optimizer_is_refused(model, tmp_path):
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_long_rows_are_learned_from_as_well(model, tmp_path):
     rng = np.random.default_rng(1)
     draw = lambda size: rng.integers(4, VOCAB, size).tolist()  # noqa: E731

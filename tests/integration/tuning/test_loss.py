@@ -215,6 +215,7 @@ def test_models_together_take_the_chunks_of_the_fullest_and_learn_what_each_lear
             assert distance(one[number], other) < 1e-6
 
 
+@pytest.mark.slow
 def test_no_logits_are_kept_for_the_backward_pass():
     arch, length, adapter = dataclasses.replace(ARCH, vocab=8_000), 512, random_adapter(1, {"q_proj": 2})
     names = ("tokens", "segments", "positions", "predict", "labels")

@@ -163,5 +163,6 @@ def test_a_population_of_packed_rows_learns_what_peft_learns_one_by_one(tiny, tm
 
 
 @pytest.mark.parametrize("targets", [pytest.param(SOME, marks=pytest.mark.slow), EVERY], ids=["q_and_v", "all_seven"])
+@pytest.mark.slow
 def test_fifty_steps_on_real_tasks_follow_peft(stories, tmp_path, targets):
     assert_the_same(stories, real_tasks(stories, 2), 256, targets, 50, tmp_path)
