@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(os.path.abspath(__file__)).parents[1]
-_FIELDS = next(path for path in (ROOT / "mossa_jax/config/fields.py", ROOT / "mossa_jax/config.py") if path.is_file())
+_FIELDS = ROOT / "mossa_jax/config/fields.py"
 _SHARED = "Flags of every command"
 _KNOWN = {"sorted": sorted, "get_args": get_args, "Literal": Literal}
 _KNOWN |= {kind.__name__: kind for kind in (tuple, str, int, float, bool)}

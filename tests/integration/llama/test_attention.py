@@ -43,7 +43,7 @@ def plain(q, k, v, segments, window):
 
 
 @pytest.mark.parametrize("window", [0, 9, 300])
-@pytest.mark.parametrize("length", [40, 600])
+@pytest.mark.parametrize("length", [40, pytest.param(600, marks=pytest.mark.slow)])
 def test_the_xla_body_equals_numpy(length, window):
     q, k, v, segments = inputs(length)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]

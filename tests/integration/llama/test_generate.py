@@ -92,7 +92,16 @@ def test_stories_of_a_trained_model_equal_transformers(stories, tmp_path):
         assert all(len(set(answer)) > 12 for answer in answers)
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2_some_windowed", "qwen3", "dynamic", "llama3_tied", "linear"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mistral", "qwen2_some_windowed", "dynamic", "llama3_tied", "linear")
+        ),
+    ],
+)
 def test_answers_of_every_family_equal_transformers(name, tmp_path):
     """Prompts below and above the window of 7 keys; answers that cross it and the first context of 16 or 24."""
     family = write_family(tmp_path, name, seed=2)

@@ -280,6 +280,7 @@ class StopsLater(Stop):
         pass
 
 
+@pytest.mark.slow
 def test_the_same_run_in_memory_stopped_twice_and_gone_on_with(tiny_run, tmp_path, monkeypatch):
     """An object store that fsspec knows and Orbax does not; the disk of this machine is wiped after every stop."""
     config, finished = tiny_run

@@ -63,7 +63,16 @@ def test_shared_ids_are_run_once(tiny, tiny_adapters, pool, lengths, monkeypatch
             assert distance(layer, theirs) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama_biases", "mistral", "qwen2_some_windowed", "qwen3_biases", "dynamic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3_biases",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llama_biases", "mistral", "qwen2_some_windowed", "dynamic")
+        ),
+    ],
+)
 def test_other_families(name, tmp_path):
     tiny = write_family(tmp_path / "model", name)
     prompts = behind_lead(6, shortest=10, longest=60)

@@ -171,6 +171,7 @@ class _AskingRunDir(RunFolder):
         self.stop.asked = record["step"] >= 6
 
 
+@pytest.mark.slow
 def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
     stop = Stop()
     with pytest.raises(Refusal) as caught:
@@ -243,6 +244,7 @@ def test_updates_of_poisoned_batches_are_skipped_as_if_torch_had_left_them_out(t
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_batch_in_micro_batches_gives_the_same_model_as_the_whole_batch(optimizer, model, tuned_run, tmp_path):
     # Micro-batches of one row, with different numbers of answer tokens: a mean of means would give another model.
     run_folder, one = tuned_run

@@ -151,6 +151,7 @@ def test_joined_products_of_different_ranks_equal_updates_inside_the_weights():
             assert distance(part[side], theirs[target][side]) < 2e-6, (target, side)
 
 
+@pytest.mark.slow
 def test_bfloat16_sums_in_float32_and_gives_the_gradient_of_float32_to_its_own_precision(monkeypatch):
     monkeypatch.setattr(objective, "HEAD_TOKENS", 16)
     rng = np.random.default_rng(0)
