@@ -143,7 +143,7 @@ wait_until_active() {
 
 pack() {
   run tar --create --gzip "--file=$scratch/mossa_jax.tgz" "--directory=${here%/*}" --exclude=./.git --exclude=./.venv \
-    --exclude=./runs --exclude=./build '--exclude=*.egg-info' --exclude=__pycache__ .
+    --exclude=./runs --exclude=./build '--exclude=./.*cache' '--exclude=*.egg-info' --exclude=__pycache__ .
 }
 
 # The repository and its Python environment on all workers. Called where errors do not end the script.

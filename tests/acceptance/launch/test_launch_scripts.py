@@ -404,7 +404,7 @@ def test_a_pod_is_made_used_again_on_75_and_deleted(root, cloud):
     assert done.stdout.count("start on w0") == 2 and "start on w1" not in done.stdout
     for worker in ("w0", "w1"):
         home = folder / worker
-        assert (home / "mossa_jax/mossa_jax/mesh.py").exists() and not (home / "mossa_jax/.git").exists()
+        assert (home / "mossa_jax/mossa_jax/devices/mesh.py").exists() and not (home / "mossa_jax/.git").exists()
         assert (home / "python").read_text().count(f"--editable {home}/mossa_jax[tpu]") == 2
 
 

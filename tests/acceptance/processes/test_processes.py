@@ -15,11 +15,11 @@ from tests.support.processes import cpu, free_address, together
 # Devices that take their time.
 SLOW_START = """
 import runpy, sys, time
-from launch import main
+from mossa_jax.processes import life
 def slow():
     print("starting", flush=True)
     time.sleep(2)
-main.check_platform = slow
+life.check_platform = slow
 runpy.run_module("launch.tune", run_name="__main__", alter_sys=True)
 """
 
