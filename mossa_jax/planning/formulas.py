@@ -2,7 +2,7 @@
 
 They serve to choose what to compile, and to plan for hardware that nothing can be compiled for. Operations are exact
 counts of matrix products. Memory and transfers follow the compiler's observed behaviour on TPUs (docs/measurements.md,
-"Planning"). Transfers are bytes that one chip receives, by mesh axis.
+"Planning"). Transfers are bytes that one chip receives, by kind and mesh axis.
 
 Shape letters: D hidden width, L layers, V vocabulary, n rows that are compared.
 """
@@ -24,8 +24,8 @@ from mossa_jax.tuning.loss import HEAD_TOKENS
 _EXACT_PASSES, _PERMUTED_PASSES = 6, 3
 _FLOAT32 = 4
 
-Transfers = dict[str, float]
-"""Mesh axis -> bytes that one chip receives over it."""
+Transfers = dict[tuple[str, str], float]
+"""Kind, as in `collectives`, and mesh axis -> bytes that one chip receives."""
 
 
 def forward_flops(arch: Architecture, positions: float, row_length: int) -> float:
@@ -139,8 +139,9 @@ def tuning_transfers(arch: Architecture, layout: BatchLayout, adapters: AdapterS
     adapter = arch.layers * adapters.rank * sum(sum(sizes[target]) for target in adapters.targets) * _FLOAT32
     sums = (3 if remat else 2) * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize
     return {
-        "fsdp": share * (weights + 2 * adapter * layout.models / mesh.adapter),
-        "tensor": 2 * tensor * sums,
+        ("all-gather", "fsdp"): share * weights,
+        ("all-reduce", "fsdp"): 2 * share * adapter * layout.models / mesh.adapter,
+        ("all-reduce", "tensor"): 2 * tensor * sums,
     }
 
 
@@ -149,15 +150,22 @@ def states_transfers(arch: Architecture, layout: BatchLayout) -> Transfers:
     mesh, itemsize = layout.mesh, layout.itemsize
     share, tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
     return {
-        "fsdp": share * arch.layers * _block_parameters(arch) * itemsize / mesh.tensor,
-        "tensor": 2 * tensor * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize,
+        ("all-gather", "fsdp"): share * arch.layers * _block_parameters(arch) * itemsize / mesh.tensor,
+        ("all-reduce", "tensor"): 2 * tensor * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize,
     }
 
 
 def similarity_transfers(arch: Architecture, layout: BatchLayout) -> Transfers:
-    """Returns the bytes that a chip receives while one task's rows are compared: each layer is gathered once."""
-    layer = layout.models * layout.batch.rows * arch.hidden * _FLOAT32
-    return {"fsdp": (arch.layers + 2) * layer * (layout.mesh.fsdp - 1) / layout.mesh.fsdp}
+    """Returns the bytes that a chip receives while one task's rows are compared.
+
+    Each layer is gathered once, its columns before its rows.
+    """
+    mesh = layout.mesh
+    whole = (arch.layers + 2) * layout.models * layout.batch.rows * arch.hidden * _FLOAT32
+    return {
+        ("all-gather", "tensor"): whole / mesh.fsdp * (mesh.tensor - 1) / mesh.tensor,
+        ("all-gather", "fsdp"): whole * (mesh.fsdp - 1) / mesh.fsdp,
+    }
 
 
 def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) -> Transfers:
@@ -170,8 +178,8 @@ def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) ->
     # A decoding step does not gather matrices: it sums the products of all rows.
     width = 5 * arch.hidden + 2 * arch.feed_forward
     sums = 2 * arch.layers * layout.models * layout.batch.rows * width * layout.itemsize
-    transfers["fsdp"] += new_tokens * sums / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
-    return transfers
+    decoding = new_tokens * sums / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
+    return transfers | {("all-reduce", "fsdp"): decoding}
 
 
 def _forward_bytes(arch: Architecture, layout: BatchLayout) -> float:

@@ -30,6 +30,9 @@ from mossa_jax.tuning.slots import plan_slots
 
 STAGES = ("E", "controls", "scores", "states", "similarity")
 
+# The most programs per stage: full batches and a task's last one. Ids that prompts share are one more, counted as long
+# as a batch. E and the controls have one step each.
+_PROGRAMS = {"scores": 2, "states": 2, "similarity": 2}
 # The base, E and one control, which answer the same prompts.
 _SCORED_MODELS = 3
 
@@ -52,6 +55,7 @@ class Stage:
       useful_share: share of the chips' work that counts: rows that no other chip works on, slots that hold a model.
       read_bytes: bytes that a chip reads from its memory in one run, beside those of its products (in decoding).
       filled_share: share of the positions of the compiled batch that an average run fills.
+      programs: how many programs like this one the run compiles, at most. It does not grow with the number of tasks.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Stage:
     useful_share: float = 1.0
     read_bytes: float = 0.0
     filled_share: float = 1.0
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,7 @@ class PlannedRun:
             transfers=lambda _: formulas.score_transfers(self.arch, layout, new_tokens),
             read_bytes=new_tokens * (weights + cache),
             filled_share=usual_length / width,
+            programs=_PROGRAMS["scores"],
         )
 
     def _states(self) -> Stage:
@@ -251,6 +257,7 @@ class PlannedRun:
             ),
             temporary_bytes=lambda _: formulas.states_bytes(self.arch, layout, kept),
             transfers=lambda _: formulas.states_transfers(self.arch, layout),
+            programs=_PROGRAMS["states"] + bool(shared),
         )
 
     def _similarity(self) -> Stage:
@@ -267,4 +274,5 @@ class PlannedRun:
             program=lambda _: programs.similarity_program(base, models, prompts, pairs, permutations),
             temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, models, rows),
             transfers=lambda _: formulas.similarity_transfers(self.arch, layout),
+            programs=_PROGRAMS["similarity"],
         )

@@ -113,13 +113,24 @@ def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):
 
 def test_hardware_is_known_by_name():
     h100 = find_hardware("h100:8x2")
-    assert (h100.chips, h100.node, h100.peak, h100.devices) == (16, 8, 989e12, ())
-    assert h100.receive_rate(8) == 450e9 and h100.receive_rate(16) == 50e9
+    assert (h100.chips, h100.node, h100.peak) == (16, 8, 989e12)
     assert find_hardware("a100:4").chips == 4 and find_hardware("h200:8").memory > h100.memory
+    assert find_hardware("a100-40:8").memory < find_hardware("a100:8").memory < find_hardware("b200:8").memory
     for name in ("v9:4x4", "h100", "h100:0", "h100:8x2x2", "h100:8x", ""):
         with pytest.raises(Refusal, match="unknown") as caught:
             find_hardware(name)
         assert caught.value.code == 2
+
+
+def test_a_transfer_between_nodes_goes_through_the_adapters_of_its_group():
+    h100 = Hardware("h100:8x2", 16, 0, 1.0, 1.0, 450e9, 50e9, 8)
+    grid = {"adapter": 2, "fsdp": 2, "tensor": 4}
+    for axes in (("tensor",), ("fsdp",), ("fsdp", "tensor")):
+        assert h100.receive_rate(grid, axes) == 450e9
+    # Each group has one chip per node; then two; then all eight, whose adapters together are slower than their links.
+    assert h100.receive_rate(grid, ("adapter",)) == 50e9
+    assert h100.receive_rate(grid, ("adapter", "fsdp")) == 100e9
+    assert h100.receive_rate(grid, ("adapter", "fsdp", "tensor")) == 400e9
 
 
 def test_hours_follow_from_flops_use_and_slots():
@@ -158,20 +169,23 @@ def test_transfers_set_the_time_if_they_take_longer():
         for topology in ("h100:8", "h100:4x2")
     )
     assert inside["products_seconds"] == across["products_seconds"] == inside["seconds"]
-    assert across["transfer_seconds"] == pytest.approx(9 * inside["transfer_seconds"])
-    assert across["seconds"] == across["transfer_seconds"] > across["products_seconds"]
+    # Two nodes of four adapters with 50 GB/s each, instead of a link with 450 GB/s.
+    assert across["transfer_seconds"] == pytest.approx(450 / 200 * inside["transfer_seconds"])
+    assert across["seconds"] == max(across["transfer_seconds"], across["products_seconds"])
     # Blocks are gathered forward and backward, the head once, in two bytes per number.
     matrices = 2 * 6_476_005_376 + 32_000 * 4_096
     assert inside["received"] == pytest.approx(2 * matrices * 7 / 8, rel=0.01)
+    assert inside["gathered"] == {"fsdp": pytest.approx(2 * matrices * 7 / 8)}
 
 
-def test_a_gpu_cluster_is_planned_by_formula_and_says_so():
+def test_a_gpu_cluster_without_a_compiler_is_planned_by_formula_and_says_so():
     run = planned_run()
+    run = replace(run, hardware=replace(run.hardware, devices=(), no_compiler="no compiler; pip install it"))
     plan = plan_run(run, STAGES, price=0)
     assert [row["stage"] for row in plan["rows"]] == list(STAGES) and plan["price"] is None
     assert not any(row["compiled"] for row in plan["rows"])
     text = format_plan(plan)
-    assert "BY FORMULA, not compiled" in text and text.count("transfers by formula") == 5
+    assert "BY FORMULA, not compiled: no compiler; pip install it" in text and text.count("transfers by formula") == 5
     assert "122 ids per example, and 133 of its template" in text
     by_name = {row["stage"]: row for row in plan["rows"]}
     assert by_name["E"]["base"] == pytest.approx(2 * 6_738_415_616 / 8, rel=0.01)
