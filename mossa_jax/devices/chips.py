@@ -54,8 +54,8 @@ TPUS = {
     "v5p": Chip(95.73, 459e12, 2.77e12, 180e9, cores="megacore"),
     "v6e": Chip(31.24, 918e12, 1.64e12, 180e9),
 }
-# Memory as the driver reports it. Links: NVLink in one direction. Network: one adapter per GPU (200 Gbit/s for A100, 400
-# Gbit/s for the others).
+# Memory as the driver reports it. Links: NVLink in one direction. Network: one adapter per GPU (200 Gbit/s for A100,
+# 400 Gbit/s for the others).
 GPUS = {
     "a100-40": Chip(39.42, 312e12, 1.56e12, 300e9, 25e9, float32=19.5e12, tf32=156e12),
     "a100": Chip(79.25, 312e12, 2.04e12, 300e9, 25e9, float32=19.5e12, tf32=156e12),

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from mossa_jax.devices.memory import SHARE, bytes_on_device
 from mossa_jax.planning import programs
 from mossa_jax.planning.hardware import Hardware
-from mossa_jax.planning.sizes import BatchLayout
 from mossa_jax.planning.stages import PlannedRun, Stage
 
 
@@ -69,9 +68,10 @@ def plan_stage(run: PlannedRun, stage: Stage, compile_programs: bool = True) -> 
       `stage`; `mesh` (devices per axis), `models` (that run at once), `rows`, `row_length`, `parts`; `attention`,
       `remat`; bytes per chip: `base`, `shards`, `arguments`, `temporary`, `beside`, `total`, `room`; `fits`;
       `compiled` (False: by formula); `programs`, as many as this one that the run compiles; `compile_seconds` of one of
-      them (None if they are not known); `flops` and `recomputed` of one run, and `used`, the share of
-      the chips' work that counts; `collectives` (None if not known); `received` (bytes per chip and run)
-      and `gathered` (those of all-gathers alone, by mesh axes); `products_seconds`, `transfer_seconds` and `seconds` of one run; `runs`; `hours`; `chip_hours`.
+      them (None if they are not known); `flops` and `recomputed` of one run, and `used`, the share of the chips' work
+      that counts; `collectives` (None if not known); `received` (bytes per chip and run) and `gathered` (those of
+      all-gathers alone, by mesh axes); `products_seconds`, `transfer_seconds` and `seconds` of one run; `runs`;
+      `hours`; `chip_hours`.
     """
     hardware, layout = run.hardware, stage.layout
     is_compiled = compile_programs and bool(hardware.devices)

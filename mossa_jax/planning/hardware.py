@@ -52,8 +52,8 @@ class Hardware:
     def receive_rate(self, grid: Mapping[str, int], axes: Sequence[str]) -> float:
         """Returns the bytes/s that a chip receives in a transfer over some axes of a mesh.
 
-        A group of chips within a node uses their links. A group that spans nodes is a ring that enters each node through
-        the adapters of its members there, which share the work.
+        A group of chips within a node uses their links. A group that spans nodes is a ring, which enters each node
+        through the adapters of its members there; they share the work.
 
         Args:
           grid: the mesh, axis name -> size.

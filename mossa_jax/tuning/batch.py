@@ -75,6 +75,6 @@ def sum_over_micro_batches(sums_over: Callable[[Batch], Sums], batch: Batch, mic
     def add(sums: Sums, index: jax.Array) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, sums_over(micro_batch(index))), None
 
-    shapes = jax.eval_shape(sums_over, jax.eval_shape(micro_batch, 0))
+    shapes = jax.eval_shape(lambda: sums_over(micro_batch(0)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return jax.lax.scan(add, zeros, jnp.arange(micro_batches))[0]

@@ -11,7 +11,7 @@ from mossa_jax.tuning.batch import sum_over_micro_batches
 @pytest.mark.parametrize("micro_batches", [2, 3])
 def test_micro_batches_are_worked_through_one_after_another(micro_batches):
     """The only work is the body of one scan over all of them, so no compiler can work through two at once."""
-    rows = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5)), jnp.float32)
 
     def sums_over(batch):
         return {"products": jnp.dot(batch.T, batch), "count": batch.shape[0] * jnp.ones((), jnp.int32)}
