@@ -241,7 +241,9 @@ class PlannedRun:
         pairs = self._pairs if self._is_streamed else ()
         if pairs:
             compared_rows = positions if pool == "all" else prompts
-            flops += self.work.tasks * formulas.moments_flops(self.arch, models, compared_rows, pairs, pool)
+            flops += self.work.tasks * formulas.moments_flops(
+                self.arch, models, compared_rows, pairs, pool, self.hardware.exact_products
+            )
         prefix = PrefixSize(
             mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
         )
@@ -265,14 +267,23 @@ class PlannedRun:
         models, prompts, pairs = self._compared_models, self.work.prompts, self._pairs
         rows = row_slots(prompts, base.grid.shape["fsdp"])
         layout = BatchLayout.of(base, models, BatchSize(rows, 1))
+        kept = bytes_on_device(abstract_kept(self.arch, base.grid, models, prompts))
         return Stage(
             name="similarity",
             layout=layout,
             models=models,
             runs=self.work.tasks,
-            flops=formulas.similarity_flops(self.arch, models, prompts, pairs, permutations),
+            flops=formulas.similarity_flops(
+                self.arch,
+                models,
+                prompts,
+                pairs,
+                permutations,
+                self.hardware.exact_products,
+                self.hardware.fast_products,
+            ),
             program=lambda _: programs.similarity_program(base, models, prompts, pairs, permutations),
-            temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, models, rows),
+            temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, layout, kept),
             transfers=lambda _: formulas.similarity_transfers(self.arch, layout),
             programs=_PROGRAMS["similarity"],
         )
