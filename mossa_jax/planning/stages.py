@@ -108,12 +108,8 @@ class PlannedRun:
                 raise Refusal(
                     BAD_CONFIG, f"config.tuning.{role}.method={schedule.method!r}: only 'lora' can be planned"
                 )
-        for label, schedule, base in (
-            ("controls", tuning.control, self._base(adapters=True)),
-            ("E", tuning.experimental, self._base(adapters=False)),
-        ):
-            body = programs.attention_body(base.grid, base.dtype, self._shared_ids)
-            population.check_rows(f"{self.model}, {label}", schedule.batch_rows, schedule.parts, base.grid, body)
+        for label, schedule in (("controls", tuning.control), ("E", tuning.experimental)):
+            population.check_rows(f"{self.model}, {label}", schedule.batch_rows, schedule.parts)
 
     def stages(self, names: Sequence[str] = STAGES) -> list[Stage]:
         """Returns those of the stages `names` that the run has, in the order of the run."""
