@@ -7,9 +7,15 @@ XLA's protocol buffer `GpuTargetConfigProto`. The figures are those of NVIDIA's 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from unittest import mock
 
 from mossa_jax.devices.chips import GPUS
+
+# Version of cuDNN, 9.10.0, as it gives it itself.
+_CUDNN = 91000
 
 
 @dataclass(frozen=True)
@@ -93,3 +99,24 @@ dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 runtime_version {{ major: 12 minor: 8 patch: 0 }}
 device_description_str: "{target.name}"
 """
+
+
+@contextlib.contextmanager
+def cudnn_of_targets() -> Iterator[None]:
+    """Lowers calls of cuDNN as for the version that target configurations name, on a machine that has none.
+
+    JAX asks the installed library for its version before it lowers such a call, also if the call is for a GPU that is
+    not here. The library itself is not needed: the call stays a call in the compiled program.
+    """
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo as calls
+
+        calls.check_cudnn_version()
+    except ImportError:
+        # Another version of JAX, which has the check elsewhere.
+        yield
+    except RuntimeError:
+        with mock.patch.object(calls, "check_cudnn_version", lambda: _CUDNN):
+            yield
+    else:
+        yield

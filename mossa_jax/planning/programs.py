@@ -31,6 +31,7 @@ from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.cudnn import takes_heads
 from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
+from mossa_jax.planning.gpu_targets import cudnn_of_targets
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
 from mossa_jax.similarity import gram
@@ -237,7 +238,8 @@ def compile_program(program: Program) -> dict[str, Any]:
       program has no readable text.
     """
     argument_bytes, beside = program.argument_bytes, program.bytes_beside
-    lowered = program.lower()
+    with cudnn_of_targets():
+        lowered = program.lower()
 
     def build(folder: Path) -> None:
         write_json(folder / "compiled.json", _compile(lowered, argument_bytes, program.grid.shape))

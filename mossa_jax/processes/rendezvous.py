@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from mossa_jax.devices.drivers import is_for_planning_only
 from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.log import log
 from mossa_jax.processes.peers import BEAT, BEHIND, EndProcess, Link, Peers
@@ -56,8 +57,12 @@ def choose_platform(platform: str) -> None:
     """Makes JAX use one platform and no other; has to be called before any other use of JAX.
 
     Args:
-      platform: `tpu`, `gpu` or `cpu`; "" leaves the choice to JAX_PLATFORMS, or to JAX.
+      platform: `tpu`, `gpu` or `cpu`; "" leaves the choice to JAX_PLATFORMS, or to JAX. On a machine that has compilers
+        for accelerators but no accelerator, JAX has no choice.
     """
+    is_open = not jax.config.jax_platforms  # type: ignore[attr-defined]  # jax declares its options at run time
+    if not platform and is_open and is_for_planning_only() and not has_tpu():
+        platform = "cpu"
     if platform:
         jax.config.update("jax_platforms", platform)
 
