@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # The compilers that the extra `plan` installs; JAX takes them for signs of an accelerator.
@@ -24,6 +27,24 @@ def is_for_planning_only(devices: Path = Path("/dev")) -> bool:
     if not sys.platform.startswith("linux") or not any(map(_is_installed, _COMPILERS)):
         return False
     return not any(any(devices.glob(name)) for name in _DRIVERS) and ctypes.util.find_library("cuda") is None
+
+
+@contextlib.contextmanager
+def without_complaints() -> Iterator[None]:
+    """Drops what libraries write to standard error, where compilers for accelerators miss a driver that is not here."""
+    if not is_for_planning_only():
+        yield
+        return
+    sys.stderr.flush()
+    # Libraries in C++ write to the descriptor, not to `sys.stderr`.
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _is_installed(module: str) -> bool:

@@ -16,16 +16,16 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"(?:calls|to_apply|branch_computations|(?:true|false)_computation)=\{?((?:%?[\w.-]+(?:, )?)+)")
 
 
-def collectives(text: str, axes: Mapping[str, int]) -> list[dict[str, Any]]:
+def collectives(text: str, axes: Mapping[str, int], open_iterations: int = 1) -> list[dict[str, Any]]:
     """Lists the transfers between chips in a compiled program, by kind and mesh axes.
 
-    An instruction in a loop counts once per iteration; if the number of iterations is not known before the program
-    runs, it counts once. A transfer that the TPU compiler splits into several fusions, which share its channel, counts
-    once.
+    An instruction in a loop counts once per iteration. A transfer that the TPU compiler splits into several fusions,
+    which share its channel, counts once.
 
     Args:
       text: the program, from `compiled.as_text()`.
       axes: the mesh, axis name -> size.
+      open_iterations: of loops whose number of iterations is not known before the program runs.
 
     Returns:
       A list of {"kind", "axes" (names, joined by "+"), "count", "bytes"}. `count` is how often the transfer happens in
@@ -55,7 +55,7 @@ def collectives(text: str, axes: Mapping[str, int]) -> list[dict[str, Any]]:
                     sizes[key] = sizes.get(key, 0.0) + iterations * received
             elif " while(" in line:
                 condition, body = _attribute(line, "condition"), _attribute(line, "body")
-                visit(body, body, iterations * _iterations(line, bodies[condition]))
+                visit(body, body, iterations * _iterations(line, bodies[condition], open_iterations))
             for names in _CALLS.findall(line):
                 for callee in names.split(", "):
                     visit(callee.lstrip("%"), host, iterations)
@@ -87,12 +87,12 @@ def _attribute(line: str, name: str) -> str:
     return match[1]
 
 
-def _iterations(line: str, condition: Sequence[str]) -> int:
-    """Returns how often a loop's body runs: the noted trip count, or the only number in its condition, or else 1."""
+def _iterations(line: str, condition: Sequence[str], unknown: int) -> int:
+    """Returns how often a loop's body runs: the noted count, the only number in its condition, or else `unknown`."""
     if trip_count := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(trip_count[1])
     limits = [int(number) for line in condition for number in re.findall(r"= s32\[\]\S* constant\((\d+)\)", line)]
-    return limits[0] if len(limits) == 1 else 1
+    return limits[0] if len(limits) == 1 else unknown
 
 
 def _group_axes(line: str, axes: Mapping[str, int]) -> tuple[str, ...]:

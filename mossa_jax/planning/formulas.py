@@ -154,15 +154,14 @@ def transposed_bytes(arch: Architecture, layout: BatchLayout) -> float:
 def tuning_transfers(arch: Architecture, layout: BatchLayout, adapters: AdapterSize, remat: bool) -> Transfers:
     """Returns the bytes that a chip receives in a training step.
 
-    Over `fsdp`, each micro-batch gathers the blocks' matrices for its forward and for its backward pass, the step
-    gathers the head once, and the adapters' gradients are summed. Over `tensor`, each block's two sums are made
-    forward, backward, and once more if blocks are recomputed; a GPU recomputes only the first of them.
+    Over `fsdp`, each micro-batch gathers the blocks' matrices for its forward and for its backward pass (a GPU gathers
+    most of them again to recompute), the step gathers the head once, and the adapters' gradients are summed. Over `tensor`, each block's two sums are made
+    forward, backward, and once more if blocks are recomputed, of which a GPU needs only the first.
     """
     mesh, itemsize = layout.mesh, layout.itemsize
     share, tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
-    weights = (
-        (layout.parts * 2 * arch.layers * _block_parameters(arch) + arch.vocab * arch.hidden) * itemsize / mesh.tensor
-    )
+    passes = layout.parts * (2 + 0.75 * (remat and layout.is_gpu))
+    weights = (passes * arch.layers * _block_parameters(arch) + arch.vocab * arch.hidden) * itemsize / mesh.tensor
     sizes = target_sizes(arch)
     adapter = arch.layers * adapters.rank * sum(sum(sizes[target]) for target in adapters.targets) * _FLOAT32
     recomputed = (0.5 if layout.is_gpu else 1) * remat
@@ -214,12 +213,12 @@ def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) ->
 def _forward_bytes(arch: Architecture, layout: BatchLayout) -> float:
     """Returns the bytes of one block's activations in a forward pass without gradients.
 
-    A GPU holds the feed-forward columns of two products in float32, and copies of the matrices.
+    A GPU holds the hidden states in both types and the feed-forward columns of two products, and copies of the
+    matrices.
     """
     if layout.is_gpu:
-        heads = (arch.heads + 2 * arch.kv_heads) * arch.head_dim
-        columns = (heads * layout.itemsize + 2 * arch.feed_forward * _FLOAT32) / layout.mesh.tensor
-        block = layout.positions_per_chip * (1.35 * arch.hidden * layout.itemsize + columns)
+        whole, columns = (layout.itemsize + _FLOAT32) * arch.hidden, 2 * arch.feed_forward * layout.itemsize
+        block = layout.positions_per_chip * (whole + columns / layout.mesh.tensor)
         return block + transposed_bytes(arch, layout)
     return layout.positions_per_chip * layout.itemsize * 6 * arch.hidden
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from mossa_jax.devices.chips import GPUS, TPUS, Chip
+from mossa_jax.devices.drivers import without_complaints
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.planning.gpu_targets import target_config
 
@@ -84,7 +85,8 @@ def find_hardware(name: str) -> Hardware:
         return _hardware(name, TPUS[chip_name], len(devices), 1.0, devices)
     if chip_name in GPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", shape):
         node, _, nodes = shape.partition("x")
-        devices, no_compiler = _gpu_devices(chip_name, int(node), int(nodes or 1))
+        with without_complaints():
+            devices, no_compiler = _gpu_devices(chip_name, int(node), int(nodes or 1))
         cluster = _hardware(name, GPUS[chip_name], int(node), _GPU_SHARE, devices)
         return replace(cluster, chips=int(node) * int(nodes or 1), no_compiler=no_compiler)
     raise Refusal(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from mossa_jax.devices.drivers import is_for_planning_only
+from mossa_jax.devices.drivers import is_for_planning_only, without_complaints
 from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.log import log
 from mossa_jax.processes.peers import BEAT, BEHIND, EndProcess, Link, Peers
@@ -75,7 +75,8 @@ def check_platform() -> None:
     """
     requested = jax.config.jax_platforms or ""  # type: ignore[attr-defined]  # jax declares its options at run time
     try:
-        backend = jax.default_backend()
+        with without_complaints():
+            backend = jax.default_backend()
     except RuntimeError as error:
         if "Unable to initialize backend" not in str(error):
             raise

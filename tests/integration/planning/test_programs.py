@@ -160,6 +160,8 @@ ENTRY %main (p: bf16[10,4]) -> bf16[10,4] {
 
 def test_transfers_are_counted_by_kind_axes_and_iterations():
     axes = {"adapter": 2, "fsdp": 4, "tensor": 1}
+    open_loop = collectives(TEXT, axes, open_iterations=10)[-1]
+    assert (open_loop["kind"], open_loop["count"], open_loop["bytes"]) == ("reduce-scatter", 10, 200)
     assert collectives(TEXT, axes) == [
         {"kind": "all-gather", "axes": "adapter+fsdp", "count": 1, "bytes": 24 * 4 * 7 // 8},
         {"kind": "all-gather", "axes": "fsdp", "count": 12, "bytes": 12 * 10 * 16 * 2 * 3 // 4},

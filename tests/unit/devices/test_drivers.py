@@ -1,6 +1,7 @@
 """Machines that have compilers for accelerators, but no accelerator."""
 
 import importlib.util
+import os
 
 import jax
 import pytest
@@ -48,3 +49,13 @@ def test_jax_does_not_look_for_accelerators_there(monkeypatch, flag, variable, h
         assert jax.config.jax_platforms == platforms
     finally:
         jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize("only_plans", [True, False])
+def test_complaints_about_drivers_are_dropped_there_alone(monkeypatch, capfd, only_plans):
+    monkeypatch.setattr(drivers, "is_for_planning_only", lambda: only_plans)
+    with drivers.without_complaints():
+        os.write(2, b"Could not find cuda drivers\n")
+    os.write(2, b"error: something else\n")
+    expected = "error: something else\n" if only_plans else "Could not find cuda drivers\nerror: something else\n"
+    assert capfd.readouterr().err == expected
