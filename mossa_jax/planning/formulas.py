@@ -155,8 +155,9 @@ def tuning_transfers(arch: Architecture, layout: BatchLayout, adapters: AdapterS
     """Returns the bytes that a chip receives in a training step.
 
     Over `fsdp`, each micro-batch gathers the blocks' matrices for its forward and for its backward pass (a GPU gathers
-    most of them again to recompute), the step gathers the head once, and the adapters' gradients are summed. Over `tensor`, each block's two sums are made
-    forward, backward, and once more if blocks are recomputed, of which a GPU needs only the first.
+    most of them again to recompute), the step gathers the head once, and the adapters' gradients are summed. Over
+    `tensor`, each block's two sums are made forward, backward, and once more if blocks are recomputed, of which a GPU
+    needs only the first.
     """
     mesh, itemsize = layout.mesh, layout.itemsize
     share, tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor

@@ -71,8 +71,10 @@ def _compilation_cells(plan: dict[str, Any]) -> tuple[str, ...]:
 def _compilation(plan: dict[str, Any]) -> str:
     """Returns the line on the programs of the run and the time that their compilation takes."""
     programs, seconds = plan["compilation"]["programs"], plan["compilation"]["seconds"]
-    time = "their time is not known without a compiler" if seconds is None else f"{seconds:,.0f} s on this machine"
-    return f"Compiling: at most {programs} programs, however many tasks; {time}. The hours have it once."
+    time = "takes a time that is not known without a compiler, and is not among the hours"
+    if seconds is not None:
+        time = f"takes {seconds:,.0f} s on this machine, which the hours have once"
+    return f"Compiling at most {programs} programs, however many tasks there are, {time}."
 
 
 def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:
