@@ -190,7 +190,7 @@ def test_a_gpu_cluster_without_a_compiler_is_planned_by_formula_and_says_so():
     by_name = {row["stage"]: row for row in plan["rows"]}
     assert by_name["E"]["base"] == pytest.approx(2 * 6_738_415_616 / 8, rel=0.01)
     assert by_name["controls"]["base"] == pytest.approx(2 * 6_738_415_616 / 4, rel=0.01)
-    assert by_name["scores"]["attention"] == "cudnn" and by_name["states"]["attention"] == "xla"
+    assert by_name["scores"]["attention"] == by_name["states"]["attention"] == "cudnn"
     assert by_name["similarity"]["beside"] == by_name["E"]["base"]
     # The forward pass sums moments itself; scores can be left out.
     streamed = replace(FLAN, compare=Compare(engine="moments"), tuning=replace(FLAN.tuning, score_prompts=0))
@@ -219,6 +219,31 @@ def test_auto_recomputes_only_if_memory_is_too_small(monkeypatch):
         config = replace(FLAN, dtype="float32", mesh=Mesh(1, 1, 1))
         (row,) = plan_run(planned_run(config=config, hardware=hardware), ("E",), 0)["rows"]
         assert row["remat"] is remat and row["fits"] and (row["recomputed"] > 0) is remat
+        # Both were compiled, as a run does.
+        assert row["programs"] == 1 + remat
+
+
+def test_compilation_is_in_the_hours_once(monkeypatch):
+    figures = {"shards": 1, "arguments": 1, "temporary": 1, "beside": 0, "total": 1, "collectives": []}
+    monkeypatch.setattr(programs, "compile_program", lambda program: figures | {"compile_seconds": 40})
+    hardware = Hardware("here", 1, 2**40, 1e15, 1e11, 1e10, 0, 1, tuple(jax.devices()[:1]))
+    config = replace(FLAN, dtype="float32", mesh=Mesh(1, 1, 1), tuning=replace(FLAN.tuning, remat="off"))
+    plan = plan_run(planned_run(config=config, hardware=hardware), STAGES, 0)
+    # A step each for E and the controls, two programs for scores, states and similarity, one for the ids that prompts
+    # share.
+    assert [row["programs"] for row in plan["rows"]] == [1, 1, 2, 3, 2]
+    assert plan["compilation"] == {"programs": 9, "seconds": 9 * 40}
+    assert plan["hours"] == pytest.approx(sum(row["hours"] for row in plan["rows"]) + 0.1)
+    assert plan["chip_hours"] == pytest.approx(plan["hours"])
+    text = format_plan(plan)
+    assert "at most 9 programs" in text and "takes 360 s" in text
+    # It does not grow with the tasks, unlike the stages.
+    fewer = replace(config, tasks=replace(config.tasks, only=("summarization",)))
+    half = plan_run(planned_run(config=fewer, hardware=hardware), STAGES, 0)
+    assert half["compilation"] == plan["compilation"] and half["work"]["tasks"] < plan["work"]["tasks"]
+    by_formula = plan_run(planned_run(config=config, hardware=hardware), STAGES, 0, compile_programs=False)
+    assert by_formula["compilation"] == {"programs": 9, "seconds": None}
+    assert "not known without a compiler" in format_plan(by_formula)
 
 
 class _Marked:
@@ -290,7 +315,7 @@ def test_an_unknown_topology_is_refused_in_one_line(root):
 def test_a_run_that_does_not_fit_exits_with_code_3_after_its_table(root, tmp_path):
     out = tmp_path / "plan.json"
     flags = ("--config=configs/llama2_7b_flan2021.py", "--topology=a100:1", "--price_per_chip_hour=2", f"--out={out}")
-    done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.tensor=1", "--use=0.5")
+    done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.adapter=1", "--use=0.5")
     assert done.returncode == 3, done.stderr
     (plan,) = json.loads(out.read_text())
     missing = [row for row in plan["rows"] if not row["fits"]]
