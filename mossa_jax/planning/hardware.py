@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from mossa_jax.devices.chips import GPUS, TPUS, Chip
-from mossa_jax.devices.drivers import without_complaints
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.planning.gpu_targets import target_config
+from mossa_jax.processes.drivers import without_complaints
 
 
 @dataclass(frozen=True)

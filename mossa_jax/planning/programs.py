@@ -21,7 +21,6 @@ from jax.sharding import AbstractMesh, AxisType
 
 from mossa_jax.config import Mesh, Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.devices.drivers import without_complaints
 from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_bytes
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.cache import build_once
@@ -35,6 +34,7 @@ from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.gpu_targets import cudnn_of_targets
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
+from mossa_jax.processes.drivers import without_complaints
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states

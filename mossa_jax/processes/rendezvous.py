@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jax
 
-from mossa_jax.devices.drivers import is_for_planning_only, without_complaints
 from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.log import log
+from mossa_jax.processes.drivers import is_for_planning_only, without_complaints
 from mossa_jax.processes.peers import BEAT, BEHIND, EndProcess, Link, Peers
 from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import unlimited

@@ -6,8 +6,7 @@ import os
 import jax
 import pytest
 
-from mossa_jax.devices import drivers
-from mossa_jax.processes import rendezvous
+from mossa_jax.processes import drivers, rendezvous
 
 
 @pytest.mark.parametrize(
