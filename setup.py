@@ -92,7 +92,13 @@ setup(
             "torch-cka>=0.21",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
-        "plan": ["libtpu"],
+        # Compilers for TPUs and NVIDIA GPUs that are not here. nvidia-cuda-nvcc has the assembler and brings NVIDIA's
+        # device library; cuBLAS, cuDNN and NCCL are not needed.
+        "plan": [
+            "libtpu",
+            "jax[cuda13-local]>=0.8.2,<0.13; sys_platform == 'linux'",
+            "nvidia-cuda-nvcc>=13.0; sys_platform == 'linux'",
+        ],
         "track": ["tensorboardX>=2.6.2", "wandb>=0.19"],
         # Run folders in object stores; for other schemes the package that fsspec names.
         "gcs": ["gcsfs>=2024.6"],

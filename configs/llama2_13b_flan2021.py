@@ -12,8 +12,8 @@ Before either, plan the run and look at the data:
     python -m launch.plan --config=configs/llama2_13b_flan2021.py --topology=v5p:2x2x4,h100:8
     python -m launch.tasks --config=configs/llama2_13b_flan2021.py --out=runs/flan13b-look
 
-The paper has no 13B; the settings are those of configs/llama2_7b_flan2021.py. Each row's heads are spread over four
-chips, E's rows and the controls over the rest.
+The paper has no 13B; the settings are those of configs/llama2_7b_flan2021.py. E's rows and
+the slots of the controls have a group of chips each, as there.
 
 Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true

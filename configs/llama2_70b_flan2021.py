@@ -30,5 +30,5 @@ def get_config() -> Config:
     config.tuning.experimental.batch_rows = 16
     config.tuning.slots = 8
     config.compare.batch_rows = 16
-    config.mesh.tensor = 8
+    config.mesh.adapter, config.mesh.tensor = -1, 8
     return config

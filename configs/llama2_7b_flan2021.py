@@ -13,7 +13,8 @@ Before either, plan the run and look at the data:
     python -m launch.tasks --config=configs/llama2_7b_flan2021.py --out=runs/flan7b-look
 
 These are the 60 tasks of FLAN's eleven clusters without Misc.; configs/llama2_7b_unseen.py adds the seven of Misc.
-The four rows of a step of E are spread over four chips, each row's heads over four, the controls over four groups.
+The four rows of a step of E and the four slots of the controls have a group of chips each; heads are spread over the
+chips of a group: two of eight, four of sixteen.
 
 Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true

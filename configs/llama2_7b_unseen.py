@@ -14,7 +14,8 @@ Before either, plan the run and look at the data:
 
 That these are the authors' seven tasks is our reading (mossa_jax/tasks/flan_names.py). E learns from the 60 other
 tasks, so this run contains all of configs/llama2_7b_flan2021.py, plus seven unseen tasks with their controls.
-The four rows of a step of E are spread over four chips, each row's heads over four, the controls over four groups.
+The four rows of a step of E and the four slots of the controls have a group of chips each; heads are spread over the
+chips of a group: two of eight, four of sixteen.
 
 Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true

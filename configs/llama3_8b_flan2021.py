@@ -14,7 +14,8 @@ Before either, plan the run and look at the data:
 
 The paper has no Llama 3; the settings are those of configs/llama2_7b_flan2021.py, except for the template: Llama-2's
 means nothing to this base, which has none of its own.
-The four rows of a step of E are spread over four chips, each row's heads over four, the controls over four groups.
+The four rows of a step of E and the four slots of the controls have a group of chips each; heads are spread over the
+chips of a group: two of eight, four of sixteen.
 
 Three of the tasks (newsroom, winogrande, xsum) come from the Parquet submix, a download of 5.5 GB; to leave them out:
 --config.tasks.sources="('Muennighoff/flan',)" --config.tasks.allow_missing=true

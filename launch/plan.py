@@ -5,10 +5,11 @@ python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=h100:8,a100:8x2
 python -m launch.plan --shape=llama2-70b --topology=v5p:2x2x4 --stage=forward [--tensor=4]
 
-Programs for TPU slices are compiled as a run would compile them: this needs the package libtpu but no TPU, takes a
-minute each, and is then kept in the cache. GPUs are planned by formula. With --config the sizes are those of a run; any
-of its fields is overridden as in --config.mesh.fsdp=4, and the other flags override the config. A run that does not fit
-ends with exit code 3 and the bytes that are missing.
+Programs are compiled as a run would compile them, for TPUs and for NVIDIA GPUs. This needs the extra `plan`, as in `pip
+install 'mossa_jax[plan]'`, but no TPU and no GPU. A program takes up to a minute, and its figures are then kept in the
+cache. Without a compiler for GPUs they are planned by formula, and the table says so. With --config the sizes are those
+of a run; its fields are overridden as in --config.mesh.fsdp=4, and the other flags override the config. A run that
+does not fit ends with exit code 3 and the bytes that are missing.
 """
 
 from __future__ import annotations

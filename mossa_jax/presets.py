@@ -8,7 +8,8 @@ def flan2021(name: str, base: str) -> Config:
     """Returns the experiment on FLAN 2021's 60 tasks outside Misc.: one control model per task, and E on their mixture.
 
     The settings are those of the authors' runs, except for bfloat16, packed rows, and a truncation that keeps the end
-    of a prompt. On a mesh the heads of each row are spread over four devices, E's rows and the controls over the rest.
+    of a prompt. On a mesh E's four rows and the four slots of the controls have a group of devices each; the
+    heads of a row are spread over the devices of a group, which exchange sums in every block, so few are best.
 
     Args:
       name: name of the run.
@@ -39,5 +40,5 @@ def flan2021(name: str, base: str) -> Config:
             slots=4,
         ),
         compare=Compare(),
-        mesh=Mesh(adapter=-1, fsdp=1, tensor=4),
+        mesh=Mesh(adapter=4, fsdp=1, tensor=-1),
     )

@@ -1,11 +1,12 @@
 """Plans a run for hardware that need not be here: whether it fits, and what it takes in hours and money.
 
-Nothing runs and no weights are needed. Programs for TPU slices are compiled from shapes and shardings alone; GPU
-clusters are planned by formula.
+Nothing runs and no weights are needed. Programs for TPU slices and GPU clusters are compiled from shapes and shardings
+alone. Without a compiler for GPUs, these are planned by formula.
 
 The files, in the order in which to read them:
 
 - `hardware`: TPU slices and GPU clusters, known by name.
+- `gpu_targets`: what the compiler for GPUs must know of a GPU that is not here.
 - `workload`: how many models, steps and prompts a run has.
 - `sizes`: the sizes that a program is compiled for.
 - `programs`: the programs of a run, and what their compiler says about memory and transfers.

@@ -2,18 +2,19 @@
 
 Programs are compiled if that is possible without the hardware; otherwise their memory and transfers come from
 formulas. Times are lower bounds: the products at a stated use of the peak or, if they take longer, the transfers
-between chips.
+between chips. Compilation comes on top, once per run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 from mossa_jax.devices.memory import SHARE, bytes_on_device
 from mossa_jax.planning import programs
-from mossa_jax.planning.sizes import BatchLayout
+from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.stages import PlannedRun, Stage
 
 
@@ -28,10 +29,15 @@ def plan_run(run: PlannedRun, stages: Sequence[str], price: float, compile_progr
 
     Returns:
       A JSON-ready plan: `config`, `model`, `topology`, `chips`, `use`, `work`; `rows`, one per stage, as `plan_stage`
-      returns them; and their sums `hours`, `chip_hours`, `operations`, `fits`, `price` (None if it is not known).
+      returns them; `compilation`: the `programs` that the run compiles and the `seconds` that it takes (None if they
+      are not known); `no_compiler` ("" if there is one); the sums `hours` and `chip_hours`, compilation included as far
+      as it is known, and `operations`, `fits`, `price` (None if it is not known).
     """
     rows = [plan_stage(run, stage, compile_programs) for stage in run.stages(stages)]
-    chip_hours = sum(row["chip_hours"] for row in rows)
+    seconds = [row["programs"] * row["compile_seconds"] for row in rows if row["compile_seconds"] is not None]
+    compile_seconds = sum(seconds) if len(seconds) == len(rows) else None
+    hours = sum(row["hours"] for row in rows) + sum(seconds) / 3600
+    chip_hours = hours * run.hardware.chips
     return {
         "config": run.config.name,
         "model": run.model,
@@ -40,7 +46,9 @@ def plan_run(run: PlannedRun, stages: Sequence[str], price: float, compile_progr
         "use": run.use,
         "work": run.work.record(),
         "rows": rows,
-        "hours": sum(row["hours"] for row in rows),
+        "compilation": {"programs": sum(row["programs"] for row in rows), "seconds": compile_seconds},
+        "no_compiler": run.hardware.no_compiler,
+        "hours": hours,
         "chip_hours": chip_hours,
         "operations": sum(row["flops"] * row["runs"] for row in rows),
         "fits": all(row["fits"] for row in rows),
@@ -59,18 +67,21 @@ def plan_stage(run: PlannedRun, stage: Stage, compile_programs: bool = True) -> 
     Returns:
       `stage`; `mesh` (devices per axis), `models` (that run at once), `rows`, `row_length`, `parts`; `attention`,
       `remat`; bytes per chip: `base`, `shards`, `arguments`, `temporary`, `beside`, `total`, `room`; `fits`;
-      `compiled` (False: by formula); `compile_seconds`; `flops` and `recomputed` of one run, and `used`, the share of
-      the chips' work that counts; `collectives` (None if not known); `received` (bytes per chip and run);
-      `products_seconds`, `transfer_seconds` and `seconds` of one run; `runs`; `hours`; `chip_hours`.
+      `compiled` (False: by formula); `programs`, as many as this one that the run compiles; `compile_seconds` of one of
+      them (None if they are not known); `flops` and `recomputed` of one run, and `used`, the share of the chips' work
+      that counts; `collectives` (None if not known); `received` (bytes per chip and run) and `gathered` (those of
+      all-gathers alone, by mesh axes); `products_seconds`, `transfer_seconds` and `seconds` of one run; `runs`;
+      `hours`; `chip_hours`.
     """
     hardware, layout = run.hardware, stage.layout
     is_compiled = compile_programs and bool(hardware.devices)
     remat, figures = _measure(run, stage, is_compiled)
     program = stage.program(remat)
     base = next(iter(program.resident or program.arguments))
-    received, transfer_seconds = _transfers(run, stage, stage.transfers(remat), figures["collectives"])
+    is_known = figures["collectives"] is not None
+    received = _received(stage, figures["collectives"] if is_known else _by_formula(stage, remat), hardware)
     products_seconds = stage.flops / (run.use * stage.useful_share * hardware.chips * hardware.peak)
-    seconds = max(products_seconds, transfer_seconds) + stage.read_bytes / hardware.bandwidth
+    seconds = max(products_seconds, received.seconds) + stage.read_bytes / hardware.bandwidth
     hours = stage.runs * seconds / 3600
     room = min(figures.pop("room", hardware.memory), hardware.memory)
     return {
@@ -85,14 +96,17 @@ def plan_stage(run: PlannedRun, stage: Stage, compile_programs: bool = True) -> 
         "base": bytes_on_device(base),
         **figures,
         "compiled": is_compiled,
+        # `remat=auto` compiles a step without recomputation before it turns that on.
+        "programs": stage.programs + (stage.remat is None and remat),
         "room": room,
         "fits": figures["total"] <= room,
         "flops": stage.flops,
         "recomputed": stage.flops * stage.recomputed_share * remat,
         "used": stage.useful_share,
-        "received": received,
+        "received": received.size,
+        "gathered": received.gathered,
         "products_seconds": products_seconds,
-        "transfer_seconds": transfer_seconds,
+        "transfer_seconds": received.seconds,
         "seconds": seconds,
         "runs": stage.runs,
         "hours": hours,
@@ -127,27 +141,40 @@ def _measure(run: PlannedRun, stage: Stage, is_compiled: bool) -> tuple[bool, di
     return remat, figures
 
 
-def _transfers(
-    run: PlannedRun, stage: Stage, by_axis: Mapping[str, float], collectives: Sequence[Mapping[str, Any]] | None
-) -> tuple[float, float]:
-    """Returns the bytes that a chip receives in one run, and the seconds that they take.
+def _by_formula(stage: Stage, remat: bool) -> list[dict[str, Any]]:
+    """Returns the transfers of one run by formula, as `collectives` lists those of a compiled program."""
+    return [{"kind": kind, "axes": axis, "bytes": size} for (kind, axis), size in stage.transfers(remat).items()]
+
+
+class _Received(NamedTuple):
+    """What a chip receives in one run of a stage.
+
+    Attributes:
+      size: bytes.
+      gathered: bytes of all-gathers alone, by mesh axes.
+      seconds: that all of it takes.
+    """
+
+    size: float
+    gathered: dict[str, float]
+    seconds: float
+
+
+def _received(stage: Stage, transfers: Sequence[Mapping[str, Any]], hardware: Hardware) -> _Received:
+    """Sums the transfers of one run.
 
     Args:
-      run: that the stage belongs to.
-      stage: of the run.
-      by_axis: bytes by mesh axis, by formula.
-      collectives: of the compiled program; None if they are not known.
+      stage: that runs.
+      transfers: of its program, as `collectives` lists them.
+      hardware: that it runs on.
     """
-    hardware = run.hardware
-    if collectives is None:
-        received = sum(by_axis.values())
-        seconds = sum(size / hardware.receive_rate(_span(stage.layout, axis)) for axis, size in by_axis.items())
-    else:
-        received = sum(transfer["bytes"] for transfer in collectives)
-        seconds = received / hardware.link
-    return received, seconds * stage.filled_share
-
-
-def _span(layout: BatchLayout, axis: str) -> int:
-    """Returns how many neighbouring chips a transfer along an axis spans; the last axis of the mesh is the closest."""
-    return {"tensor": layout.mesh.tensor, "fsdp": layout.mesh.fsdp * layout.mesh.tensor}[axis]
+    grid = asdict(stage.layout.mesh)
+    gathered: dict[str, float] = {}
+    size = seconds = 0.0
+    for transfer in transfers:
+        received = transfer["bytes"]
+        size += received
+        seconds += received / hardware.receive_rate(grid, transfer["axes"].split("+"))
+        if transfer["kind"] == "all-gather" and received:
+            gathered[transfer["axes"]] = gathered.get(transfer["axes"], 0.0) + received
+    return _Received(size, gathered, stage.filled_share * seconds)

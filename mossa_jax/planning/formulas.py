@@ -1,8 +1,8 @@
 """Operations, temporary memory and transfers of each program, by formula.
 
 They serve to choose what to compile, and to plan for hardware that nothing can be compiled for. Operations are exact
-counts of matrix products. Memory and transfers follow the compiler's observed behaviour on TPUs (docs/measurements.md,
-"Planning"). Transfers are bytes that one chip receives, by mesh axis.
+counts of matrix products. Memory and transfers follow the observed behaviour of the compilers for TPUs and for GPUs
+(docs/measurements.md, "Plans"). Transfers are bytes that one chip receives, by kind and mesh axis.
 
 Shape letters: D hidden width, L layers, V vocabulary, n rows that are compared.
 """
@@ -20,12 +20,10 @@ from mossa_jax.similarity.null import GATHER_COST, MAX_GRAM_ROWS
 from mossa_jax.tuning.flops import mean_keys
 from mossa_jax.tuning.loss import HEAD_TOKENS
 
-# bfloat16 products that make up one float32 product, at the precision of the Gram tiles and of the permutations.
-_EXACT_PASSES, _PERMUTED_PASSES = 6, 3
 _FLOAT32 = 4
 
-Transfers = dict[str, float]
-"""Mesh axis -> bytes that one chip receives over it."""
+Transfers = dict[tuple[str, str], float]
+"""Kind, as in `collectives`, and mesh axis -> bytes that one chip receives."""
 
 
 def forward_flops(arch: Architecture, positions: float, row_length: int) -> float:
@@ -40,11 +38,15 @@ def forward_flops(arch: Architecture, positions: float, row_length: int) -> floa
 
 
 def similarity_flops(
-    arch: Architecture, models: int, rows: int, pairs: Sequence[tuple[int, int]], permutations: int
+    arch: Architecture,
+    models: int,
+    rows: int,
+    pairs: Sequence[tuple[int, int]],
+    permutations: int,
+    exact_products: float,
+    fast_products: float,
 ) -> float:
-    """Counts the operations of comparing one task's kept rows, in bfloat16 products.
-
-    Each float32 product is several bfloat16 products.
+    """Counts the operations of comparing one task's kept rows, in bfloat16 products that take as long.
 
     Args:
       arch: the base model's.
@@ -52,6 +54,7 @@ def similarity_flops(
       rows: n.
       pairs: models that are compared.
       permutations: of the null.
+      exact_products, fast_products: as in `hardware.Hardware`.
     """
     layers, width = arch.layers + 2, arch.hidden
     costs = engine.estimate_costs(models, layers, rows, width, pairs, 1, "last")
@@ -60,25 +63,32 @@ def similarity_flops(
         null = 2 * models * rows**2 * width
     else:
         null = permutations * len(pairs) * 2 * rows * width**2
-    return _EXACT_PASSES * costs.kept.flops + _PERMUTED_PASSES * layers * null * (permutations > 0)
+    return exact_products * costs.kept.flops + fast_products * layers * null * (permutations > 0)
 
 
-def moments_flops(arch: Architecture, models: int, rows: float, pairs: Sequence[tuple[int, int]], pool: str) -> float:
-    """Counts the operations of summing the moments of `rows` rows, in bfloat16 products."""
+def moments_flops(
+    arch: Architecture, models: int, rows: float, pairs: Sequence[tuple[int, int]], pool: str, exact_products: float
+) -> float:
+    """Counts the operations of summing the moments of `rows` rows, in bfloat16 products that take as long."""
     costs = engine.estimate_costs(models, arch.layers + 2, int(rows), arch.hidden, pairs, 1, pool)
-    return _EXACT_PASSES * costs.moments.flops
+    return exact_products * costs.moments.flops
 
 
 def tuning_bytes(arch: Architecture, layout: BatchLayout, remat: bool) -> float:
     """Returns the temporary bytes of a training step.
 
-    They are the inputs of all blocks, one block's activations (without recomputation those of all blocks), one gathered
+    They are the inputs of all blocks (without recomputation their activations), the work on one block, one gathered
     block, and one chunk of the head.
     """
     positions, activations = layout.positions_per_chip / layout.parts, _activation_bytes(arch, layout)
     stored = positions * arch.layers * (arch.hidden * layout.itemsize if remat else activations)
     head = HEAD_TOKENS * layout.models / layout.mesh.adapter * arch.vocab / layout.mesh.tensor * _FLOAT32
-    return stored + positions * activations + gathered_bytes(arch, layout) + 2 * head
+    gathered = gathered_bytes(arch, layout)
+    if layout.is_gpu:
+        # Mostly gradients of a block in float32.
+        work = layout.itemsize * (5.5 * arch.hidden + 9.5 * arch.feed_forward / layout.mesh.tensor)
+        return stored + positions * work + gathered + transposed_bytes(arch, layout) + head
+    return stored + positions * activations + gathered + 2 * head
 
 
 def states_bytes(arch: Architecture, layout: BatchLayout, kept: int) -> float:
@@ -87,19 +97,26 @@ def states_bytes(arch: Architecture, layout: BatchLayout, kept: int) -> float:
     Args:
       arch: the base model's.
       layout: of the batch.
-      kept: bytes of the kept states on a chip, which are held twice, before and after the pass.
+      kept: bytes of the kept states on a chip, which a TPU holds twice, before and after the pass.
     """
-    return kept + _forward_bytes(arch, layout) + gathered_bytes(arch, layout)
+    return kept * (not layout.is_gpu) + _forward_bytes(arch, layout) + gathered_bytes(arch, layout)
 
 
-def similarity_bytes(arch: Architecture, models: int, rows: int) -> float:
+def similarity_bytes(arch: Architecture, layout: BatchLayout, kept: int) -> float:
     """Returns the temporary bytes of comparing one task's rows.
 
     Each chip holds one layer of all models whole, raw and centred, a tile of each Gram matrix, and the product of one
-    permutation.
+    permutation. A GPU holds a third copy of the layer, and the kept states once more, in another order of axes.
+
+    Args:
+      arch: the base model's.
+      layout: of the kept rows.
+      kept: bytes of the kept states on a chip.
     """
+    models, rows = layout.models, layout.batch.rows
     layer = models * rows * arch.hidden
-    return _FLOAT32 * (2 * layer + models * tile_size(rows) ** 2 + arch.hidden**2)
+    copies = 3 if layout.is_gpu else 2
+    return _FLOAT32 * (copies * layer + models * tile_size(rows) ** 2 + arch.hidden**2) + kept * layout.is_gpu
 
 
 def cache_bytes(arch: Architecture, layout: BatchLayout, new_tokens: int) -> float:
@@ -123,24 +140,37 @@ def gathered_bytes(arch: Architecture, layout: BatchLayout) -> float:
     return _block_parameters(arch) * layout.itemsize / layout.mesh.tensor if layout.mesh.fsdp > 1 else 0.0
 
 
+def transposed_bytes(arch: Architecture, layout: BatchLayout) -> float:
+    """Returns the bytes of those matrices that a GPU copies in another order of axes before it gathers them.
+
+    They are the ones that read the hidden states: these are spread over `fsdp` by the axis that a product sums over.
+    """
+    if layout.mesh.fsdp == 1:
+        return 0.0
+    columns = (arch.heads + 2 * arch.kv_heads) * arch.head_dim + 2 * arch.feed_forward
+    return arch.layers * arch.hidden * columns * layout.itemsize / (layout.mesh.fsdp * layout.mesh.tensor)
+
+
 def tuning_transfers(arch: Architecture, layout: BatchLayout, adapters: AdapterSize, remat: bool) -> Transfers:
     """Returns the bytes that a chip receives in a training step.
 
-    Over `fsdp`, each micro-batch gathers the blocks' matrices for its forward and for its backward pass, the step
-    gathers the head once, and the adapters' gradients are summed. Over `tensor`, each block's two sums are made
-    forward, backward, and once more if blocks are recomputed.
+    Over `fsdp`, each micro-batch gathers the blocks' matrices for its forward and for its backward pass (a GPU gathers
+    most of them again to recompute), the step gathers the head once, and the adapters' gradients are summed. Over
+    `tensor`, each block's two sums are made forward, backward, and once more if blocks are recomputed, of which a GPU
+    needs only the first.
     """
     mesh, itemsize = layout.mesh, layout.itemsize
     share, tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
-    weights = (
-        (layout.parts * 2 * arch.layers * _block_parameters(arch) + arch.vocab * arch.hidden) * itemsize / mesh.tensor
-    )
+    passes = layout.parts * (2 + 0.75 * (remat and layout.is_gpu))
+    weights = (passes * arch.layers * _block_parameters(arch) + arch.vocab * arch.hidden) * itemsize / mesh.tensor
     sizes = target_sizes(arch)
     adapter = arch.layers * adapters.rank * sum(sum(sizes[target]) for target in adapters.targets) * _FLOAT32
-    sums = (3 if remat else 2) * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize
+    recomputed = (0.5 if layout.is_gpu else 1) * remat
+    sums = (2 + recomputed) * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize
     return {
-        "fsdp": share * (weights + 2 * adapter * layout.models / mesh.adapter),
-        "tensor": 2 * tensor * sums,
+        ("all-gather", "fsdp"): share * weights,
+        ("all-reduce", "fsdp"): 2 * share * adapter * layout.models / mesh.adapter,
+        ("all-reduce", "tensor"): 2 * tensor * sums,
     }
 
 
@@ -149,15 +179,22 @@ def states_transfers(arch: Architecture, layout: BatchLayout) -> Transfers:
     mesh, itemsize = layout.mesh, layout.itemsize
     share, tensor = (mesh.fsdp - 1) / mesh.fsdp, (mesh.tensor - 1) / mesh.tensor
     return {
-        "fsdp": share * arch.layers * _block_parameters(arch) * itemsize / mesh.tensor,
-        "tensor": 2 * tensor * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize,
+        ("all-gather", "fsdp"): share * arch.layers * _block_parameters(arch) * itemsize / mesh.tensor,
+        ("all-reduce", "tensor"): 2 * tensor * 2 * arch.layers * layout.positions_per_chip * arch.hidden * itemsize,
     }
 
 
 def similarity_transfers(arch: Architecture, layout: BatchLayout) -> Transfers:
-    """Returns the bytes that a chip receives while one task's rows are compared: each layer is gathered once."""
-    layer = layout.models * layout.batch.rows * arch.hidden * _FLOAT32
-    return {"fsdp": (arch.layers + 2) * layer * (layout.mesh.fsdp - 1) / layout.mesh.fsdp}
+    """Returns the bytes that a chip receives while one task's rows are compared.
+
+    Each layer is gathered once, its columns before its rows.
+    """
+    mesh = layout.mesh
+    whole = (arch.layers + 2) * layout.models * layout.batch.rows * arch.hidden * _FLOAT32
+    return {
+        ("all-gather", "tensor"): whole / mesh.fsdp * (mesh.tensor - 1) / mesh.tensor,
+        ("all-gather", "fsdp"): whole * (mesh.fsdp - 1) / mesh.fsdp,
+    }
 
 
 def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) -> Transfers:
@@ -170,12 +207,20 @@ def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) ->
     # A decoding step does not gather matrices: it sums the products of all rows.
     width = 5 * arch.hidden + 2 * arch.feed_forward
     sums = 2 * arch.layers * layout.models * layout.batch.rows * width * layout.itemsize
-    transfers["fsdp"] += new_tokens * sums / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
-    return transfers
+    decoding = new_tokens * sums / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
+    return transfers | {("all-reduce", "fsdp"): decoding}
 
 
 def _forward_bytes(arch: Architecture, layout: BatchLayout) -> float:
-    """Returns the bytes of one block's activations in a forward pass without gradients."""
+    """Returns the bytes of one block's activations in a forward pass without gradients.
+
+    A GPU holds the hidden states in both types and the feed-forward columns of two products, and copies of the
+    matrices.
+    """
+    if layout.is_gpu:
+        whole, columns = (layout.itemsize + _FLOAT32) * arch.hidden, 2 * arch.feed_forward * layout.itemsize
+        block = layout.positions_per_chip * (whole + columns / layout.mesh.tensor)
+        return block + transposed_bytes(arch, layout)
     return layout.positions_per_chip * layout.itemsize * 6 * arch.hidden
 
 
@@ -186,8 +231,12 @@ def _block_parameters(arch: Architecture) -> int:
 def _activation_bytes(arch: Architecture, layout: BatchLayout) -> float:
     """Returns the bytes per position of a differentiated block's activations.
 
-    Over `tensor` they include the partial results that are yet to be summed.
+    On a TPU, over `tensor`, they include the partial results that are yet to be summed. A GPU keeps the hidden states
+    four times in float32 and once in their own type, and two of the feed-forward columns.
     """
     heads = (arch.heads + arch.kv_heads) * arch.head_dim
+    if layout.is_gpu:
+        whole = 4 * _FLOAT32 + layout.itemsize
+        return whole * arch.hidden + layout.itemsize * (2 * heads + 2 * arch.feed_forward) / layout.mesh.tensor
     whole = (9 if layout.mesh.tensor > 1 else 5) * arch.hidden
     return layout.itemsize * (whole + (2 * heads + 4 * arch.feed_forward) / layout.mesh.tensor)

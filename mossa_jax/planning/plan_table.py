@@ -7,7 +7,7 @@ from typing import Any
 
 _COLUMNS = (
     "stage", "mesh", "models", "batch", "base", "arguments", "temporary", "total", "free", "FLOPs a run", "GB received",
-    "s a run", "runs", "hours", "chip-hours",
+    "gathered", "s a run", "runs", "hours", "chip-hours",
 )  # fmt: skip
 
 
@@ -16,15 +16,18 @@ def format_plan(plan: dict[str, Any]) -> str:
     rows = plan["rows"]
     room = min((row["room"] for row in rows), default=0)
     source = "compiled" if all(row["compiled"] for row in rows) else "BY FORMULA, not compiled"
+    if plan["no_compiler"]:
+        source += f": {plan['no_compiler']}"
     lines = [
         f"{plan['config']} ({plan['model']}) on {plan['topology']}: "
         f"{plan['chips']} chips of {_gib(room)} GiB, {source}",
         "",
-        *_align([_COLUMNS, *map(_cells, rows), _sum_cells(plan)]),
+        *_align([_COLUMNS, *map(_cells, rows), _compilation_cells(plan), _sum_cells(plan)]),
         "",
         "Mesh: adapter x fsdp x tensor. Memory in GiB per chip; the total includes outputs, code and what else is on",
-        "the chip. GB received: by one chip from others in one run of the program. "
+        "the chip. GB received: by one chip from others in one run of the program; gathered: of these by all-gathers.",
         f"Times: products at {plan['use']:g} of the peak, or transfers if they take longer (*).",
+        _compilation(plan),
         _assumptions(plan["work"]),
         *map(_details, rows),
     ]
@@ -48,11 +51,30 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _gib(free) if row["fits"] else f"MISSING {_gib(-free)}",
         f"{row['flops']:.2e}",
         f"{row['received'] / 1e9:.1f}",
+        f"{sum(row['gathered'].values()) / 1e9:.1f}",
         f"{row['seconds']:.2f}{transfers_mark}",
         f"{row['runs']:,.0f}",
         f"{row['hours']:.2f}",
         f"{row['chip_hours']:.1f}",
     )
+
+
+def _compilation_cells(plan: dict[str, Any]) -> tuple[str, ...]:
+    seconds = plan["compilation"]["seconds"]
+    cells = dict.fromkeys(_COLUMNS, "") | {"stage": "compiling", "hours": "?", "chip-hours": "?"}
+    if seconds is not None:
+        hours = seconds / 3600
+        cells |= {"hours": f"{hours:.2f}", "chip-hours": f"{hours * plan['chips']:.1f}"}
+    return tuple(cells.values())
+
+
+def _compilation(plan: dict[str, Any]) -> str:
+    """Returns the line on the programs of the run and the time that their compilation takes."""
+    programs, seconds = plan["compilation"]["programs"], plan["compilation"]["seconds"]
+    time = "takes a time that is not known without a compiler, and is not among the hours"
+    if seconds is not None:
+        time = f"takes {seconds:,.0f} s on this machine, which the hours have once"
+    return f"Compiling at most {programs} programs, however many tasks there are, {time}."
 
 
 def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,14 +31,19 @@ from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.cudnn import takes_heads
 from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
+from mossa_jax.planning.gpu_targets import cudnn_of_targets
 from mossa_jax.planning.hardware import Hardware
 from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
+from mossa_jax.processes.drivers import without_complaints
 from mossa_jax.similarity import gram
 from mossa_jax.similarity.streamed.forward import abstract_moments, stream_batch
 from mossa_jax.states import forward as states
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
+
+# Increased when `collectives` reads programs in another way, so that figures in the cache are read again.
+_READER = 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Program:
       attention: the attention body that it uses; "" if it has no attention.
       unread: those of `arguments` that it does not read, and that a compiler therefore leaves out.
       resident: shapes of what else is on the devices while it runs.
+      open_iterations: of its loops that end by their data, at most.
     """
 
     grid: jax.sharding.Mesh
@@ -60,6 +66,7 @@ class Program:
     attention: str = ""
     unread: tuple[Any, ...] = ()
     resident: tuple[Any, ...] = ()
+    open_iterations: int = 1
 
     @property
     def argument_bytes(self) -> int:
@@ -224,7 +231,7 @@ def score_program(base: Base, adapters: AdapterSize, batch: BatchSize, new_token
     def lower() -> jax.stages.Lowered:
         return generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=base.grid)
 
-    return Program(base.grid, arguments, lower, attention_body(base))
+    return Program(base.grid, arguments, lower, attention_body(base), open_iterations=new_tokens)
 
 
 def compile_program(program: Program) -> dict[str, Any]:
@@ -237,10 +244,11 @@ def compile_program(program: Program) -> dict[str, Any]:
       program has no readable text.
     """
     argument_bytes, beside = program.argument_bytes, program.bytes_beside
-    lowered = program.lower()
+    with without_complaints(), cudnn_of_targets():
+        lowered = program.lower()
 
     def build(folder: Path) -> None:
-        write_json(folder / "compiled.json", _compile(lowered, argument_bytes, program.grid.shape))
+        write_json(folder / "compiled.json", _compile(lowered, argument_bytes, program))
 
     folder = build_once(f"plans/{_digest(program.grid, lowered.as_text())}", build)
     figures = json.loads((folder / "compiled.json").read_text())
@@ -253,19 +261,19 @@ def _digest(grid: jax.sharding.Mesh, text: str) -> str:
     versions = [jax.__version__, devices[0].client.platform_version]
     flags = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     return hashlib.sha256(
-        json.dumps([text, [repr(device) for device in devices], versions, flags]).encode()
+        json.dumps([_READER, text, [repr(device) for device in devices], versions, flags]).encode()
     ).hexdigest()
 
 
-def _compile(lowered: jax.stages.Lowered, argument_bytes: int, axes: Mapping[str, int]) -> dict[str, Any]:
+def _compile(lowered: jax.stages.Lowered, argument_bytes: int, program: Program) -> dict[str, Any]:
     """Returns the compiler's figures for a program, under the names of `compile_program`.
 
     If the compiler itself finds the program too large, only the figures in its message are known.
 
     Args:
-      lowered: the program.
+      lowered: the program, lowered.
       argument_bytes: of its arguments, per chip.
-      axes: its mesh, axis name -> size.
+      program: that was lowered.
     """
     start = time.monotonic()
     text = None
@@ -284,7 +292,8 @@ def _compile(lowered: jax.stages.Lowered, argument_bytes: int, axes: Mapping[str
             # jaxlib cannot read every instruction that libtpu writes.
             pass
     seconds = round(time.monotonic() - start, 1)
-    return figures | {"compile_seconds": seconds, "collectives": collectives(text, axes) if text else None}
+    transfers = collectives(text, program.grid.shape, program.open_iterations) if text else None
+    return figures | {"compile_seconds": seconds, "collectives": transfers}
 
 
 def check_fits(label: str, total: int, room: int, remedy: str) -> None:

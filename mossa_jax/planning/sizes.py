@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from mossa_jax.config import Mesh
 from mossa_jax.devices import mesh as mesh_lib
@@ -86,6 +87,7 @@ class BatchLayout:
       itemsize: bytes of one number of the base.
       parts: micro-batches that the rows are split into. If their rows do not divide over `fsdp`, each chip of that axis
         works through all of them.
+      is_gpu: whether the compiler is that for GPUs.
     """
 
     mesh: Mesh
@@ -93,12 +95,15 @@ class BatchLayout:
     batch: BatchSize
     itemsize: int
     parts: int = 1
+    is_gpu: bool = False
 
     @classmethod
     def of(cls, base: Base, models: int, batch: BatchSize, parts: int = 1) -> BatchLayout:
         """Returns the layout on the mesh of `base`, with the item size of its weights."""
         mesh = Mesh(*(base.grid.shape[axis] for axis in mesh_lib.AXES))
-        return cls(mesh, models, batch, jnp.dtype(base.dtype).itemsize, parts)
+        # An abstract mesh stands for GPUs: TPU slices always have devices.
+        is_gpu = isinstance(base.grid, AbstractMesh) or base.grid.devices.flat[0].platform == "gpu"
+        return cls(mesh, models, batch, jnp.dtype(base.dtype).itemsize, parts, is_gpu)
 
     @property
     def distinct_share(self) -> float:

@@ -30,6 +30,9 @@ from mossa_jax.tuning.slots import plan_slots
 
 STAGES = ("E", "controls", "scores", "states", "similarity")
 
+# The most programs per stage: full batches and a task's last one. Ids that prompts share are one more, counted as long
+# as a batch. E and the controls have one step each.
+_PROGRAMS = {"scores": 2, "states": 2, "similarity": 2}
 # The base, E and one control, which answer the same prompts.
 _SCORED_MODELS = 3
 
@@ -52,6 +55,7 @@ class Stage:
       useful_share: share of the chips' work that counts: rows that no other chip works on, slots that hold a model.
       read_bytes: bytes that a chip reads from its memory in one run, beside those of its products (in decoding).
       filled_share: share of the positions of the compiled batch that an average run fills.
+      programs: how many programs like this one the run compiles, at most. It does not grow with the number of tasks.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Stage:
     useful_share: float = 1.0
     read_bytes: float = 0.0
     filled_share: float = 1.0
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,7 @@ class PlannedRun:
             transfers=lambda _: formulas.score_transfers(self.arch, layout, new_tokens),
             read_bytes=new_tokens * (weights + cache),
             filled_share=usual_length / width,
+            programs=_PROGRAMS["scores"],
         )
 
     def _states(self) -> Stage:
@@ -231,7 +237,9 @@ class PlannedRun:
         pairs = self._pairs if self._is_streamed else ()
         if pairs:
             compared_rows = positions if pool == "all" else prompts
-            flops += self.work.tasks * formulas.moments_flops(self.arch, models, compared_rows, pairs, pool)
+            flops += self.work.tasks * formulas.moments_flops(
+                self.arch, models, compared_rows, pairs, pool, self.hardware.exact_products
+            )
         prefix = PrefixSize(
             mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
         )
@@ -247,6 +255,7 @@ class PlannedRun:
             ),
             temporary_bytes=lambda _: formulas.states_bytes(self.arch, layout, kept),
             transfers=lambda _: formulas.states_transfers(self.arch, layout),
+            programs=_PROGRAMS["states"] + bool(shared),
         )
 
     def _similarity(self) -> Stage:
@@ -254,13 +263,23 @@ class PlannedRun:
         models, prompts, pairs = self._compared_models, self.work.prompts, self._pairs
         rows = row_slots(prompts, base.grid.shape["fsdp"])
         layout = BatchLayout.of(base, models, BatchSize(rows, 1))
+        kept = bytes_on_device(abstract_kept(self.arch, base.grid, models, prompts))
         return Stage(
             name="similarity",
             layout=layout,
             models=models,
             runs=self.work.tasks,
-            flops=formulas.similarity_flops(self.arch, models, prompts, pairs, permutations),
+            flops=formulas.similarity_flops(
+                self.arch,
+                models,
+                prompts,
+                pairs,
+                permutations,
+                self.hardware.exact_products,
+                self.hardware.fast_products,
+            ),
             program=lambda _: programs.similarity_program(base, models, prompts, pairs, permutations),
-            temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, models, rows),
+            temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, layout, kept),
             transfers=lambda _: formulas.similarity_transfers(self.arch, layout),
+            programs=_PROGRAMS["similarity"],
         )

@@ -19,6 +19,7 @@ import jax
 
 from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.log import log
+from mossa_jax.processes.drivers import is_for_planning_only, without_complaints
 from mossa_jax.processes.peers import BEAT, BEHIND, EndProcess, Link, Peers
 from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import unlimited
@@ -56,8 +57,12 @@ def choose_platform(platform: str) -> None:
     """Makes JAX use one platform and no other; has to be called before any other use of JAX.
 
     Args:
-      platform: `tpu`, `gpu` or `cpu`; "" leaves the choice to JAX_PLATFORMS, or to JAX.
+      platform: `tpu`, `gpu` or `cpu`; "" leaves the choice to JAX_PLATFORMS, or to JAX. On a machine that has compilers
+        for accelerators but no accelerator, JAX has no choice.
     """
+    is_open = not jax.config.jax_platforms  # type: ignore[attr-defined]  # jax declares its options at run time
+    if not platform and is_open and is_for_planning_only() and not has_tpu():
+        platform = "cpu"
     if platform:
         jax.config.update("jax_platforms", platform)
 
@@ -70,7 +75,8 @@ def check_platform() -> None:
     """
     requested = jax.config.jax_platforms or ""  # type: ignore[attr-defined]  # jax declares its options at run time
     try:
-        backend = jax.default_backend()
+        with without_complaints():
+            backend = jax.default_backend()
     except RuntimeError as error:
         if "Unable to initialize backend" not in str(error):
             raise

@@ -70,9 +70,11 @@ def sum_over_micro_batches(sums_over: Callable[[Batch], Sums], batch: Batch, mic
         # [B, ...] -> [B / micro_batches, micro_batches, ...] -> [B / micro_batches, ...]
         return jax.tree.map(lambda leaf: leaf.reshape(-1, micro_batches, *leaf.shape[1:])[:, index], batch)
 
-    # A scan, so that only one micro-batch's states exist at a time; the first one gives the sums their shapes.
+    # A scan over all of them, so that only one micro-batch's states exist at a time. If the first one stood before the
+    # scan, a scan of one more would be unrolled, and a compiler could work through both at once.
     def add(sums: Sums, index: jax.Array) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, sums, sums_over(micro_batch(index))), None
 
-    first = sums_over(micro_batch(0))
-    return jax.lax.scan(add, first, jnp.arange(1, micro_batches))[0]
+    shapes = jax.eval_shape(lambda: sums_over(micro_batch(0)))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(add, zeros, jnp.arange(micro_batches))[0]

@@ -113,13 +113,24 @@ def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):
 
 def test_hardware_is_known_by_name():
     h100 = find_hardware("h100:8x2")
-    assert (h100.chips, h100.node, h100.peak, h100.devices) == (16, 8, 989e12, ())
-    assert h100.receive_rate(8) == 450e9 and h100.receive_rate(16) == 50e9
+    assert (h100.chips, h100.node, h100.peak) == (16, 8, 989e12)
     assert find_hardware("a100:4").chips == 4 and find_hardware("h200:8").memory > h100.memory
+    assert find_hardware("a100-40:8").memory < find_hardware("a100:8").memory < find_hardware("b200:8").memory
     for name in ("v9:4x4", "h100", "h100:0", "h100:8x2x2", "h100:8x", ""):
         with pytest.raises(Refusal, match="unknown") as caught:
             find_hardware(name)
         assert caught.value.code == 2
+
+
+def test_a_transfer_between_nodes_goes_through_the_adapters_of_its_group():
+    h100 = Hardware("h100:8x2", 16, 0, 1.0, 1.0, 450e9, 50e9, 8)
+    grid = {"adapter": 2, "fsdp": 2, "tensor": 4}
+    for axes in (("tensor",), ("fsdp",), ("fsdp", "tensor")):
+        assert h100.receive_rate(grid, axes) == 450e9
+    # Each group has one chip per node; then two; then all eight, whose adapters together are slower than their links.
+    assert h100.receive_rate(grid, ("adapter",)) == 50e9
+    assert h100.receive_rate(grid, ("adapter", "fsdp")) == 100e9
+    assert h100.receive_rate(grid, ("adapter", "fsdp", "tensor")) == 400e9
 
 
 def test_hours_follow_from_flops_use_and_slots():
@@ -158,25 +169,28 @@ def test_transfers_set_the_time_if_they_take_longer():
         for topology in ("h100:8", "h100:4x2")
     )
     assert inside["products_seconds"] == across["products_seconds"] == inside["seconds"]
-    assert across["transfer_seconds"] == pytest.approx(9 * inside["transfer_seconds"])
-    assert across["seconds"] == across["transfer_seconds"] > across["products_seconds"]
+    # Two nodes of four adapters with 50 GB/s each, instead of a link with 450 GB/s.
+    assert across["transfer_seconds"] == pytest.approx(450 / 200 * inside["transfer_seconds"])
+    assert across["seconds"] == max(across["transfer_seconds"], across["products_seconds"])
     # Blocks are gathered forward and backward, the head once, in two bytes per number.
     matrices = 2 * 6_476_005_376 + 32_000 * 4_096
     assert inside["received"] == pytest.approx(2 * matrices * 7 / 8, rel=0.01)
+    assert inside["gathered"] == {"fsdp": pytest.approx(2 * matrices * 7 / 8)}
 
 
-def test_a_gpu_cluster_is_planned_by_formula_and_says_so():
+def test_a_gpu_cluster_without_a_compiler_is_planned_by_formula_and_says_so():
     run = planned_run()
+    run = replace(run, hardware=replace(run.hardware, devices=(), no_compiler="no compiler; pip install it"))
     plan = plan_run(run, STAGES, price=0)
     assert [row["stage"] for row in plan["rows"]] == list(STAGES) and plan["price"] is None
     assert not any(row["compiled"] for row in plan["rows"])
     text = format_plan(plan)
-    assert "BY FORMULA, not compiled" in text and text.count("transfers by formula") == 5
+    assert "BY FORMULA, not compiled: no compiler; pip install it" in text and text.count("transfers by formula") == 5
     assert "122 ids per example, and 133 of its template" in text
     by_name = {row["stage"]: row for row in plan["rows"]}
     assert by_name["E"]["base"] == pytest.approx(2 * 6_738_415_616 / 8, rel=0.01)
     assert by_name["controls"]["base"] == pytest.approx(2 * 6_738_415_616 / 4, rel=0.01)
-    assert by_name["scores"]["attention"] == "cudnn" and by_name["states"]["attention"] == "xla"
+    assert by_name["scores"]["attention"] == by_name["states"]["attention"] == "cudnn"
     assert by_name["similarity"]["beside"] == by_name["E"]["base"]
     # The forward pass sums moments itself; scores can be left out.
     streamed = replace(FLAN, compare=Compare(engine="moments"), tuning=replace(FLAN.tuning, score_prompts=0))
@@ -205,6 +219,31 @@ def test_auto_recomputes_only_if_memory_is_too_small(monkeypatch):
         config = replace(FLAN, dtype="float32", mesh=Mesh(1, 1, 1))
         (row,) = plan_run(planned_run(config=config, hardware=hardware), ("E",), 0)["rows"]
         assert row["remat"] is remat and row["fits"] and (row["recomputed"] > 0) is remat
+        # Both were compiled, as a run does.
+        assert row["programs"] == 1 + remat
+
+
+def test_compilation_is_in_the_hours_once(monkeypatch):
+    figures = {"shards": 1, "arguments": 1, "temporary": 1, "beside": 0, "total": 1, "collectives": []}
+    monkeypatch.setattr(programs, "compile_program", lambda program: figures | {"compile_seconds": 40})
+    hardware = Hardware("here", 1, 2**40, 1e15, 1e11, 1e10, 0, 1, tuple(jax.devices()[:1]))
+    config = replace(FLAN, dtype="float32", mesh=Mesh(1, 1, 1), tuning=replace(FLAN.tuning, remat="off"))
+    plan = plan_run(planned_run(config=config, hardware=hardware), STAGES, 0)
+    # A step each for E and the controls, two programs for scores, states and similarity, one for the ids that prompts
+    # share.
+    assert [row["programs"] for row in plan["rows"]] == [1, 1, 2, 3, 2]
+    assert plan["compilation"] == {"programs": 9, "seconds": 9 * 40}
+    assert plan["hours"] == pytest.approx(sum(row["hours"] for row in plan["rows"]) + 0.1)
+    assert plan["chip_hours"] == pytest.approx(plan["hours"])
+    text = format_plan(plan)
+    assert "at most 9 programs" in text and "takes 360 s" in text
+    # It does not grow with the tasks, unlike the stages.
+    fewer = replace(config, tasks=replace(config.tasks, only=("summarization",)))
+    half = plan_run(planned_run(config=fewer, hardware=hardware), STAGES, 0)
+    assert half["compilation"] == plan["compilation"] and half["work"]["tasks"] < plan["work"]["tasks"]
+    by_formula = plan_run(planned_run(config=config, hardware=hardware), STAGES, 0, compile_programs=False)
+    assert by_formula["compilation"] == {"programs": 9, "seconds": None}
+    assert "not known without a compiler" in format_plan(by_formula)
 
 
 class _Marked:
@@ -276,7 +315,7 @@ def test_an_unknown_topology_is_refused_in_one_line(root):
 def test_a_run_that_does_not_fit_exits_with_code_3_after_its_table(root, tmp_path):
     out = tmp_path / "plan.json"
     flags = ("--config=configs/llama2_7b_flan2021.py", "--topology=a100:1", "--price_per_chip_hour=2", f"--out={out}")
-    done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.tensor=1", "--use=0.5")
+    done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.adapter=1", "--use=0.5")
     assert done.returncode == 3, done.stderr
     (plan,) = json.loads(out.read_text())
     missing = [row for row in plan["rows"] if not row["fits"]]

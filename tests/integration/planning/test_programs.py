@@ -160,11 +160,53 @@ ENTRY %main (p: bf16[10,4]) -> bf16[10,4] {
 
 def test_transfers_are_counted_by_kind_axes_and_iterations():
     axes = {"adapter": 2, "fsdp": 4, "tensor": 1}
+    open_loop = collectives(TEXT, axes, open_iterations=10)[-1]
+    assert (open_loop["kind"], open_loop["count"], open_loop["bytes"]) == ("reduce-scatter", 10, 200)
     assert collectives(TEXT, axes) == [
         {"kind": "all-gather", "axes": "adapter+fsdp", "count": 1, "bytes": 24 * 4 * 7 // 8},
         {"kind": "all-gather", "axes": "fsdp", "count": 12, "bytes": 12 * 10 * 16 * 2 * 3 // 4},
         {"kind": "all-reduce", "axes": "adapter", "count": 12, "bytes": 12 * (6 * 4 + 4 * 2)},
         {"kind": "reduce-scatter", "axes": "adapter", "count": 1, "bytes": 5 * 4},
+    ]
+
+
+GPU_TEXT = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%condition (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %lt = pred[] fusion(%p), kind=kLoop, calls=%compare
+}
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %all-gather-start = ((bf16[4,8]{1,0}, bf16[4,2]{1,0}), (bf16[8,8]{1,0}, bf16[8,2]{1,0})) all-gather-start(%a, %b), channel_id=1, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, use_global_device_ids=true
+  %all-gather-done = (bf16[8,8]{1,0}, bf16[8,2]{1,0}) all-gather-done(%all-gather-start)
+  %all-reduce-start = bf16[2,8]{1,0} all-reduce-start(%c), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}, use_global_device_ids=true, to_apply=%add
+  %all-reduce-done = bf16[2,8]{1,0} all-reduce-done(%all-reduce-start)
+}
+
+%wrapped (p: f32[8,6]) -> f32[4,6] {
+  ROOT %reduce-scatter.1 = f32[4,6]{1,0} reduce-scatter(%p), channel_id=6, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (p: bf16[4,8]) -> bf16[4,8] {
+  %while = (s32[], bf16[4,8]{1,0}) while(%tuple), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"32"}}
+  %all-reduce-start.1 = f32[6]{0} all-reduce-start(%d), channel_id=3, replica_groups=mesh['axis_0'=4,'axis_1'=1,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, use_global_device_ids=true, to_apply=%add
+  %reduce-scatter-start = ((f32[4,8]{1,0}, f32[4,2]{1,0}), (f32[2,8]{1,0}, f32[2,2]{1,0})) reduce-scatter-start(%e, %f), channel_id=4, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}, to_apply=%add
+  %all-to-all-start = ((bf16[2,16]{1,0}), bf16[2,16]{1,0}) all-to-all-start(%g), channel_id=5, replica_groups=[4,2]<=[2,4]T(1,0), dimensions={1}
+  %async-start = ((f32[8,6]{1,0}), f32[4,6]{1,0}) async-start(%h), calls=%wrapped
+  %async-done = f32[4,6]{1,0} async-done(%async-start)
+  %collective-permute-start = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%i), channel_id=7, source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}
+}
+"""  # noqa: E501
+
+
+def test_transfers_of_a_program_for_gpus_are_read_from_asynchronous_halves():
+    assert collectives(GPU_TEXT, {"adapter": 1, "fsdp": 2, "tensor": 4}) == [
+        {"kind": "all-gather", "axes": "fsdp", "count": 32, "bytes": 32 * 2 * (8 * 8 + 8 * 2) // 2},
+        {"kind": "all-reduce", "axes": "tensor", "count": 33, "bytes": (32 * 2 * 2 * 8 + 4 * 6) * 2 * 3 // 4},
+        {"kind": "all-to-all", "axes": "fsdp", "count": 1, "bytes": 2 * 2 * 16 // 2},
+        {"kind": "collective-permute", "axes": "tensor", "count": 1, "bytes": 4 * 5},
+        {"kind": "reduce-scatter", "axes": "fsdp", "count": 2, "bytes": 4 * (2 * 8 + 2 * 2) + 4 * 4 * 6},
     ]
 
 
