@@ -14,9 +14,11 @@ import mossa_jax as mossa
 from mossa_jax.config import Mesh
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.devices.mesh import make_mesh
+from mossa_jax.devices.mesh import make_mesh, replicated
+from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.streamed.forward import start_layers, stream_batch
 from mossa_jax.similarity.streamed.values import similarities_of
+from mossa_jax.states.keep import keep_states
 from mossa_jax.states.prompts import PassConfig, PromptPass
 from mossa_jax.tokens.packing import Packing
 
@@ -62,6 +64,24 @@ for model in (one, many):
     found.append(similarities_of(state))
 assert (found[0].undefined == "").any() and (found[0].undefined == found[1].undefined).all()
 np.testing.assert_allclose(found[0].value, found[1].value, atol=1e-5)
+
+# Lists that share shapes: with a prefix and without, on both meshes.
+prefix = prompts[0] + prompts[1]
+lists = [[prefix + own for own in prompts[:9]], prompts[:21], prompts * 4]
+config, found = PassConfig("last", 8, Packing(64)), []
+for model in (one, many):
+    arch = model.architecture
+    stacked = stack(arch, [{}, *(load_adapter(path, arch) for path in adapters)])
+    shapes = config.shapes([config.pack(arch, own).sizes for own in lists], model.mesh)
+    assert all(size % model.mesh.shape["fsdp"] == 0 for shape in shapes for rows in shape.rows for size in rows.batches)
+    kept = [keep_states(model, stacked, own, config, shapes) for own in lists]
+    compared = [compare_states(each.states, each.valid, pairs, rows=each.rows) for each in kept]
+    states = [np.asarray(jax.device_put(each.states, replicated(model.mesh)).addressable_data(0)) for each in kept]
+    found.append([(own[:, :, : len(own_list)], similar.value) for own, similar, own_list in zip(states, compared, lists)])
+assert [each.rows for each in kept] == [128, 128, 256]
+for one_list, many_list in zip(*found, strict=True):
+    for first, second in zip(one_list, many_list, strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
 print("equal")
 """
 
