@@ -34,6 +34,7 @@ LIMIT = 2 << 30
 
 _LABEL = "compiled programs"
 _SCHEME = "kept"
+_CPU_INFO = Path("/proc/cpuinfo")
 _CPU = ("model name", "flags", "Features", "CPU implementer", "CPU part")
 
 # By the parts of the path that JAX is given.
@@ -96,9 +97,8 @@ def machine() -> str:
     That key lacks the features of the CPU, which programs for CPUs are compiled for, and the versions of the libraries
     of a GPU or TPU, parts of which are in the program.
     """
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        processor = sorted({line for line in info.read_text().splitlines() if line.startswith(_CPU)})
+    if _CPU_INFO.is_file():
+        processor = sorted({line for line in _CPU_INFO.read_text().splitlines() if line.startswith(_CPU)})
     else:
         processor = [platform.processor(), platform.node()]  # features unknown: this machine's programs are its own
     backend = jax.default_backend()

@@ -80,6 +80,8 @@ class Entries:
         if not self._can_write:
             return
         content = hashlib.sha256(value).digest() + value
+        if self._limit is not None and len(content) > self._limit:
+            return
         with self._reporting(writing=True):
             if self._is_remote:
                 self._path(name).write_bytes(content)  # an object appears when it is complete
