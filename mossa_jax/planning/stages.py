@@ -22,8 +22,8 @@ from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, 
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.cells import compared_pairs
-from mossa_jax.states.keep import abstract_kept, row_slots
-from mossa_jax.states.prompts import PREFIX_MULTIPLE, rounded_max_own
+from mossa_jax.states.keep import abstract_kept
+from mossa_jax.states.shapes import PREFIX_MULTIPLE, rounded_max_own, row_slots
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
