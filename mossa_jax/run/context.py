@@ -163,13 +163,13 @@ class Run(Places):
         return PassConfig(config.compare.pool, config.compare.batch_rows, Packing.of(config.tokens))
 
     @cached_property
-    def pass_shape(self) -> PassShape:
+    def pass_shapes(self) -> tuple[PassShape, ...]:
         """The shapes of the comparison's passes, the same for all tasks, and the same when a run is resumed."""
         config, arch = self.pass_config, self.architecture
         with goodput.lost("input"):
             # One task's rows after the other: only their sizes are kept.
             prompts: Iterator[list] = (self.test_prompts(task) for task in self.suite.tasks)
-            return config.shape([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
+            return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
 
     @property
     def answer_config(self) -> AnswerConfig:

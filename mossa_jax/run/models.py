@@ -145,7 +145,7 @@ def similarities(
             kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
         )
     (group,) = model_groups(run, names)
-    return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shape=run.pass_shape)
+    return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shapes=run.pass_shapes)
 
 
 def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
@@ -162,7 +162,7 @@ def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequen
     states: list[KeptStates] = []
     order: list[int] = []
     for group in model_groups(run, names):
-        states.append(keep_states(group.model, group.adapters, prompts, run.pass_config, run.pass_shape))
+        states.append(keep_states(group.model, group.adapters, prompts, run.pass_config, run.pass_shapes))
         order += group.indices
         jax.block_until_ready(states[-1].states)  # until then the weights of the group's model are in use
         del group  # the next model takes its place

@@ -237,7 +237,7 @@ def read_prefix(
       base: the base's state.
       adapters: stacked [M, L, ...] on the devices.
       tokens: [1, T] int32, padded on the right.
-      length: [] int32, how many of them are ids; with 0 no prompt sees any of the T columns.
+      length: [] int32, how many of them are ids.
 
     Returns:
       Keys and values [M, L, T, K, d] in the base's dtype, and sums of states [M, L + 2, D] float32.

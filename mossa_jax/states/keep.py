@@ -47,7 +47,7 @@ def keep_states(
     adapters: HostAdapters,
     prompts: Sequence[Sequence[int]],
     config: PassConfig,
-    shape: PassShape | None = None,
+    shapes: Sequence[PassShape] = (),
 ) -> KeptStates:
     """Runs all models over all prompts and keeps the pooled states of every layer.
 
@@ -56,14 +56,14 @@ def keep_states(
       adapters: stacked [M, ...] on the host; a zero adapter is the base model itself.
       prompts: token ids, BOS included.
       config: pooling (`last` or `mean`), batch size and packing.
-      shape: from `PassConfig.shape`, for all lists of prompts that are to share programs; by default that of this list
-        alone.
+      shapes: from `PassConfig.shapes`, for all lists of prompts that are to share programs; by default those of this
+        list alone.
 
     Raises:
       ValueError: a prompt has no ids or fits no row.
     """
     arch, mesh = model.architecture, model.mesh
-    run = PromptPass(model, adapters, prompts, config, shape)
+    run = PromptPass(model, adapters, prompts, config, shapes)
     # The largest n of all lists, so that one program writes the states of each of them.
     most = run.shape.kept[-1]
     kept = _empty(mesh, (run.models, arch.layers + 2, most, arch.hidden))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -15,7 +15,7 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch, read_prefix
-from mossa_jax.states.shapes import PassShape, RowShape
+from mossa_jax.states.shapes import PassShape, RowShape, pass_shapes
 from mossa_jax.tokens.packing import PackedPrompts, PackedSizes, Packing
 from mossa_jax.tokens.rows import PromptRows
 
@@ -43,9 +43,9 @@ class PassConfig:
         # With pool `all` the shared ids are rows too, once per prompt.
         return self.packing.prompts(prompts, may_share=self.pool != "all" and can_share_prefix(arch))
 
-    def shape(self, lists: Iterable[PackedSizes], mesh: jax.sharding.Mesh) -> PassShape:
-        """Returns the shapes that passes over these lists of packed prompts have in common."""
-        return PassShape.of(lists, mesh, self.batch_rows, self.packing.row_length)
+    def shapes(self, lists: Sequence[PackedSizes], mesh: jax.sharding.Mesh) -> tuple[PassShape, ...]:
+        """Returns the shapes of passes over these lists of packed prompts, as in `pass_shapes`."""
+        return pass_shapes(lists, mesh, self.batch_rows, self.packing.row_length)
 
 
 class PromptPass:
@@ -55,7 +55,7 @@ class PromptPass:
       shape: the sizes of its programs.
       spec: the static part of the pass.
       arguments: (base, adapters) on the devices.
-      prefix: what the models make of the ids that all prompts share; None if `shape` has no columns for any.
+      prefix: what the models make of the ids that all prompts share; None if they share none.
       prompts: how many prompts there are.
       models: M.
     """
@@ -66,7 +66,7 @@ class PromptPass:
         adapters: HostAdapters,
         prompts: Sequence[Sequence[int]],
         config: PassConfig,
-        shape: PassShape | None = None,
+        shapes: Sequence[PassShape] = (),
     ):
         """Packs the prompts and runs the ids that they share; arguments as in `keep_states`."""
         # The first axis of every leaf of the adapters is M.
@@ -75,14 +75,14 @@ class PromptPass:
         arch, mesh = model.architecture, model.mesh
         packed = config.pack(arch, prompts)
         self._rows = packed.rows
-        self.shape = shape = config.shape([packed.sizes], mesh) if shape is None else shape
-        length, shared = shape.prefix_length, len(packed.prefix)
+        shared = len(packed.prefix)
+        shapes = shapes or config.shapes([packed.sizes], mesh)
+        self.shape = shape = next(shape for shape in shapes if bool(shape.prefix_length) == bool(shared))
+        length = shape.prefix_length
         self.spec = PassSpec(arch, config.pool, length, shape.max_own, first_changed_block(arch, adapters), mesh)
         self.arguments = model.state, place_adapters(mesh, adapters)
         self.prefix: PrefixStates | None = None
-        # Where other lists of the run share ids and this one shares none, its prefix is empty: it has T columns of
-        # padding, which no prompt sees.
-        if length:
+        if shared:
             tokens = np.zeros((1, length), np.int32)  # [1, T]
             tokens[0, :shared] = packed.prefix
             # One row cannot be spread over `fsdp`, so it is whole on every device.

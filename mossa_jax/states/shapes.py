@@ -5,7 +5,7 @@ Letters: B packed rows of a batch, P prompts per row, T columns of the shared pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -48,9 +48,10 @@ class PassShape:
 
     Attributes:
       rows: one for each length of packed rows.
-      prefix_length: T, columns for the ids that all prompts of a list share; 0 if no list shares any.
+      prefix_length: T, columns for the ids that all prompts of a list share; 0 for lists that share none.
       max_own: no prompt has more ids after the shared ones than this; 0 if that is not known.
-      kept: n, rows of kept states: one or two sizes, the smaller first.
+      kept: n, rows of kept states: one or two sizes, the smaller first. The states of every list are written to the
+        largest one, and compared in the first that holds them.
     """
 
     rows: tuple[RowShape, ...]
@@ -58,43 +59,50 @@ class PassShape:
     max_own: int
     kept: tuple[int, ...]
 
-    @classmethod
-    def of(cls, lists: Iterable[PackedSizes], mesh: jax.sharding.Mesh, batch_rows: int, row_length: int) -> PassShape:
-        """Chooses the shapes for one or more lists of packed prompts.
-
-        The fewer lists there are, the closer their shapes fit; the number of programs never depends on the lists.
-
-        Args:
-          lists: the sizes of each, at least one list with prompts.
-          mesh: that rows are spread over.
-          batch_rows: rows of `row_length` positions per batch, at most.
-          row_length: positions of a short row.
-        """
-        lists, fsdp = list(lists), mesh.shape["fsdp"]
-        lengths = sorted({length for sizes in lists for length in sizes.rows})
-        rows = []
-        for length in lengths:
-            counts, prompts = zip(*(sizes.rows[length] for sizes in lists if length in sizes.rows), strict=True)
-            # A batch of long rows has fewer of them, for about the same number of positions and the same memory.
-            most = rows_per_batch(batch_rows, row_length, length)
-            # A second size is only for runs with rows of one length. Whole rows per device: a batch that does not
-            # divide over `fsdp` would be computed by each of its devices.
-            batches = batch_sizes(counts, most, fsdp, count=2 if len(lengths) == 1 else 1)
-            # Rounded up, so that lists with about as many prompts per row share a program.
-            room = min(1 << (max(prompts) - 1).bit_length(), most_prompts(length))
-            rows.append(RowShape(length, room, batches))
-        slots = [row_slots(sizes.prompts, fsdp) for sizes in lists]
-        return cls(
-            tuple(rows),
-            mesh_lib.round_up(max(sizes.prefix for sizes in lists), PREFIX_MULTIPLE),
-            rounded_max_own(max(sizes.max_own for sizes in lists)),
-            # The Gram matrices of similarity have n^2 entries.
-            two_sizes(slots, lambda size: size**2),
-        )
-
     def kept_for(self, prompts: int) -> int:
         """Returns n for a list of `prompts` prompts."""
         return size_for(prompts, self.kept)
+
+
+def pass_shapes(
+    lists: Sequence[PackedSizes], mesh: jax.sharding.Mesh, batch_rows: int, row_length: int
+) -> tuple[PassShape, ...]:
+    """Chooses the shapes for one or more lists of packed prompts.
+
+    Lists that share a prefix and lists that share none have a program each: columns for a prefix cost attention, and
+    keep it from its kernels. Where all lists are alike in that, and all rows have one length, there may instead be a
+    second, smaller batch for what full ones leave. So there are at most two programs for each length of rows.
+
+    Args:
+      lists: the sizes of each, at least one list with prompts.
+      mesh: that rows are spread over.
+      batch_rows: rows of `row_length` positions per batch, at most.
+      row_length: positions of a short row.
+
+    Returns:
+      One shape, or that for lists without a prefix and that for lists with one.
+    """
+    fsdp = mesh.shape["fsdp"]
+    # All passes of a run write to an array of the same size, and the Gram matrices of similarity have n^2 entries.
+    kept = two_sizes([row_slots(sizes.prompts, fsdp) for sizes in lists], lambda size: size**2)
+    groups = [[sizes for sizes in lists if bool(sizes.prefix) == is_shared] for is_shared in (False, True)]
+    groups = [group for group in groups if group]
+    is_uniform = len(groups) == 1 and len({length for sizes in lists for length in sizes.rows}) == 1
+    shapes = []
+    for group in groups:
+        rows = []
+        for length in sorted({length for sizes in group for length in sizes.rows}):
+            counts, prompts = zip(*(sizes.rows[length] for sizes in group if length in sizes.rows), strict=True)
+            # A batch of long rows has fewer of them, for about the same number of positions and the same memory.
+            most = rows_per_batch(batch_rows, row_length, length)
+            # Whole rows per device: a batch that does not divide over `fsdp` would be computed by each of its devices.
+            batches = batch_sizes(counts, most, fsdp, count=2 if is_uniform else 1)
+            # P is rounded up, so that lists with about as many prompts per row share a program.
+            room = min(1 << (max(prompts) - 1).bit_length(), most_prompts(length))
+            rows.append(RowShape(length, room, batches))
+        prefix = mesh_lib.round_up(max(sizes.prefix for sizes in group), PREFIX_MULTIPLE)
+        shapes.append(PassShape(tuple(rows), prefix, rounded_max_own(max(s.max_own for s in group)), kept))
+    return tuple(shapes)
 
 
 def rounded_max_own(longest: int) -> int:

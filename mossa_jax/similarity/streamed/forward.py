@@ -37,7 +37,7 @@ def stream_similarities(
     pairs: Sequence[tuple[int, int]],
     *,
     fast: bool = False,
-    shape: PassShape | None = None,
+    shapes: Sequence[PassShape] = (),
 ) -> Similarities:
     """Computes same-layer CKA of pairs of models over prompts, in one pass.
 
@@ -48,12 +48,12 @@ def stream_similarities(
       config: pooling (`last`, `mean` or `all`), batch size and packing.
       pairs: (a, b) indices of models.
       fast: as in `moments.start_stream`.
-      shape: as in `keep_states`.
+      shapes: as in `keep_states`.
 
     Returns:
       The similarities, without intervals and p-values: these need the rows.
     """
-    run = PromptPass(model, adapters, prompts, config, shape)
+    run = PromptPass(model, adapters, prompts, config, shapes)
     state = start_layers(model.architecture, run.models, tuple(pairs), model.mesh, fast)
     for batch in run.batches():
         state = stream_batch(run.spec, *run.arguments, batch, run.prefix, state)
