@@ -24,6 +24,7 @@ from mossa_jax.similarity.cells import compared_pairs
 from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import STATE_AXES, keep_batch
+from mossa_jax.states.shapes import PassShape
 
 _SCORED = 3  # models: the base, E, and the task's control
 
@@ -45,41 +46,53 @@ def compare_programs(run: Run) -> Iterator[Callable[[], object]]:
     """Yields what compiles the passes over prompts and their similarities, for each size that tasks have."""
     if tunes_whole_models(run.config) or not _keeps_rows(run):
         return
-    arch, mesh, shape, config = run.architecture, run.mesh, run.pass_shape, run.config
-    first_changed = min(config.tuning.first_layer, arch.layers - 1)
-    spec = PassSpec(arch, config.compare.pool, shape.prefix_length, shape.max_own, first_changed, mesh)
+    arch, mesh, shapes = run.architecture, run.mesh, run.pass_shapes
     # Tasks have one number of mismatched controls, unless there are too few clusters.
     for controls in sorted({1 + len(draw_mismatched(run, task)) for task in run.suite.tasks}):
-        models, pairs = 2 + controls, compared_pairs(controls)
+        models, pairs = 2 + controls, tuple(compared_pairs(controls))
 
         def kept(rows: int, models: int = models) -> jax.ShapeDtypeStruct:
             return mesh_lib.abstract(mesh, (models, arch.layers + 2, rows, arch.hidden), STATE_AXES, jnp.float32)
 
-        for row in shape.rows:
-            for rows in row.batches:
-                base, adapters, batch, prefix = forward.abstract_arguments(
-                    spec, models=models, rows=rows, row_length=row.length, **_tuned(run)
-                )
-                slots: Any = mesh_lib.abstract(mesh, (rows, row.prompts), ("rows", None), jnp.int32)
-                batch = batch._replace(ends=slots, ids=slots)
-                if prefix is not None:
-                    tokens = mesh_lib.abstract(mesh, (1, shape.prefix_length), (None, None), jnp.int32)
-                    count = mesh_lib.abstract(mesh, (), (), jnp.int32)
-                    yield forward.read_prefix.lower(arch, mesh, base, adapters, tokens, count).compile
-                yield keep_batch.lower(spec, base, adapters, batch, prefix, kept(shape.kept[-1])).compile
-        for rows in shape.kept:
-            # These two come from the host as they are.
-            valid = jax.ShapeDtypeStruct((rows,), jnp.bool_)
-            ranks = jax.ShapeDtypeStruct((config.compare.permutations, rows), jnp.int32)
-            yield gram.gram_sums.lower(
+        for shape in shapes:
+            yield from _pass_programs(run, shape, models, kept(shape.kept[-1]))
+        for rows in shapes[0].kept:
+            # The last two come from the host as they are.
+            arguments = (
                 kept(rows),
-                valid,
-                ranks,
+                jax.ShapeDtypeStruct((rows,), jnp.bool_),
+                jax.ShapeDtypeStruct((run.config.compare.permutations, rows), jnp.int32),
+            )
+            yield gram.gram_sums.lower(
+                *arguments,
                 combinations=gram.gram_combinations(models, pairs),
-                pairs=tuple(pairs),
+                pairs=pairs,
                 tile=gram.tile_size(rows),
                 mesh=mesh if mesh.size > 1 else None,
             ).compile
+
+
+def _pass_programs(
+    run: Run, shape: PassShape, models: int, kept: jax.ShapeDtypeStruct
+) -> Iterator[Callable[[], object]]:
+    """Yields what compiles the passes of M models over lists of prompts of one shape; `kept` is [M, L + 2, n, D]."""
+    arch, mesh, config = run.architecture, run.mesh, run.config
+    first_changed = min(config.tuning.first_layer, arch.layers - 1)
+    spec = PassSpec(arch, config.compare.pool, shape.prefix_length, shape.max_own, first_changed, mesh)
+    has_prefix_program = False
+    for row in shape.rows:
+        for rows in row.batches:
+            base, adapters, batch, prefix = forward.abstract_arguments(
+                spec, models=models, rows=rows, row_length=row.length, **_tuned(run)
+            )
+            if prefix is not None and not has_prefix_program:
+                tokens = mesh_lib.abstract(mesh, (1, shape.prefix_length), (None, None), jnp.int32)  # [1, T]
+                count = mesh_lib.abstract(mesh, (), (), jnp.int32)
+                yield forward.read_prefix.lower(arch, mesh, base, adapters, tokens, count).compile
+                has_prefix_program = True
+            slots: Any = mesh_lib.abstract(mesh, (rows, row.prompts), ("rows", None), jnp.int32)
+            batch = batch._replace(ends=slots, ids=slots)
+            yield keep_batch.lower(spec, base, adapters, batch, prefix, kept).compile
 
 
 def _tuned(run: Run) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def _keeps_rows(run: Run) -> bool:
     costs = engine.estimate_costs(
         2 + controls,
         arch.layers + 2,
-        run.pass_shape.kept[-1],
+        run.pass_shapes[0].kept[-1],
         arch.hidden,
         compared_pairs(controls),
         run.mesh.size,
