@@ -132,6 +132,7 @@ class Visit:
             if part in self._plan.parts or (not part and measures):
                 self._take(name, seconds, measure)
         self._compare_with_torch()
+        self._compare_with_passes()
         self._save()
         return self.record
 
@@ -198,6 +199,18 @@ class Visit:
                 if row["name"] == ours and rates.get(f"torch: {theirs}"):
                     row["of_torch"] = row["rate"] / rates[f"torch: {theirs}"]
 
+    def _compare_with_passes(self) -> None:
+        """Notes what share of the passes of as many prompts the similarity takes: a figure that grows with n."""
+        rows = {row["name"]: row for row in self.record["rows"]}
+        alone, similarity = rows.get("passes alone, last"), rows.get("CKA alone")
+        if alone and similarity:
+            passes = alone["seconds"] * similarity["n"] / self._plan.sizes.prompts
+            share = similarity["seconds"] / passes
+            similarity["share_of_passes"] = share
+            self.record["notes"].append(
+                f"by arithmetic: CKA of {similarity['n']:,} kept prompts takes {share:.2%} of the time of their passes"
+            )
+
 
 def measure(plan: Plan, say: Callable[[str], object] = print) -> dict[str, Any]:
     """Checks and measures, and returns the record; arguments as in `Visit`."""
@@ -241,7 +254,7 @@ def line(row: Row) -> str:
     ratio = next((f"{row[key]:>8.2f}" for key in ("of_torch", "ratio") if row.get(key)), " " * 8)
     compiled = f"{row['compile_seconds']:>9.1f}" if row["compile_seconds"] is not None else " " * 9
     size = f"{row['program_bytes'] / 2**30:>8.2f}" if row["program_bytes"] else " " * 8
-    return f"{row['name']:34}{row['size']:42}{1e3 * row['seconds']:>10.1f}{rate}{speed}{share}{ratio}{compiled}{size}"
+    return f"{row['name']:36}{row['size']:42}{1e3 * row['seconds']:>10.1f}{rate}{speed}{share}{ratio}{compiled}{size}"
 
 
 def table(record: dict[str, Any]) -> str:
@@ -252,7 +265,7 @@ def table(record: dict[str, Any]) -> str:
     lines += [
         f"{counts[0]} of {counts[1]} checks passed; {record['seconds']:.0f} s in all",
         headline(record),
-        f"{'':34}{'':42}{'ms':>10}{'rate':>12}{'':10}{'TFLOP/s':>8}{'of peak':>8}{'ratio':>8}{'compiled':>9}{'GiB':>8}",
+        f"{'':36}{'':42}{'ms':>10}{'rate':>12}{'':10}{'TFLOP/s':>8}{'of peak':>8}{'ratio':>8}{'compiled':>9}{'GiB':>8}",
         *map(line, record["rows"]),
         "ratio: rate over that of torch; for states and passes, time over that of the first of their two rows. "
         "compiled: seconds of XLA. GiB: the largest program with its arguments, or torch's peak.",

@@ -45,6 +45,8 @@ SHAPES = {
 }
 """Name -> config.json."""
 
+_NORM_STD = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -109,23 +111,21 @@ def random_model(name: str, config: dict[str, Any], dtype: str, std: float = 0.0
     mesh = mesh_lib.single_device()
     # The device's own generator: the usual one takes many times as long, and twice the memory.
     key = jax.random.key(seed, impl="rbg")
-    shapes = jax.tree.leaves_with_path(abstract_base(arch, mesh, dtype))
-    leaves = [
-        # Leaf by leaf, so that no more than one is there in a wider type.
-        _draw(jax.random.fold_in(key, index), leaf, std, "norm" in leaf_name(path))
-        for index, (path, leaf) in enumerate(shapes)
-    ]
-    tree = jax.tree.structure(abstract_base(arch, mesh, dtype))
-    return Model(name, epath.Path(name), arch, jax.tree.unflatten(tree, leaves), mesh)
+    shapes = abstract_base(arch, mesh, dtype)
+    leaves = []
+    # Leaf by leaf, so that no more than one is there in a wider type.
+    for index, (path, leaf) in enumerate(jax.tree.leaves_with_path(shapes)):
+        is_norm = "norm" in leaf_name(path)
+        spread = jnp.float32(_NORM_STD if is_norm else std)
+        drawn = _draw(jax.random.fold_in(key, index), spread, leaf.shape, dtype, int(is_norm))
+        leaves.append(jax.device_put(drawn, leaf.sharding))
+    return Model(name, epath.Path(name), arch, jax.tree.unflatten(jax.tree.structure(shapes), leaves), mesh)
 
 
-def _draw(key: jax.Array, leaf: jax.ShapeDtypeStruct, std: float, is_norm: bool) -> jax.Array:
-    @partial(jax.jit, out_shardings=leaf.sharding)
-    def draw(key: jax.Array) -> jax.Array:
-        normal = jax.random.normal(key, leaf.shape, leaf.dtype)
-        return 1 + 0.1 * normal if is_norm else jnp.asarray(std, leaf.dtype) * normal
-
-    return draw(key)
+@partial(jax.jit, static_argnames=("shape", "dtype", "mean"))
+def _draw(key: jax.Array, std: jax.Array, shape: tuple[int, ...], dtype: str, mean: int) -> jax.Array:
+    """Draws a leaf; leaves of one shape share a program."""
+    return mean + std.astype(dtype) * jax.random.normal(key, shape, dtype)
 
 
 def random_adapters(arch: Architecture, count: int, tuning: Tuning, std: float = 0.02) -> list[Adapter]:
@@ -189,7 +189,6 @@ class Population:
 
     Attributes:
       spec: what the step is compiled for.
-      start: the adapters before the first step, on the host.
     """
 
     def __init__(
@@ -207,10 +206,9 @@ class Population:
         self.spec = population.StepSpec(
             model.architecture, optimizer, model.mesh, remat=False, prefix=prefix, max_own=max_own
         )
-        self.start = adapters_lib.stack(model.architecture, adapters)
         self._model, self._count = model, len(adapters)
         # Both functions only pick leaves, so they take arrays on the host as well.
-        on_host: Any = self.start
+        on_host: Any = adapters_lib.stack(model.architecture, adapters)
         self._matrices: Any = adapters_lib.matrices(on_host)
         scales: Any = adapters_lib.scales(on_host)
         self._scale = {target: self._place(scale, "adapter", "layers") for target, scale in scales.items()}

@@ -132,9 +132,7 @@ class Cases:
 
 def _population_step(cases: Cases, slots: int, prefix: int) -> dict[str, float]:
     """Takes one step of the first `slots` adapters, in rows that begin with `prefix` shared ids."""
-    packed = [
-        pack_examples(in_memory(examples), _ROW, prefix_length=prefix)[0] for examples in cases.examples[:slots]
-    ]
+    packed = [pack_examples(in_memory(examples), _ROW, prefix_length=prefix)[0] for examples in cases.examples[:slots]]
     width, columns, max_own = inputs.widest(packed)
     rows = max(map(len, packed))
     # Every model has as many rows; one that needs fewer gets its last one again, without labels.

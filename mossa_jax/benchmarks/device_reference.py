@@ -110,7 +110,8 @@ def _block(arch: Architecture, weights: Weights, adapter: Adapter, layer: int, x
     length, groups = len(x), arch.heads // arch.kv_heads
     # [H or K, S, d] each.
     q, k, v = (
-        project(f"{name}_proj", normed).reshape(length, -1, arch.head_dim).transpose(1, 0, 2) for name in ("q", "k", "v")
+        project(f"{name}_proj", normed).reshape(length, -1, arch.head_dim).transpose(1, 0, 2)
+        for name in ("q", "k", "v")
     )
     q, k = _rotate(arch, q), _rotate(arch, k)
     # Each key/value head serves a group of query heads.

@@ -18,7 +18,7 @@ import numpy as np
 from mossa_jax.benchmarks import comparison_overhead
 from mossa_jax.benchmarks import device_inputs as inputs
 from mossa_jax.benchmarks.device_inputs import Sizes
-from mossa_jax.benchmarks.device_timing import Clock, Timing, shrink, time_calls, time_pair
+from mossa_jax.benchmarks.device_timing import Clock, Compilations, Timing, shrink, time_calls, time_pair
 from mossa_jax.benchmarks.forward import forward_logits
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
@@ -35,7 +35,7 @@ from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import mean_keys, step_flops
 
 Row = dict[str, Any]
-"""One line of the table: `name`, `size`, `seconds`, `rate` and its `unit`, `share` of the peak, and what compiling took."""
+"""One line of the table: `name`, `size`, `seconds`, `rate` and its `unit`, `share` of the peak, and the compilation."""
 
 PAIRS = comparison_overhead.PAIRS
 _CHAIN = 8
@@ -82,7 +82,9 @@ class Bench:
             row["rate"] = amount / timing.seconds
         if flops and peak:
             row |= {"tflop_per_s": flops / timing.seconds / 1e12, "share": flops / timing.seconds / peak}
-        return row | dataclasses.asdict(timing) | figures
+        # Since the process began: a runtime keeps no other peak.
+        peak_so_far = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return row | dataclasses.asdict(timing) | {"peak_bytes_so_far": peak_so_far} | figures
 
     def measure_peaks(self) -> list[Row]:
         """Measures square products in bfloat16 and in full float32, and a copy in the device's memory."""
@@ -97,7 +99,9 @@ class Bench:
 
             timing = time_calls(partial(products, x), self.sizes.repeats, self.clock)
             self.peaks[dtype] = _CHAIN * 2 * size**3 / min(timing.all_seconds)
-            rows.append(self.row(f"peak, {dtype} products", f"{size}^3", timing, flops=_CHAIN * 2 * size**3, peak=dtype))
+            rows.append(
+                self.row(f"peak, {dtype} products", f"{size}^3", timing, flops=_CHAIN * 2 * size**3, peak=dtype)
+            )
         block = jnp.zeros(self.sizes.copy_bytes // 4, jnp.float32)
 
         @jax.jit
@@ -136,32 +140,37 @@ class Bench:
         batch = inputs.full_rows(self.arch.vocab, adapters, rows, sizes)
         lora = inputs.random_adapters(self.arch, adapters, _TUNING)
         run = inputs.Population(self.model, lora, _TUNING, Schedule(), 0, sizes.example)
-        state = run.fresh()
-        arguments = run.arguments(state, batch)
+        *arguments, state, placed, active = run.arguments(run.fresh(), batch)
+        rest = placed, active
         room = device_room(self.model.mesh.devices.flat[0])
-        for remat in (False, True):
-            step = population.make_step(dataclasses.replace(run.spec, remat=remat))
-            compiled = step.lower(*arguments).compile()
-            if room is None or program_bytes(compiled)["total"] <= SHARE * room:
-                break
-        else:
-            raise MemoryError
+        with Compilations() as compilations:
+            for remat in (False, True):
+                step = population.make_step(dataclasses.replace(run.spec, remat=remat))
+                compiled = step.lower(*arguments, state, *rest).compile()
+                if room is None or program_bytes(compiled)["total"] <= SHARE * room:
+                    break
+            else:
+                raise MemoryError
         holder = [state]
         del state
 
         def take() -> Any:
             # The step donates its state.
-            holder[0], metrics = compiled(*arguments[:3], holder[0], *arguments[4:])
+            holder[0], metrics = compiled(*arguments, holder[0], *rest)
             return metrics["loss"]
 
-        arguments = (*arguments[:3], None, *arguments[4:])
         timing = time_calls(take, sizes.repeats, self.clock)
         flops = adapters * step_flops(
             self.arch, rows=rows, row_length=sizes.row_length, rank=_TUNING.rank, targets=_TUNING.targets,
             answers=batch.labels.shape[-1],
         )["model"]  # fmt: skip
         size = f"{adapters} x {rows} x {sizes.row_length}" + (", recomputed" if remat else "")
-        timing = dataclasses.replace(timing, program_bytes=program_bytes(compiled)["total"])
+        timing = dataclasses.replace(
+            timing,
+            compile_seconds=compilations.seconds,
+            programs=compilations.programs,
+            program_bytes=program_bytes(compiled)["total"],
+        )
         loss = float(np.mean(np.asarray(take())))
         return self.row(label, size, timing, amount=batch.tokens.size, unit="tokens/s", flops=flops, loss=loss)
 
@@ -175,7 +184,7 @@ class Bench:
             runs: dict[str, Callable[[], Any]] = {}
             for name, share in (("once", True), ("in every prompt", False)):
                 config = PassConfig("last", batch_rows, Packing(sizes.row_length, share_prefix=share))
-                runs[name] = lambda config=config: keep_states(self.model, lora, prompts, config).states
+                runs[name] = partial(_states, self.model, lora, prompts, config)
             times = time_pair(runs, sizes.repeats, self.clock)
             size = f"3 models, {len(prompts)} prompts, {batch_rows} rows"
             rows = []
@@ -260,13 +269,16 @@ class Bench:
             }
             short, long = time_pair(runs, sizes.repeats, self.clock).values()
             size = f"{rows} prompts of {sizes.example}, {sizes.new_tokens} more tokens"
-            further = dataclasses.replace(long, seconds=max(long.seconds - short.seconds, 1e-9))
+            answers = self.row("prompts read, one token answered", size, short, amount=tokens.size, unit="tokens/s",
+                               flops=tokens.size * self._forward_flops(sizes.example))  # fmt: skip
+            further = dataclasses.replace(long, seconds=long.seconds - short.seconds)
+            if further.seconds <= 0:
+                # Too little work to tell from the noise.
+                return [answers, self.row("answers", size, long, amount=rows * sizes.new_tokens, unit="tokens/s")]
             # Every new token reads all weights once.
             read = sizes.new_tokens * sum(leaf.nbytes for leaf in jax.tree.leaves(self.model.state))
             share = read / further.seconds / self.peaks["copy"] if "copy" in self.peaks else None
             decoding = self.row("decoding", size, further, amount=rows * sizes.new_tokens, unit="tokens/s")
-            answers = self.row("prompts read, one token answered", size, short, amount=tokens.size, unit="tokens/s",
-                               flops=tokens.size * self._forward_flops(sizes.example))  # fmt: skip
             return [answers, decoding | {"share": share, "share_of": "memory"}]
 
         return shrink(sizes.answers, attempt, "decoding")
@@ -280,3 +292,7 @@ class Bench:
     def _forward_flops(self, keys: int) -> float:
         """FLOPs of a token in all blocks and the head."""
         return self._block_flops(keys) + 2 * self.arch.vocab * self.arch.hidden
+
+
+def _states(*arguments: Any) -> jax.Array:
+    return keep_states(*arguments).states

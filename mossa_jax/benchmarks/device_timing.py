@@ -7,7 +7,7 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -93,7 +93,7 @@ def time_calls(run: Callable[[], Any], repeats: int, clock: Clock) -> Timing:
     )
 
 
-def time_pair(runs: dict[str, Callable[[], Any]], repeats: int, clock: Clock) -> dict[str, Timing]:
+def time_pair(runs: Mapping[str, Callable[[], Any]], repeats: int, clock: Clock) -> dict[str, Timing]:
     """Times calls in turns, after one run of each that compiles; arguments and results as in `time_calls`, by name."""
     first = {name: time_calls(run, 1, clock) for name, run in runs.items()}
     seconds = {name: list(timing.all_seconds) for name, timing in first.items()}
@@ -141,9 +141,9 @@ def _compile_seconds() -> list[float]:
     """Returns the list that the seconds of every compilation are added to, from the first call on."""
     seconds: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
-            seconds.append(duration)
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
