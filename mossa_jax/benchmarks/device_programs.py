@@ -43,11 +43,11 @@ _CONFIG = inputs.SHAPES["llama-110m"] | {
     "tie_word_embeddings": False,
 }
 _STD = 0.08
-_SLOTS, _EXAMPLES, _PROMPTS, _SHARED, _ROW = 3, 4, 6, 40, 128
+_SLOTS, _EXAMPLES, _PROMPTS, _SHARED, _ROW = 3, 4, 5, 32, 128
 _NEW_TOKENS = 6
 _PAIRS = ((0, 1), (0, 2), (1, 2))
 # Random directions in which a gradient is compared with the slope of the loss.
-_DIRECTIONS = 4
+_DIRECTIONS = 3
 _TUNING = Tuning(
     rank=4, alpha=8, clip=1e9,
     targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -125,8 +125,10 @@ class Cases:
     def prompt_states(self) -> list[list[np.ndarray]]:
         """States [L + 2, S, D] of each adapter's model, by prompt."""
         return [
-            [reference.run(self.arch, self.weights, adapter, ids)[0] for ids in self.prompts]
-            for adapter in self.adapters
+            [states[:, : len(ids)] for states, ids in zip(everything.swapaxes(0, 1), self.prompts, strict=True)]
+            for everything in (
+                reference.run(self.arch, self.weights, adapter, self.prompts)[0] for adapter in self.adapters
+            )
         ]
 
 
@@ -209,9 +211,10 @@ def _answers(cases: Cases) -> dict[str, float]:
     )  # fmt: skip
     gaps = []
     for adapter, rows in zip(cases.adapters, np.asarray(answers), strict=True):
-        for ids, answer in zip(cases.prompts, rows.tolist(), strict=True):
-            logits = reference.run(cases.arch, cases.weights, adapter, [*ids, *answer])[1]
-            logits = logits[len(ids) - 1 : -1]  # [T, V]
+        whole = [[*ids, *answer] for ids, answer in zip(cases.prompts, rows.tolist(), strict=True)]
+        everything = reference.run(cases.arch, cases.weights, adapter, whole)[1]
+        for ids, answer, logits in zip(cases.prompts, rows, everything, strict=True):
+            logits = logits[len(ids) - 1 : len(ids) + len(answer) - 1]  # [T, V]
             gaps.append(logits.max(1) - logits[np.arange(len(answer)), answer])
     return {"gap to the likeliest token": float(np.max(gaps))}
 

@@ -1,9 +1,10 @@
 """A Llama in float64 NumPy, written from the definition: what the programs on a device are checked against.
 
-One prompt at a time: no rows, no segments, no cache, no shared prefix, no kernel. Gradients are central differences of
-the loss, which in float64 are exact to about nine digits.
+Each prompt by itself: no packed rows, no segments, no cache, no shared prefix, no kernel. Gradients are central
+differences of the loss, which in float64 are exact to about nine digits.
 
-Shape letters: L layers, S ids of a prompt, D hidden, H heads, K key/value heads, d head width, V vocabulary.
+Shape letters: L layers, N prompts, S ids of the longest, D hidden, H heads, K key/value heads, d head width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,36 +35,40 @@ def weights_of(tree: Any) -> Weights:
 
 
 def run(
-    arch: Architecture, weights: Weights, adapter: Adapter, ids: Sequence[int]
-) -> tuple[Float[np.ndarray, "L+2 S D"], Float[np.ndarray, "S V"]]:
-    """Runs one prompt through one model.
+    arch: Architecture, weights: Weights, adapter: Adapter, prompts: Sequence[Sequence[int]]
+) -> tuple[Float[np.ndarray, "L+2 N S D"], Float[np.ndarray, "N S V"]]:
+    """Runs prompts through one model, each by itself.
 
     Args:
       arch: without windows, biases and norms of queries.
       weights: of the base.
       adapter: {} for none.
-      ids: of the prompt.
+      prompts: N lists of ids. Shorter ones are filled up on the right, which no id before sees.
 
     Returns:
-      The states of all layer names [L + 2, S, D], and the logits [S, V]; float64.
+      The states of all layer names [L + 2, N, S, D], and the logits [N, S, V]; float64.
     """
-    x = weights["embedding"][list(ids)]  # [S, D]
+    ids = np.zeros((len(prompts), max(map(len, prompts))), np.int64)  # [N, S]
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    x = weights["embedding"][ids]  # [N, S, D]
     states = [x]
     for layer in range(arch.layers):
         x = _block(arch, weights, adapter, layer, x)
         states.append(x)
     states.append(_norm(arch, x, weights["final_norm.weight"]))
     head = weights["embedding" if arch.tied_head else "head"]
-    return np.stack(states), states[-1] @ head.T
+    return np.stack(states), _product(states[-1], head.T)
 
 
 def mean_loss(arch: Architecture, weights: Weights, adapter: Adapter, examples: Sequence[Encoded]) -> float:
     """Returns the mean negative log likelihood of all answer tokens, in nats."""
+    everything = run(arch, weights, adapter, [[*example.prompt, *example.answer] for example in examples])[1]
     nats, count = 0.0, 0
-    for example in examples:
-        ids, answer = [*example.prompt, *example.answer], list(example.answer)
+    for example, logits in zip(examples, everything, strict=True):
+        start, answer = len(example.prompt), list(example.answer)
         # The token before each answer token predicts it.
-        logits = run(arch, weights, adapter, ids)[1][len(example.prompt) - 1 : -1]  # [answer, V]
+        logits = logits[start - 1 : start - 1 + len(answer)]  # [answer, V]
         largest = logits.max(1)
         normaliser = largest + np.log(np.exp(logits - largest[:, None]).sum(1))  # [answer]
         nats += float((normaliser - logits[np.arange(len(answer)), answer]).sum())
@@ -96,34 +101,39 @@ def weight_slope(arch: Architecture, weights: Weights, direction: Weights, examp
 
 
 def _block(arch: Architecture, weights: Weights, adapter: Adapter, layer: int, x: np.ndarray) -> np.ndarray:
-    """Runs one block: [S, D] -> [S, D]."""
+    """Runs one block: [N, S, D] -> [N, S, D]."""
 
     def project(name: str, x: np.ndarray) -> np.ndarray:
         room = "attention" if name[0] in "qkvo" else "feed_forward"
-        y = x @ weights[f"blocks.{room}.{name}.weight"][layer].T
+        y = _product(x, weights[f"blocks.{room}.{name}.weight"][layer].T)
         if name in adapter:
             update = adapter[name]
-            y = y + float(update["scale"][layer]) * (x @ update["a"][layer]) @ update["b"][layer]
+            y = y + float(update["scale"][layer]) * _product(_product(x, update["a"][layer]), update["b"][layer])
         return y
 
     normed = _norm(arch, x, weights["blocks.attention_norm.weight"][layer])
-    length, groups = len(x), arch.heads // arch.kv_heads
-    # [H or K, S, d] each.
+    (count, length), groups = x.shape[:2], arch.heads // arch.kv_heads
+    # [N, H or K, S, d] each.
     q, k, v = (
-        project(f"{name}_proj", normed).reshape(length, -1, arch.head_dim).transpose(1, 0, 2)
-        for name in ("q", "k", "v")
+        project(name, normed).reshape(count, length, -1, arch.head_dim).transpose(0, 2, 1, 3)
+        for name in ("q_proj", "k_proj", "v_proj")
     )
     q, k = _rotate(arch, q), _rotate(arch, k)
     # Each key/value head serves a group of query heads.
-    k, v = np.repeat(k, groups, 0), np.repeat(v, groups, 0)
-    scores = q @ k.transpose(0, 2, 1) / np.sqrt(arch.head_dim)  # [H, S, S]
+    k, v = np.repeat(k, groups, 1), np.repeat(v, groups, 1)
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(arch.head_dim)  # [N, H, S, S]
     scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
-    out = scores / scores.sum(-1, keepdims=True) @ v  # [H, S, d]
-    x = x + project("o_proj", out.transpose(1, 0, 2).reshape(length, -1))
+    out = scores / scores.sum(-1, keepdims=True) @ v  # [N, H, S, d]
+    x = x + project("o_proj", out.transpose(0, 2, 1, 3).reshape(count, length, -1))
     normed = _norm(arch, x, weights["blocks.feed_forward_norm.weight"][layer])
     gate = project("gate_proj", normed)
     return x + project("down_proj", gate / (1 + np.exp(-gate)) * project("up_proj", normed))
+
+
+def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Multiplies [N, S, D] by a matrix, in one product."""
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 def _norm(arch: Architecture, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -131,8 +141,8 @@ def _norm(arch: Architecture, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _rotate(arch: Architecture, x: np.ndarray) -> np.ndarray:
-    """Rotates element i with element i + d/2: [heads, S, d] -> the same."""
-    angle = np.arange(x.shape[1])[:, None] * arch.rope.frequencies(arch.head_dim)  # [S, d/2]
+    """Rotates element i with element i + d/2: [N, heads, S, d] -> the same."""
+    angle = np.arange(x.shape[2])[:, None] * arch.rope.frequencies(arch.head_dim)  # [S, d/2]
     first, second = np.split(x, 2, axis=-1)
     cos, sin = np.cos(angle), np.sin(angle)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from mossa_jax.benchmarks import device, device_checks, device_programs
-from mossa_jax.benchmarks.device_inputs import TINY, TINY_SIZES
+from mossa_jax.benchmarks.device_inputs import SHAPES, TINY, TINY_SIZES, random_model
 from mossa_jax.benchmarks.device_timing import Clock, shrink, time_calls
 from mossa_jax.errors import Refusal
 
@@ -24,10 +25,9 @@ def visit(parts, out=None, minutes=9):
     return device.measure(device.Plan(TINY, TINY_SIZES, minutes, parts, out), said.append), said
 
 
-def run_few_programs(monkeypatch, **programs):
-    """Lets the checks run a few programs only: those of `FEW`, and `programs`."""
-    few = {name: device_programs.PROGRAMS[name] for name in FEW} | programs
-    monkeypatch.setattr(device_programs, "PROGRAMS", few)
+def run_few_programs(monkeypatch):
+    """Lets the checks run the programs of `FEW` only."""
+    monkeypatch.setattr(device_programs, "PROGRAMS", {name: device_programs.PROGRAMS[name] for name in FEW})
     monkeypatch.setattr(device_programs, "WITH_ATTENTION", {})
 
 
@@ -51,13 +51,13 @@ def test_right_programs_pass_and_a_wrong_one_is_said_first(monkeypatch, tmp_path
     names = [row["name"] for row in record["rows"]]
     assert names[-1] == "forward" and len(names) == 4
     for row in record["rows"]:
-        assert row["seconds"] > 0 and row["rate"] or row["share"], row
+        assert row["seconds"] > 0 and (row["rate"] or row["share"]), row
     forward = record["rows"][-1]
     assert forward["programs"] >= 1 and forward["compile_seconds"] > 0 and forward["program_bytes"] > 0
     assert forward["rate"] == pytest.approx(TINY_SIZES.rows * TINY_SIZES.row_length / forward["seconds"])
     table = device.table(record)
     assert table.startswith("FAILED: ") and "similarity of kept states" in table.splitlines()[0]
-    with pytest.raises(Refusal, match="1 failures on this device, the first: .*similarity") as caught:
+    with pytest.raises(Refusal, match=r"1 failures on this device, the first: .*similarity") as caught:
         device.require_success(record)
     assert caught.value.code == 1
 
@@ -66,14 +66,19 @@ def test_a_program_that_raises_fails_its_check_and_no_other(monkeypatch):
     def broken(cases):
         raise TypeError("cannot reshape")
 
-    run_few_programs(monkeypatch, broken=broken)
+    run_few_programs(monkeypatch)
+    programs = {"broken": broken, "similarity": device_programs.PROGRAMS["similarity of kept states"]}
+    monkeypatch.setattr(device_programs, "PROGRAMS", programs)
+    model = random_model(TINY, SHAPES[TINY], "float32")
+    monkeypatch.setattr(device_checks, "Cases", lambda dtype: SimpleNamespace(model=model))
     checks = {check.program: check for check in device_checks.run_checks()}
+    assert list(checks) == list(programs)
     assert [name for name, check in checks.items() if not check.passed] == ["broken"]
     assert "TypeError: cannot reshape" in str(checks["broken"])
 
 
 def test_wrong_steps_and_answers_are_noticed(monkeypatch):
-    """Each fault is one that a kernel could have: a row that sees another, a gradient that is scaled, a shifted token."""
+    """Each is a fault that a kernel could have: sequences that see each other, scaled gradients, shifted tokens."""
     cases = device_programs.Cases("float32")
     step = device_programs.WITH_ATTENTION["E's step"]
     assert step(cases)["gradients"] < 1e-5
@@ -100,9 +105,7 @@ def test_wrong_steps_and_answers_are_noticed(monkeypatch):
     assert step(cases)["loss"] > 1e-4
     monkeypatch.undo()
     greedy = device_programs.greedy
-    monkeypatch.setattr(
-        device_programs, "greedy", lambda *a, **k: (np.asarray(greedy(*a, **k)) + 1) % cases.arch.vocab
-    )
+    monkeypatch.setattr(device_programs, "greedy", lambda *a, **k: (np.asarray(greedy(*a, **k)) + 1) % cases.arch.vocab)
     assert device_programs.WITH_ATTENTION["answers"](cases)["gap to the likeliest token"] > 1e-2
 
 
