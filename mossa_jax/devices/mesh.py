@@ -104,6 +104,11 @@ def sharding(mesh: jax.sharding.Mesh, shape: Sequence[int], names: Sequence[str 
     return NamedSharding(mesh, P(*axes))
 
 
+def specs(mesh: jax.sharding.Mesh, *arrays: tuple[Sequence[int], Sequence[str | None]]) -> tuple[P, ...]:
+    """Returns the specifications of arrays, each given as (shape, names), for `jax.shard_map`; as in `sharding`."""
+    return tuple(sharding(mesh, shape, names).spec for shape, names in arrays)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Returns the sharding of arrays that every device holds completely."""
     return NamedSharding(mesh, P())

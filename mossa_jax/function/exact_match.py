@@ -18,6 +18,7 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.generate import greedy
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example
+from mossa_jax.tokens.few_sizes import batch_sizes, size_for, two_sizes
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
 
 SCORE_ROWS = 64
@@ -45,8 +46,56 @@ class AnswerConfig:
     batch_rows: int = SCORE_ROWS
 
 
+@dataclass(frozen=True)
+class AnswerShape:
+    """The sizes of the batches that are answered: each pair of them is a compiled program.
+
+    Attributes:
+      rows: B, prompts per batch.
+      widths: S, positions of a batch's prompts, the smallest first.
+    """
+
+    rows: int
+    widths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, lists: Sequence[np.ndarray], config: AnswerConfig, mesh: jax.sharding.Mesh) -> AnswerShape:
+        """Chooses the shapes for one or more lists of prompts; several lists have at most two widths in all.
+
+        Args:
+          lists: the lengths of each list's prompts, [n] integers; at least one prompt in all.
+          config: how prompts are answered.
+          mesh: that the rows of a batch are spread over.
+        """
+        counts = [len(lengths) for lengths in lists]
+        if len(lists) == 1:
+            rows = min(config.batch_rows, mesh_lib.round_up(counts[0], _ROWS_MULTIPLE))
+            # Rows of a batch are spread over `fsdp` in equal shares.
+            rows = mesh_lib.round_up(rows, mesh.shape["fsdp"])
+        else:
+            (rows,) = batch_sizes(counts, config.batch_rows, mesh.shape["fsdp"], count=1)
+        # The longest prompt of every batch, as `exact_match` makes them.
+        longest = [max(batch) for lengths in lists for batch in _batches(sorted(lengths.tolist()), rows)]
+        widths = [mesh_lib.round_up(length, _WIDTH_MULTIPLE) for length in longest]
+        few = sorted(set(widths)) if len(lists) == 1 else two_sizes(widths, float)
+        return cls(rows, tuple(few))
+
+    def width_for(self, longest: int) -> int:
+        """Returns S of a batch whose longest prompt has so many ids."""
+        return size_for(mesh_lib.round_up(longest, _WIDTH_MULTIPLE), self.widths)
+
+
+def _batches(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def exact_match(
-    model: Model, adapters: HostAdapters, tokenizer: Tokenizer, examples: Sequence[Example], config: AnswerConfig
+    model: Model,
+    adapters: HostAdapters,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    config: AnswerConfig,
+    shape: AnswerShape | None = None,
 ) -> Float[np.ndarray, " A"]:
     """Returns the share of prompts that each adapter answers exactly, apart from white space at the ends.
 
@@ -58,6 +107,7 @@ def exact_match(
       tokenizer: with the template of the prompts.
       examples: prompts with their targets.
       config: how prompts are read and answered.
+      shape: for all lists that are to share programs; by default that of `examples` alone.
 
     Returns:
       [A] float64, between 0 and 1.
@@ -71,17 +121,15 @@ def exact_match(
     is_right = np.zeros((models, len(examples)), bool)  # [A, n]
     # Shortest first: the prompts of a batch have about the same length.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = min(config.batch_rows, mesh_lib.round_up(len(prompts), _ROWS_MULTIPLE))
-    # Rows of a batch are spread over `fsdp` in equal shares.
-    size = mesh_lib.round_up(size, mesh.shape["fsdp"])
-    for start in range(0, len(by_length), size):
+    if shape is None:
+        shape = AnswerShape.of([np.asarray([len(ids) for ids in prompts])], config, mesh)
+    for batch in _batches(by_length, shape.rows):
         sign()
-        batch = by_length[start : start + size]
-        width = mesh_lib.round_up(max(len(prompts[i]) for i in batch), _WIDTH_MULTIPLE)
+        width = shape.width_for(max(len(prompts[i]) for i in batch))
         # The last batch may have rows without a prompt. They keep length 1, the least that `greedy` takes, and are not
         # read.
-        tokens = np.zeros((size, width), np.int32)  # [B, S], padded on the right
-        lengths = np.ones(size, np.int32)  # [B]
+        tokens = np.zeros((shape.rows, width), np.int32)  # [B, S], padded on the right
+        lengths = np.ones(shape.rows, np.int32)  # [B]
         for row, item in enumerate(batch):
             tokens[row, : len(prompts[item])] = prompts[item]
             lengths[row] = len(prompts[item])

@@ -4,9 +4,7 @@
 |---|---|---|
 | `xla` | everywhere; always for float32 and float64, and for decoding | mask by blocks of queries |
 | `splash` | TPU, bfloat16 | segment ids inside the kernel, no mask in memory |
-| `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, S] |
-
-Rows that begin with a prefix shared by all their sequences (segment -1) always take `xla`.
+| `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, T] |
 
 The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrides the choice. A kernel works in the matrix
 unit's narrow precision, so float32, whose point is exactness, never goes there by itself.
@@ -27,12 +25,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.blockwise import Spans, blockwise, product_precision
+from mossa_jax.llama.cudnn import cudnn, takes_heads
 from mossa_jax.llama.splash import splash
 
-# Whole rows: at least `_BLOCK` queries per block, and at most `_BLOCKS` blocks.
-_BLOCK, _BLOCKS = 128, 8
-# Queries per block where a block meets near keys only, on CPU; `_BLOCK` elsewhere.
-_CPU_BLOCK = 64
+# Queries per block.
+_BLOCK = 128
+# On CPU: queries per block where a block meets near keys only, and the most blocks of whole rows.
+_CPU_BLOCK, _BLOCKS = 64, 8
 _NARROW = (jnp.bfloat16, jnp.float16)
 BODIES = ("xla", "splash", "cudnn")
 
@@ -166,41 +165,21 @@ def attention(
     # With fewer key/value heads than devices on the tensor axis, each device gets a copy of the head that it needs.
     if k.shape[2] % tensor:
         k, v = (jnp.repeat(x, tensor // k.shape[2], axis=2) for x in (k, v))
-    body = "xla" if visible.prefix_columns else choose_body(mesh, q.dtype)
     # No query sees a key this many columns back: the window hides it, or no sequence is that long.
     near = min(filter(None, (window, visible.max_own)), default=0)
-    if body == "splash":
-        assert mesh is not None, "splash is only chosen on a mesh"
-        return splash(q, k, v, visible.segments, mesh, near)
-    if body == "cudnn":
-        mask = visible.mask(window=window)[:, None]  # [B, 1, S, S]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    on_cpu = mesh is None or mesh.devices.flat[0].platform == "cpu"
-    # Block by block only where it saves something: near keys are fewer than the row's, or a prefix stands apart.
-    block = _CPU_BLOCK if on_cpu else _BLOCK
-    if visible.prefix_columns or 0 < near < q.shape[1] - block:
-        spans = Spans(block, near or k.shape[1], visible.prefix_columns)
-        # A loop over rows would take rows that are spread over devices one by one.
-        if not on_cpu or (mesh is not None and mesh.shape["fsdp"] > 1):
-            return blockwise(q, k, v, visible.segments, spans)
-
-        # Row by row, so that the scores of a block stay in the cache.
-        def attend_row(row: tuple[jax.Array, ...]) -> jax.Array:
-            q, k, v, segments = (x[None] for x in row)
-            return blockwise(q, k, v, segments, spans)[0]
-
-        return jax.lax.map(attend_row, (q, k, v, visible.segments))
-    # Causal: a block of queries needs no key behind it. This saves nearly half the work, and memory for the scores.
-    outputs, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
-    for start in range(0, q.shape[1], size):
-        stop = min(start + size, q.shape[1])
-        mask = visible.mask(start, stop, window)  # [B, stop - start, stop]
-        outputs.append(_masked_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
-    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
+    spans = Spans(_BLOCK, near or k.shape[1], visible.prefix_columns)
+    match choose_body(mesh, q.dtype, q.shape[-1]):
+        case "splash":
+            return splash(q, k, v, visible.segments, mesh, spans)
+        case "cudnn":
+            return cudnn(q, k, v, visible.segments, mesh, window)
+    if mesh is None or mesh.devices.flat[0].platform == "cpu":
+        return _attention_on_cpu(q, k, v, visible, window, near)
+    return blockwise(q, k, v, visible.segments, spans)
 
 
-def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike) -> str:
-    """Returns the body, one of `BODIES`, for arrays of `dtype` on a mesh.
+def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike, head_dim: int) -> str:
+    """Returns the body, one of `BODIES`, for heads of this dtype and width on a mesh.
 
     Raises:
       Refusal: 2 for an unknown MOSSA_ATTENTION.
@@ -213,7 +192,41 @@ def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike) -> str:
     if mesh is None or dtype not in _NARROW:
         return "xla"
     platform = mesh.devices.flat[0].platform
-    return {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "xla")
+    if platform in ("gpu", "cuda"):
+        return "cudnn" if takes_heads(head_dim) else "xla"
+    return "splash" if platform == "tpu" else "xla"
+
+
+def _attention_on_cpu(
+    q: Float[Array, "B S H d"],
+    k: Float[Array, "B T K d"],
+    v: Float[Array, "B T K d"],
+    visible: Segments,
+    window: int,
+    near: int,
+) -> Float[Array, "B S H d"]:
+    """Attends block by block, in the order that suits a cache; `near` as `Spans.window`, 0: not known."""
+    # Block by block only where it saves something: near keys are fewer than the row's, or a prefix stands apart.
+    if visible.prefix_columns or 0 < near < q.shape[1] - _CPU_BLOCK:
+        spans = Spans(_CPU_BLOCK, near or k.shape[1], visible.prefix_columns)
+        # A loop over rows would take rows that are spread over devices one by one.
+        if visible.mesh is not None and visible.mesh.shape["fsdp"] > 1:
+            return blockwise(q, k, v, visible.segments, spans)
+
+        # Row by row, so that the scores of a block stay in the cache.
+        def attend_row(row: tuple[jax.Array, ...]) -> jax.Array:
+            q, k, v, segments = (x[None] for x in row)
+            return blockwise(q, k, v, segments, spans)[0]
+
+        return jax.lax.map(attend_row, (q, k, v, visible.segments))
+    # Causal: a block of queries needs no key behind it. This saves nearly half the work, and memory for the scores. The
+    # blocks are written out, and not a loop as on other platforms: here that takes no longer to compile.
+    outputs, size = [], max(_BLOCK, -(-q.shape[1] // _BLOCKS))
+    for start in range(0, q.shape[1], size):
+        stop = min(start + size, q.shape[1])
+        mask = visible.mask(start, stop, window)  # [B, stop - start, stop]
+        outputs.append(_masked_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def _masked_attention(

@@ -27,6 +27,8 @@ from mossa_jax.files.cache import build_once
 from mossa_jax.files.write import write_json
 from mossa_jax.llama import generate
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.attention import choose_body
+from mossa_jax.llama.cudnn import takes_heads
 from mossa_jax.llama.placement import abstract_base, check_mesh, leaf_name
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.planning.hardware import Hardware
@@ -94,11 +96,11 @@ def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adap
     return grid
 
 
-def attention_body(grid: jax.sharding.Mesh, dtype: str, prefix: int) -> str:
-    """Returns the attention body of a forward pass; an abstract mesh stands for GPUs and gets theirs."""
-    if isinstance(grid, AbstractMesh):
-        return "xla" if prefix or dtype == "float32" else "cudnn"
-    return population.attention_body(grid, dtype, prefix)
+def attention_body(base: Base) -> str:
+    """Returns the attention body of the base model; an abstract mesh stands for GPUs and gets theirs."""
+    if isinstance(base.grid, AbstractMesh):
+        return "cudnn" if base.dtype != "float32" and takes_heads(base.arch.head_dim) else "xla"
+    return choose_body(base.grid, jnp.dtype(base.dtype), base.arch.head_dim)
 
 
 def tuning_program(
@@ -133,7 +135,7 @@ def tuning_program(
     def lower() -> jax.stages.Lowered:
         return population.make_step(spec).lower(*arguments)
 
-    return Program(base.grid, arguments, lower, attention_body(base.grid, base.dtype, prefix.columns))
+    return Program(base.grid, arguments, lower, attention_body(base))
 
 
 def states_program(
@@ -173,7 +175,7 @@ def states_program(
     unread = [leaf for path, leaf in jax.tree.leaves_with_path(weights) if leaf_name(path) == "head"]
     if shared is not None and pool == "last":
         unread.append(shared.sums)
-    body = attention_body(base.grid, base.dtype, prefix.columns)
+    body = attention_body(base)
     return Program(base.grid, arguments, lambda: run.lower(spec, *arguments), body, tuple(unread))
 
 
@@ -222,7 +224,7 @@ def score_program(base: Base, adapters: AdapterSize, batch: BatchSize, new_token
     def lower() -> jax.stages.Lowered:
         return generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=base.grid)
 
-    return Program(base.grid, arguments, lower, attention_body(base.grid, base.dtype, 0))
+    return Program(base.grid, arguments, lower, attention_body(base))
 
 
 def compile_program(program: Program) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, 
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.cells import compared_pairs
-from mossa_jax.states.keep import abstract_kept, row_slots
-from mossa_jax.states.prompts import PREFIX_MULTIPLE, rounded_max_own
+from mossa_jax.states.keep import abstract_kept
+from mossa_jax.states.shapes import PREFIX_MULTIPLE, rounded_max_own, row_slots
 from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
@@ -103,12 +103,8 @@ class PlannedRun:
                 raise Refusal(
                     BAD_CONFIG, f"config.tuning.{role}.method={schedule.method!r}: only 'lora' can be planned"
                 )
-        for label, schedule, base in (
-            ("controls", tuning.control, self._base(adapters=True)),
-            ("E", tuning.experimental, self._base(adapters=False)),
-        ):
-            body = programs.attention_body(base.grid, base.dtype, self._shared_ids)
-            population.check_rows(f"{self.model}, {label}", schedule.batch_rows, schedule.parts, base.grid, body)
+        for label, schedule in (("controls", tuning.control), ("E", tuning.experimental)):
+            population.check_rows(f"{self.model}, {label}", schedule.batch_rows, schedule.parts)
 
     def stages(self, names: Sequence[str] = STAGES) -> list[Stage]:
         """Returns those of the stages `names` that the run has, in the order of the run."""

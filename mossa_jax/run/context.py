@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,19 +15,23 @@ import numpy as np
 from mossa_jax.config import MINIATURE
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.write import read_parquet, write_parquet
+from mossa_jax.function.exact_match import AnswerConfig, AnswerShape
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.placement import abstract_base
+from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.goodput import Ledger
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run.base_model import BaseModel
 from mossa_jax.run.places import Places
+from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tokens.encoded import EncodedSplit, encode_split
+from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.pretrain import miniature_base
 
@@ -133,6 +138,40 @@ class Run(Places):
         examples = self.encoded(task, "test").examples
         prompts = [examples.prompt(index) for index in range(len(examples))]
         return list({prompt.tobytes(): prompt for prompt in prompts}.values())
+
+    @property
+    def pass_config(self) -> PassConfig:
+        """How the comparison reads prompts."""
+        config = self.config
+        return PassConfig(config.compare.pool, config.compare.batch_rows, Packing.of(config.tokens))
+
+    @cached_property
+    def pass_shapes(self) -> tuple[PassShape, ...]:
+        """The shapes of the comparison's passes, the same for all tasks, and the same when a run is resumed."""
+        config, arch = self.pass_config, self.architecture
+        with goodput.lost("input"):
+            # One task's rows after the other: only their sizes are kept.
+            prompts: Iterator[list] = (self.test_prompts(task) for task in self.suite.tasks)
+            return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
+
+    @property
+    def answer_config(self) -> AnswerConfig:
+        """How the scores read and answer prompts."""
+        tokens = self.config.tokens
+        return AnswerConfig(tokens.max_tokens, tokens.truncation, self.config.tuning.score_tokens)
+
+    @property
+    def score_prompts(self) -> int:
+        """The most test prompts of a task that are scored."""
+        return min(self.config.tuning.score_prompts, self.config.tasks.max_test)
+
+    @cached_property
+    def answer_shape(self) -> AnswerShape:
+        """The shapes of the scores' batches, the same for all tasks."""
+        with goodput.lost("input"):
+            encoded = [self.encoded(task, "test").examples for task in self.suite.tasks]
+            lengths = [examples.prompt_lengths[: self.score_prompts] for examples in encoded]
+            return AnswerShape.of(lengths, self.answer_config, self.mesh)
 
     def unfinished(self, stage: str) -> list[Task]:
         """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mossa_jax.config import Config
 from mossa_jax.files.paths import on_disk
-from mossa_jax.function.exact_match import AnswerConfig, exact_match
+from mossa_jax.function.exact_match import exact_match
 from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
@@ -26,9 +26,8 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
-from mossa_jax.states import KeptStates, PassConfig, keep_states
+from mossa_jax.states import KeptStates, keep_states
 from mossa_jax.tasks.suite import Example
-from mossa_jax.tokens.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def similarities(
             kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
         )
     (group,) = model_groups(run, names)
-    return stream_similarities(group.model, group.adapters, prompts, _pass_config(config), pairs)
+    return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shapes=run.pass_shapes)
 
 
 def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
@@ -163,7 +162,7 @@ def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequen
     states: list[KeptStates] = []
     order: list[int] = []
     for group in model_groups(run, names):
-        states.append(keep_states(group.model, group.adapters, prompts, _pass_config(run.config)))
+        states.append(keep_states(group.model, group.adapters, prompts, run.pass_config, run.pass_shapes))
         order += group.indices
         jax.block_until_ready(states[-1].states)  # until then the weights of the group's model are in use
         del group  # the next model takes its place
@@ -185,10 +184,6 @@ def _join(
     return jax.lax.with_sharding_constraint(jnp.stack([models[index] for index in order]), sharding)
 
 
-def _pass_config(config: Config) -> PassConfig:
-    return PassConfig(config.compare.pool, config.compare.batch_rows, Packing.of(config.tokens))
-
-
 def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Example]) -> Float[np.ndarray, " M"]:
     """Returns the share of prompts that each of these models answers exactly, in this order.
 
@@ -200,10 +195,10 @@ def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Exam
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
-    tokens = run.config.tokens
-    config = AnswerConfig(tokens.max_tokens, tokens.truncation, run.config.tuning.score_tokens)
     shares = np.zeros(len(names))
     for group in model_groups(run, names):
-        shares[list(group.indices)] = exact_match(group.model, group.adapters, run.tokenizer, examples, config)
+        shares[list(group.indices)] = exact_match(
+            group.model, group.adapters, run.tokenizer, examples, run.answer_config, run.answer_shape
+        )
         del group  # the next model takes its place
     return shares

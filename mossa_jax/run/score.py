@@ -13,10 +13,9 @@ def score(run: Run) -> None:
     """Scores the base, E and C_t on each task's test prompts; tasks that are scored already are left as they are."""
     tasks, unfinished = run.suite.tasks, run.unfinished("scores")
     done = len(tasks) - len(unfinished)
-    most = min(run.config.tuning.score_prompts, run.config.tasks.max_test)
     progress = Progress("scores", len(tasks), done)
     for number, task in enumerate(unfinished, done + 1):
-        examples = task.examples("test", most)
+        examples = task.examples("test", run.score_prompts)
         with goodput.useful("score", number - 1):
             shares = exact_matches(run, [None, TUNED, task.name], examples)
         rows = [

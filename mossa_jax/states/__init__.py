@@ -2,7 +2,8 @@
 
 Read in this order:
   forward.py  the compiled pass: all models over one batch of packed prompts, layer by layer
-  prompts.py  packed prompts on a mesh, the batches that the pass runs over, and the sizes that programs share
+  shapes.py   the sizes of its programs, chosen once for all lists of prompts of a run
+  prompts.py  packed prompts on a mesh, and the batches that the pass runs over
   keep.py     states of every prompt and layer, kept on the devices
   folders.py  states that another program saved to a folder
   parity.py   states and logits compared with those of transformers on torch
@@ -11,5 +12,6 @@ Read in this order:
 from mossa_jax.states.forward import POOLS
 from mossa_jax.states.keep import KeptStates, keep_states
 from mossa_jax.states.prompts import PassConfig
+from mossa_jax.states.shapes import PassShape
 
-__all__ = ["POOLS", "KeptStates", "PassConfig", "keep_states"]
+__all__ = ["POOLS", "KeptStates", "PassConfig", "PassShape", "keep_states"]

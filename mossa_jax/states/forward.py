@@ -220,14 +220,20 @@ def run_models(
     return consume(state, arch.layers + 1, model.final_norm(x), ends is None)
 
 
-@partial(jax.jit, static_argnames=("spec",))
+@partial(jax.jit, static_argnames=("arch", "mesh"))
 def read_prefix(
-    spec: PassSpec, base: nnx.State, adapters: Adapters, tokens: Int[Array, "1 T"], length: Int[Array, ""]
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    base: nnx.State,
+    adapters: Adapters,
+    tokens: Int[Array, "1 T"],
+    length: Int[Array, ""],
 ) -> PrefixStates:
     """Runs M models over the ids that all prompts begin with, once.
 
     Args:
-      spec: the static part of the pass.
+      arch: the base model's architecture.
+      mesh: the mesh of the weights.
       base: the base's state.
       adapters: stacked [M, L, ...] on the devices.
       tokens: [1, T] int32, padded on the right.
@@ -236,13 +242,13 @@ def read_prefix(
     Returns:
       Keys and values [M, L, T, K, d] in the base's dtype, and sums of states [M, L + 2, D] float32.
     """
-    arch, model = spec.arch, merge(spec.arch, base)
+    model, columns = merge(arch, base), jnp.arange(tokens.shape[1])
     # The prefix is padded to T columns and its length is an array, so that prefixes of different
     # lengths share a program.
-    inside = jnp.arange(spec.prefix_length) < length  # [T]
+    inside = columns < length  # [T]
     # One row, one segment; padding on the right is segment 0 and is seen by no id.
-    visible = Segments(inside[None].astype(jnp.int32), spec.mesh)
-    x, table = embed(model, arch, tokens, jnp.arange(spec.prefix_length)[None], visible)  # [1, T, D]
+    visible = Segments(inside[None].astype(jnp.int32), mesh)
+    x, table = embed(model, arch, tokens, columns[None], visible)  # [1, T, D]
 
     # In float32, as in `pool_prompts`, whose sums these are added to.
     def total(x: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import merge
 from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models, similarity_rows
 from mossa_jax.states.prompts import PassConfig, PromptPass
+from mossa_jax.states.shapes import PassShape, row_slots
 
 # Rows over `fsdp` alone would leave each device of a tensor group with all columns of its rows.
 STATE_AXES = ("adapter", None, "rows", "kept")
@@ -42,7 +43,11 @@ class KeptStates:
 
 
 def keep_states(
-    model: Model, adapters: HostAdapters, prompts: Sequence[Sequence[int]], config: PassConfig
+    model: Model,
+    adapters: HostAdapters,
+    prompts: Sequence[Sequence[int]],
+    config: PassConfig,
+    shapes: Sequence[PassShape] = (),
 ) -> KeptStates:
     """Runs all models over all prompts and keeps the pooled states of every layer.
 
@@ -51,22 +56,37 @@ def keep_states(
       adapters: stacked [M, ...] on the host; a zero adapter is the base model itself.
       prompts: token ids, BOS included.
       config: pooling (`last` or `mean`), batch size and packing.
+      shapes: from `PassConfig.shapes`, for all lists of prompts that are to share programs; by default those of this
+        list alone.
 
     Raises:
       ValueError: a prompt has no ids or fits no row.
     """
     arch, mesh = model.architecture, model.mesh
-    run = PromptPass(model, adapters, prompts, config)
-    # Rounded up twice: to a multiple that similar tasks share, and to whole rows per device.
-    slots = row_slots(run.prompts, mesh.shape["fsdp"])
-    shape = (run.models, arch.layers + 2, slots, arch.hidden)
-    # [M, L + 2, n, D]. Every device fills its own shard with zeros; no host and no device ever holds the whole array.
-    kept = jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))()
+    run = PromptPass(model, adapters, prompts, config, shapes)
+    # The largest n of all lists, so that one program writes the states of each of them.
+    most = run.shape.kept[-1]
+    kept = _empty(mesh, (run.models, arch.layers + 2, most, arch.hidden))
     for batch in run.batches():
         # The array is the largest of the comparison. It is donated to each call, which writes the
         # batch's rows in place.
         kept = keep_batch(run.spec, *run.arguments, batch, run.prefix, kept)
+    slots = run.shape.kept_for(run.prompts)
+    kept = kept if slots == most else _first_rows(mesh, slots, kept)
     return KeptStates(kept, np.arange(slots) < run.prompts, arch.state_names())
+
+
+@partial(jax.jit, static_argnames=("mesh", "shape"))
+def _empty(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Float[Array, "M L+2 n D"]:
+    """Returns zeros; every device fills its own shard, and no host and no device ever holds the whole array."""
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), _layout(mesh, shape))
+
+
+@partial(jax.jit, static_argnames=("mesh", "slots"))
+def _first_rows(mesh: jax.sharding.Mesh, slots: int, kept: Float[Array, "M L+2 N D"]) -> Float[Array, "M L+2 n D"]:
+    """Returns the first n = `slots` rows: similarity works on n^2 pairs of them."""
+    kept = kept[:, :, :slots]
+    return jax.lax.with_sharding_constraint(kept, _layout(mesh, kept.shape))
 
 
 @partial(jax.jit, static_argnames=("spec",), donate_argnames=("kept",))
@@ -93,14 +113,6 @@ def keep_batch(
         return jax.lax.with_sharding_constraint(kept.at[:, layer, ids].set(x, mode="drop"), layout)
 
     return run_models(spec, merge(spec.arch, base), adapters, batch, prefix, write, kept)
-
-
-def row_slots(prompts: int, devices: int) -> int:
-    """Returns how many rows are kept for `prompts` prompts: rounded up, so that similar tasks share their programs."""
-    # Each number of rows is a program of its own. Small tasks are padded by at most 127 rows, large
-    # ones by at most 1,023.
-    multiple = 128 if prompts <= 1024 else 1024
-    return mesh_lib.round_up(mesh_lib.round_up(prompts, multiple), devices)
 
 
 def abstract_kept(arch: Architecture, mesh: jax.sharding.Mesh, models: int, prompts: int) -> jax.ShapeDtypeStruct:

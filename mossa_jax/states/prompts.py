@@ -1,4 +1,4 @@
-"""Packed prompts on a mesh, ready to run, and the sizes that are rounded so that tasks share compiled programs."""
+"""Packed prompts on a mesh, ready to run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,9 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch, read_prefix
-from mossa_jax.tokens.batches import rows_per_batch
-from mossa_jax.tokens.packing import Packing
+from mossa_jax.states.shapes import PassShape, RowShape, pass_shapes
+from mossa_jax.tokens.packing import PackedPrompts, PackedSizes, Packing
 from mossa_jax.tokens.rows import PromptRows
-
-PREFIX_MULTIPLE = 32
-"""The shared ids are padded to a multiple of this."""
-
-# Longer prompts get 0, "not known": attention then does not limit how far back a query looks.
-_MAX_OWN_SIZES = (64, 128, 256, 384, 512, 768)
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,25 @@ class PassConfig:
     batch_rows: int
     packing: Packing
 
+    def pack(self, arch: Architecture, prompts: Sequence[Sequence[int]]) -> PackedPrompts:
+        """Packs the token ids of prompts for a model of this architecture.
+
+        Raises:
+          ValueError: a prompt has no ids or fits no row.
+        """
+        # With pool `all` the shared ids are rows too, once per prompt.
+        return self.packing.prompts(prompts, may_share=self.pool != "all" and can_share_prefix(arch))
+
+    def shapes(self, lists: Sequence[PackedSizes], mesh: jax.sharding.Mesh) -> tuple[PassShape, ...]:
+        """Returns the shapes of passes over these lists of packed prompts, as in `pass_shapes`."""
+        return pass_shapes(lists, mesh, self.batch_rows, self.packing.row_length)
+
 
 class PromptPass:
     """Prompts, packed and placed, with everything else that a pass of several models over them takes.
 
     Attributes:
+      shape: the sizes of its programs.
       spec: the static part of the pass.
       arguments: (base, adapters) on the devices.
       prefix: what the models make of the ids that all prompts share; None if they share none.
@@ -52,20 +60,26 @@ class PromptPass:
       models: M.
     """
 
-    def __init__(self, model: Model, adapters: HostAdapters, prompts: Sequence[Sequence[int]], config: PassConfig):
+    def __init__(
+        self,
+        model: Model,
+        adapters: HostAdapters,
+        prompts: Sequence[Sequence[int]],
+        config: PassConfig,
+        shapes: Sequence[PassShape] = (),
+    ):
         """Packs the prompts and runs the ids that they share; arguments as in `keep_states`."""
         # The first axis of every leaf of the adapters is M.
         self.prompts, self.models = len(prompts), len(next(iter(jax.tree.leaves(adapters))))
-        self._mesh, self._config = model.mesh, config
+        self._mesh = model.mesh
         arch, mesh = model.architecture, model.mesh
-        # With pool `all` the shared ids are rows too, once per prompt.
-        packed = config.packing.prompts(prompts, may_share=config.pool != "all" and can_share_prefix(arch))
+        packed = config.pack(arch, prompts)
         self._rows = packed.rows
         shared = len(packed.prefix)
-        # T and the most own ids are static in the program. Rounded, they are the same for many tasks.
-        length = mesh_lib.round_up(shared, PREFIX_MULTIPLE)
-        max_own = rounded_max_own(packed.max_own)
-        self.spec = PassSpec(arch, config.pool, length, max_own, first_changed_block(arch, adapters), mesh)
+        shapes = shapes or config.shapes([packed.sizes], mesh)
+        self.shape = shape = next(shape for shape in shapes if bool(shape.prefix_length) == bool(shared))
+        length = shape.prefix_length
+        self.spec = PassSpec(arch, config.pool, length, shape.max_own, first_changed_block(arch, adapters), mesh)
         self.arguments = model.state, place_adapters(mesh, adapters)
         self.prefix: PrefixStates | None = None
         if shared:
@@ -75,22 +89,17 @@ class PromptPass:
             placed = mesh_lib.place(mesh, tokens, (None, None))
             # The number of ids is an argument and not part of the program.
             count = mesh_lib.place(mesh, np.asarray(shared, np.int32), ())
-            self.prefix = read_prefix(self.spec, *self.arguments, placed, count)
+            self.prefix = read_prefix(arch, mesh, *self.arguments, placed, count)
 
     def batches(self) -> Iterator[RowBatch]:
         """Yields the packed rows in batches on the mesh, rows over `fsdp`."""
-        config = self._config
+        shapes: dict[int, RowShape] = {shape.length: shape for shape in self.shape.rows}
+        # Short rows first, then long ones; each length has its own program.
         for rows in self._rows:
-            # Short rows first, then long ones; each length has its own program. P is rounded up, so that tasks with
-            # about as many prompts per row share it.
-            width = _power_of_two(rows.ids.shape[1])  # P
-            # A batch of long rows has fewer of them, for about the same number of positions and the same memory.
-            most = rows_per_batch(config.batch_rows, config.packing.row_length, rows.tokens.shape[1])
-            # Whole rows per device: a batch that does not divide over `fsdp` would be computed by each of its devices.
-            size = mesh_lib.round_up(_even_batch(len(rows), most), self._mesh.shape["fsdp"])
-            for batch in rows.batches(size):
+            shape = shapes[rows.tokens.shape[1]]
+            for batch in rows.batches(shape.batches_of(len(rows))):
                 sign()
-                yield self._place(batch, width)
+                yield self._place(batch, shape.prompts)
 
     def _place(self, batch: PromptRows, width: int) -> RowBatch:
         """Puts a batch on the mesh, with room for `width` prompts per row."""
@@ -116,23 +125,3 @@ def first_changed_block(arch: Architecture, adapters: HostAdapters) -> int:
         changed |= np.logical_and.reduce(acting).any(axis=0)
     # Without any update the last block is still run model by model, so that every pass has the same two parts.
     return int(changed.argmax()) if changed.any() else arch.layers - 1
-
-
-def rounded_max_own(longest: int) -> int:
-    """Returns `PassSpec.max_own` for prompts with at most `longest` ids of their own: one of a few sizes, or 0."""
-    # A few sizes, since each is a program of its own.
-    return next((size for size in _MAX_OWN_SIZES if size >= longest), 0)
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
-
-
-def _even_batch(rows: int, most: int) -> int:
-    """Returns the rows per batch: as few batches as `most` allows, all of them nearly full.
-
-    The size is rounded up to an eighth of a power of two, so that tasks of similar size share their programs.
-    """
-    # The number of batches is that of the largest size allowed; rows are then divided evenly among them.
-    size = min(most, _power_of_two(rows))
-    return min(mesh_lib.round_up(-(-rows // -(-rows // size)), max(size // 8, 1)), most)

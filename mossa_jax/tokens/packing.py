@@ -20,6 +20,23 @@ _CHUNK = 1_000_000
 
 
 @dataclass(frozen=True)
+class PackedSizes:
+    """How large packed prompts are: all that the shapes of a pass over them depend on.
+
+    Attributes:
+      prompts: how many there are.
+      rows: row length -> how many rows of it there are, and the most prompts that one of them holds.
+      prefix: P, how many ids all prompts share.
+      max_own: the most ids that a prompt has after the prefix.
+    """
+
+    prompts: int
+    rows: dict[int, tuple[int, int]]
+    prefix: int
+    max_own: int
+
+
+@dataclass(frozen=True)
 class PackedPrompts:
     """Prompts packed into rows, and the ids that they share.
 
@@ -32,6 +49,13 @@ class PackedPrompts:
     rows: tuple[PromptRows, ...]
     prefix: np.ndarray
     max_own: int
+
+    @property
+    def sizes(self) -> PackedSizes:
+        """How large these prompts are, without their ids."""
+        prompts = sum(int((rows.ids >= 0).sum()) for rows in self.rows)
+        rows = {rows.tokens.shape[1]: rows.ids.shape for rows in self.rows}
+        return PackedSizes(prompts, rows, len(self.prefix), self.max_own)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def count_up(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def plan_rows(lengths: Sequence[int] | np.ndarray, short: int, long: int = 0) -> tuple[Plan, Plan]:
+def plan_rows(
+    lengths: Sequence[int] | np.ndarray, short: int, long: int = 0, most: tuple[int, int] = (0, 0)
+) -> tuple[Plan, Plan]:
     """Groups items into rows: first-fit decreasing (with best fit), deterministic.
 
     Items that do not fit `short` positions go to rows of `long`, whose gaps are then filled with items that do.
@@ -52,6 +54,7 @@ def plan_rows(lengths: Sequence[int] | np.ndarray, short: int, long: int = 0) ->
       lengths: length of each item.
       short: positions of a short row.
       long: positions of a long row; 0 if there are only short ones.
+      most: items that a short and a long row may hold; 0 for any number.
 
     Returns:
       The plan of the short rows and that of the long ones.
@@ -64,7 +67,7 @@ def plan_rows(lengths: Sequence[int] | np.ndarray, short: int, long: int = 0) ->
     if len(lengths) and not (0 < lengths[order[-1]] and lengths[order[0]] <= max(short, long)):
         worst = order[-1] if lengths[order[-1]] <= 0 else order[0]
         raise ValueError(f"item {worst} has length {lengths[worst]}, which is not in 1..{max(short, long)}")
-    short_bins, long_bins = _Bins(short), _Bins(long)
+    short_bins, long_bins = _Bins(short, most[0]), _Bins(long, most[1])
     for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         if length > short:
             long_bins.add(item, length)
@@ -79,12 +82,13 @@ class _Bins:
     Best fit never packs worse than first fit, and finds its row in one look-up.
     """
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self, capacity: int, most: int):
+        self.capacity, self.most = capacity, most
         self.items: list[int] = []
         # The row of each of these items.
         self.row_of: list[int] = []
-        self._rows = 0
+        # How many items each row holds.
+        self._counts: list[int] = []
         # Free positions -> the rows with exactly that many.
         self._rows_by_room: dict[int, list[int]] = {}
         # Bit r is set if some row has r free positions.
@@ -107,14 +111,16 @@ class _Bins:
             if not rows:
                 self._rooms &= ~(1 << room)
         elif open_row:
-            room, row = self.capacity, self._rows
-            self._rows += 1
+            room, row = self.capacity, len(self._counts)
+            self._counts.append(0)
         else:
             return False
         self.items.append(item)
         self.row_of.append(row)
+        self._counts[row] += 1
         left = room - length
-        if left:
+        # A row with all the items that it may hold is closed, whatever room is left.
+        if left and self._counts[row] != self.most:
             self._rows_by_room.setdefault(left, []).append(row)
             self._rooms |= 1 << left
         return True
@@ -123,4 +129,4 @@ class _Bins:
         """Returns which items went to which row."""
         row_of = np.asarray(self.row_of, np.int64)
         by_row = np.argsort(row_of, kind="stable")
-        return Plan(np.asarray(self.items, np.int64)[by_row], np.bincount(row_of, minlength=self._rows))
+        return Plan(np.asarray(self.items, np.int64)[by_row], np.asarray(self._counts, np.int64))

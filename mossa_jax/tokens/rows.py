@@ -21,6 +21,9 @@ from mossa_jax.tokens.plan import Plan, count_up, plan_rows
 
 _NO_PREFIX = np.zeros(0, np.int32)
 
+# A row has room for one prompt per so many positions, and for a few in any case.
+_IDS_PER_PROMPT, _ALWAYS_ALLOWED = 16, 16
+
 
 @dataclass(frozen=True)
 class TrainingRows:
@@ -65,10 +68,10 @@ class PromptRows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batches(self, size: int) -> list[PromptRows]:
-        """Splits the rows into batches of exactly `size`; the last one is filled up with empty rows."""
+    def batches(self, sizes: Sequence[int]) -> list[PromptRows]:
+        """Splits the rows into batches of exactly `sizes` rows, in order; the last one is filled up with empty rows."""
         batches = []
-        for start in range(0, len(self), size):
+        for start, size in zip(np.cumsum([0, *sizes]).tolist(), sizes, strict=False):
             columns = []
             for field in fields(self):
                 column = getattr(self, field.name)[start : start + size]
@@ -241,6 +244,15 @@ def pack_text(documents: Sequence[Sequence[int]], length: int) -> PackedExamples
     return pack_examples(in_memory(Encoded(ids[:1], ids[1:]) for ids in cut), length)[0]
 
 
+def most_prompts(row_length: int) -> int:
+    """Returns how many prompts a row of `row_length` positions may hold.
+
+    Room for a row's prompts is the same in all tasks of a run, so a task of very short prompts must not decide it for
+    all others. Only prompts of fewer than 16 ids on average leave positions empty.
+    """
+    return max(row_length // _IDS_PER_PROMPT, _ALWAYS_ALLOWED)
+
+
 def pack_prompts(
     prompts: Sequence[Sequence[int]], length: int, long: int = 0, prefix_length: int = 0
 ) -> tuple[PromptRows, ...]:
@@ -260,7 +272,8 @@ def pack_prompts(
     """
     lengths = np.asarray([len(ids) - prefix_length for ids in prompts], np.int64)
     packed = []
-    for plan, row_length in zip(plan_rows(lengths, length, long), (length, long), strict=True):
+    plans = plan_rows(lengths, length, long, (most_prompts(length), most_prompts(long)))
+    for plan, row_length in zip(plans, (length, long), strict=True):
         if not len(plan):
             continue
         layout = _Layout.of(plan, lengths[plan.items], row_length, _NO_PREFIX)

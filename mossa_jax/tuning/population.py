@@ -29,7 +29,6 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.adapters import Adapters, HostAdapters, abstract_adapters, place_adapters, with_scales
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.model import Llama, merge
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.tuning.batch import Batch, abstract_batch, sum_over_micro_batches
@@ -176,41 +175,22 @@ def _by_adapter(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh_lib.RULES["adapter"]))
 
 
-def attention_body(mesh: jax.sharding.Mesh, dtype: DTypeLike, prefix: int) -> str:
-    """Returns the body of attention that a step takes, one of `llama.attention.BODIES`.
-
-    Args:
-      mesh: that the step runs on.
-      dtype: of the base.
-      prefix: as in `StepSpec`.
-    """
-    # The kernels know no segment that all others see.
-    return "xla" if prefix else choose_body(mesh, jnp.dtype(dtype))
-
-
-def check_rows(label: str, rows: int, micro_batches: int, mesh: jax.sharding.Mesh, body: str) -> None:
-    """Refuses a number of rows that no step can be compiled for.
+def check_rows(label: str, rows: int, micro_batches: int) -> None:
+    """Refuses a number of rows that does not divide into micro-batches.
 
     Args:
       label: in front of the refusal.
-      rows: per model and step.
+      rows: per model and step. If they do not divide over the `fsdp` axis, each of its devices works through all.
       micro_batches: as in `StepSpec`.
-      mesh: rows are spread over its `fsdp` axis.
-      body: of attention. `splash` runs on each device by itself, over whole rows. With the others, rows that do not
-        divide over the devices are worked through by each of them.
 
     Raises:
-      Refusal: 2, with the number that rows must be a multiple of.
+      Refusal: 2.
     """
-    # Splash runs in a `shard_map`, which needs the same number of rows on every device, in every micro-batch.
-    devices = mesh.shape["fsdp"] if body == "splash" else 1
-    multiple = devices * micro_batches
-    if rows % multiple:
+    if rows % micro_batches:
         raise Refusal(
             BAD_CONFIG,
-            f"{label}: batch_rows={rows} per model and step: {devices} devices on the fsdp axis, "
-            f"parts={micro_batches} and {body} attention need a multiple of {multiple}; change batch_rows to one, or "
-            "spread the model over mesh.tensor instead",
+            f"{label}: batch_rows={rows} per model and step does not divide into parts={micro_batches}; change "
+            f"batch_rows to a multiple of {micro_batches}, or parts",
         )
 
 

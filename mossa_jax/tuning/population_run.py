@@ -260,10 +260,8 @@ class PopulationRun:
             reproducible=tuning.reproducible,
         )
         if not tuning.reproducible:  # rows go one by one there
-            dtype = jax.tree.leaves(self._model.state)[0].dtype
             # Refused here, with the number to change, rather than by the compiler.
-            body = population.attention_body(mesh, dtype, rows.prefix)
-            population.check_rows(label, rows.batch_rows, spec.micro_batches, mesh, body)
+            population.check_rows(label, rows.batch_rows, spec.micro_batches)
         return compile_step(
             label,
             tuning.remat,

@@ -26,6 +26,7 @@ from mossa_jax.similarity.streamed.moments import Moments
 from mossa_jax.similarity.streamed.values import similarities_of
 from mossa_jax.states.forward import Layer, PassSpec, PrefixStates, RowBatch, run_models, similarity_rows
 from mossa_jax.states.prompts import PassConfig, PromptPass
+from mossa_jax.states.shapes import PassShape
 
 
 def stream_similarities(
@@ -36,6 +37,7 @@ def stream_similarities(
     pairs: Sequence[tuple[int, int]],
     *,
     fast: bool = False,
+    shapes: Sequence[PassShape] = (),
 ) -> Similarities:
     """Computes same-layer CKA of pairs of models over prompts, in one pass.
 
@@ -46,11 +48,12 @@ def stream_similarities(
       config: pooling (`last`, `mean` or `all`), batch size and packing.
       pairs: (a, b) indices of models.
       fast: as in `moments.start_stream`.
+      shapes: as in `keep_states`.
 
     Returns:
       The similarities, without intervals and p-values: these need the rows.
     """
-    run = PromptPass(model, adapters, prompts, config)
+    run = PromptPass(model, adapters, prompts, config, shapes)
     state = start_layers(model.architecture, run.models, tuple(pairs), model.mesh, fast)
     for batch in run.batches():
         state = stream_batch(run.spec, *run.arguments, batch, run.prefix, state)

@@ -90,3 +90,13 @@ def test_meshes_that_do_not_fit_the_heads_are_refused(case):
             check_mesh(model.architecture, mesh(tensor), "here")
         assert caught.value.code == 2
         assert f"config.mesh.tensor={tensor}" in str(caught.value) and "use one of 1, 2, 4, 8" in str(caught.value)
+
+
+def test_attention_through_cudnns_door_is_the_same_on_any_mesh(tmp_path):
+    """Models, rows and heads over eight devices; in the last two cases the rows do not divide over theirs."""
+    program = [sys.executable, str(ROOT / "tests/support/attention_on_meshes.py")]
+    (printed,) = together([program], ROOT, 8, tmp_path)
+    cases = json.loads(printed.splitlines()[-1])
+    assert len(cases) == 3
+    for case, (outputs, *gradients) in cases.items():
+        assert outputs < 1e-6 and max(gradients) < 1e-5, case

@@ -9,8 +9,9 @@ import pytest
 
 from mossa_jax.devices.mesh import single_device
 from mossa_jax.errors import Refusal
-from mossa_jax.llama import attention as door
 from mossa_jax.llama.attention import DecodingQuery, Segments, attention, choose_body
+from mossa_jax.llama.blockwise import Spans, blockwise
+from mossa_jax.llama.cudnn import cudnn
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.splash import splash
 from tests.integration.llama.test_families import rows_of
@@ -67,19 +68,6 @@ def test_shared_keys_are_seen_by_every_sequence_and_not_by_padding(length):
             assert distance(actual[row, own], expected) < 1e-6
 
 
-@pytest.mark.parametrize("asked", ["splash", "cudnn"])
-def test_shared_keys_are_never_given_to_a_kernel(monkeypatch, asked):
-    q, k, v, segments = inputs(40)
-    segments[:, :5] = -1
-    arrays = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-    expected = attention(*arrays, Segments(jnp.asarray(segments), prefix_columns=5))
-    monkeypatch.setenv("MOSSA_ATTENTION", asked)
-    monkeypatch.setattr(door, "splash", None)
-    monkeypatch.setattr(door.jax.nn, "dot_product_attention", None)
-    actual = attention(*arrays, Segments(jnp.asarray(segments), single_device(), prefix_columns=5))
-    assert np.array_equal(actual, expected)
-
-
 @pytest.mark.parametrize("window", [0, 9])
 def test_decoding_sees_what_a_whole_row_sees(window):
     q, k, v, _ = inputs(40, rows=1)
@@ -91,33 +79,137 @@ def test_decoding_sees_what_a_whole_row_sees(window):
     assert distance(actual, expected) < 1e-6
 
 
+def with_prefix(length, prefix, heads, own_queries, seed=0):
+    """Rows whose first columns are shared keys; with `own_queries` these columns have no queries."""
+    q, k, v, segments = inputs(length, *heads, seed=seed)
+    segments[:, :prefix] = -1
+    if own_queries:
+        segments[1, prefix - 3 : prefix] = 0  # columns that only fill up the prefix
+    return [jnp.asarray(x, jnp.float32) for x in (q[:, prefix * own_queries :], k, v)] + [jnp.asarray(segments)]
+
+
+def agree(body, expected_body, arrays, segments, bound=(1e-6, 1e-5)):
+    """Whether outputs and gradients of two bodies agree, on all queries but padding."""
+    queries = arrays[0].shape[-3]
+    counts = np.asarray(segments)[..., -queries:, None, None] != 0
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=arrays[0].shape) * counts, jnp.float32)
+
+    def outputs(body):
+        run = jax.jit(jax.value_and_grad(lambda *x: jnp.sum(weights * body(*x, segments)), argnums=(0, 1, 2)))
+        return jax.jit(body)(*arrays, segments) * counts, *run(*arrays)[1]
+
+    actual, expected = outputs(body), outputs(expected_body)
+    assert distance(actual[0], expected[0]) < bound[0]
+    for one, other in zip(actual[1:], expected[1:], strict=True):
+        assert distance(one, other) < bound[1]
+
+
+def xla(prefix, window):
+    return lambda q, k, v, segments: attention(q, k, v, Segments(segments, prefix_columns=prefix), window)
+
+
 @pytest.mark.parametrize(
-    ("length", "window", "heads"),
+    ("length", "prefix", "own_queries", "window"),
     [
-        pytest.param(200, 0, (4, 2), marks=pytest.mark.slow),
-        pytest.param(256, 40, (4, 4), marks=pytest.mark.slow),
-        pytest.param(100, 9, (4, 1), marks=pytest.mark.slow),
+        (100, 0, False, 9),
+        (100, 32, True, 0),
+        pytest.param(100, 0, False, 0, marks=pytest.mark.slow),
+        pytest.param(150, 20, False, 0, marks=pytest.mark.slow),
+        pytest.param(40, 0, False, 300, marks=pytest.mark.slow),
     ],
 )
-def test_splash_and_its_gradients_equal_numpy_and_xla(length, window, heads):
-    """Interprets the kernel's body on this machine, under the `vmap` over models in which it always runs."""
-    q, k, v, segments = inputs(length, *heads, width=64)
-    stacked = [jnp.asarray(np.stack([x, -x[::-1]]), jnp.float32) for x in (q, k, v)]
-    mesh, ids = single_device(), jnp.asarray(segments)
+def test_the_loop_over_blocks_and_its_gradients_equal_the_rows_written_out(length, prefix, own_queries, window):
+    *arrays, segments = with_prefix(length, prefix, (4, 2), own_queries)
+    spans = Spans(32, window or length, prefix)
+    agree(lambda q, k, v, ids: blockwise(q, k, v, ids, spans), xla(prefix, window), arrays, segments)
 
-    def ours(q, k, v):
-        kernel = lambda q, k, v: splash(q, k, v, ids, mesh, window, interpret=True)  # noqa: E731
+
+def test_on_an_accelerator_the_xla_body_is_one_loop_whatever_the_length(monkeypatch):
+    """Blocks that are written out, as on a CPU, take minutes to compile there."""
+
+    class Device:
+        platform = "gpu"
+
+    class OneGpu:
+        shape = property(lambda self: {"tensor": 1, "fsdp": 1})
+        devices = np.asarray([Device()])
+
+    def products(length):
+        q, k, v, segments = inputs(length)
+        run = lambda *x: attention(*x, Segments(jnp.asarray(segments), OneGpu()))  # noqa: E731
+        return str(jax.make_jaxpr(run)(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))).count("dot_general")
+
+    assert products(256) == products(1024) == 2
+
+
+@pytest.mark.parametrize(
+    ("masks", "prefix", "own_queries", "window", "heads"),
+    [
+        ("common", 32, True, 0, (4, 2)),
+        ("own", 20, False, 0, (4, 2)),
+        *(
+            pytest.param(masks, *rest, marks=pytest.mark.slow)
+            for masks in ("common", "own")
+            for rest in [(0, False, 0, (4, 2)), (0, False, 9, (4, 4)), (20, False, 0, (4, 1)), (32, True, 0, (4, 4))]
+        ),
+    ],
+)
+def test_stacked_models_attend_through_cudnns_door(masks, prefix, own_queries, window, heads, mesh=None):
+    """The call that cuDNN gets, computed by XLA: outputs and gradients, with masks in common and of their own."""
+    *arrays, ids = with_prefix(100, prefix, heads, own_queries)
+    stacked = [jnp.stack([x, -x[::-1], 2 * x, x + 1]) for x in arrays]
+    segments = ids if masks == "common" else jnp.stack([ids, ids[::-1], ids, ids[::-1]])
+    axes = (0, 0, 0, None if masks == "common" else 0)
+    mesh = mesh or single_device()
+
+    def ours(*x):
+        call = lambda q, k, v, ids: cudnn(q, k, v, ids, mesh, window, implementation="xla")  # noqa: E731
+        return jax.vmap(call, in_axes=axes, spmd_axis_name="adapter")(*x)
+
+    agree(ours, jax.vmap(xla(prefix, window), in_axes=axes), stacked, segments)
+
+
+@pytest.mark.parametrize(
+    "common", [("k", "v"), *(pytest.param(names, marks=pytest.mark.slow) for names in ("q", "qkv"))]
+)
+def test_cudnns_door_takes_arrays_that_all_models_share(common):
+    *arrays, ids = with_prefix(100, 0, (4, 2), False)
+    stacked = [x if name in common else jnp.stack([x, -x]) for name, x in zip("qkv", arrays, strict=True)]
+    axes = [None if name in common else 0 for name in "qkv"]
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(2, *arrays[0].shape)), jnp.float32)
+
+    def outputs(body):
+        run = jax.vmap(lambda q, k, v: body(q, k, v, ids), in_axes=axes, axis_size=2)
+        gradients = jax.grad(lambda *x: jnp.sum(weights * run(*x)), argnums=(0, 1, 2))
+        return jax.jit(lambda *x: (run(*x), *gradients(*x)))(*stacked)
+
+    actual = outputs(lambda *x: cudnn(*x, single_device(), 0, implementation="xla"))
+    for one, other in zip(actual, outputs(xla(0, 0)), strict=True):
+        assert distance(one, other) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("length", "prefix", "own_queries", "window", "heads"),
+    [
+        pytest.param(100, 20, False, 0, (4, 2), marks=pytest.mark.slow),
+        pytest.param(200, 0, False, 0, (4, 2), marks=pytest.mark.slow),
+        pytest.param(256, 0, False, 40, (4, 4), marks=pytest.mark.slow),
+        pytest.param(100, 0, False, 9, (4, 1), marks=pytest.mark.slow),
+        pytest.param(200, 64, True, 0, (4, 2), marks=pytest.mark.slow),
+        pytest.param(150, 64, True, 0, (4, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_splash_and_its_gradients_equal_the_xla_body(length, prefix, own_queries, window, heads):
+    """Interprets the kernel's body on this machine, under the `vmap` over models in which it always runs."""
+    *arrays, ids = with_prefix(length, prefix, heads, own_queries)
+    stacked = [jnp.stack([x, -x[::-1]]) for x in arrays]
+    mesh, spans = single_device(), Spans(128, window or length, prefix)
+
+    def ours(q, k, v, ids):
+        kernel = lambda q, k, v: splash(q, k, v, ids, mesh, spans, interpret=True)  # noqa: E731
         return jax.vmap(kernel, spmd_axis_name="adapter")(q, k, v)
 
-    def xla(q, k, v):
-        return jax.vmap(lambda q, k, v: attention(q, k, v, Segments(ids), window))(q, k, v)
-
-    assert distance(ours(*stacked)[0], plain(q, k, v, segments, window)) < 1e-5
-    weights = jnp.asarray(np.random.default_rng(2).normal(size=stacked[0].shape), jnp.float32)
-    loss = lambda body, *x: jnp.sum(weights * body(*x))  # noqa: E731
-    actual, expected = (jax.grad(partial(loss, body), argnums=(0, 1, 2))(*stacked) for body in (ours, xla))
-    for one, other in zip(actual, expected, strict=True):
-        assert distance(one, other) < 1e-5
+    agree(ours, jax.vmap(xla(prefix, window), in_axes=(0, 0, 0, None)), stacked, ids)
 
 
 def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
@@ -130,7 +222,7 @@ def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
         return jax_attention(*arrays, implementation="xla", **kw)
 
     jax_attention = jax.nn.dot_product_attention
-    monkeypatch.setattr(door.jax.nn, "dot_product_attention", library)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", library)
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     actual = attention(*arrays, Segments(jnp.asarray(segments)), 9)
     assert asked == ["cudnn"] and distance(actual, plain(q, k, v, segments, 9)) < 1e-6
@@ -146,14 +238,15 @@ def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
         return type("Mesh", (), {"devices": devices})()
 
     narrow, wide = jnp.dtype("bfloat16"), jnp.dtype("float32")
-    assert [choose_body(mesh(p), narrow) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
-    assert [choose_body(mesh(p), wide) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
-    assert choose_body(None, narrow) == "xla"
+    assert [choose_body(mesh(p), narrow, 128) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
+    assert [choose_body(mesh(p), wide, 128) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
+    assert [choose_body(mesh("gpu"), narrow, width) for width in (8, 12, 256)] == ["cudnn", "xla", "xla"]
+    assert choose_body(None, narrow, 128) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "xla")
-    assert choose_body(mesh("tpu"), narrow) == "xla"
+    assert choose_body(mesh("tpu"), narrow, 128) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "flash")
     with pytest.raises(Refusal, match="flash"):
-        choose_body(mesh("tpu"), narrow)
+        choose_body(mesh("tpu"), narrow, 128)
 
 
 @pytest.mark.parametrize("name", ["llama3_tied", "qwen3_biases"])

@@ -215,13 +215,6 @@ class _Marked:
         return getattr(self._program, name)
 
 
-def test_rows_that_do_not_fit_splash_are_refused_before_compilation(monkeypatch):
-    monkeypatch.setattr(programs, "attention_body", lambda *_: "splash")
-    with pytest.raises(Refusal, match=r"E: batch_rows=4 .* splash .* multiple of 8") as caught:
-        planned_run(config=replace(FLAN, mesh=Mesh(8, 1, 1)))
-    assert caught.value.code == 2
-
-
 @pytest.mark.slow
 def test_suggestions_fit_and_take_the_fewest_hours():
     bad = replace(FLAN, mesh=Mesh(8, 1, 1), tuning=replace(FLAN.tuning, slots=64))

@@ -215,19 +215,10 @@ def small_program(devices=1, memory=2**40, **changes):
     return tuning_program(base, AdapterSize(2, 2, ("q_proj",)), BatchSize(2, 8), answers=2, remat=True, **changes)
 
 
-@pytest.mark.parametrize(("body", "prefix", "refused"), [("splash", 0, True), ("splash", 3, False), ("xla", 0, False)])
-def test_only_splash_needs_rows_that_divide_over_devices(body, prefix, refused):
-    """One model on four devices: rows that do not divide are worked through by each device, which splash cannot do."""
-    grid = jax.sharding.AbstractMesh((1, 4, 1), ("adapter", "fsdp", "tensor"))
-    # Rows with shared ids never go to the kernel.
-    used_body = "xla" if prefix else body
-    for rows in (4, 8):
-        population.check_rows("small, E", rows, 1, grid, used_body)
-    if not refused:
-        population.check_rows("small, E", 6, 2, grid, used_body)
-        return
-    with pytest.raises(Refusal, match=r"small, E: batch_rows=6 .* 4 devices .* multiple of 8") as caught:
-        population.check_rows("small, E", 6, 2, grid, used_body)
+def test_rows_that_do_not_divide_into_micro_batches_are_refused():
+    population.check_rows("small, E", 6, 2)
+    with pytest.raises(Refusal, match=r"small, E: batch_rows=6 .* parts=4.* multiple of 4") as caught:
+        population.check_rows("small, E", 6, 4)
     assert caught.value.code == 2
 
 
@@ -235,7 +226,6 @@ def test_the_step_with_a_shared_prefix_is_the_one_compiled(monkeypatch):
     specs = []
     make_step = population.make_step
     monkeypatch.setattr(population, "make_step", lambda spec: specs.append(spec) or make_step(spec))
-    monkeypatch.setenv("MOSSA_ATTENTION", "splash")  # Which this machine could not compile.
     program = small_program(prefix=PrefixSize(3, 5), parts=2)
     program.lower()
     (spec,) = specs

@@ -28,3 +28,14 @@ def test_bins_hold_every_item_once_and_no_more_than_fits(seed):
     short, long = (rows_of(plan) for plan in plan_rows([*lengths, 31, 47], 30, 50))
     assert sorted(item for row in (*short, *long) for item in row) == list(range(202))
     assert len(long) == 2 and all(sum(([*lengths, 31, 47])[item] for item in row) <= 50 for row in long)
+
+
+def test_a_row_with_as_many_items_as_it_may_hold_is_closed():
+    lengths = [1] * 100 + [9, 9, 8]
+    free, capped = (rows_of(plan_rows(lengths, 30, most=most)[0]) for most in ((0, 0), (16, 0)))
+    assert max(map(len, free)) > 16 and max(map(len, capped)) == 16
+    assert sorted(item for row in capped for item in row) == list(range(103))
+    assert sum(map(len, capped)) == 103 and len(capped) == -(-103 // 16)
+    # Long rows have their own number.
+    short, long = (rows_of(plan) for plan in plan_rows([*lengths, 31], 30, 60, most=(16, 5)))
+    assert max(map(len, short)) == 16 and [len(row) for row in long] == [5]
