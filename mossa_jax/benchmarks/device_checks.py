@@ -20,6 +20,7 @@ from mossa_jax.benchmarks import device_programs
 from mossa_jax.benchmarks.device_programs import Cases
 from mossa_jax.benchmarks.measuring import failure
 from mossa_jax.llama.attention import choose_body
+from mossa_jax.llama.files.load import Model
 from mossa_jax.log import log
 
 _BOUNDS = {
@@ -79,14 +80,14 @@ def run_checks(log_line: Callable[[str], object] = log.info) -> list[Check]:
     """
     checks: list[Check] = []
     exact = Cases("float32")
-    body = choose_body(exact.model.mesh, "float32")
+    body = _body(exact.model)
     for program, errors in _run(device_programs.PROGRAMS, exact).items():
         checks += _checks_of(program, errors, "float32", body, {})
     log_line(f"float32: {sum(check.passed for check in checks)} of {len(checks)} checks passed")
     if not device_programs.WITH_ATTENTION:
         return checks
     narrow = Cases("bfloat16")
-    kernel = choose_body(narrow.model.mesh, jax.numpy.dtype("bfloat16"))
+    kernel = _body(narrow.model)
     with _attention("xla"):
         plain = _run(device_programs.WITH_ATTENTION, narrow)
     for program, errors in plain.items():
@@ -100,6 +101,11 @@ def run_checks(log_line: Callable[[str], object] = log.info) -> list[Check]:
     count = [check.passed for check in checks if check.dtype == "bfloat16"]
     log_line(f"bfloat16, {' and '.join(dict.fromkeys(('xla', kernel)))}: {sum(count)} of {len(count)} checks passed")
     return checks
+
+
+def _body(model: Model) -> str:
+    """Returns the body of attention that this device takes for a model."""
+    return choose_body(model.mesh, jax.tree.leaves(model.state)[0].dtype, model.architecture.head_dim)
 
 
 def _run(programs: Mapping[str, Callable[[Cases], dict[str, float]]], cases: Cases) -> dict[str, Any]:
