@@ -162,11 +162,21 @@ class Visit:
             write_json(self._plan.out, self.record)
 
     def _check(self) -> Sequence[Row]:
-        checks = run_checks(lambda text: self._say(f"         {text}"))
-        self.record["checks"] = [dataclasses.asdict(check) | {"passed": check.passed} for check in checks]
-        self.record["failures"] += [str(check) for check in checks if not check.passed]
-        for check in checks:
-            self._say(f"         {check}")
+        failed_kernels = set()
+        for checks in run_checks():
+            self.record["checks"] += [dataclasses.asdict(check) | {"passed": check.passed} for check in checks]
+            self.record["failures"] += [str(check) for check in checks if not check.passed]
+            failed_kernels |= {check.attention for check in checks if not check.passed} - {"xla"}
+            for check in checks:
+                self._say(f"         {check}")
+            self._save()
+        if failed_kernels:
+            # A wrong program is not worth measuring, and one that fails cannot be.
+            os.environ["MOSSA_ATTENTION"] = "xla"
+            self.record["notes"].append(
+                f"everything is measured with MOSSA_ATTENTION=xla: {', '.join(failed_kernels)} failed its checks"
+            )
+            self._say(f"         {self.record['notes'][-1]}")
         return ()
 
     def _measure_torch(self) -> Sequence[Row]:
@@ -190,14 +200,20 @@ class Visit:
         return rows
 
     def _compare_with_torch(self) -> None:
-        """Adds to our rows how many times the rate of torch theirs is."""
-        rates = {row["name"]: row["rate"] for row in self.record["rows"]}
-        pairs = {"forward": "forward", "LoRA step, 1 adapter": "PEFT step", "CKA alone": "CKA alone"}
+        """Adds to our rows how many times torch's rate theirs is, and to torch's rows their share of the peak."""
+        rows = {row["name"]: row for row in self.record["rows"]}
         many = f"LoRA step, {self._plan.sizes.adapters} adapters"
-        for ours, theirs in (pairs | {many: "PEFT step"}).items():
-            for row in self.record["rows"]:
-                if row["name"] == ours and rates.get(f"torch: {theirs}"):
-                    row["of_torch"] = row["rate"] / rates[f"torch: {theirs}"]
+        pairs = {"forward": "forward", many: "PEFT step", "LoRA step, 1 adapter": "PEFT step", "CKA alone": "CKA alone"}
+        for ours, theirs in ((rows.get(name), rows.get(f"torch: {other}")) for name, other in pairs.items()):
+            if ours and theirs:
+                ours["of_torch"] = ours["rate"] / theirs["rate"]
+                if "flops" not in theirs and ours.get("share"):
+                    # The same model: as many operations per token.
+                    theirs |= {key: ours[key] / ours["of_torch"] for key in ("share", "tflop_per_s")}
+        for row in rows.values():
+            if "flops" in row and (peak := self._bench.peaks.get(row["peak"])):
+                speed = row["flops"] / row["seconds"]
+                row |= {"share": speed / peak, "tflop_per_s": speed / 1e12}
 
     def _compare_with_passes(self) -> None:
         """Notes what share of the passes of as many prompts the similarity takes: a figure that grows with n."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import jax
 
 from mossa_jax.benchmarks import device_programs
-from mossa_jax.benchmarks.device_programs import Cases
+from mossa_jax.benchmarks.device_programs import Cases, Program
 from mossa_jax.benchmarks.measuring import failure
 from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.files.load import Model
@@ -34,7 +33,7 @@ _BOUNDS = {
 }
 # An error in bfloat16 that needs no comparison.
 _SMALL = 2e-3
-_WORKERS = 4
+_WORKERS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,35 +71,33 @@ class Check:
         return f"{verdict:7}{name:62}{self.dtype:>9} {self.attention:7}{error:>9} (at most {self.bound:.1e})"
 
 
-def run_checks(log_line: Callable[[str], object] = log.info) -> list[Check]:
-    """Checks all programs in float32, and those with attention in bfloat16.
+def run_checks() -> Iterator[list[Check]]:
+    """Checks all programs in float32, then those with attention in bfloat16, with the `xla` body and with the kernel.
 
-    Args:
-      log_line: called with a line after each group of checks.
+    Yields:
+      The checks of a group as soon as they are done: a kernel may end the process.
     """
-    checks: list[Check] = []
     exact = Cases("float32")
     body = _body(exact.model)
-    for program, errors in _run(device_programs.PROGRAMS, exact).items():
-        checks += _checks_of(program, errors, "float32", body, {})
-    log_line(f"float32: {sum(check.passed for check in checks)} of {len(checks)} checks passed")
+    outcomes = _run(device_programs.PROGRAMS, exact)
+    yield [check for name, outcome in outcomes.items() for check in _checks_of(name, outcome, "float32", body, {})]
     if not device_programs.WITH_ATTENTION:
-        return checks
+        return
     narrow = Cases("bfloat16")
     kernel = _body(narrow.model)
     with _attention("xla"):
         plain = _run(device_programs.WITH_ATTENTION, narrow)
-    for program, errors in plain.items():
-        checks += _checks_of(program, errors, "bfloat16", "xla", {})
-    if kernel != "xla":
-        with _attention(kernel):
-            with_kernel = _run(device_programs.WITH_ATTENTION, narrow)
-        for program, errors in with_kernel.items():
-            others = plain[program]
-            checks += _checks_of(program, errors, "bfloat16", kernel, others if isinstance(others, dict) else {})
-    count = [check.passed for check in checks if check.dtype == "bfloat16"]
-    log_line(f"bfloat16, {' and '.join(dict.fromkeys(('xla', kernel)))}: {sum(count)} of {len(count)} checks passed")
-    return checks
+    yield [check for name, outcome in plain.items() for check in _checks_of(name, outcome, "bfloat16", "xla", {})]
+    if kernel == "xla":
+        return
+    with _attention(kernel):
+        outcomes = _run(device_programs.WITH_ATTENTION, narrow)
+    others = {name: outcome for name, outcome in plain.items() if isinstance(outcome, dict)}
+    yield [
+        check
+        for name, outcome in outcomes.items()
+        for check in _checks_of(name, outcome, "bfloat16", kernel, others.get(name, {}))
+    ]
 
 
 def _body(model: Model) -> str:
@@ -108,10 +105,10 @@ def _body(model: Model) -> str:
     return choose_body(model.mesh, jax.tree.leaves(model.state)[0].dtype, model.architecture.head_dim)
 
 
-def _run(programs: Mapping[str, Callable[[Cases], dict[str, float]]], cases: Cases) -> dict[str, Any]:
+def _run(programs: Mapping[str, Program], cases: Cases) -> dict[str, dict[str, float] | str]:
     """Runs programs; each has its errors by figure, or the text of its failure."""
 
-    def errors_of(program: Callable[[Cases], dict[str, float]]) -> dict[str, float] | str:
+    def errors_of(program: Program) -> dict[str, float] | str:
         try:
             return program(cases)
         except Exception as error:

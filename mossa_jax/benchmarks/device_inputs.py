@@ -62,7 +62,7 @@ class Sizes:
       batch_rows: packed rows per forward pass of these.
       shared, own: ids that prompts share, and those of their own, in the measurement of the shared prefix.
       kept: n, rows of the similarity that is measured by itself.
-      permutations: its permutations, in the second of its two measurements.
+      permutations: its permutations, in the second of its two measurements; a run has ten times as many.
       answers: prompts that are answered at once.
       new_tokens: tokens of an answer.
       product: size of the square products that measure the peak.
@@ -80,7 +80,7 @@ class Sizes:
     shared: int = 133
     own: int = 60
     kept: int = 10240
-    permutations: int = 200
+    permutations: int = 20
     answers: int = 64
     new_tokens: int = 32
     product: int = 8192

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 _CHILD = f"import sys; from {__name__} import main; main(sys.argv[1])"
-_LAYERS_PER_PAIR = 3
+_PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def measure(work: Mapping[str, Any], seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
@@ -94,11 +94,14 @@ def _similarity(work: dict[str, Any]) -> None:
 
     def run() -> None:
         for _ in range(work["layers"]):
-            for a, b in ((0, 1), (0, 2), (1, 2)):
+            for a, b in _PAIRS:
                 torch_features(states[a], states[b])
 
-    count = _LAYERS_PER_PAIR * work["layers"]
-    _measure(work, "torch: CKA alone", f"3 x {work['layers']} x {work['kept']}", run, count, "values/s")
+    count, width = len(_PAIRS) * work["layers"], work["config"]["hidden_size"]
+    size = f"3 x {work['layers']} x {work['kept']} x {width}"
+    # Three products of two [n, D] for each value.
+    flops = 6 * count * work["kept"] * width**2
+    _measure(work, "torch: CKA alone", size, run, count, "values/s", flops=flops, peak="float32")
 
 
 def _forward(work: dict[str, Any]) -> None:
@@ -171,7 +174,9 @@ def _ids(work: dict[str, Any], rows: int) -> torch.Tensor:
     return torch.randint(3, work["config"]["vocab_size"], (rows, work["row_length"]))
 
 
-def _measure(work: dict[str, Any], name: str, size: str, run: Callable[[], None], amount: float, unit: str) -> None:
+def _measure(
+    work: dict[str, Any], name: str, size: str, run: Callable[[], None], amount: float, unit: str, **more: Any
+) -> None:
     """Times a call and prints its row: the median of several runs, after two that are not timed."""
     import torch
 
@@ -189,7 +194,7 @@ def _measure(work: dict[str, Any], name: str, size: str, run: Callable[[], None]
     median = statistics.median(seconds)
     peak = torch.cuda.max_memory_allocated() if is_cuda else None
     _tell(name=name, size=size, unit=unit, rate=amount / median, share=None, seconds=median, all_seconds=seconds,
-          amount=amount, compile_seconds=None, programs=None, program_bytes=peak)  # fmt: skip
+          amount=amount, compile_seconds=None, programs=None, program_bytes=peak, **more)  # fmt: skip
 
 
 def _shrink(rows: int, attempt: Callable[[int], None]) -> None:

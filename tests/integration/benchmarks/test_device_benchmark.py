@@ -71,7 +71,8 @@ def test_a_program_that_raises_fails_its_check_and_no_other(monkeypatch):
     monkeypatch.setattr(device_programs, "PROGRAMS", programs)
     model = random_model(TINY, SHAPES[TINY], "float32")
     monkeypatch.setattr(device_checks, "Cases", lambda dtype: SimpleNamespace(model=model))
-    checks = {check.program: check for check in device_checks.run_checks()}
+    (group,) = device_checks.run_checks()
+    checks = {check.program: check for check in group}
     assert list(checks) == list(programs)
     assert [name for name, check in checks.items() if not check.passed] == ["broken"]
     assert "TypeError: cannot reshape" in str(checks["broken"])
@@ -119,6 +120,20 @@ def test_a_kernel_is_held_against_the_other_body():
     (good,) = make("step", {"gradients": 0.03}, "bfloat16", "cudnn", {"gradients": 0.02})
     (bad,) = make("step", {"gradients": 0.05}, "bfloat16", "cudnn", {"gradients": 0.02})
     assert good.passed and not bad.passed
+
+
+def test_a_kernel_that_fails_is_not_measured(monkeypatch):
+    make = device_checks._checks_of
+    groups = [
+        make("step", {"gradients": 0.02}, "bfloat16", "xla", {}),
+        make("step", "RuntimeError: no kernel", "bfloat16", "cudnn", {}),
+    ]
+    monkeypatch.setattr(device, "run_checks", lambda: iter(groups))
+    monkeypatch.setenv("MOSSA_ATTENTION", "")
+    record, said = visit(("checks",))
+    assert os.environ["MOSSA_ATTENTION"] == "xla"
+    assert record["failures"] == [str(groups[1][0])] and "RuntimeError: no kernel" in record["failures"][0]
+    assert any("measured with MOSSA_ATTENTION=xla: cudnn failed its checks" in text for text in said)
 
 
 def test_what_no_longer_fits_is_skipped_and_said(monkeypatch):
@@ -177,8 +192,10 @@ def test_the_command_measures_everything_at_a_tiny_shape(root, tmp_path):
     expected |= {f"passes {way}, {pool}" for way in ("alone", "compared") for pool in ("last", "mean", "all")}
     expected |= {"states, shared ids once", "states, shared ids in every prompt", "prompts read, one token answered"}
     assert expected <= set(rows)
-    if any(name.startswith("torch") for name in rows):
-        assert rows["forward"]["of_torch"] > 0 and rows["CKA alone"]["of_torch"] > 0
+    if "torch: forward" in rows:
+        for ours, theirs in (("forward", "torch: forward"), ("CKA alone", "torch: CKA alone")):
+            assert rows[ours]["of_torch"] == pytest.approx(rows[ours]["rate"] / rows[theirs]["rate"])
+            assert rows[theirs]["share"] > 0
     for name in expected - {"CKA alone, 8 permutations"}:
         assert rows[name]["share"] > 0, name
         assert name in done.stdout
