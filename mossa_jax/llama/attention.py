@@ -34,6 +34,10 @@ _BLOCK = 128
 _CPU_BLOCK, _BLOCKS = 64, 8
 _NARROW = (jnp.bfloat16, jnp.float16)
 BODIES = ("xla", "splash", "cudnn")
+_KERNELS = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+
+unusable: set[str] = set()
+"""Kernels that `kernel_check` has found not to work on this machine; `xla` takes their place."""
 
 
 @jax.tree_util.register_dataclass
@@ -191,10 +195,8 @@ def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike, head_dim: int)
     # Without a mesh the platform is not known. Kernels multiply in a narrow precision, which is not for float32.
     if mesh is None or dtype not in _NARROW:
         return "xla"
-    platform = mesh.devices.flat[0].platform
-    if platform in ("gpu", "cuda"):
-        return "cudnn" if takes_heads(head_dim) else "xla"
-    return "splash" if platform == "tpu" else "xla"
+    body = _KERNELS.get(mesh.devices.flat[0].platform, "xla")
+    return "xla" if body in unusable or (body == "cudnn" and not takes_heads(head_dim)) else body
 
 
 def _attention_on_cpu(

@@ -43,12 +43,12 @@ def architecture(family: str) -> Architecture:
 
 
 def all_programs(
-    devices, mesh: Mesh, family: str, prefix: bool, targets: tuple[str, ...]
+    devices, mesh: Mesh, family: str, prefix: bool, targets: tuple[str, ...], dtype: str = "bfloat16"
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """Returns what lowers each program of a run: E, controls, scores, prefix, states, moments, similarity, full."""
     arch = architecture(family)
     grid, flat = mesh_lib.make_mesh(mesh, True, devices), mesh_lib.make_mesh(mesh, False, devices)
-    tuned, compared = Base(arch, "bfloat16", grid), Base(arch, "bfloat16", flat)
+    tuned, compared = Base(arch, dtype, grid), Base(arch, dtype, flat)
     shared = PrefixSize(_PREFIX, 0) if prefix else NO_PREFIX
     adapters = lambda count: AdapterSize(count, 4, targets)  # noqa: E731
     rows, answers, pairs = max(4, flat.shape["fsdp"]), 24, compared_pairs(2)

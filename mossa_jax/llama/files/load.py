@@ -14,6 +14,7 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.weights import load_weights
+from mossa_jax.llama.kernel_check import check_kernel
 from mossa_jax.monitoring import goodput
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -64,6 +65,7 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
     folder = locate(name, revision)
     architecture = read_architecture(folder)
     mesh = mesh_lib.single_device() if mesh is None else mesh
+    check_kernel(mesh, jnp.dtype(dtype), architecture.head_dim)
     with goodput.lost("load"):
         weights = load_weights(folder, architecture, mesh, jnp.dtype(dtype))
     return Model(name, folder, architecture, weights, mesh)
