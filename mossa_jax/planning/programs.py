@@ -278,7 +278,8 @@ def _compile(lowered: jax.stages.Lowered, argument_bytes: int, program: Program)
     start = time.monotonic()
     text = None
     try:
-        executable = lowered.compile()
+        with without_complaints():
+            executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         too_large = compiler_bytes(error, argument_bytes)
         if too_large is None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from jax.experimental import topologies
 
+from mossa_jax.config import Mesh
 from mossa_jax.devices.chips import GPUS
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED, published_shape
@@ -18,6 +19,7 @@ from mossa_jax.planning import gpu_targets, hardware
 from mossa_jax.planning.forecast import plan_run
 from mossa_jax.planning.hardware import find_hardware
 from mossa_jax.planning.stages import STAGES, PlannedRun
+from mossa_jax.planning.suggest import suggest
 from mossa_jax.planning.workload import count_work
 
 
@@ -82,6 +84,20 @@ def test_a_config_compiles_for_eight_h100_as_stored(root, name, tmp_path):
     for stage, row in figures.items():
         for figure in ("temporary", "total", "received"):
             assert row[figure] == pytest.approx(stored[name][stage][figure], rel=0.05), (stage, figure)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_mesh_is_suggested_and_compiled_for_gpus(root):
+    """E has four rows: over more chips, or with more chips for the heads of a row, a step receives more."""
+    run = planned_run(root, "llama2_7b_flan2021", "h100:8")
+    run = replace(run, config=replace(run.config, mesh=Mesh(1, 1, -1)))
+    before, (suggested, text) = plan_run(run, ("E", "controls"), 0), suggest(run, ("E", "controls"))
+    after = plan_run(suggested, ("E", "controls"), 0)
+    assert after["fits"] and all(row["compiled"] for row in after["rows"]) and "compiled, does not fit" not in text
+    assert sum(row["received"] for row in after["rows"]) < 0.5 * sum(row["received"] for row in before["rows"])
+    hours = [sum(row["hours"] for row in plan["rows"]) for plan in (before, after)]
+    assert hours[1] <= hours[0]
 
 
 @needs_compiler
