@@ -28,7 +28,7 @@ from mossa_jax.similarity.checks import check_pairs
 from mossa_jax.similarity.gram import EXACT, peak_exponent, power_of_two
 from mossa_jax.similarity.kahan import add_compensated
 
-# On a TPU three bfloat16 passes in place of six: the values differ by at most about 2e-6. On a GPU XLA makes one pass of
+# On a TPU three bfloat16 passes in place of six: values differ by at most about 2e-6. On a GPU XLA makes one pass of
 # TF32 of it: by at most 6e-7 for rows like a normal distribution, and by 5e-5 for rows with heavy tails (emulated:
 # docs/measurements.md).
 FAST = lax.Precision.HIGH
