@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def keep_states(
     run = PromptPass(model, adapters, prompts, config, shapes)
     # The largest n of all lists, so that one program writes the states of each of them.
     slots = run.shape.kept[-1]
-    kept = _empty(mesh, (run.models, arch.layers + 2, slots, arch.hidden))
+    kept = _zeros(mesh, (run.models, arch.layers + 2, slots, arch.hidden))()
     for batch in run.batches():
         # The array is the largest of the comparison. It is donated to each call, which writes the
         # batch's rows in place.
@@ -76,10 +76,13 @@ def keep_states(
     return KeptStates(kept, np.arange(slots) < run.prompts, run.shape.kept_for(run.prompts), arch.state_names())
 
 
-@partial(jax.jit, static_argnames=("mesh", "shape"))
-def _empty(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Float[Array, "M L+2 n D"]:
-    """Returns zeros; every device fills its own shard, and no host and no device ever holds the whole array."""
-    return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), _layout(mesh, shape))
+@lru_cache(maxsize=16)
+def _zeros(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Callable[[], Float[Array, "M L+2 n D"]]:
+    """Makes the jitted function that returns zeros; kept, since every new function is compiled anew.
+
+    Every device fills its own shard, and no host and no device ever holds the whole array.
+    """
+    return jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=_layout(mesh, shape))
 
 
 @partial(jax.jit, static_argnames=("spec",), donate_argnames=("kept",))
