@@ -76,8 +76,9 @@ class PromptPass:
         packed = config.pack(arch, prompts)
         self._rows = packed.rows
         shared = len(packed.prefix)
-        shapes = shapes or config.shapes([packed.sizes], mesh)
-        self.shape = shape = next(shape for shape in shapes if bool(shape.prefix_length) == bool(shared))
+        # A list that fits none of the shapes gets one of its own, and programs of its own.
+        own = config.shapes([packed.sizes], mesh)
+        self.shape = shape = next(shape for shape in (*shapes, *own) if shape.fits(packed.sizes))
         length = shape.prefix_length
         self.spec = PassSpec(arch, config.pool, length, shape.max_own, first_changed_block(arch, adapters), mesh)
         self.arguments = model.state, place_adapters(mesh, adapters)

@@ -59,6 +59,17 @@ class PassShape:
     max_own: int
     kept: tuple[int, ...]
 
+    def fits(self, sizes: PackedSizes) -> bool:
+        """Whether a list of packed prompts can be passed in these shapes."""
+        room = {rows.length: rows.prompts for rows in self.rows}
+        return (
+            bool(sizes.prefix) == bool(self.prefix_length)
+            and sizes.prefix <= self.prefix_length
+            and (not self.max_own or sizes.max_own <= self.max_own)
+            and all(prompts <= room.get(length, 0) for length, (_, prompts) in sizes.rows.items())
+            and sizes.prompts <= self.kept[-1]
+        )
+
     def kept_for(self, prompts: int) -> int:
         """Returns how many kept rows similarity looks at, for a list of `prompts` prompts."""
         return size_for(prompts, self.kept)

@@ -1,5 +1,7 @@
 """The shapes of a run's passes: their number does not grow with the number of tasks, and every task fits them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,7 @@ def test_programs_do_not_grow_with_tasks(count, may_share):
         assert len(kept) <= 2 and kept[-1] == max(row_slots(task.prompts, 1) for task in tasks)
         for task in tasks:
             (shape,) = [shape for shape in shapes if bool(shape.prefix_length) == bool(task.prefix)]
+            assert [other for other in shapes if other.fits(task)] == [shape]
             (rows,) = shape.rows
             assert shape.prefix_length >= task.prefix and rows.prompts >= task.rows[256][1]
             assert shape.max_own == 0 or shape.max_own >= task.max_own
@@ -77,3 +80,13 @@ def test_a_single_list_keeps_shapes_that_fit_it():
 def test_rows_of_very_short_prompts_are_closed_early():
     (rows,) = Packing(512).prompts([[1, 2, number] for number in range(3, 403)], may_share=False).rows
     assert rows.ids.shape == (13, 32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompts": 129}, {"rows": {64: (1, 1)}}, {"rows": {256: (3, 9)}}, {"prefix": 33}, {"prefix": 0}, {"max_own": 65}],
+)
+def test_a_list_that_is_larger_than_the_shapes_does_not_fit(change):
+    sizes = PackedSizes(100, {256: (30, 8)}, 32, 64)
+    (shape,) = pass_shapes([sizes], MESH, 64, 256)
+    assert shape.fits(sizes) and not shape.fits(dataclasses.replace(sizes, **change))
