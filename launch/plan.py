@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mossa_jax.llama.architecture import Architecture
 
 flags.FLAGS.set_default("platform", "cpu")  # --topology names the hardware to compile for; nothing runs
+flags.FLAGS.set_default("compile_cache", "none")  # JAX cannot read back programs for devices that are not here
 
 _STAGES = ("all", "tune", "forward", "scores", "similarity")
 

@@ -51,15 +51,15 @@ def compare_programs(run: Run) -> Iterator[Callable[[], object]]:
     for controls in sorted({1 + len(draw_mismatched(run, task)) for task in run.suite.tasks}):
         models, pairs = 2 + controls, tuple(compared_pairs(controls))
 
-        def kept(rows: int, models: int = models) -> jax.ShapeDtypeStruct:
-            return mesh_lib.abstract(mesh, (models, arch.layers + 2, rows, arch.hidden), STATE_AXES, jnp.float32)
-
+        # All tasks' states are written to arrays of one size; similarity looks at the first rows of them.
+        size = (models, arch.layers + 2, shapes[0].kept[-1], arch.hidden)
+        kept = mesh_lib.abstract(mesh, size, STATE_AXES, jnp.float32)
         for shape in shapes:
-            yield from _pass_programs(run, shape, models, kept(shape.kept[-1]))
+            yield from _pass_programs(run, shape, models, kept)
         for rows in shapes[0].kept:
             # The last two come from the host as they are.
             arguments = (
-                kept(rows),
+                kept,
                 jax.ShapeDtypeStruct((rows,), jnp.bool_),
                 jax.ShapeDtypeStruct((run.config.compare.permutations, rows), jnp.int32),
             )

@@ -53,6 +53,14 @@ def test_the_second_comparison_compiles_nothing(command, tiny, tiny_adapters, tm
     assert len(list((tmp_path / "cache/compiled").rglob("*.kept"))) == first[0]
 
 
+@pytest.mark.parametrize(("name", "default"), [("run", "str"), ("plan", "str; default none")])
+def test_plans_keep_no_programs(root, name, default):
+    """JAX cannot read back a program for devices that are not here: it would be compiled and kept in vain each time."""
+    words = [sys.executable, "-m", f"launch.{name}", "--help"]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    assert f"--compile_cache  ({default})" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_second_run_in_another_folder_compiles_nothing(command, tiny_config, tmp_path):
     flags = ["launch.run", f"--config={tiny_config}"]
