@@ -31,7 +31,12 @@ config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
 
 flags.DEFINE_integer("processes", 1, "Number of processes; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, unless the environment says it.")
-flags.DEFINE_string("compile_cache", "", "Folder for compiled programs, shared by all runs and hosts; e.g. gs://...")
+flags.DEFINE_string(
+    "compile_cache",
+    "",
+    "Folder that keeps compiled programs for later runs and for all hosts, e.g. gs://...; empty: in MOSSA_CACHE, at "
+    "most 2 GiB; none: keeps none.",
+)
 flags.DEFINE_integer("process", -1, "Index of this process, unless the environment says it.")
 flags.DEFINE_integer(
     "cpu_devices",
@@ -107,10 +112,9 @@ def _live(main: Callable[[Process], object]) -> int:
 
 
 def _keep_compiled_programs() -> None:
-    if flags.FLAGS.compile_cache:
-        from mossa_jax.files.cache import keep_compiled
+    from mossa_jax.files.compiled import keep_compiled
 
-        keep_compiled(flags.FLAGS.compile_cache)
+    keep_compiled(flags.FLAGS.compile_cache)
 
 
 def _parse(usage: str, argv: Sequence[str]) -> list[str]:

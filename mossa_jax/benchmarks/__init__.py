@@ -1,7 +1,8 @@
 """Measures this package beside the tools and procedures in common use: speed, memory, and errors of the values.
 
 Nothing here takes part in a run. `launch.bench_cka`, `launch.bench_tuning` and `launch.bench_forward` print the tables
-and save the records. Other tools take part if they are installed.
+and save the records, `launch.bench_device` those of one visit to a GPU or TPU. Other tools take part if they are
+installed.
 
 The files, in the order in which to read them:
 
@@ -17,4 +18,5 @@ The files, in the order in which to read them:
 - `comparison_overhead`: the time that the comparison adds to bare forward passes.
 - `forward`: the forward pass against transformers.
 - `tuning`, `tuning_sides`, `tuning_data`: tuning against PEFT.
+- `device`: one visit to a GPU or TPU; its head names the files that begin with `device_`.
 """

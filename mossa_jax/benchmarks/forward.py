@@ -24,7 +24,7 @@ _WARM_UP_RUNS = 2
 
 
 @partial(jax.jit, static_argnames=("arch", "mesh"))
-def _forward(arch: Architecture, mesh: jax.sharding.Mesh, state: Any, tokens: jax.Array) -> jax.Array:
+def forward_logits(arch: Architecture, mesh: jax.sharding.Mesh, state: Any, tokens: jax.Array) -> jax.Array:
     """Returns the logits [B, S, V] of whole rows [B, S]."""
     model = merge(arch, state)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -59,7 +59,7 @@ def compare_forward(folder: str, rows: int, length: int, repeats: int, dtype: st
     jax_tokens, torch_tokens = jnp.asarray(tokens, jnp.int32), torch.tensor(tokens)
 
     def run_ours() -> jax.Array:
-        return jax.block_until_ready(_forward(model.architecture, model.mesh, model.state, jax_tokens))
+        return jax.block_until_ready(forward_logits(model.architecture, model.mesh, model.state, jax_tokens))
 
     def run_transformers() -> torch.Tensor:
         with torch.inference_mode():

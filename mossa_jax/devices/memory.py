@@ -94,6 +94,7 @@ def compile_step(
     make: Callable[[bool], jax.stages.Wrapped],
     arguments: tuple[Any, ...],
     device: jax.Device,
+    is_quiet: bool = False,
 ) -> jax.stages.Compiled:
     """Compiles a training step, with or without recomputation, and logs in one line how much memory it takes.
 
@@ -104,6 +105,7 @@ def compile_step(
       make: returns the jitted step with recomputation (True) or without.
       arguments: of its first call; only shapes and shardings count. Those of later calls must be the same.
       device: one of those that it is compiled for.
+      is_quiet: logs nothing.
 
     Raises:
       Refusal: 3 when the compiler says that the step does not fit.
@@ -114,7 +116,8 @@ def compile_step(
     if recomputes is None:
         text += f" without recomputation, {_mib(room and SHARE * room)} may be taken"
         if _everywhere(compiled is not None and room is not None and size <= SHARE * room) and compiled is not None:
-            log.info("%s: tuning.remat=auto leaves it off", text)
+            if not is_quiet:
+                log.info("%s: tuning.remat=auto leaves it off", text)
             return compiled
         compiled, size = _compiled(make(True), arguments)
         text += f": tuning.remat=auto turns it on, {_mib(size)}"
@@ -122,6 +125,8 @@ def compile_step(
         text += f" of {_mib(room)}, tuning.remat={remat}"
     if compiled is None:
         raise Refusal(BAD_INPUT, f"{text}; the compiler finds no room for it: {_REMEDY}")
+    if is_quiet:
+        return compiled
     log.info("%s", text)
     if room is not None and size > room:
         log.warning("%s: a step takes more memory than the device has (%s); %s", label, _mib(room), _REMEDY)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import filelock
 
-from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.files.paths import as_path, cache_root
+from mossa_jax.files.paths import cache_root
 from mossa_jax.files.write import new_folder
 from mossa_jax.processes.watchdog import unlimited
 
@@ -39,20 +37,3 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
             with new_folder(folder) as working:
                 build(Path(working))
     return folder
-
-
-def keep_compiled(folder: str) -> None:
-    """Makes jax keep compiled programs in a folder, on a disk or in any store that fsspec knows, and reuse them.
-
-    Process 0 writes and all read. A program is reused on the same hardware, under the same versions and flags.
-
-    Raises:
-      Refusal: 2 when fsspec does not know the folder's scheme.
-    """
-    import jax
-
-    try:
-        path = as_path(folder)
-    except (ImportError, ValueError) as error:
-        raise Refusal(BAD_CONFIG, f"--compile_cache={folder}: {error}; name a local folder or gs://...") from None
-    jax.config.update("jax_compilation_cache_dir", os.fspath(path))

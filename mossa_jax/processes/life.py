@@ -67,6 +67,8 @@ class Process:
       stop: whether somebody asked the run to stop.
       before_leaving: called, in order, when the process is about to be ended from another thread than the main one;
         what they raise is ignored.
+      runs_native_code: each says whether a thread is in the middle of something, such as a compilation, that cannot be
+        stopped and does not survive the interpreter's end.
     """
 
     def __init__(self, settings: Settings, prepare: Callable[[], None] | None = None):
@@ -78,6 +80,7 @@ class Process:
         """
         self.stop = Stop()
         self.before_leaving: list[Callable[[], None]] = []
+        self.runs_native_code: list[Callable[[], bool]] = []
         self._settings = settings
         self._prepare = prepare
         self._peers: Peers | None = None
@@ -94,6 +97,8 @@ class Process:
         if reason:
             print(reason, file=sys.stderr, flush=True)
         if self._peers is not None and not self._peers.end(code, _last_line(reason)):
+            self._leave(code)
+        if any(is_running() for is_running in self.runs_native_code):
             self._leave(code)
         if watchdog is not None:
             watchdog.close()

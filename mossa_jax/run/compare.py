@@ -36,6 +36,7 @@ def compare(run: Run) -> pd.DataFrame | None:
     """
     prepare(run)
     with run.ledger.stage("compare"):
+        run.ahead.take_over("compare")
         return _compare_tasks(run)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from mossa_jax.config import MINIATURE
 from mossa_jax.devices import mesh as mesh_lib
@@ -26,6 +27,7 @@ from mossa_jax.monitoring.goodput import Ledger
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
+from mossa_jax.run.ahead import Ahead
 from mossa_jax.run.base_model import BaseModel
 from mossa_jax.run.places import Places
 from mossa_jax.states import PassConfig, PassShape
@@ -33,7 +35,7 @@ from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tokens.encoded import EncodedSplit, encode_split
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import Tokenizer
-from mossa_jax.tuning.pretrain import miniature_base
+from mossa_jax.tuning.pretrain import miniature_architecture, miniature_base
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +58,11 @@ class Run(Places):
     def ledger(self) -> Ledger:
         """The account of this attempt's time."""
         return Ledger(self.folder, self.profile)
+
+    @cached_property
+    def ahead(self) -> Ahead:
+        """The thread that compiles programs of the stages to come."""
+        return Ahead()
 
     @cached_property
     def suite(self) -> Suite:
@@ -82,7 +89,9 @@ class Run(Places):
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The base model's architecture."""
+        """The base model's architecture; that of the miniature model is known before it is pre-trained."""
+        if self.config.base == MINIATURE:
+            return miniature_architecture(self.config.pretraining)
         return read_architecture(locate(self.base, self.config.revision, config_only=True))
 
     @cached_property
@@ -95,9 +104,14 @@ class Run(Places):
         return self._base_model.on(self.mesh)
 
     @property
+    def population_mesh(self) -> jax.sharding.Mesh:
+        """All devices, for stages whose adapter axis holds different models."""
+        return mesh_lib.make_mesh(self.config.mesh)
+
+    @property
     def population_model(self) -> Model:
-        """The base model on the mesh whose adapter axis holds different models."""
-        return self._base_model.on(mesh_lib.make_mesh(self.config.mesh))
+        """The base model on `population_mesh`."""
+        return self._base_model.on(self.population_mesh)
 
     def release(self) -> None:
         """Frees the base model's memory on the devices; the next use loads it again."""
@@ -110,9 +124,12 @@ class Run(Places):
     @property
     def outline(self) -> Model:
         """The base model on `mesh` without its weights: its state holds shapes, number types and shardings."""
-        arch, dtype = self.architecture, jnp.dtype(self.config.dtype)
-        state = abstract_base(arch, self.mesh, dtype)
-        return Model(self.base, locate(self.base, self.config.revision), arch, state, self.mesh)
+        return replace(self.outline_on(self.mesh), name=self.base, folder=locate(self.base, self.config.revision))
+
+    def outline_on(self, mesh: jax.sharding.Mesh) -> Model:
+        """Returns the base model on a mesh without its weights or its files, which need not be there yet."""
+        state = abstract_base(self.architecture, mesh, jnp.dtype(self.config.dtype))
+        return Model(self.config.base, epath.Path(), self.architecture, state, mesh)
 
     def _load(self, mesh: jax.sharding.Mesh) -> Model:
         model = load_model(self.base, self.config.dtype, mesh, self.config.revision)

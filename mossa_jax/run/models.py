@@ -142,7 +142,12 @@ def similarities(
     if engine_name == engine.KEPT:
         kept = model_states(run, names, prompts)
         return compare_states(
-            kept.states, kept.valid, pairs, permutations=config.compare.permutations, seed=config.seed
+            kept.states,
+            kept.valid,
+            pairs,
+            permutations=config.compare.permutations,
+            seed=config.seed,
+            rows=kept.rows,
         )
     (group,) = model_groups(run, names)
     return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shapes=run.pass_shapes)

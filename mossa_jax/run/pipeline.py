@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from mossa_jax.monitoring.trackers import Trackers, check_trackers
 from mossa_jax.processes.life import Process
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
+from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.report import report
 from mossa_jax.run.tune import tune
 
@@ -50,12 +52,15 @@ def in_run_folder(
     """
     trace = Profile.parse(profile)
     run_folder = open_run(config, workdir)
+    run = Run(config, run_folder, process.stop, trace)
+    process.runs_native_code.append(lambda: run.ahead.is_working)
     # An object store gets growing files only now and then, so a process that is ended has to write the rest.
     process.before_leaving.append(run_folder.flush)
     try:
         with _log_in(run_folder):
-            return stage(Run(config, run_folder, process.stop, trace))
+            return stage(run)
     finally:
+        run.ahead.close()
         process.before_leaving.remove(run_folder.flush)
         run_folder.close()
 
@@ -81,7 +86,7 @@ def run_all(run: Run) -> dict[str, Any]:
     Returns:
       The findings, in the process that writes them; empty in the others.
     """
-    tune(run)
+    tune(run, {"compare": partial(compare_programs, run)})
     compare(run)
     return report(run)
 

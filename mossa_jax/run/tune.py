@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
+
+import jax
 
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
@@ -17,7 +21,9 @@ from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
+from mossa_jax.run.ahead import Programs
 from mossa_jax.run.context import Run
+from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.score import score
 from mossa_jax.tasks import Task, select_tasks
@@ -28,6 +34,7 @@ from mossa_jax.tokens.packing import Packing
 from mossa_jax.tuning.checkpoints import checkpoint_folder
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext, steps_for
+from mossa_jax.tuning.population_programs import steps_ahead
 from mossa_jax.tuning.population_run import tune_population
 
 
@@ -51,8 +58,12 @@ class Group:
         return [member.name for member in self.members]
 
 
-def tune(run: Run) -> None:
+def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
     """Tunes E on the mixture and a control model on each task; exports them as PEFT adapters or full models.
+
+    Args:
+      run: the run.
+      later: programs of the stages that follow this one, by stage, for the thread that compiles ahead.
 
     Raises:
       Refusal: 2 for a `tuning.first_layer` that the model does not have; and whatever preparing the data, loading the
@@ -68,16 +79,54 @@ def tune(run: Run) -> None:
             BAD_CONFIG,
             f"config.tuning.first_layer={first_layer}: the model has {layers} layers; give 0 to {layers - 1}",
         )
-    if run.untuned(run.experimental_names):
-        with run.ledger.stage("E"):
-            _tune_group(run, _experimental_group(run), lambda: run.model)
     control_tasks = _control_tasks(run)
-    if run.untuned(control_tasks):
+    experimental = _Once(lambda: _experimental_group(run))
+    controls = _Once(lambda: _control_group(run, control_tasks))
+    stages = {"E": (run.experimental_names, experimental, run.mesh)}
+    stages["controls"] = (list(control_tasks), controls, run.population_mesh)
+    untuned = [stage for stage, (names, _, _) in stages.items() if run.untuned(names)]
+    for stage in untuned:
+        names, pack, mesh = stages[stage]
+        if not run.is_whole(names[0]):
+            run.ahead.add(stage, partial(_steps, run, pack, mesh))
+    if config.tuning.score_prompts:
+        run.ahead.add("score", partial(score_programs, run))
+    for stage, programs in (later or {}).items():
+        run.ahead.add(stage, programs)
+    _ = run.base  # the miniature model is pre-trained here, in a stage of its own
+    if "E" in untuned:
+        with run.ledger.stage("E"):
+            group = experimental()
+            rows = sum(group.records[group.names[0]]["mixture"].values())
+            log.info("E: training on %s examples in %s packed rows", f"{rows:,}", f"{_row_count(group.members[0]):,}")
+            _tune_group(run, group, lambda: run.model)
+    if "controls" in untuned:
         with run.ledger.stage("controls"):
-            _tune_group(run, _control_group(run, control_tasks), lambda: run.population_model)
+            _tune_group(run, controls(), lambda: run.population_model)
     if config.tuning.score_prompts:
         with run.ledger.stage("score"):
+            run.ahead.take_over("score")
             score(run)
+
+
+class _Once:
+    """A group that is packed once, by whichever thread asks for it first."""
+
+    def __init__(self, pack: Callable[[], Group]):
+        self._pack, self._lock = pack, threading.Lock()
+        self._group: Group | None = None
+
+    def __call__(self) -> Group:
+        with self._lock:
+            if self._group is None:
+                self._group = self._pack()
+            return self._group
+
+
+def _steps(run: Run, group: Callable[[], Group], mesh: jax.sharding.Mesh) -> Iterator[Callable[[], object]]:
+    """Yields what compiles each step of a group of adapters."""
+    members = group().members
+    return steps_ahead(members, run.outline_on(mesh), run.schedule(members[0].name), run.config.tuning)
 
 
 def _experimental_group(run: Run) -> Group:
@@ -90,7 +139,6 @@ def _experimental_group(run: Run) -> Group:
         mixture = concatenate([encoded[name].examples.select(index) for name, index in items.items()])
         cut = sum(int(encoded[name].cut[index].sum()) for name, index in items.items())
         first = _pack_member(run, TUNED, mixture, config.tuning.experimental)
-    log.info("E: training on %s examples in %s packed rows", f"{len(mixture):,}", f"{_row_count(first):,}")
     data = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
     members = [replace(first, name=name, seed=run.seed(name)) for name in run.experimental_names]
     return Group("E", members, {member.name: _record(run, member, data) for member in members})
@@ -169,6 +217,7 @@ def _tune_together(run: Run, group: Group, label: str, members: list[Member], ba
             run.folder.flush()  # an exported model is not trained again, so its curve must be on disk before
             save_adapter(run.tuned_folder(member.name), adapter, run.base, group.records[member.name])
 
+    run.ahead.take_over(group.label)
     names = [member.name for member in members]
     exported = set(names) - set(run.untuned(names))
     context = TuningContext(run.config.tuning, run.folder, run.stop)

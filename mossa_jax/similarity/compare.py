@@ -62,6 +62,7 @@ def compare_states(
     *,
     permutations: int = 0,
     seed: int = 0,
+    rows: int | None = None,
 ) -> Similarities:
     """Computes exact linear CKA, biased and debiased, of pairs of models at every layer.
 
@@ -74,8 +75,11 @@ def compare_states(
       pairs: (a, b) indices of models.
       permutations: how many random re-pairings the p-value rests on.
       seed: of the re-pairings.
+      rows: only so many rows are looked at, the first ones; all by default. The work grows with their square, and each
+        number of them is a program of its own.
 
     Raises:
+      ValueError: a row behind them is valid.
       Refusal: 3 if shapes or indices do not fit; 2 for a negative number of permutations.
     """
     # On the host: the number of valid rows and the draws below are the same on every process.
@@ -86,6 +90,10 @@ def compare_states(
     check_pairs(pairs, states.shape[0])
     if permutations < 0:
         raise Refusal(BAD_CONFIG, f"permutations is {permutations}; give 0 (no p-value) or more")
+    rows = len(valid) if rows is None else rows
+    if valid[rows:].any():
+        raise ValueError(f"rows behind the first {rows} are valid")
+    valid = valid[:rows]
     combinations = gram.gram_combinations(states.shape[0], pairs)
     sums = gram.gram_sums(
         states,
@@ -93,7 +101,7 @@ def compare_states(
         null.draw_ranks(valid, permutations, seed),
         combinations=combinations,
         pairs=pairs,
-        tile=gram.tile_size(states.shape[2]),
+        tile=gram.tile_size(rows),
         mesh=mesh_of(states),
     )
     # Only these sums leave the devices, about K M^2 n numbers and 2 K P R of the permutations.

@@ -240,7 +240,7 @@ def gram_row_sums(
 
 @functools.partial(jax.jit, static_argnames=("combinations", "pairs", "tile", "mesh"))
 def gram_sums(
-    states: Float[Array, "M K n D"],
+    states: Float[Array, "M K N D"],
     valid: Bool[Array, " n"],
     ranks: Int[Array, "R n"],
     *,
@@ -252,7 +252,7 @@ def gram_sums(
     """Computes all row sums of all layers, in one program.
 
     Args:
-      states: [M, K, n, D] floating.
+      states: [M, K, N, D] floating; only the first n of N rows are looked at.
       valid: [n] bool.
       ranks: [R, n] int32, random ranks of the valid rows, one row per permutation (R may be 0).
       combinations: pairs of models whose Gram products are summed.
@@ -260,9 +260,11 @@ def gram_sums(
       tile: rows per Gram tile.
       mesh: the mesh that tiles and permutations are dealt over, or None for one device.
     """
-    # [n], and [n'] with padding that does not count
-    kept = counted_rows(states, valid)
-    padding = -states.shape[2] % tile
+    n = valid.shape[0]
+    # [n], and [n'] with padding that does not count. Rows of `states` are spread over devices, so the sum over all of
+    # them is sliced and not they.
+    kept = counted_rows(states, jnp.pad(valid, (0, states.shape[2] - n)))[:n]
+    padding = -n % tile
     kept_padded = jnp.pad(kept, (0, padding))
     shares = mesh.size if mesh else 1
     # [p, 3], a multiple of the devices
@@ -296,7 +298,7 @@ def gram_sums(
 
     # Layers go one by one, so that one layer's rows alone are whole on every device.
     def layer(k: jax.Array) -> tuple[jax.Array, ...]:
-        x = lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False)  # [M, n, D]
+        x = lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False)[:, :n]  # [M, n, D]
         # Padded before it is centred: the padding is masked like any row that does not count. [M, n', D]
         x, mean_square, exponent = centre(jnp.pad(x, ((0, 0), (0, padding), (0, 0))), kept_padded)
         r = jnp.square(x).sum(2)  # [M, n']
@@ -307,7 +309,6 @@ def gram_sums(
         weighted = jnp.einsum("mid,ti->mtd", x, spread, precision=EXACT)  # [M, M, D]
         cross = jnp.einsum("mid,mtd->mti", x, weighted, precision=EXACT)  # [M, M, n']
         g, permuted = run(x, r, tiles, permutations)
-        n = states.shape[2]
         return g[:, :n], r[:, :n], cross[:, :, :n], mean_square, exponent, permuted[:, :, :count]
 
     return replicate(GramSums(kept, *lax.map(layer, jnp.arange(states.shape[1]))), mesh)

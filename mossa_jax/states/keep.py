@@ -34,11 +34,13 @@ class KeptStates:
       states: [M, L + 2, n, D] float32 on the mesh, rows spread over `fsdp` and columns over `tensor`; row i is
         prompt i.
       valid: [n] bool, False on rows that only pad the array.
+      rows: all valid rows are among the first so many.
       names: the L + 2 layer names.
     """
 
     states: Float[Array, "M L+2 n D"]
     valid: Bool[np.ndarray, " n"]
+    rows: int
     names: tuple[str, ...]
 
 
@@ -65,28 +67,19 @@ def keep_states(
     arch, mesh = model.architecture, model.mesh
     run = PromptPass(model, adapters, prompts, config, shapes)
     # The largest n of all lists, so that one program writes the states of each of them.
-    most = run.shape.kept[-1]
-    kept = _empty(mesh, (run.models, arch.layers + 2, most, arch.hidden))
+    slots = run.shape.kept[-1]
+    kept = _empty(mesh, (run.models, arch.layers + 2, slots, arch.hidden))
     for batch in run.batches():
         # The array is the largest of the comparison. It is donated to each call, which writes the
         # batch's rows in place.
         kept = keep_batch(run.spec, *run.arguments, batch, run.prefix, kept)
-    slots = run.shape.kept_for(run.prompts)
-    kept = kept if slots == most else _first_rows(mesh, slots, kept)
-    return KeptStates(kept, np.arange(slots) < run.prompts, arch.state_names())
+    return KeptStates(kept, np.arange(slots) < run.prompts, run.shape.kept_for(run.prompts), arch.state_names())
 
 
 @partial(jax.jit, static_argnames=("mesh", "shape"))
 def _empty(mesh: jax.sharding.Mesh, shape: tuple[int, ...]) -> Float[Array, "M L+2 n D"]:
     """Returns zeros; every device fills its own shard, and no host and no device ever holds the whole array."""
     return jax.lax.with_sharding_constraint(jnp.zeros(shape, jnp.float32), _layout(mesh, shape))
-
-
-@partial(jax.jit, static_argnames=("mesh", "slots"))
-def _first_rows(mesh: jax.sharding.Mesh, slots: int, kept: Float[Array, "M L+2 N D"]) -> Float[Array, "M L+2 n D"]:
-    """Returns the first n = `slots` rows: similarity works on n^2 pairs of them."""
-    kept = kept[:, :, :slots]
-    return jax.lax.with_sharding_constraint(kept, _layout(mesh, kept.shape))
 
 
 @partial(jax.jit, static_argnames=("spec",), donate_argnames=("kept",))

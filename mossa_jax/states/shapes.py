@@ -50,8 +50,8 @@ class PassShape:
       rows: one for each length of packed rows.
       prefix_length: T, columns for the ids that all prompts of a list share; 0 for lists that share none.
       max_own: no prompt has more ids after the shared ones than this; 0 if that is not known.
-      kept: n, rows of kept states: one or two sizes, the smaller first. The states of every list are written to the
-        largest one, and compared in the first that holds them.
+      kept: n, rows of kept states: one or two sizes, the smaller first. An array has the largest number of rows, and
+        similarity looks at the first number that holds all prompts.
     """
 
     rows: tuple[RowShape, ...]
@@ -60,7 +60,7 @@ class PassShape:
     kept: tuple[int, ...]
 
     def kept_for(self, prompts: int) -> int:
-        """Returns n for a list of `prompts` prompts."""
+        """Returns how many kept rows similarity looks at, for a list of `prompts` prompts."""
         return size_for(prompts, self.kept)
 
 

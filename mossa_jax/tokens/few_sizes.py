@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 # What a batch costs besides its rows (the weights are read and gathered once for each): this share of a full batch.
-_BATCH_COST = 1 / 32
+_BATCH_COST = 1 / 16
 # A second size has to save this share of the work to be worth its program.
-_WORTH = 0.1
+_WORTH = 0.05
 # Sizes that are tried for a batch, at most.
 _CANDIDATES = 64
 

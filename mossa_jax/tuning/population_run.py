@@ -6,9 +6,8 @@ Shape letters: A places (slots, rounded up to the mesh's adapter axis), B rows, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from jaxtyping import Bool, Float, Int
 
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.devices.chips import chip_of
-from mossa_jax.devices.memory import compile_step
 from mossa_jax.errors import NOT_FINITE, Refusal
 from mossa_jax.llama import adapters as adapters_lib
 from mossa_jax.llama.adapters import Adapter, HostAdapters
@@ -31,8 +29,9 @@ from mossa_jax.tuning.checkpoints import Checkpoints, checkpoint_folder
 from mossa_jax.tuning.curves import LossCurves, Throughput
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.loop import train
-from mossa_jax.tuning.members import Member, RowLength, TuningContext, not_finite
-from mossa_jax.tuning.population import Metrics, PopulationState, Scale, StepSpec
+from mossa_jax.tuning.members import Member, TuningContext, not_finite
+from mossa_jax.tuning.population import Metrics, PopulationState, Scale
+from mossa_jax.tuning.population_programs import compile_step_for
 from mossa_jax.tuning.roster import Roster
 from mossa_jax.tuning.slot_arrays import SlotArrays
 
@@ -244,31 +243,12 @@ class PopulationRun:
         arguments = self._model.state, occupancy.scale, occupancy.total, state, *placed
         if which not in self._steps:
             # Compiled with the first real arguments, whose shapes and shardings are those of all later steps.
-            self._steps[which] = self._compile(self.roster.row_lengths[which], arguments)
+            rows_of_length = self.roster.row_lengths[which]
+            label = f"{self._label}, rows of {rows_of_length.length}"
+            self._steps[which] = compile_step_for(
+                label, rows_of_length, self._model, self._schedule, self._tuning, arguments
+            )
         return self._steps[which](*arguments)
-
-    def _compile(self, rows: RowLength, arguments: tuple[Any, ...]) -> jax.stages.Compiled:
-        """Compiles the step for rows of one length, with recomputation where configuration or memory ask for it."""
-        label, mesh, tuning = f"{self._label}, rows of {rows.length}", self._model.mesh, self._tuning
-        spec = StepSpec(
-            self._model.architecture,
-            self._optimizer,
-            mesh,
-            micro_batches=rows.micro_batches(self._schedule),
-            prefix=rows.prefix,
-            max_own=rows.max_own,
-            reproducible=tuning.reproducible,
-        )
-        if not tuning.reproducible:  # rows go one by one there
-            # Refused here, with the number to change, rather than by the compiler.
-            population.check_rows(label, rows.batch_rows, spec.micro_batches)
-        return compile_step(
-            label,
-            tuning.remat,
-            lambda remat: population.make_step(replace(spec, remat=remat)),
-            arguments,
-            mesh.local_devices[0],
-        )
 
     def _export_done(
         self, state: PopulationState, metrics: dict[str, np.ndarray], number: int, models: Sequence[int]

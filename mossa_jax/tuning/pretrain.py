@@ -34,7 +34,7 @@ from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.batches import batch_index
 from mossa_jax.tokens.rows import pack_text
-from mossa_jax.tokens.tokenizer import load_tokenizer
+from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from mossa_jax.tuning.batch import Batch
 from mossa_jax.tuning.checkpoints import Checkpoints
 from mossa_jax.tuning.loop import train
@@ -90,11 +90,12 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
     return folder
 
 
-def _miniature_architecture(config: Pretraining, vocab: int) -> Architecture:
+def miniature_architecture(config: Pretraining) -> Architecture:
+    """Returns the architecture of the miniature base model, which needs no training."""
     # A plain Llama with one key/value head per query head, and the head tied to the embedding, which is a large
     # part of so small a model.
     return Architecture(
-        vocab=vocab,
+        vocab=len(_tokenizer().library),
         hidden=config.hidden,
         feed_forward=config.feed_forward,
         layers=config.layers,
@@ -110,6 +111,12 @@ def _miniature_architecture(config: Pretraining, vocab: int) -> Architecture:
     )
 
 
+def _tokenizer() -> Tokenizer:
+    from mossa_jax.tasks.miniature import TOKENIZER
+
+    return load_tokenizer(TOKENIZER, "none", bos=1, eos=(2,))
+
+
 def _pretrain(
     folder: epath.Path, documents: Sequence[str], config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop
 ) -> None:
@@ -117,10 +124,10 @@ def _pretrain(
     from mossa_jax.tasks.miniature import TOKENIZER
 
     log.info("pre-training the miniature base model (kept in %s)", folder)
-    tokenizer = load_tokenizer(TOKENIZER, "none", bos=1, eos=(2,))
+    tokenizer = _tokenizer()
     ids = [[*prompt, tokenizer.eos] for prompt in tokenizer.prompts(documents)]
     rows = pack_text(ids, config.row_length)
-    arch = _miniature_architecture(config, len(tokenizer.library))
+    arch = miniature_architecture(config)
     parameters = initial_state(arch, seed)
     optimizer = _muon(config, parameters)
     update = _make_update(arch, optimizer)

@@ -104,4 +104,4 @@ def test_two_processes_in_one_bucket(store, tiny_config, tiny_run, tmp_path, mon
     together(commands(), ROOT, 1, tmp_path)
     wanted, found = pd.read_parquet(tiny_run[1] / "results/cka.parquet"), read_parquet(path / "results/cka.parquet")
     pd.testing.assert_frame_equal(found, wanted, rtol=0, atol=1e-3)
-    assert any(name.endswith("-cache") for name in store[0].files("bucket", "compiled/"))
+    assert any(name.endswith("-cache.kept") for name in store[0].files("bucket", "compiled/"))

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mossa_jax.errors import Refusal
 from mossa_jax.files import growing, lease, paths
-from mossa_jax.files.cache import keep_compiled
+from mossa_jax.files.compiled import keep_compiled
 from mossa_jax.files.growing import GrowingText, LogFile
 from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, copy_folder, file_names, on_disk
@@ -277,19 +277,16 @@ def test_tensorboard_files_get_there(folder, hasty, tmp_path, monkeypatch):
 
 
 def test_compiled_programs_are_kept_there(folder):
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    names = [name for name in dir(jax.config) if "compilation_cache" in name or "persistent_cache" in name]
+    before = {name: getattr(jax.config, name) for name in names}
     try:
         keep_compiled(str(folder / "compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        compilation_cache.reset_cache()
         jax.jit(lambda x: x * 3 + len(str(folder)))(jnp.ones(7)).block_until_ready()
-        assert any(name.endswith("-cache") for name in file_names(folder / "compiled"))
+        assert any(name.endswith("-cache.kept") for name in file_names(folder / "compiled"))
     finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        for name, value in before.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
-    with pytest.raises(Refusal, match=r"--compile_cache=nowhere://x: .*nowhere"):
-        keep_compiled("nowhere://x")
 
 
 def test_a_store_that_is_away_for_a_while_is_not_taken_for_an_empty_one(server, monkeypatch, tmp_path):

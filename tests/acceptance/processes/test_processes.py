@@ -58,3 +58,38 @@ def test_two_processes_give_the_table_of_one(root, tiny_config, tiny_run, tmp_pa
     pd.testing.assert_frame_equal(found[labels], wanted[labels])
     for name in ("cka", "low", "high"):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-4)
+
+
+# Joins, and says whether JAX keeps compiled programs.
+KEEPS = """
+import sys
+from mossa_jax.files.compiled import is_kept, keep_compiled
+from mossa_jax.processes.life import Process, Settings
+import jax
+jax.config.update("jax_compilation_cache_dir", None)
+settings = Settings(platform="cpu", processes=2, coordinator=sys.argv[1], process=int(sys.argv[2]))
+sys.exit(Process(settings, keep_compiled).run(lambda process: print("kept:", is_kept(), flush=True)))
+"""
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_programs_are_kept_only_in_a_folder_that_all_processes_see(root, tmp_path, is_shared):
+    """Otherwise one process could find a program that another has to compile, and on GPUs they compile together."""
+    address = free_address()
+    caches = [tmp_path / ("cache" if is_shared else f"cache{index}") for index in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KEEPS, address, str(index)],
+            cwd=root,
+            env=cpu(root, 1) | {"MOSSA_CACHE": str(caches[index])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process, (said, errors) in [(process, process.communicate(timeout=240)) for process in processes]:
+        assert process.returncode == 0, errors
+        assert f"kept: {is_shared}" in said and ("not every process sees" in errors) != is_shared
+    # Nothing is left of the look around.
+    assert not [path for path in tmp_path.rglob("meeting-*")]

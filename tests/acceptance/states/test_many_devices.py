@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.tiny_llama import random_texts
 
 PROGRAM = """
@@ -65,13 +67,48 @@ np.testing.assert_allclose(found[0].value, found[1].value, atol=1e-5)
 print("equal")
 """
 
+COMMON_SHAPES = """
+import json, sys
+import jax, numpy as np
+import mossa_jax as mossa
+from mossa_jax.config import Mesh
+from mossa_jax.devices.mesh import make_mesh, replicated
+from mossa_jax.llama.adapters import stack
+from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.similarity import compare_states
+from mossa_jax.states import PassConfig, keep_states
+from mossa_jax.tokens.packing import Packing
 
-def test_eight_devices_equal_one(root, tiny, tiny_adapters):
+folder, adapters, _ = json.loads(sys.argv[1])
+mesh = make_mesh(Mesh(adapter=1, fsdp=4, tensor=2))
+rng = np.random.default_rng(0)
+prefix, *prompts = [rng.integers(3, 700, size).tolist() for size in (30, *rng.integers(5, 20, 40))]
+lists = [[prefix + own for own in prompts[:9]], prompts[:21], prompts * 4]
+config, found = PassConfig("last", 8, Packing(64)), []
+for model in (mossa.load_model(folder), mossa.load_model(folder, mesh=mesh)):
+    stacked = stack(model.architecture, [load_adapter(path, model.architecture) for path in adapters])
+    fsdp, sizes = model.mesh.shape["fsdp"], [config.pack(model.architecture, own).sizes for own in lists]
+    shapes = config.shapes(sizes, model.mesh)
+    assert [shape.prefix_length for shape in shapes] == [0, 32]
+    assert all(size % fsdp == 0 for shape in shapes for rows in shape.rows for size in rows.batches)
+    kept = [keep_states(model, stacked, own, config, shapes) for own in lists]
+    assert [each.rows for each in kept] == [128, 128, 256] and {each.states.shape[2] for each in kept} == {256}
+    values = [compare_states(each.states, each.valid, [(0, 1)], rows=each.rows).value for each in kept]
+    states = [jax.device_put(each.states, replicated(model.mesh)).addressable_data(0) for each in kept]
+    found.append([*values, *map(np.asarray, states)])
+for one, many in zip(*found, strict=True):
+    np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("program", [PROGRAM, COMMON_SHAPES], ids=["one list", "lists with common shapes"])
+def test_eight_devices_equal_one(root, tiny, tiny_adapters, program):
     # 21 prompts: rows, batches and slots do not divide by the devices.
     given = [str(tiny.folder), [str(folder) for folder, _ in tiny_adapters], random_texts(21)]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(given)],
+        [sys.executable, "-c", program, json.dumps(given)],
         cwd=root,
         env={**os.environ, **flags, "PYTHONPATH": str(root)},
         capture_output=True,
