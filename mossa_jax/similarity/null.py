@@ -10,8 +10,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# Three bfloat16 passes on a TPU: errors of 1e-6 cannot move a p-value.
+# Three bfloat16 passes on a TPU, whose errors of 1e-6 cannot move a p-value. XLA makes one pass of TF32 of it on a GPU,
+# which moves a draw by 1e-7 to 5e-5 (docs/measurements.md): a p-value moves only if a draw is that close to the value.
 PRECISE = lax.Precision.HIGH
+# Among a handful of rows some draws pair every row with itself. They must tie with the value, so their products are
+# exact; a run gives such tasks arrays of so many rows.
+_FEW_ROWS = 128
 # Few rows of wide states: gathering n^2 entries of kept Gram matrices beats the 2 n D^2 operations of X^T P Y. On a
 # CPU one gathered entry was measured to cost about as much as 100 to 150 operations; above MAX_GRAM_ROWS (64 MiB per
 # model) Gram matrices are never kept.
@@ -82,8 +86,9 @@ def permuted_products(
         return jnp.zeros((len(pairs), 2, 0), jnp.float32)
 
     n, width = x.shape[1:]
+    precision = lax.Precision.HIGHEST if n <= _FEW_ROWS else PRECISE
     keep_grams = n <= MAX_GRAM_ROWS and GATHER_COST * n <= width**2
-    grams = jnp.einsum("mid,mjd->mij", x, x, precision=PRECISE) if keep_grams else None  # [M, n, n]
+    grams = jnp.einsum("mid,mjd->mij", x, x, precision=precision) if keep_grams else None  # [M, n, n]
 
     def step(_: None, permutation: jax.Array) -> tuple[None, jax.Array]:
         values = []
@@ -92,7 +97,7 @@ def permuted_products(
                 # Entry (i, j) of K_a meets entry (p_i, p_j) of K_b.
                 terms = grams[a] * grams[b][permutation][:, permutation]  # [n, n]
             else:
-                terms = jnp.square(jnp.einsum("id,ie->de", x[a], x[b][permutation], precision=PRECISE))  # [D, D]
+                terms = jnp.square(jnp.einsum("id,ie->de", x[a], x[b][permutation], precision=precision))  # [D, D]
             # Two short float32 sums in place of one over all entries.
             values.append(jnp.stack([terms.sum(0).sum(), r[a] @ r[b][permutation]]))
         return None, jnp.stack(values)  # [P, 2]

@@ -28,7 +28,9 @@ from mossa_jax.similarity.checks import check_pairs
 from mossa_jax.similarity.gram import EXACT, peak_exponent, power_of_two
 from mossa_jax.similarity.kahan import add_compensated
 
-# On a TPU three bfloat16 passes in place of six, on a GPU three of TF32; the values differ by at most about 2e-6.
+# On a TPU three bfloat16 passes in place of six: values differ by at most about 2e-6. On a GPU XLA makes one pass of
+# TF32 of it: by at most 6e-7 for rows like a normal distribution, and by 5e-5 for rows with heavy tails (emulated:
+# docs/measurements.md).
 FAST = lax.Precision.HIGH
 # Symmetric products are stored in upper blocks, at most this many per side and at least this wide: with eight per side
 # 36 of 64 blocks are kept.
@@ -84,7 +86,7 @@ class Moments:
       rows: [2] int32, rows that counted: `rows[0] + rows[1] * 2**24`, exact beyond 10^12.
       dropped: [2] int32, valid rows left out because one of the models was not finite there.
       pairs: of models, static.
-      fast: whether matmuls take three passes, static.
+      fast: whether matmuls take `FAST`, static.
       mesh: the mesh that the D x D sums are spread over, static; or None.
     """
 
@@ -132,7 +134,8 @@ def start_stream(
     Args:
       shift: [M, D] vectors near the means of the models, the same for all streams that are to be merged.
       pairs: (a, b) indices of the models to compare.
-      fast: three passes per matmul in place of full float32; adds an error of about 2e-6 on TPU and GPU.
+      fast: fewer passes per matmul than full float32 takes; adds an error of about 2e-6 on TPU, and up to 5e-5 on
+        GPU, where one pass of TF32 is left.
       mesh: spreads the D x D sums over its axes `fsdp` and `tensor`.
 
     Raises:
