@@ -106,7 +106,8 @@ def similarity_bytes(arch: Architecture, layout: BatchLayout, kept: int) -> floa
     """Returns the temporary bytes of comparing one task's rows.
 
     Each chip holds one layer of all models whole, raw and centred, a tile of each Gram matrix, and the product of one
-    permutation. A GPU holds a third copy of the layer, and the kept states once more, in another order of axes.
+    permutation. One of several GPUs holds a third copy of the layer, and the kept states once more, in another order of
+    axes.
 
     Args:
       arch: the base model's.
@@ -115,8 +116,10 @@ def similarity_bytes(arch: Architecture, layout: BatchLayout, kept: int) -> floa
     """
     models, rows = layout.models, layout.batch.rows
     layer = models * rows * arch.hidden
-    copies = 3 if layout.is_gpu else 2
-    return _FLOAT32 * (copies * layer + models * tile_size(rows) ** 2 + arch.hidden**2) + kept * layout.is_gpu
+    mesh = layout.mesh
+    gathers_on_gpu = layout.is_gpu and mesh.adapter * mesh.fsdp * mesh.tensor > 1
+    copies = 3 if gathers_on_gpu else 2
+    return _FLOAT32 * (copies * layer + models * tile_size(rows) ** 2 + arch.hidden**2) + kept * gathers_on_gpu
 
 
 def cache_bytes(arch: Architecture, layout: BatchLayout, new_tokens: int) -> float:

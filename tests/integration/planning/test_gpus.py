@@ -64,6 +64,18 @@ def test_formulas_give_what_was_compiled_for_eight_h100_within_15_percent(root, 
         assert gathered == pytest.approx(expected, rel=0.15, abs=1e9), row["stage"]
 
 
+def test_formulas_give_what_was_compiled_for_one_h100_within_15_percent(root):
+    """GiB in all, of llama2_7b_flan2021 with every axis of the mesh at one."""
+    run = planned_run(root, "llama2_7b_flan2021", "h100:1")
+    config = replace(run.config, mesh=Mesh(1, 1, 1))
+    run = replace(run, config=config, hardware=replace(run.hardware, devices=()))
+    compiled = {"E": 30.50, "controls": 48.59, "scores": 210.75, "states": 49.36, "similarity": 35.17}
+    plan = plan_run(run, STAGES, 0, compile_programs=False)
+    assert {row["stage"]: row["total"] / 2**30 for row in plan["rows"]} == pytest.approx(compiled, rel=0.15)
+    # The keys and values of 64 prompts for three models, twice, are more than one GPU has.
+    assert [row["stage"] for row in plan["rows"] if not row["fits"]] == ["scores"]
+
+
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", NAMES)
