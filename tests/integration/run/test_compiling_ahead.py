@@ -18,7 +18,6 @@ from mossa_jax.states.forward import read_prefix
 from mossa_jax.states.keep import keep_batch
 from tests.conftest import load_config
 
-OPTIONS = ("dir", "max_size")
 COMPILED = "PERSISTENT COMPILATION CACHE MISS for 'jit_"
 FOUND = "Persistent compilation cache hit for 'jit_"
 
