@@ -14,15 +14,21 @@ from jaxtyping import Float
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import HostAdapters, place_adapters
+from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.generate import greedy
+from mossa_jax.llama.model import parameter_count
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.few_sizes import batch_sizes, size_for, two_sizes
 from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
 
 SCORE_ROWS = 64
-"""Prompts that a run answers at once."""
+"""The most prompts that a run answers at once."""
+SCORED_MODELS = 3
+"""The base, E and a control, which answer the same prompts."""
+# Of a device's memory without its part of the base, what the caches of keys and values may take.
+_CACHE_SHARE = 0.9
 
 # Widths and row counts are rounded up to these multiples: every new shape of a batch is compiled anew.
 _WIDTH_MULTIPLE = 32
@@ -83,6 +89,31 @@ class AnswerShape:
     def width_for(self, longest: int) -> int:
         """Returns S of a batch whose longest prompt has so many ids."""
         return size_for(mesh_lib.round_up(longest, _WIDTH_MULTIPLE), self.widths)
+
+
+def rows_that_fit(arch: Architecture, mesh: jax.sharding.Mesh, itemsize: int, memory: int, config: AnswerConfig) -> int:
+    """Returns how many prompts a run answers at once: `SCORE_ROWS`, halved until their keys and values fit a device.
+
+    Args:
+      arch: the base model's.
+      mesh: rows over `fsdp`, heads over `tensor`.
+      itemsize: bytes of a number of the base.
+      memory: of a device, in bytes.
+      config: how prompts are answered; its `batch_rows` is not read.
+    """
+    tensor = mesh.shape["tensor"]
+    heads = arch.kv_heads // tensor if arch.kv_heads % tensor == 0 else arch.kv_heads
+    positions = mesh_lib.round_up(config.max_tokens, _WIDTH_MULTIPLE) + config.new_tokens
+    base = parameter_count(arch) * itemsize / (mesh.shape["fsdp"] * tensor)
+    rows = SCORE_ROWS
+    while rows > mesh.shape["fsdp"]:
+        on_device = SCORED_MODELS * rows / mesh.shape["fsdp"]
+        # Keys and values, before and after a step of decoding.
+        cache = 2 * 2 * arch.layers * on_device * positions * heads * arch.head_dim * itemsize
+        if cache <= _CACHE_SHARE * (memory - base):
+            break
+        rows //= 2
+    return rows
 
 
 def _batches(items: list[int], size: int) -> list[list[int]]:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from math import ceil
 
+import jax.numpy as jnp
+
 from mossa_jax.config import Config, Schedule, recompute
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import bytes_on_device
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.function.exact_match import SCORE_ROWS
+from mossa_jax.function.exact_match import SCORED_MODELS, AnswerConfig, rows_that_fit
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.planning import formulas, programs
@@ -33,8 +35,6 @@ STAGES = ("E", "controls", "scores", "states", "similarity")
 # The most programs per stage: full batches and a task's last one. Ids that prompts share are one more, counted as long
 # as a batch. E and the controls have one step each.
 _PROGRAMS = {"scores": 2, "states": 2, "similarity": 2}
-# The base, E and one control, which answer the same prompts.
-_SCORED_MODELS = 3
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,12 @@ class PlannedRun:
     def _scores(self) -> Stage:
         tuning, tokens, base = self.config.tuning, self.config.tokens, self._base(adapters=False)
         prompts = min(tuning.score_prompts, self.work.prompts)
-        rows = mesh_lib.round_up(min(SCORE_ROWS, mesh_lib.round_up(prompts, 16)), base.grid.shape["fsdp"])
+        new_tokens, itemsize = tuning.score_tokens, jnp.dtype(base.dtype).itemsize
+        answers = AnswerConfig(tokens.max_tokens, tokens.truncation, new_tokens)
+        most = rows_that_fit(self.arch, base.grid, itemsize, self.hardware.memory, answers)
+        rows = mesh_lib.round_up(min(most, mesh_lib.round_up(prompts, 16)), base.grid.shape["fsdp"])
         width = mesh_lib.round_up(tokens.max_tokens, 32)
-        batch, adapters, new_tokens = BatchSize(rows, width), self._adapters(_SCORED_MODELS), tuning.score_tokens
+        batch, adapters = BatchSize(rows, width), self._adapters(SCORED_MODELS)
         layout = BatchLayout.of(base, adapters.models, batch)
         usual_length = min(self.work.template_ids + self.work.example_ids, width)
         flops = formulas.forward_flops(self.arch, 1, int(usual_length)) + 2 * self.arch.vocab * self.arch.hidden

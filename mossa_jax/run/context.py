@@ -16,7 +16,7 @@ from etils import epath
 from mossa_jax.config import MINIATURE
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.write import read_parquet, write_parquet
-from mossa_jax.function.exact_match import AnswerConfig, AnswerShape
+from mossa_jax.function.exact_match import AnswerConfig, AnswerShape, rows_that_fit
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
@@ -30,6 +30,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run.ahead import Ahead
 from mossa_jax.run.base_model import BaseModel
 from mossa_jax.run.places import Places
+from mossa_jax.similarity.engine import memory_per_device
 from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tokens.encoded import EncodedSplit, encode_split
@@ -171,11 +172,15 @@ class Run(Places):
             prompts: Iterator[list] = (self.test_prompts(task) for task in self.suite.tasks)
             return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
 
-    @property
+    @cached_property
     def answer_config(self) -> AnswerConfig:
         """How the scores read and answer prompts."""
         tokens = self.config.tokens
-        return AnswerConfig(tokens.max_tokens, tokens.truncation, self.config.tuning.score_tokens)
+        config = AnswerConfig(tokens.max_tokens, tokens.truncation, self.config.tuning.score_tokens)
+        # The smallest device of all processes decides.
+        memory = min(agreement.everywhere(memory_per_device()))
+        itemsize = jnp.dtype(self.config.dtype).itemsize
+        return replace(config, batch_rows=rows_that_fit(self.architecture, self.mesh, itemsize, memory, config))
 
     @property
     def score_prompts(self) -> int:
