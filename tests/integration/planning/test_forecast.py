@@ -314,7 +314,12 @@ def test_an_unknown_topology_is_refused_in_one_line(root):
 
 def test_a_run_that_does_not_fit_exits_with_code_3_after_its_table(root, tmp_path):
     out = tmp_path / "plan.json"
-    flags = ("--config=configs/llama2_7b_flan2021.py", "--topology=a100-40:1", "--price_per_chip_hour=2", f"--out={out}")
+    flags = (
+        "--config=configs/llama2_7b_flan2021.py",
+        "--topology=a100-40:1",
+        "--price_per_chip_hour=2",
+        f"--out={out}",
+    )
     done = launch_plan(root, *flags, "--config.tuning.control.parts=1", "--config.mesh.adapter=1", "--use=0.5")
     assert done.returncode == 3, done.stderr
     (plan,) = json.loads(out.read_text())

@@ -35,6 +35,7 @@ def an_empty_cache(tmp_path):
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 def test_the_large_programs_of_all_stages_are_compiled_once_and_ahead(
     an_empty_cache, tiny_config, tmp_path, caplog, monkeypatch
 ):

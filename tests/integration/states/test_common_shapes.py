@@ -27,7 +27,8 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("pool", ["last", pytest.param("mean", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["last", "mean"])
 @pytest.mark.parametrize(
     "lengths", [{"row_length": 64}, pytest.param({"row_length": 32, "long_row_length": 64}, marks=pytest.mark.slow)]
 )

@@ -11,8 +11,8 @@ from mossa_jax.run.ahead import Ahead
 
 
 @pytest.fixture(autouse=True)
-def on_two_cores(monkeypatch):
-    monkeypatch.setattr(ahead.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+def on_a_tpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
 
 
 def wait_until(holds):
@@ -88,7 +88,7 @@ def test_after_its_end_nothing_more_is_compiled():
         (jax, "process_count", lambda: 2),
         (jax, "default_backend", lambda: "gpu"),
         (ahead, "is_kept", lambda: False),
-        (ahead.os, "sched_getaffinity", lambda _: {0}),
+        (jax, "default_backend", lambda: "cpu"),
     ],
 )
 def test_it_stays_away_where_it_would_disturb_or_be_of_no_use(monkeypatch, where, name, value):
