@@ -12,8 +12,11 @@ demo: $(VENV)/base.stamp
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/integration
 
-# Everything that `make test` leaves out: the acceptance tests, and the longer proofs of the other tiers.
+# Everything that `make test` leaves out: the acceptance tests, and the longer proofs of the other tiers. Programs for
+# absent TPUs and GPUs need their compilers, 1.2 GB; a machine that has none of the chips stays on its CPU.
+slow: export JAX_PLATFORMS ?= cpu
 slow: $(VENV)/test.stamp browser
+	$(INSTALL) --no-compile --editable '.[test,plan]' --constraint $(CONSTRAINTS)
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/acceptance
 	$(BIN)/python -m pytest -q -m slow tests/unit tests/integration
 
