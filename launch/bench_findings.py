@@ -18,13 +18,11 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of all simulations.")
 OUT = flags.DEFINE_string("out", None, "Folder for the tables as CSV; without it they are only printed.")
 
 
-def main(argv: list[str]) -> None:
+def main(_: object) -> None:
     """Runs the chosen simulations and prints their tables."""
-    del argv
     from mossa_jax.benchmarks.findings_statistics import PARTS as SIMULATIONS
 
-    for part in PARTS.value:
-        require_choice("parts", part, _PARTS)
+    require_choice(PARTS, _PARTS)
     for part in PARTS.value:
         table = SIMULATIONS[part](RUNS.value, SEED.value)
         print(f"## {part}\n{table.round(3).to_string(index=False)}\n", flush=True)
