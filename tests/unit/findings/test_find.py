@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from mossa_jax.findings.verdicts import statements
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.curves import differences, task_layer_matrix
-from mossa_jax.findings.verdicts import statements
 from tests.support.planted import CLUSTERS, NO_SCORES, planted_scores, planted_table
 
 

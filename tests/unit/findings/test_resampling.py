@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from mossa_jax.findings.resampling import interval_of_mean, sign_flip, spearman
+from scipy import stats
 
 
 def test_exact_sign_flip_agrees_with_scipy():
