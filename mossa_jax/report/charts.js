@@ -360,7 +360,10 @@
     }
     draw("chart-specificity", traces, {
       xaxis: { type: "category", title: { text: "layer" } },
-      yaxis: { title: { text: "difference of CKA (tuned model)" }, zeroline: true, zerolinecolor: colour("--quiet") },
+      yaxis: {
+        title: { text: "difference of CKA (tuned model)" }, rangemode: "tozero", zeroline: true,
+        zerolinecolor: colour("--quiet"),
+      },
     });
   }
 
