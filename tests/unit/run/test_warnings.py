@@ -7,7 +7,8 @@ from mossa_jax.tasks.thresholds import FEW_PROMPTS
 
 
 def data_of_task(bad_rows=0, rows=100, distinct=100):
-    return {"train": {"bad_rows": bad_rows}, "test": {"bad_rows": 0, "rows": rows, "distinct": distinct}}
+    items = {"item_source": "rows", "largest_item": 1, "related": 0.0}
+    return {"train": {"bad_rows": bad_rows}, "test": {"bad_rows": 0, "rows": rows, "distinct": distinct, **items}}
 
 
 def run_of(pool="last", metrics=()):
