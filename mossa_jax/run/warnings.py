@@ -99,8 +99,8 @@ def related_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
         shown = ", ".join(f"{name} {guessed[name]:.2%}" for name in worst[:_MAX_NAMES])
         warnings.append(
             f"items were guessed in {_count(len(guessed), 'task')} from long texts that prompts share (related pairs: "
-            f"{shown}{', ...' if len(worst) > _MAX_NAMES else ''}); intervals and the debiased estimator treat these as "
-            "one item; name the column `item` to say so yourself"
+            f"{shown}{', ...' if len(worst) > _MAX_NAMES else ''}); intervals and the debiased estimator treat these "
+            "as one item; name the column `item` to say so yourself"
         )
     large = [name for name, test in tests.items() if test["largest_item"] >= LARGE_ITEM * max(test["distinct"], 2)]
     if large:

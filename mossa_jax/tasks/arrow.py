@@ -101,7 +101,8 @@ def raw_rows(batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str], c
     """
     inputs, targets = (_bytes_of(batch.column(name)) for name in names[:2])
     optional = names[2:]
-    templates, items = [-1] * batch.num_rows, [None] * batch.num_rows
+    templates: list[int | None] = [-1] * batch.num_rows
+    items: Sequence[bytes | int | None] = [None] * batch.num_rows
     if columns.template in optional:
         templates = batch.column(columns.template).to_pylist()
     if columns.item in optional:
@@ -117,8 +118,8 @@ def decode_row(row: RawRow, columns: Columns) -> Example:
       BadRow: it is no usable example.
     """
     inputs, targets, template, item = row
-    item = _decode(item) if isinstance(item, bytes) else item
-    return make_example(_decode(inputs), _decode(targets), template, item, columns)
+    name = _decode(item) if isinstance(item, bytes) else item
+    return make_example(_decode(inputs), _decode(targets), template, name, columns)
 
 
 def texts_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str | None]:
