@@ -4,7 +4,6 @@ from typing import Any
 
 import pandas as pd
 
-from mossa_jax.config import TUNED
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, mean_defined, task_layer_matrix
 from mossa_jax.findings.resampling import paired_change
 
@@ -17,7 +16,7 @@ def find_specificity(
     Only tasks of the mixture count: tasks that E never saw say nothing about what it learned for each task.
 
     Args:
-      table: the results table. Rows whose control is neither the task's own nor E are the mismatched ones.
+      table: the results table. Rows whose control is another task's are the mismatched ones.
       layers: the layers to average over.
       estimator: `debiased` or `biased`.
       seed: seed of the resampling.
@@ -31,7 +30,7 @@ def find_specificity(
     """
     other = table[
         (table["control"] != table["task"])
-        & (table["control"] != TUNED)
+        & table["control"].isin(set(table["task"]))
         & (table["estimator"] == estimator)
         & (table["undefined"].fillna("") == "")
         & table["layer"].astype(str).isin(layers)

@@ -72,7 +72,8 @@ def _with_choice(suite: Suite, config: Tasks) -> Suite:
             raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, the name of a model of the run; rename it")
         if _MODEL_SUFFIX.search(name):
             raise Refusal(
-                BAD_INPUT, f"a task cannot be called {name!r}: .seed1, .twin and the like end names of models; rename it"
+                BAD_INPUT,
+                f"a task cannot be called {name!r}: names of models end in .seed<N> or .twin; rename it",
             )
         if count > 1:
             raise Refusal(BAD_INPUT, f"suite {suite.name!r} has {count} tasks called {name!r}; rename all but one")
