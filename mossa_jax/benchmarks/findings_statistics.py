@@ -21,6 +21,7 @@ from mossa_jax.benchmarks.planted_findings import (
     ramp,
     shape_changes,
 )
+from mossa_jax.benchmarks.published_figure import figure2
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import CLUSTER_LEVEL, brown_forsythe
 from mossa_jax.findings.units import t_interval
@@ -198,5 +199,6 @@ PARTS: dict[str, Callable[[int, int], pd.DataFrame]] = {
     "rise": rises,
     "shapes": shapes,
     "clusters": cluster_tests,
+    "figure2": figure2,
 }
 """Name of a part -> its simulation, given runs and a seed."""
