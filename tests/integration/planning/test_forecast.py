@@ -62,9 +62,16 @@ def planned_run(topology="h100:8", config=FLAN, **changes):
 
 def test_work_is_counted_from_names_alone():
     work = count_flan(FLAN)
-    assert len(work.controls) == work.tasks == 60 and sum(work.controls) == 1_316_740 and max(work.controls) == 30_000
+    # One per task, and a second seed and a twin for one task of each of the eleven clusters.
+    assert work.tasks == 60 and len(work.controls) == 60 + 2 * 11 and max(work.controls) == 30_000
+    plain = count_flan(replace(FLAN, tuning=replace(FLAN.tuning, control_seeds=1, twins=())))
+    assert len(plain.controls) == 60 and sum(plain.controls) == 1_316_740
     assert work.mixture == 529_650 and work.prompts == 10_000 and work.template_ids == 133
-    unseen = replace(FLAN, tasks=Tasks(suite="flan2021"), tuning=replace(FLAN.tuning, seeds=2, control_seeds=3))
+    unseen = replace(
+        FLAN,
+        tasks=Tasks(suite="flan2021"),
+        tuning=replace(FLAN.tuning, seeds=2, control_seeds=3, seeded=("all",), twins=()),
+    )
     counts = count_flan(unseen, prompts=50)
     assert counts.tasks == 67 and len(counts.controls) == 3 * 67
     assert counts.mixture == 529_650  # Misc. is held out.
@@ -86,7 +93,7 @@ def _names(selection):
 
 def test_rows_of_a_folder_are_counted(tasks_folder, tiny):
     config = Config(base=str(tiny.folder), tasks=Tasks(suite="folder", folder=str(tasks_folder), max_train=20))
-    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20, 20, 20)
+    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20,) * 7
 
 
 def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):
