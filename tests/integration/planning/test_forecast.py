@@ -62,16 +62,21 @@ def planned_run(topology="h100:8", config=FLAN, **changes):
 
 def test_work_is_counted_from_names_alone():
     work = count_flan(FLAN)
-    assert len(work.controls) == work.tasks == 60 and sum(work.controls) == 1_316_740 and max(work.controls) == 30_000
+    # One per task, and a second seed and a twin for one task of each of the eleven clusters.
+    assert work.tasks == 60 and len(work.controls) == 60 + 2 * 11 and max(work.controls) == 30_000
+    alone = replace(FLAN.tuning, control_seeds=1, twins=())
+    plain = count_flan(replace(FLAN, tuning=alone))
+    assert len(plain.controls) == 60 and sum(plain.controls) == 1_316_740
     assert work.mixture == 529_650 and work.prompts == 10_000 and work.template_ids == 133
-    unseen = replace(FLAN, tasks=Tasks(suite="flan2021"), tuning=replace(FLAN.tuning, seeds=2, control_seeds=3))
+    seeds = replace(FLAN.tuning, seeds=2, control_seeds=3, seeded=("all",), twins=())
+    unseen = replace(FLAN, tasks=Tasks(suite="flan2021"), tuning=seeds)
     counts = count_flan(unseen, prompts=50)
     assert counts.tasks == 67 and len(counts.controls) == 3 * 67
     assert counts.mixture == 529_650  # Misc. is held out.
     assert sum(counts.controls) == 3 * (1_316_740 + 113_980)
     assert counts.experimental_models == 2 and counts.prompts == 50
     # Each data set is one task; both names of MNLI have the same training rows.
-    joined = replace(FLAN, tasks=Tasks(suite="flan2021", selection="flan62", max_train=10**9))
+    joined = replace(FLAN, tasks=Tasks(suite="flan2021", selection="flan62", max_train=10**9), tuning=alone)
     assert sum(count_flan(joined).controls) == sum(task.rows for task in _names("flan62"))
     with pytest.raises(Refusal, match="needs a tokenizer"):
         count_flan(replace(FLAN, tokens=Tokens(template="chat")))
@@ -86,7 +91,7 @@ def _names(selection):
 
 def test_rows_of_a_folder_are_counted(tasks_folder, tiny):
     config = Config(base=str(tiny.folder), tasks=Tasks(suite="folder", folder=str(tasks_folder), max_train=20))
-    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20, 20, 20)
+    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20,) * 7
 
 
 def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):

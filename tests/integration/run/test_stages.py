@@ -100,18 +100,15 @@ def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table,
         assert rows.layer.tolist() == again.layer.tolist() and rows.estimator.tolist() == again.estimator.tolist()
         np.testing.assert_allclose(rows.cka, again.cka, atol=1e-5)
         # The run's intervals hold the noise between seeds, too.
-        assert (rows.low <= again.low + 1e-5).to_numpy().all() and (rows.high >= again.high - 1e-5).to_numpy().all()
+        low, high = (rows[end].to_numpy() for end in ("low", "high"))
+        assert (low <= again.low.to_numpy() + 1e-5).all() and (high >= again.high.to_numpy() - 1e-5).all()
         assert (rows.error_seeds[rows.layer == "2"] > 0).all()
 
 
 def test_changes_are_those_of_the_cells_with_shares_of_the_ceiling(tiny_run, table):
     change = pd.read_parquet(tiny_run[1] / "results/change.parquet")
-    assert (
-        change.columns.tolist()
-        == (
-            "task cluster held_out layer estimator change low high p q share_of_ceiling competent error_rows error_seeds"
-        ).split()
-    )
+    first = "task cluster held_out layer estimator change low high p q share_of_ceiling competent"
+    assert change.columns.tolist() == [*first.split(), "error_rows", "error_seeds"]
     assert len(change) == 3 * len(NAMES) * 2
     cells = table.set_index(["task", "experimental", "control", "layer", "estimator"]).cka
     row = change[(change.task == "count_words") & (change.layer == "3") & (change.estimator == "biased")].iloc[0]
