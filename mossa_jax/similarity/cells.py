@@ -54,7 +54,7 @@ def _cell(
         "n": similarities.n,
         # Each row counts as an item of its own.
         "units": similarities.n,
-        "error_rows": _row_error(*(float(side[at]) for side in (similarities.low, similarities.high)), similarities.n),
+        "error_rows": _row_error(float(similarities.low[at]), float(similarities.high[at]), similarities.n),
         # [M, K]: figures of one model's state, not of the pair.
         "participation_ratio_a": similarities.participation_ratio[a, k],
         "participation_ratio_b": similarities.participation_ratio[b, k],

@@ -106,12 +106,8 @@ def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table,
 
 def test_changes_are_those_of_the_cells_with_shares_of_the_ceiling(tiny_run, table):
     change = pd.read_parquet(tiny_run[1] / "results/change.parquet")
-    assert (
-        change.columns.tolist()
-        == (
-            "task cluster held_out layer estimator change low high p q share_of_ceiling competent error_rows error_seeds"
-        ).split()
-    )
+    first = "task cluster held_out layer estimator change low high p q share_of_ceiling competent"
+    assert change.columns.tolist() == [*first.split(), "error_rows", "error_seeds"]
     assert len(change) == 3 * len(NAMES) * 2
     cells = table.set_index(["task", "experimental", "control", "layer", "estimator"]).cka
     row = change[(change.task == "count_words") & (change.layer == "3") & (change.estimator == "biased")].iloc[0]
