@@ -100,7 +100,8 @@ def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table,
         assert rows.layer.tolist() == again.layer.tolist() and rows.estimator.tolist() == again.estimator.tolist()
         np.testing.assert_allclose(rows.cka, again.cka, atol=1e-5)
         # The run's intervals hold the noise between seeds, too.
-        assert (rows.low <= again.low + 1e-5).to_numpy().all() and (rows.high >= again.high - 1e-5).to_numpy().all()
+        low, high = (rows[end].to_numpy() for end in ("low", "high"))
+        assert (low <= again.low.to_numpy() + 1e-5).all() and (high >= again.high.to_numpy() - 1e-5).all()
         assert (rows.error_seeds[rows.layer == "2"] > 0).all()
 
 
