@@ -13,6 +13,7 @@ PRETRAINED, TUNED = "pretrained", "tuned"
 
 Suite = Literal["miniature", "flan2021", "folder", "natural_instructions", "hub"]
 Selection = Literal["paper", "flan62", "all69"]
+TestOrder = Literal["sample", "first"]
 Mixture = Literal["capped", "proportional", "equal"]
 Template = Literal["none", "llama2", "chat"]
 Truncation = Literal["keep_end", "paper"]
@@ -48,6 +49,9 @@ class Columns:
     """Column of the cluster, read with suite `hub` only; optional there."""
     template: str = "template"
     """Column of a whole number that says which instruction template made the row; optional."""
+    item: str = "item"
+    """Column of a text or whole number that rows share which belong together beside their template: questions about one
+    passage, one row in several wordings; optional. Without it, items are guessed from long texts that rows share."""
 
 
 @dataclass
@@ -83,7 +87,10 @@ class Tasks:
     max_train: int = 30_000
     """Training rows per task, the first ones. 30,000 is FLAN 2021's own cap per data set."""
     max_test: int = 10_000
-    """Test prompts per task, the first ones. 10,000 as in the authors' runs."""
+    """Test prompts per task. 10,000 as in the authors' runs."""
+    test_order: TestOrder = "sample"
+    """Which test prompts are taken: `sample` (drawn by the run's seed, in random order, so that the first ones are a
+    sample too) or `first` (the first ones, in the source's order)."""
     mixture: Mixture = "capped"
     """Rows that each task gives to E: `capped` (all it has, under `max_per_cluster`, our reading of the authors'
     runs), `proportional` (by size, no task counted above `max_rate`) or `equal`."""

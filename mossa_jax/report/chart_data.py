@@ -10,7 +10,7 @@ import pandas as pd
 from mossa_jax.findings import to_json_types
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.report import palette
-from mossa_jax.report.inputs import ReportInputs, scores_by_model
+from mossa_jax.report.inputs import ReportInputs, left_out, scores_by_model
 
 _DIGITS = 4
 """Decimals of a number: what can be read off a chart."""
@@ -21,12 +21,15 @@ def chart_data(inputs: ReportInputs) -> dict[str, Any]:
 
     Returns:
       `layers`: names in network order, and `layer_labels`: the same for an axis.
-      `tasks`: dicts `name, cluster, held_out, n`.
+      `tasks`: dicts `name, cluster, held_out, n`, and `left_out`: why the findings leave it out, or "".
       `cells[experimental][estimator]`: `cka`, `low` and `high`, each [tasks][layers] with None where undefined.
       `undefined[experimental]`: a list of [task, layer, reason], by index.
+      `change[estimator]`: `low`, `high`, `p` and `q` of tuned minus pre-trained, each like a cell; None if not tested.
+      `ceiling[estimator]`: one value per layer; None if no seeds of specialists were compared.
       `sections`, `ranking`: from the analysis.
+      `specificity[foreign]`: rows `layer, mean, low, high, n_tasks` per foreign control that was compared.
       `training[model]`: `step` and `loss`.
-      `scores[model]`: exact match per task.
+      `scores[metric][model]`: one value per task.
       `names`, `colours`: how models, scores and sections are named and drawn.
     """
     table = inputs.table
@@ -35,6 +38,7 @@ def chart_data(inputs: ReportInputs) -> dict[str, Any]:
     names += [task for task in cluster_of if task not in names]
     held_out = set(table.loc[table["held_out"].astype(bool), "task"])
     prompts = table.groupby("task")["n"].max()
+    reasons = left_out(inputs.analysis)
     return {
         "layers": layers,
         "layer_labels": [palette.layer_label(layer) for layer in layers],
@@ -44,22 +48,71 @@ def chart_data(inputs: ReportInputs) -> dict[str, Any]:
                 "cluster": cluster_of[name],
                 "held_out": name in held_out,
                 "n": to_json_types(prompts.get(name)),
+                "left_out": reasons.get(name, ""),
             }
             for name in names
         ],
         "cells": _cells(table, names),
         "undefined": _undefined_cells(table, names, layers),
+        "change": _changes(inputs.change, names, layers),
+        "ceiling": ceiling_values(inputs.analysis, layers),
         "sections": inputs.analysis["sections"],
         "ranking": inputs.analysis["clusters"]["ranking"],
+        "specificity": {
+            name: inputs.analysis["specificity"][name]["by_layer"]
+            for name in palette.FOREIGN_NAMES
+            if inputs.analysis["specificity"][name]["tuned"]["n_tasks"]
+        },
         "training": _training(inputs.curves),
         "scores": _scores(inputs.scores, names),
-        "names": {"models": palette.MODEL_NAMES, "scores": palette.SCORE_NAMES},
+        "names": {
+            "models": palette.MODEL_NAMES,
+            "scores": palette.SCORE_NAMES,
+            "metrics": palette.METRIC_NAMES,
+            "foreign": palette.FOREIGN_NAMES,
+        },
         "colours": {
             "models": palette.MODEL_COLOURS,
             "scores": palette.SCORE_COLOURS,
             "sections": palette.SECTION_COLOURS,
+            "foreign": palette.FOREIGN_COLOURS,
             "undefined": palette.UNDEFINED,
         },
+    }
+
+
+def ceiling_values(analysis: dict[str, Any], layers: list[str]) -> dict[str, list[float | None]] | None:
+    """Returns the ceiling at every layer by estimator, None where it was not measured; None without any."""
+    if not analysis["ceiling"]["measured"]:
+        return None
+    values = {}
+    for estimator in REPORTED_ESTIMATORS:
+        ceiling = analysis["robustness"][estimator]["ceiling"]
+        by_layer = dict(zip(ceiling["layers"], ceiling["by_layer"], strict=True))
+        values[estimator] = [by_layer.get(layer) for layer in layers]
+    return values
+
+
+def change_matrix(change: pd.DataFrame, column: str, estimator: str, names: list[str], layers: list[str]) -> np.ndarray:
+    """Spreads one column of the table of changes out, [tasks, layers] float64; NaN where a cell is absent."""
+    rows = change[change["estimator"] == estimator]
+    rows = rows.assign(layer=rows["layer"].astype(str), value=pd.to_numeric(rows[column], errors="coerce"))
+    wide = rows.pivot_table(index="task", columns="layer", values="value", aggfunc="mean", dropna=False)
+    return wide.reindex(index=names, columns=layers).to_numpy(float)
+
+
+def _changes(
+    change: pd.DataFrame | None, names: list[str], layers: list[str]
+) -> dict[str, dict[str, list[list[float | None]]]] | None:
+    if change is None or change.empty:
+        return None
+    return {
+        estimator: {
+            # Small p values are told apart; the ends of an interval are as precise as the cells.
+            column: to_json_types(np.round(change_matrix(change, column, estimator, names, layers), digits))
+            for column, digits in (("low", _DIGITS), ("high", _DIGITS), ("p", 6), ("q", 6))
+        }
+        for estimator in REPORTED_ESTIMATORS
     }
 
 
@@ -82,7 +135,7 @@ def _cells(table: pd.DataFrame, names: list[str]) -> dict[str, dict[str, dict[st
 def _undefined_cells(table: pd.DataFrame, names: list[str], layers: list[str]) -> dict[str, list[list]]:
     """Lists every undefined matched cell once, with its reason."""
     cells = table[(table["undefined"].fillna("") != "") & (table["control"] == table["task"])]
-    cells = cells.drop_duplicates(["experimental", "task", "layer"])
+    cells = cells[cells["experimental"].isin(EXPERIMENTALS)].drop_duplicates(["experimental", "task", "layer"])
     task_index = {name: i for i, name in enumerate(names)}
     layer_index = {name: i for i, name in enumerate(layers)}
     undefined: dict[str, list[list]] = {experimental: [] for experimental in EXPERIMENTALS}
@@ -103,7 +156,14 @@ def _training(curves: pd.DataFrame) -> dict[str, dict[str, list]]:
     }
 
 
-def _scores(scores: pd.DataFrame, names: list[str]) -> dict[str, list]:
-    """Spreads out exact match over tasks, per model."""
-    wide = scores_by_model(scores).reindex(index=names)
-    return {model: to_json_types(wide[model].round(_DIGITS)) for model in palette.SCORE_NAMES}
+def _scores(scores: pd.DataFrame, names: list[str]) -> dict[str, dict[str, list]]:
+    """Spreads scores out over tasks, per metric and model."""
+    return {
+        metric: {
+            model: to_json_types(column.round(_DIGITS))
+            for model, column in scores_by_model(scores, metric).reindex(index=names).items()
+            if column.notna().any()
+        }
+        for metric in palette.METRIC_NAMES
+        if metric in set(scores["metric"])
+    }

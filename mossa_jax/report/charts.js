@@ -26,8 +26,12 @@
 
   const taskLines = (i) => {
     const task = data.tasks[i];
-    return [safe(task.name), safe(task.cluster) + (task.held_out ? " (held out)" : "")];
+    const lines = [safe(task.name), safe(task.cluster) + (task.held_out ? " (held out)" : "")];
+    return task.left_out ? [...lines, "left out: " + wrapped(task.left_out)] : lines;
   };
+
+  // Breaks a long sentence, since a label beside the pointer has no width of its own.
+  const wrapped = (text) => safe(text).replace(/(.{40}\S*) /g, "$1<br>");
 
   const cellLines = (i, j, model, name) => {
     const cells = data.cells[model][name];
@@ -38,7 +42,32 @@
     ];
   };
 
+  // The test of one change, if it was made.
+  function changeLines(i, j) {
+    if (!data.change) return [];
+    const { low, high, p, q } = data.change[estimator];
+    const lines = [];
+    if (low[i][j] !== null) lines.push("95 % of the difference " + shown(low[i][j]) + " to " + shown(high[i][j]));
+    if (p[i][j] === null) return [...lines, "not tested"];
+    const verdict = isInsignificant(i, j) ? " (not significant: q > 0.05)" : "";
+    return [...lines, "p = " + small(p[i][j]) + ", q = " + small(q[i][j]) + verdict];
+  }
+
+  const small = (value) => (value === null ? "unknown" : value < 0.001 ? value.toExponential(0) : value.toFixed(3));
+
+  function isInsignificant(i, j) {
+    const q = data.change && data.change[estimator].q[i][j];
+    return q !== null && q > 0.05;
+  }
+
   const promptsLine = (i) => data.tasks[i].n + " prompts";
+
+  // The label of a task's row; grey for a task that the findings leave out.
+  function rowLabel(i) {
+    const task = data.tasks[i];
+    const label = taskLabel(task) + (task.held_out ? " (held out)" : "");
+    return task.left_out ? '<span style="color:' + colour("--faint") + '">' + label + " (left out)</span>" : label;
+  }
 
   function about(i, j, model, name) {
     return [...taskLines(i), ...cellLines(i, j, model, name), promptsLine(i)].join("<br>");
@@ -92,10 +121,10 @@
     });
   }
 
-  // Shaded bands behind the sections of the network; none if no sections were found.
+  // Shaded bands behind the sections of the network; none without a transition.
   function bands() {
     const shapes = [], annotations = [];
-    if (!data.sections.found) return { shapes, annotations };
+    if (!data.sections.is_transition) return { shapes, annotations };
     for (const name of ["shared", "transition", "refinement"]) {
       const section = data.sections[name];
       if (!section) continue;
@@ -140,17 +169,28 @@
     };
   }
 
+  // The ceiling over layers; nothing if it was not measured.
+  function ceilingLine() {
+    if (!data.ceiling) return [];
+    return [{
+      type: "scatter", mode: "lines", x: layers, y: data.ceiling[estimator], name: "ceiling",
+      line: { color: colour("--ceiling"), width: 2, dash: "dash" },
+      hovertemplate: "ceiling, two seeds of one specialist: <b>%{y:.3f}</b><extra></extra>",
+    }];
+  }
+
   // Boxes of both models, or of their difference. `followed` is the index of a task, or -1 for none.
-  function boxes(id, picked, difference, followed) {
+  function boxes(id, picked, difference, followed, ceiling) {
     let traces;
     if (difference) {
       traces = [box("tuned minus pre-trained", data.colours.scores.control, picked, change,
-        (i, j) => aboutBoth(i, j, []))];
+        (i, j) => aboutBoth(i, j, changeLines(i, j)))];
     } else {
       traces = models.map(([key, name]) => box(name, data.colours.models[key], picked,
         (i, j) => cka(key, i, j), (i, j) => about(i, j, key, estimator)));
     }
     traces = traces.filter((trace) => trace.y.length);
+    if (traces.length && ceiling && !difference) traces.push(...ceilingLine());
     if (followed >= 0 && traces.length) {
       if (difference) {
         traces.push(followLine(followed, colour("--ink"), (j) => change(followed, j)));
@@ -172,8 +212,8 @@
 
   function drawLayers() {
     const followed = at("layers-task").value;
-    boxes("chart-layers", rows((task) => !task.held_out), at("layers-show").value === "difference",
-      followed === "" ? -1 : Number(followed));
+    boxes("chart-layers", rows((task) => !task.held_out && !task.left_out), at("layers-show").value === "difference",
+      followed === "" ? -1 : Number(followed), true);
   }
 
   function drawHeatmap() {
@@ -195,7 +235,7 @@
     const grid = (cell) => order.map((i) => layers.map((_, j) => cell(i, j)));
     const z = grid(value);
     const text = grid((i, j) => (difference
-      ? aboutBoth(i, j, ["difference: <b>" + shown(value(i, j)) + "</b>"])
+      ? aboutBoth(i, j, ["difference: <b>" + shown(value(i, j)) + "</b>", ...changeLines(i, j)])
       : about(i, j, show, estimator)));
     const missing = grid((i, j) => (value(i, j) === null ? 1 : null));
     const why = grid((i, j) => safe(data.tasks[i].name) + "<br>layer " + data.layers[j] + ": undefined<br>" +
@@ -222,11 +262,28 @@
         });
       });
     }
-    const labels = order.map((i) => taskLabel(data.tasks[i]) + (data.tasks[i].held_out ? " (held out)" : ""));
-    draw("chart-heatmap", [
+    // A veil over tasks that the findings leave out. The labels beneath it still answer the pointer.
+    order.forEach((i, k) => {
+      if (!data.tasks[i].left_out) return;
+      lines.push({
+        type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: k - 0.5, y1: k + 0.5,
+        fillcolor: colour("--card"), opacity: 0.65, line: { width: 0 },
+      });
+    });
+    const labels = order.map((i) => rowLabel(i));
+    const traces = [
       Object.assign({}, common, scale, { z, text, colorbar }),
       Object.assign({}, common, { z: missing, text: why, showscale: false, colorscale: grey }),
-    ], {
+    ];
+    const dots = order.flatMap((i, k) => layers.map((_, j) => [i, j, k]));
+    const marked = difference ? dots.filter(([i, j]) => isInsignificant(i, j)) : [];
+    if (marked.length) {
+      traces.push({
+        type: "scatter", mode: "markers", name: "q > 0.05", showlegend: false, hoverinfo: "skip",
+        x: marked.map(([, j]) => layers[j]), y: marked.map(([, , k]) => k), marker: { size: 3.5, color: "#555555" },
+      });
+    }
+    draw("chart-heatmap", traces, {
       height: 130 + 17 * order.length,
       shapes: lines,
       margin: { l: 60, r: 20, t: 36, b: 50 },
@@ -240,7 +297,7 @@
     const y = ranking.map((row, i) => i);
     const interval = ({ low, high }, reason) => (low === null
       ? safe(reason || "no interval")
-      : "95 % " + shown(low) + " to " + shown(high));
+      : "99 % " + shown(low) + " to " + shown(high));
     const traces = models.map(([key, name]) => ({
       type: "scatter", mode: "markers", name, y,
       x: ranking.map((row) => row[key].mean),
@@ -266,11 +323,40 @@
       },
     });
     const picked = data.ranking[Number(at("cluster-pick").value)];
-    if (picked) boxes("chart-cluster", rows((task) => picked.tasks.includes(task.name)), false, -1);
+    if (picked) boxes("chart-cluster", rows((task) => picked.tasks.includes(task.name)), false, -1, true);
   }
 
   function drawHeldOut() {
-    boxes("chart-held-out", rows((task) => task.held_out), false, -1);
+    boxes("chart-held-out", rows((task) => task.held_out && !task.left_out), false, -1, false);
+  }
+
+  // "#rrggbb" with an opacity.
+  const faded = (hue, opacity) => hue + Math.round(255 * opacity).toString(16).padStart(2, "0");
+
+  function drawSpecificity() {
+    const traces = [];
+    for (const [kind, curve] of Object.entries(data.specificity)) {
+      const name = data.names.foreign[kind], hue = data.colours.foreign[kind];
+      const x = curve.map((row) => row.layer);
+      const bounds = curve.filter((row) => row.low !== null);
+      traces.push({
+        type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false, line: { width: 0 }, fill: "toself",
+        fillcolor: faded(hue, 0.2), x: [...bounds, ...[...bounds].reverse()].map((row) => row.layer),
+        y: [...bounds.map((row) => row.high), ...[...bounds].reverse().map((row) => row.low)],
+      }, {
+        type: "scatter", mode: "lines+markers", name, x, y: curve.map((row) => row.mean),
+        line: { color: hue, width: 2 }, marker: { size: 5 }, hovertemplate: "%{text}<extra></extra>",
+        text: curve.map((row) => [
+          "layer " + row.layer + ", " + name + ": <b>" + shown(row.mean) + "</b>",
+          "95 % " + shown(row.low) + " to " + shown(row.high),
+          row.n_tasks + " tasks",
+        ].join("<br>")),
+      });
+    }
+    draw("chart-specificity", traces, {
+      xaxis: { type: "category", title: { text: "layer" } },
+      yaxis: { title: { text: "difference of CKA (tuned model)" }, zeroline: true, zerolinecolor: colour("--quiet") },
+    });
   }
 
   function drawEstimators() {
@@ -332,22 +418,25 @@
   }
 
   function drawScores() {
-    const measured = rows((task, i) => Object.values(data.scores).some((column) => column[i] !== null));
+    const metric = at("scores-show").value;
+    const scores = data.scores[metric] || {};
+    const measured = rows((task, i) => Object.values(scores).some((column) => column[i] !== null));
     const y = measured.map((_, k) => k);
-    const symbols = ["circle", "square", "diamond"];
-    const traces = Object.entries(data.names.scores).map(([key, name], k) => ({
-      type: "scatter", mode: "markers", name, y,
-      x: measured.map((i) => data.scores[key][i]),
-      text: measured.map((i) => safe(data.tasks[i].name)),
-      hovertemplate: "%{text}<br>" + name + ": <b>%{x:.3f}</b><extra></extra>",
-      marker: { size: 8, color: data.colours.scores[key], symbol: symbols[k] },
+    const symbols = { base: "circle", tuned: "square", control: "diamond", majority: "line-ns-open" };
+    const traces = Object.entries(scores).map(([key, column]) => ({
+      type: "scatter", mode: "markers", name: data.names.scores[key], y,
+      x: measured.map((i) => column[i]),
+      text: measured.map((i) => taskLines(i).join("<br>")),
+      hovertemplate: "%{text}<br>" + data.names.scores[key] + ": <b>%{x:.3f}</b><extra></extra>",
+      marker: { size: key === "majority" ? 12 : 8, color: data.colours.scores[key], symbol: symbols[key] },
     }));
+    const axis = { title: { text: data.names.metrics[metric] || "" }, zeroline: true, zerolinecolor: colour("--quiet") };
+    if (metric === "exact_match") axis.range = [-0.03, 1.03];
     draw("chart-scores", measured.length ? traces : [], {
       height: 130 + 17 * measured.length,
-      xaxis: { title: { text: "exact match" }, range: [-0.03, 1.03] },
+      xaxis: axis,
       yaxis: {
-        tickvals: y, ticktext: measured.map((i) => taskLabel(data.tasks[i])), range: [measured.length - 0.4, -0.6],
-        tickfont: { size: 11 },
+        tickvals: y, ticktext: measured.map(rowLabel), range: [measured.length - 0.4, -0.6], tickfont: { size: 11 },
       },
     });
   }
@@ -355,12 +444,12 @@
   function saveCsv() {
     // A leading quote keeps spreadsheets from reading a task's name as a formula.
     const quoted = (text) => '"' + String(text).replace(/^[=+\-@]/, "'$&").replace(/"/g, '""') + '"';
-    const lines = ["experimental,estimator,task,cluster,held_out,layer,cka,low,high,n"];
+    const lines = ["experimental,estimator,task,cluster,held_out,left_out,layer,cka,low,high,n"];
     for (const [model] of models) {
       for (const [name, cells] of Object.entries(data.cells[model])) {
         data.tasks.forEach((task, i) => data.layers.forEach((layer, j) => {
           const values = [cells.cka, cells.low, cells.high].map((column) => column[i][j] ?? "");
-          const labels = [model, name, quoted(task.name), quoted(task.cluster), task.held_out, layer];
+          const labels = [model, name, quoted(task.name), quoted(task.cluster), task.held_out, Boolean(task.left_out), layer];
           lines.push([...labels, ...values, task.n].join(","));
         }));
       }
@@ -383,6 +472,7 @@
 
   function drawAll() {
     drawByEstimator();
+    drawSpecificity();
     drawEstimators();
     drawTraining();
     drawScores();
@@ -400,6 +490,7 @@
     "heatmap-show": drawHeatmap,
     "heatmap-sort": drawHeatmap,
     "cluster-pick": drawClusters,
+    "scores-show": drawScores,
   };
   for (const [id, redraw] of Object.entries(redraws)) at(id).addEventListener("change", redraw);
   at("save-csv").addEventListener("click", saveCsv);

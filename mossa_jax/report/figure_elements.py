@@ -11,7 +11,7 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.files.write import write_bytes
-from mossa_jax.report.palette import MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, layer_label
+from mossa_jax.report.palette import CEILING, FAINT, MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, layer_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,7 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "mossa_jax",
 }
+CEILING_LABEL = "ceiling: two seeds of one specialist"
 _MAX_TICKS = 35
 _DPI = 110
 
@@ -73,8 +74,8 @@ def layer_axis(axes: Axes, layers: list[str], label: bool = True, max_ticks: int
 
 
 def section_bands(axes: Axes, sections: dict[str, Any], layers: list[str], named: bool = True) -> None:
-    """Shades the sections of the network behind a chart over layers; draws nothing if none were found."""
-    if not sections["found"]:
+    """Shades the sections of the network behind a chart over layers; draws nothing without a transition."""
+    if not sections["is_transition"]:
         return
     for name, colour in SECTION_COLOURS.items():
         span = sections[name]
@@ -135,12 +136,27 @@ def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str
     return drawn
 
 
+def ceiling_line(axes: Axes, values: list[float | None] | None) -> None:
+    """Draws the ceiling, one value per layer; nothing if it was not measured."""
+    if values is not None:
+        line = np.array([np.nan if value is None else value for value in values])
+        axes.plot(range(len(line)), line, color=CEILING, lw=1.4, ls="--", zorder=4, label=CEILING_LABEL)
+
+
 def model_legend(axes: Axes, fontsize: float = 8) -> None:
-    """Adds the legend of pre-trained and tuned."""
+    """Adds the legend of pre-trained and tuned, and of the ceiling where it is drawn."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=MODEL_COLOURS[model], label=name, alpha=0.75) for model, name in MODEL_NAMES.items()]
-    axes.legend(handles=handles, loc="lower left", ncols=2, fontsize=fontsize)
+    handles: list[Any] = [Patch(color=MODEL_COLOURS[key], label=name, alpha=0.75) for key, name in MODEL_NAMES.items()]
+    handles += [line for line in axes.lines if line.get_label() == CEILING_LABEL]
+    axes.legend(handles=handles, loc="lower left", ncols=3, fontsize=fontsize)
+
+
+def grey_labels(axes: Axes, rows: list[int]) -> None:
+    """Greys the labels of some rows of a chart of tasks."""
+    labels = axes.get_yticklabels()
+    for row in rows:
+        labels[row].set_color(FAINT)
 
 
 def empty_panel(axes: Axes, reason: str) -> None:

@@ -13,9 +13,19 @@ from etils import epath
 
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
+from mossa_jax.findings.trust import FDR
 from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.inputs import ReportInputs, scores_by_model
-from mossa_jax.report.palette import MODEL_NAMES, SCORE_COLOURS, SCORE_NAMES, UNDEFINED, shorten
+from mossa_jax.report.chart_data import ceiling_values, change_matrix
+from mossa_jax.report.inputs import ReportInputs, left_out
+from mossa_jax.report.palette import (
+    FAINT,
+    FOREIGN_COLOURS,
+    FOREIGN_NAMES,
+    MODEL_NAMES,
+    SCORE_COLOURS,
+    UNDEFINED,
+)
+from mossa_jax.report.score_figure import draw_scores, task_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,10 +49,11 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
         "layers": lambda: draw_layers(table, analysis),
         "clusters": lambda: draw_clusters(table, analysis),
         "held_out": lambda: draw_held_out(table, analysis),
-        "heatmap": lambda: draw_heatmap(table),
+        "heatmap": lambda: draw_heatmap(table, analysis, inputs.change),
+        "specificity": lambda: draw_specificity(analysis),
         "estimators": lambda: draw_estimators(table),
         "training": lambda: draw_training(inputs.curves),
-        "scores": lambda: draw_scores(inputs.scores),
+        "scores": lambda: draw_scores(inputs.scores, analysis),
     }
     for name, draw in figures.items():
         with elements.figure_style():
@@ -64,11 +75,14 @@ def draw_held_out(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
 
 def _draw_boxes(table: pd.DataFrame, analysis: dict[str, Any], held_out: bool, title: str, reason: str) -> Figure:
     """Draws paired boxes over layers, or `reason` if nothing is defined."""
+    table = _sound(table, analysis)
     layers, matrices = layer_order(table), _matrices(table, held_out)
     figure = elements.new_figure(max(7.0, min(16.0, 2.0 + 0.34 * len(layers))), 4.2)
     axes = figure.subplots()
     elements.section_bands(axes, analysis["sections"], layers)
     if elements.paired_boxes(axes, matrices, layers):
+        if not held_out:
+            elements.ceiling_line(axes, _ceiling(analysis, layers))
         elements.layer_axis(axes, layers)
         elements.cka_range(axes, _values(matrices))
         axes.set_ylabel(f"CKA with the task's specialist ({HEADLINE})")
@@ -87,11 +101,12 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     rows = max(1, -(-len(ranking) // columns))
     figure = elements.new_figure(6.4 * columns if columns > 1 else 8.0, 2.3 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False)
-    all_values = _values(_matrices(table, False))
+    all_values, ceiling = _values(_matrices(_sound(table, analysis), False)), _ceiling(analysis, layers)
     for axes, row in zip(panels.flat, ranking, strict=False):
         matrices = _matrices(table, False, row["tasks"])
         elements.section_bands(axes, analysis["sections"], layers, named=False)
         if elements.paired_boxes(axes, matrices, layers):
+            elements.ceiling_line(axes, ceiling)
             elements.layer_axis(axes, layers, label=False, max_ticks=20)
             elements.cka_range(axes, all_values)
             axes.set_title(f"{row['cluster']} ({_tasks(len(row['tasks']))})")
@@ -104,12 +119,21 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
         figure.supxlabel("layer", fontsize=9)
         figure.supylabel(f"CKA ({HEADLINE})", fontsize=9)
     else:
-        elements.empty_panel(panels[0, 0], "No cluster has tasks in the mixture.")
+        elements.empty_panel(panels[0, 0], "No cluster has competent tasks in the mixture.")
     return figure
 
 
-def draw_heatmap(table: pd.DataFrame) -> Figure:
-    """Draws task by layer: pre-trained, tuned and their difference. Rows by cluster; undefined cells are hatched."""
+def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataFrame | None = None) -> Figure:
+    """Draws task by layer: pre-trained, tuned and their difference, rows by cluster.
+
+    Undefined cells are hatched, tasks that the findings leave out are greyed, and a dot marks a difference that is not
+    significant at a false discovery rate of 5 %.
+
+    Args:
+      table: the results table.
+      analysis: from `find`.
+      change: the table `results/change`, for the dots.
+    """
     from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.patches import Patch
 
@@ -122,6 +146,8 @@ def draw_heatmap(table: pd.DataFrame) -> Figure:
     height = max(2.8, 1.5 + 0.17 * len(tasks))
     figure = elements.new_figure(max(10.0, min(19.0, 5.0 + 0.42 * len(layers))), height)
     subplots = figure.subplots(1, 3, sharey=True)
+    reasons = left_out(analysis)
+    grey = [row for row, task in enumerate(tasks) if task in reasons]
     largest = np.nanmax(np.abs(panels[_DIFFERENCE].to_numpy()), initial=0.05)
     any_undefined = False
     for axes, (name, matrix) in zip(subplots, panels.items(), strict=True):
@@ -139,11 +165,48 @@ def draw_heatmap(table: pd.DataFrame) -> Figure:
         axes.set_title(name)
         for edge in [i for i in range(1, len(tasks)) if cluster_of[tasks[i]] != cluster_of[tasks[i - 1]]]:
             axes.axhline(edge - 0.5, color="white", lw=1.4)
-    labels = [_task_label(task, cluster_of) + (" (held out)" if task in held_out else "") for task in tasks]
-    subplots[0].set_yticks(range(len(tasks)), labels, fontsize=7)
+        for row in grey:
+            axes.axhspan(row - 0.5, row + 0.5, color="white", alpha=0.65, lw=0)
+    handles: list[Any] = []
     if any_undefined:
-        patch = Patch(facecolor=UNDEFINED, hatch="////", edgecolor="white", label="undefined")
-        figure.legend(handles=[patch], loc="outside upper right", fontsize=8)
+        handles.append(Patch(facecolor=UNDEFINED, hatch="////", edgecolor="white", label="undefined"))
+    if change is not None and len(change):
+        at = np.argwhere(change_matrix(change, "q", HEADLINE, tasks, layers) > FDR)
+        handles.append(
+            subplots[2].scatter(at[:, 1], at[:, 0], s=5, color="#555555", lw=0, label=f"not significant: q > {FDR}")
+        )
+    labels = [task_label(task, cluster_of) + (" (held out)" if task in held_out else "") for task in tasks]
+    labels = [label + (" (left out)" if row in grey else "") for row, label in enumerate(labels)]
+    subplots[0].set_yticks(range(len(tasks)), labels, fontsize=7)
+    elements.grey_labels(subplots[0], grey)
+    if grey:
+        handles.append(Patch(color=FAINT, alpha=0.35, label="left out of the findings"))
+    if handles:
+        figure.legend(handles=handles, loc="outside upper right", fontsize=8, ncols=3)
+    return figure
+
+
+def draw_specificity(analysis: dict[str, Any]) -> Figure:
+    """Draws own minus twin and own minus other specialists over layers, with intervals over units."""
+    figure = elements.new_figure(8.0, 3.6)
+    axes = figure.subplots()
+    drawn = False
+    for kind, name in FOREIGN_NAMES.items():
+        rows = analysis["specificity"][kind]["by_layer"]
+        if not analysis["specificity"][kind]["tuned"]["n_tasks"]:
+            continue
+        drawn = True
+        x = np.arange(len(rows))
+        mean, low, high = (np.array([row[key] for row in rows], float) for key in ("mean", "low", "high"))
+        axes.plot(x, mean, color=FOREIGN_COLOURS[kind], lw=1.8, label=name)
+        axes.fill_between(x, low, high, color=FOREIGN_COLOURS[kind], alpha=0.2, lw=0)
+        elements.layer_axis(axes, [row["layer"] for row in rows])
+    if not drawn:
+        elements.empty_panel(axes, "No other control was compared.")
+        return figure
+    axes.axhline(0.0, color="#888888", lw=1)
+    axes.set(ylabel="difference of CKA (tuned model)", title="Own specialist against others")
+    axes.legend(fontsize=8)
     return figure
 
 
@@ -189,29 +252,14 @@ def draw_training(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_scores(scores: pd.DataFrame) -> Figure:
-    """Draws exact match per task of the base, the multi-task model and the task's specialist."""
-    wide = scores_by_model(scores)
-    figure = elements.new_figure(8.0, max(2.6, 1.2 + 0.19 * len(wide)))
-    axes = figure.subplots()
-    if wide.empty:
-        elements.empty_panel(axes, "Task scores were not measured.")
-        return figure
-    order = scores.drop_duplicates("task").sort_values(["cluster", "task"], ascending=False)
-    wide = wide.reindex(index=order["task"])
-    positions = np.arange(len(wide))
-    measured = wide.dropna(how="all")
-    axes.hlines(
-        positions[wide.notna().any(axis=1)], measured.min(axis=1), measured.max(axis=1), color="#cccccc", lw=1.2
-    )
-    for (model, name), marker in zip(SCORE_NAMES.items(), ("o", "s", "D"), strict=True):
-        axes.scatter(wide[model], positions, label=name, color=SCORE_COLOURS[model], marker=marker, s=18, zorder=3)
-    cluster_of = clusters_of(scores)
-    axes.set_yticks(positions, [_task_label(task, cluster_of) for task in wide.index], fontsize=7)
-    axes.set(xlabel="exact match", xlim=(-0.02, 1.02), ylim=(-0.8, len(wide) - 0.2))
-    axes.grid(axis="x", color="#dddddd", lw=0.6)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
-    return figure
+def _sound(table: pd.DataFrame, analysis: dict[str, Any]) -> pd.DataFrame:
+    """Returns the rows of the tasks that the findings rest on."""
+    return table[~table["task"].isin(left_out(analysis))]
+
+
+def _ceiling(analysis: dict[str, Any], layers: list[str]) -> list[float | None] | None:
+    values = ceiling_values(analysis, layers)
+    return None if values is None else values[HEADLINE]
 
 
 def _matrices(table: pd.DataFrame, held_out: bool | None, tasks: list[str] | None = None) -> dict[str, pd.DataFrame]:
@@ -226,7 +274,3 @@ def _values(matrices: dict[str, pd.DataFrame]) -> np.ndarray:
 
 def _tasks(number: int) -> str:
     return f"{number} task" if number == 1 else f"{number} tasks"
-
-
-def _task_label(task: str, cluster_of: dict[str, str]) -> str:
-    return f"{shorten(cluster_of[task], 18)} · {shorten(task)}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mossa_jax.findings.competence import scores_of
 from mossa_jax.report import palette
 
 
@@ -30,6 +31,7 @@ class ReportInputs:
       versions: package -> version.
       warnings: one sentence each.
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
+      change: the table `results/change`; None if changes of single cells were not tested.
     """
 
     table: pd.DataFrame
@@ -43,9 +45,15 @@ class ReportInputs:
     versions: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     times: pd.DataFrame | None = None
+    change: pd.DataFrame | None = None
 
 
-def scores_by_model(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns exact match as [tasks, models] float64, with one column per scored model."""
-    wide = scores.pivot_table(index="task", columns="model", values="exact_match", aggfunc="mean")
-    return wide.reindex(columns=list(palette.SCORE_NAMES)).astype(float)
+def scores_by_model(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Returns one metric as [tasks, models] float64, with one column per model of `palette.SCORE_NAMES`."""
+    columns = {model: scores_of(scores, metric, model) for model in palette.SCORE_NAMES}
+    return pd.DataFrame(columns, dtype=float)
+
+
+def left_out(analysis: dict[str, Any]) -> dict[str, str]:
+    """Returns why tasks are left out of the findings, by name; these tasks are shown in grey."""
+    return {row["task"]: row["reason"] for row in analysis["competence"]["tasks"] if row["competent"] is False}

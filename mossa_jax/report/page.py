@@ -13,11 +13,12 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import write_text
-from mossa_jax.findings import to_json_types, verdicts
-from mossa_jax.findings.curves import REPORTED_ESTIMATORS
-from mossa_jax.report import palette
+from mossa_jax.findings import RULES, competence_sentence, to_json_types
+from mossa_jax.findings.ceiling import CONTROL
+from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, block_layers
+from mossa_jax.report import palette, tables
 from mossa_jax.report.chart_data import chart_data
-from mossa_jax.report.inputs import ReportInputs, scores_by_model
+from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.time_spent import time_table
 
 CAPTIONS = {
@@ -25,9 +26,10 @@ CAPTIONS = {
     "clusters": "Box plots of CKA at each layer, one panel per cluster",
     "held_out": "Box plots of CKA at each layer over the tasks held out of the mixture",
     "heatmap": "Heat maps of CKA, one row per task and one column per layer: pre-trained, tuned and their difference",
+    "specificity": "CKA of the tuned model with a task's own specialist minus that with foreign controls, per layer",
     "estimators": "Biased against debiased CKA, one point per task and layer",
     "training": "Training loss per answer token against training step",
-    "scores": "Exact match of the base, the multi-task model and the specialist, per task",
+    "scores": "Scores of the base, the multi-task model and the specialist, per task",
 }
 """Static figure -> what it shows, for readers who cannot see it."""
 
@@ -60,7 +62,15 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     page = environment.get_template("page.html.j2").render(
         data=chart_data(inputs),
         analysis=inputs.analysis,
-        rows=_task_rows(inputs),
+        rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
+        competence=competence_sentence(inputs.analysis["competence"]),
+        claims=tables.claim_rows(inputs.analysis["findings"]),
+        definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
+        clusters=tables.cluster_rows(inputs),
+        scores=tables.score_rows(inputs),
+        means=tables.mean_rows(inputs),
+        repairing=_repairing(inputs.table),
+        seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
         facts=to_json_types(dict(inputs.facts)),
         command=inputs.command,
         warnings=list(inputs.warnings),
@@ -69,10 +79,12 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         captions=CAPTIONS,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
-        verdicts=verdicts.RULES,
+        verdicts=RULES,
         estimators=REPORTED_ESTIMATORS,
         model_names=palette.MODEL_NAMES,
         score_names=palette.SCORE_NAMES,
+        metric_names=palette.METRIC_NAMES,
+        foreign_names=palette.FOREIGN_NAMES,
         # Inserted as values, so that nothing in them is taken for a template.
         style=_inlined("style.css"),
         script=_inlined("charts.js"),
@@ -102,14 +114,12 @@ def _data_uri(figure: epath.Path) -> str:
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
 
-def _task_rows(inputs: ReportInputs) -> list[dict[str, Any]]:
-    """Returns one row per task for the table of data and scores."""
-    scores = scores_by_model(inputs.scores)
-    no_scores = dict.fromkeys(palette.SCORE_NAMES)
-    tasks = inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")
-    return to_json_types(
-        [task | (dict(scores.loc[task["task"]]) if task["task"] in scores.index else no_scores) for task in tasks]
-    )
+def _repairing(table: pd.DataFrame) -> str:
+    """Returns what the permutation tests of cells re-paired, in words."""
+    if "repairing" not in table.columns:
+        return "rows"
+    names = sorted({str(name) for name in table["repairing"].dropna()} - {""})
+    return " or ".join(names) or "rows"
 
 
 def _parity(parity: pd.DataFrame | str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
     """Returns the rows of a task's part of the table, and a line for the log."""
     compared = line_up(run, task)
     names, pairs = compared.names, compared.lineup.pairs
-    prompts: list = run.test_prompts(task)  # NumPy arrays, which stand for sequences of ids
+    prompts: list = run.test_prompts(task).ids  # NumPy arrays, which stand for sequences of ids
     similarities = models.similarities(run, engine, names, prompts, pairs)
     rows = []
     pair_cells = similarity_cells(similarities, pairs, run.architecture.state_names())

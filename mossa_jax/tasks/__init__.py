@@ -5,6 +5,8 @@ Read in this order:
 - `suite`: what a suite, a task and an example are.
 - `controls`: which control models a run trains.
 - `mixture`: how many rows of each task E is tuned on.
+- `order`: which rows of a split a run takes.
+- `items`: which prompts belong together.
 - `thresholds`: the limits beyond which a data set gets a warning.
 - `usable`, `arrow`, `row_files`: what a usable row is; rows of Arrow tables, of JSONL and of Parquet files.
 - `folder`, `table`, `natural_instructions`: suites of a user's own files.

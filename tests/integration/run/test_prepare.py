@@ -88,7 +88,7 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     ]  # fmt: skip
     wanted = again.encoded(next(task for task in again.suite.tasks if task.name == "copy_first"), "test").examples
     assert len(prompts["copy_first"]) == len(wanted) == 12
-    assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"]))
+    assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"].ids))
     (said,) = warnings.repeated_prompts(record["tasks"])
     assert said.startswith("5 test prompts in 1 task repeat others") and "copy_first: 5 of 17" in said
     assert warnings.repeated_prompts({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []

@@ -283,7 +283,7 @@ def test_streamed_sums(tiny_run, tmp_path, how, table):
     try:
         run = pipeline.Run(config, run_folder, Stop())
         found = compare.compare(run)
-        tokens = {task.name: sum(map(len, run.test_prompts(task))) for task in run.suite.tasks}
+        tokens = {task.name: sum(map(len, run.test_prompts(task).ids)) for task in run.suite.tasks}
     finally:
         run_folder.close()
     assert len(found) == len(table)
