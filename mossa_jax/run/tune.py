@@ -32,7 +32,7 @@ from mossa_jax.tokens.encoded import Examples, concatenate
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.permuted import permute_answers
 from mossa_jax.tuning.checkpoints import checkpoint_folder
-from mossa_jax.tuning.full_finetuning import save_full, tune_full
+from mossa_jax.tuning.full_finetuning import FullPrograms, save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext, steps_for
 from mossa_jax.tuning.population_programs import steps_ahead
 from mossa_jax.tuning.population_run import tune_population
@@ -245,10 +245,13 @@ def _tune_in_full(run: Run, group: Group) -> None:
     done = len(group.members) - len(members)
     progress = Progress(group.label, len(group.members), done)
     context = TuningContext(run.config.tuning, run.folder, run.stop)
+    outline = run.outline
+    schedule = run.schedule(group.names[0])
+    programs = FullPrograms(group.label, group.members, outline, schedule, run.config.tuning)
     for number, member in enumerate(members, done + 1):
-        label, outline = f"{group.label} {member.name}", run.outline
+        label = f"{group.label} {member.name}"
         run.release()  # the parameters take the base's place; `run.weights` reads it once more at the first step
-        parameters = tune_full(label, member, outline, run.weights, run.schedule(member.name), context)
+        parameters = tune_full(label, member, programs, run.weights, context)
         with goodput.lost("export"):
             record = {"base": run.base, **group.records[member.name]}
             save_full(run.tuned_folder(member.name), outline, parameters, record)
