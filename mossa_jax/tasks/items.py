@@ -8,6 +8,8 @@ prompts are joined that share a run of eight words of content:
   many prompts have it, which is more than one in fifty, but at least more than twelve, or a third of a small task.
 - A long context can have more questions. Phrases that a third of the prompts or fewer have are content where `_LONG` of
   them follow one another: a wording of a template is shorter, and the instruction of a task stands in all prompts.
+- What two prompts share must be at least `_SHARE` of the shorter one's content. A passage is that; a wording that is
+  rare, because the task has few rows, is not.
 - Runs of few different words ("0 0 0 0 ...") say nothing.
 - Chains: those are joined first that share most, and no join makes a group larger than the bounds above. So a phrase in
   common cannot chain a task into one item.
@@ -33,6 +35,8 @@ _PHRASE, _RUN, _DIFFERENT = 4, 8, 5
 _MANY, _MANY_SHARE, _MOST_SHARE = 12, 1 / 50, 1 / 3
 # Phrases in a row that make a long context.
 _LONG = 40
+# Least share of the shorter prompt's content that both prompts have.
+_SHARE = 0.3
 
 # A word, or one character of a script that puts no spaces between words.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W_]+")
@@ -70,7 +74,7 @@ def guess_items(texts: Iterable[str]) -> np.ndarray:
     most = int(len(sizes) * _MOST_SHARE)
     many = max(min(most, _MANY), int(len(sizes) * _MANY_SHARE))
     content = ~_is_template(words, rows, many, most)
-    return _join(len(sizes), _links(words[content], rows[content]), many, most)
+    return _join(len(sizes), _links(words[content], rows[content], len(sizes)), many, most)
 
 
 def _is_template(words: np.ndarray, rows: np.ndarray, many: int, most: int) -> np.ndarray:
@@ -152,12 +156,13 @@ def _in_long_stretch(is_shared: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.repeat(is_shared[starts] & (lengths >= _LONG), lengths)
 
 
-def _links(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Returns pairs of prompts that share a run of words, most runs first.
+def _links(words: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
+    """Returns pairs of prompts that share enough words, most runs first.
 
     Args:
       words: [words] uint32, those of the contents, prompt after prompt.
       rows: [words] int32, the prompt of each word.
+      n: prompts.
 
     Returns:
       [links, 3] int64: prompts that share the pair's rarest run, first prompt, second prompt.
@@ -178,7 +183,10 @@ def _links(words: np.ndarray, rows: np.ndarray) -> np.ndarray:
     # The rarest run of each pair.
     prompts = np.full(len(pairs), np.iinfo(np.int64).max)
     np.minimum.at(prompts, of_pair.reshape(-1), counts[group[1:]][is_pair])
-    return np.column_stack([prompts, pairs])[np.argsort(-shared, kind="stable")]
+    lengths = np.bincount(rows, minlength=n)
+    # k runs in a row have k + _RUN - 1 words.
+    is_enough = shared + _RUN - 1 >= _SHARE * lengths[pairs].min(1)
+    return np.column_stack([prompts, pairs])[is_enough][np.argsort(-shared[is_enough], kind="stable")]
 
 
 def _join(n: int, links: np.ndarray, many: int, most: int) -> np.ndarray:

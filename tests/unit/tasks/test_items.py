@@ -50,6 +50,11 @@ def test_templates_and_short_or_monotonous_texts_join_nothing():
     assert guess_items([]).shape == (0,)
 
 
+def test_rare_wordings_of_a_small_task_join_nothing():
+    prompts, _ = planted(passages=60, questions=1, words=60, templates=10)
+    assert len(set(guess_items(prompts).tolist())) == 60
+
+
 def test_a_chain_of_shared_phrases_is_no_giant_item():
     rng = random.Random(2)
     phrases = [text(rng, 12) for _ in range(201)]
