@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.findings.competence import find_competence
 from mossa_jax.run.noise import combine, half_width, is_own, pooled_variance
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
 
     Args:
       table: the results table, with `units`, `error_rows` and the rows of further seeds.
-      scores: tidy scores, with columns `task, model, metric, low`; may be empty.
+      scores: the task scores; may be empty.
       untouched: layers that all models compute alike; they get no q.
 
     Returns:
@@ -51,7 +52,7 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
     changes = changes.assign(
         q=_q_values(changes, untouched),
         share_of_ceiling=changes.change / _ceilings(table, changes),
-        competent=changes.task.map(_competence(scores)).astype("boolean"),
+        competent=changes.task.map(_competence(table, scores)).astype("boolean"),
     )
     first = ["task", "cluster", "held_out", *KEYS, "change", "low", "high", "p", "q", "share_of_ceiling", "competent"]
     return changes[[*first, "error_rows", "error_seeds"]]
@@ -94,9 +95,9 @@ def _ceilings(table: pd.DataFrame, changes: pd.DataFrame) -> np.ndarray:
     return joined.own.fillna(joined["mean"]).to_numpy(float)
 
 
-def _competence(scores: pd.DataFrame) -> dict[str, bool]:
-    """Returns whether the control of each scored task uses its prompts: the information's interval is above zero."""
+def _competence(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, bool]:
+    """Returns for each scored task whether its control is competent."""
     if "metric" not in scores:
         return {}
-    rows = scores[(scores.metric == "information") & (scores.model == CONTROL) & scores.low.notna()]
-    return {task: bool(low > 0) for task, low in zip(rows.task, rows.low, strict=True)}
+    competence = find_competence(table, scores)
+    return {row["task"]: row["competent"] for row in competence["tasks"] if row["competent"] is not None}
