@@ -7,9 +7,10 @@ from mossa_jax.tasks.flan_names import CLUSTERS
 def flan2021(name: str, base: str) -> Config:
     """Returns the experiment on FLAN 2021's 60 tasks outside Misc.: one control model per task, and E on their mixture.
 
-    The settings are those of the authors' runs, except for bfloat16, packed rows, and a truncation that keeps the end
-    of a prompt. On a mesh E's four rows and the four slots of the controls have a group of devices each; the
-    heads of a row are spread over the devices of a group, which exchange sums in every block, so few are best.
+    The settings are those of the authors' runs, the first test rows of a task included, except for bfloat16, packed
+    rows, and a truncation that keeps the end of a prompt. On a mesh E's four rows and the four slots of the controls
+    have a group of devices each; the heads of a row are spread over the devices of a group, which exchange sums in
+    every block, so few are best.
 
     Args:
       name: name of the run.
@@ -28,6 +29,7 @@ def flan2021(name: str, base: str) -> Config:
             selection="paper",
             sources=("Muennighoff/flan", "DataProvenanceInitiative/flan2021_submix_original"),
             only=CLUSTERS,
+            test_order="first",
         ),
         tokens=Tokens(template="llama2", max_tokens=1024, row_length=1024),
         tuning=Tuning(

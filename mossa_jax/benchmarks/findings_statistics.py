@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from mossa_jax.benchmarks.planted_findings import (
     ramp,
     shape_changes,
 )
+from mossa_jax.benchmarks.published_figure import figure2
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import CLUSTER_LEVEL, brown_forsythe
 from mossa_jax.findings.units import t_interval
@@ -189,7 +191,8 @@ def cluster_tests(runs: int, seed: int) -> pd.DataFrame:
 def repeat(run: Callable[[int], dict[str, Any]], runs: int, seed: int) -> pd.DataFrame:
     """Runs a simulation with as many seeds, on all processors; one row per run."""
     seeds = [int(value) for value in np.random.default_rng([seed, 5]).integers(0, 2**31, runs)]
-    with ProcessPoolExecutor() as pool:
+    # Forked processes of a program with threads may hang.
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         return pd.DataFrame(list(pool.map(run, seeds, chunksize=max(1, runs // 16))))
 
 
@@ -198,5 +201,6 @@ PARTS: dict[str, Callable[[int, int], pd.DataFrame]] = {
     "rise": rises,
     "shapes": shapes,
     "clusters": cluster_tests,
+    "figure2": figure2,
 }
 """Name of a part -> its simulation, given runs and a seed."""

@@ -13,6 +13,7 @@ PRETRAINED, TUNED = "pretrained", "tuned"
 
 Suite = Literal["miniature", "flan2021", "folder", "natural_instructions", "hub"]
 Selection = Literal["paper", "flan62", "all69"]
+TestOrder = Literal["sample", "first"]
 Mixture = Literal["capped", "proportional", "equal"]
 Template = Literal["none", "llama2", "chat"]
 Truncation = Literal["keep_end", "paper"]
@@ -48,6 +49,9 @@ class Columns:
     """Column of the cluster, read with suite `hub` only; optional there."""
     template: str = "template"
     """Column of a whole number that says which instruction template made the row; optional."""
+    item: str = "item"
+    """Column of a text or whole number that rows share which belong together beside their template: questions about one
+    passage, one row in several wordings; optional. Without it, items are guessed from long texts that rows share."""
 
 
 @dataclass
@@ -83,7 +87,10 @@ class Tasks:
     max_train: int = 30_000
     """Training rows per task, the first ones. 30,000 is FLAN 2021's own cap per data set."""
     max_test: int = 10_000
-    """Test prompts per task, the first ones. 10,000 as in the authors' runs."""
+    """Test prompts per task. 10,000 as in the authors' runs."""
+    test_order: TestOrder = "sample"
+    """Which test prompts are taken: `sample` (drawn by the run's seed, in random order, so that the first ones are a
+    sample too) or `first` (the first ones, in the source's order)."""
     mixture: Mixture = "capped"
     """Rows that each task gives to E: `capped` (all it has, under `max_per_cluster`, our reading of the authors'
     runs), `proportional` (by size, no task counted above `max_rate`) or `equal`."""
@@ -158,11 +165,16 @@ class Tuning:
     slots: int = 64
     """Adapters of controls that are trained at once, in one program; a slot whose model is finished takes the next."""
     seeds: int = 1
-    """Models of E, each with its own seed; the first is compared, the others (`tuned.seed1`, ...) are exported."""
-    control_seeds: int = 1
-    """Models of each control of `seeded`, each with its own seed."""
-    seeded: tuple[str, ...] = ()
-    """Tasks or clusters whose controls get `control_seeds`; empty: all."""
+    """Models of E, each with its own seed (`tuned`, `tuned.seed1`, ...)."""
+    control_seeds: int = 2
+    """Models of each control of `seeded`, each with its own seed (`TASK`, `TASK.seed1`, ...): they show the ceiling of
+    similarity and the noise between seeds. 1 for none."""
+    seeded: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose controls get `control_seeds`: names of tasks and clusters, `all`, or `one_per_cluster`, the first
+    task of each cluster (of the mixture, if the cluster has any there)."""
+    twins: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks that get a twin (`TASK.twin`), a control that learns permuted answers: it knows the format and the answers,
+    but not the link. The same words as in `seeded`; empty for none."""
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from zero; 0 to 1."""
     beta1: float = 0.9

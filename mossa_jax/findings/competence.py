@@ -49,7 +49,11 @@ def find_competence(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]
     right = scores_of(scores, EXACT_MATCH, CONTROL)
     majority = scores_of(scores, EXACT_MATCH, MAJORITY)
     rows: list[dict[str, Any]] = []
-    for task, cluster in table.drop_duplicates("task")[["task", "cluster"]].itertuples(index=False, name=None):
+    for task, cluster in (
+        table.drop_duplicates("task")[["task", "cluster"]]
+        .sort_values(["cluster", "task"])
+        .itertuples(index=False, name=None)
+    ):
         reason = ""
         known = bool(np.isfinite(low.get(task, np.nan)))
         if known and low[task] <= 0:

@@ -12,11 +12,9 @@ OWN, SEED, TWIN, OTHER, EXPERIMENTAL = "own", "seed", "twin", "other", "experime
 
 def kinds(table: pd.DataFrame) -> pd.Series:
     """Returns the kind of each row's control, one of the names above."""
-    return pd.Series(
-        [_kind(str(control), str(task)) for control, task in zip(table["control"], table["task"], strict=True)],
-        index=table.index,
-        dtype=object,
-    )
+    pairs = table["control"].astype(str) + "\0" + table["task"].astype(str)
+    kind_of = {pair: _kind(*pair.split("\0")) for pair in pairs.unique()}
+    return pairs.map(kind_of).astype(object)
 
 
 def _kind(control: str, task: str) -> str:

@@ -103,10 +103,10 @@ def find_sections(
     if len(at) < MIN_LAYERS:
         return result | {"reason": f"only {len(at)} layers are defined; sections need at least {MIN_LAYERS}"}
     counts = bootstrap_counts(names, draws, np.random.default_rng([seed, 1])) if len(units) > 1 else None
-    result["plateau"] = _plateau(own, counts, at, len(units), None if ceiling is None else ceiling[layers])
+    scale = None if ceiling is None else ceiling[layers]
     reason = too_few(len(units), result["unit"])
     if reason or counts is None:
-        return result | {"reason": reason}
+        return result | {"reason": reason, "plateau": _plateau(own, counts, at, scale, 0, len(units))}
     weights = layer_weights(units)
     robust = robust_curves(values, np.ones((1, len(tasks))))
     boot = robust_curves(values, counts)
@@ -120,6 +120,7 @@ def find_sections(
     own_step = np.nanmean(own_units[:, indices[1]] - own_units[:, indices[0]])
     result |= {
         "shape": shape,
+        "plateau": _plateau(own, counts, at, scale, fit["start"]["layer"] - 1, len(units)),
         "is_transition": shape == TRANSITION,
         "p_rise": p_rise,
         "p_fall": p_fall,
@@ -134,6 +135,35 @@ def find_sections(
         "shared": [at[0], first - 1],
         "transition": [first, last],
         "refinement": [last + 1, at[-1]],
+    }
+
+
+def summary_sections(
+    pretrained: Float[np.ndarray, "3 L"], tuned: Float[np.ndarray, "3 L"], positions: tuple[int, ...]
+) -> dict[str, Any]:
+    """Divides a network into sections by a published figure, which shows quartiles over tasks and no tasks.
+
+    Args:
+      pretrained: lower quartile, median and upper quartile of CKA(pretrained, C_t) at each layer.
+      tuned: the same of CKA(tuned, C_t).
+      positions: layer numbers, one per layer.
+
+    Returns:
+      `parting` (first and last layer of the ramp of the difference of medians), `own_share` (the part of that rise that
+      E's median makes), `plateau` (first and last layer) and `crossing` (first layer from which E's median stays above
+      the base's). There are no intervals, since the spread of differences over tasks is not in the figure.
+    """
+    change = tuned[1] - pretrained[1]
+    ones = np.ones((1, len(positions)))
+    ramp = fit_ramps(ones, change[None], positions)
+    start, end = int(ramp.last_shared[0]), int(ramp.last_transition[0])
+    i, j = positions.index(start), positions.index(end)
+    first, last = plateau_of(tuned[0], np.full(len(positions), tuned[0, i:].max() - PEAK_MARGIN), positions, start)
+    return {
+        "parting": [start + 1, end],
+        "own_share": float((tuned[1, j] - tuned[1, i]) / (change[j] - change[i])),
+        "plateau": [first, last],
+        "crossing": first_for_good(change > 0, positions),
     }
 
 
@@ -203,9 +233,12 @@ def first_for_good(is_true: np.ndarray, at: tuple[int, ...]) -> float:
     return float(at[int(false[-1]) + 1 if false.size else 0])
 
 
-def plateau_of(quartile: np.ndarray, reference: np.ndarray, at: tuple[int, ...]) -> tuple[float, float]:
-    """Returns the first and the last layer of the longest run in which `quartile` reaches `reference`; NaN without."""
-    reached = np.concatenate([[False], quartile >= reference, [False]])
+def plateau_of(quartile: np.ndarray, reference: np.ndarray, at: tuple[int, ...], after: int = 0) -> tuple[float, float]:
+    """Returns the first and the last layer of the longest run in which `quartile` reaches `reference`; NaN without.
+
+    Layers up to number `after` do not count: in the first layers all models are alike, since little has happened yet.
+    """
+    reached = np.concatenate([[False], (quartile >= reference) & (np.array(at) > after), [False]])
     starts = np.flatnonzero(reached[1:] & ~reached[:-1])
     stops = np.flatnonzero(~reached[1:] & reached[:-1])
     if not starts.size:
@@ -218,19 +251,29 @@ def _plateau(
     tuned: Float[np.ndarray, "T L"],
     counts: Float[np.ndarray, "B T"] | None,
     at: tuple[int, ...],
-    units: int,
     ceiling: Float[np.ndarray, " L"] | None,
+    after: int,
+    units: int,
 ) -> dict[str, Any]:
-    """Finds E's plateau: where its lower quartile over tasks is near the ceiling, or near its own highest value."""
+    """Finds E's plateau: where its lower quartile over tasks is near the ceiling, or near its own highest value.
+
+    Args:
+      tuned: CKA of E with each task's specialist.
+      counts: how often each task counts, per draw of the bootstrap; None: no interval.
+      at: layer numbers.
+      ceiling: at each layer, if it was measured.
+      after: layers up to this number do not count.
+      units: number of units, for the interval.
+    """
+    counted = np.array(at) > after
 
     def reference(quartile: np.ndarray) -> np.ndarray:
         if ceiling is not None:
             return np.where(np.isfinite(ceiling), ceiling, np.inf) - CEILING_MARGIN
-        return np.full(len(at), np.nanmax(quartile) - PEAK_MARGIN)
+        return np.full(len(at), np.nanmax(quartile[counted]) - PEAK_MARGIN)
 
-    with np.errstate(invalid="ignore"):
-        quartile = np.nanquantile(tuned, 0.25, axis=0)
-    first, last = plateau_of(quartile, reference(quartile), at)
+    quartile = _quartiles(tuned, np.ones((1, len(tuned))))[0]
+    first, last = plateau_of(quartile, reference(quartile), at, after)
     result: dict[str, Any] = {
         "first": first,
         "last": last,
@@ -242,7 +285,7 @@ def _plateau(
     }
     if counts is None:
         return result
-    draws = np.array([plateau_of(row, reference(row), at)[0] for row in _quartiles(tuned, counts)])
+    draws = np.array([plateau_of(row, reference(row), at, after)[0] for row in _quartiles(tuned, counts)])
     reached = draws[np.isfinite(draws)]
     result["share_of_draws"] = reached.size / len(draws)
     if reached.size >= 0.5 * len(draws):

@@ -32,6 +32,23 @@ _LLAMA3 = _LLAMA2 | {
     "bos_token_id": 128000,
     "eos_token_id": 128001,
 }
+_MISTRAL = _LLAMA2 | {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+}
+_QWEN3 = _LLAMA2 | {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 40960,
+    "head_dim": 128,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+}
 
 
 def _sizes(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: int) -> dict[str, int]:
@@ -50,6 +67,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "llama2-13b": _LLAMA2 | _sizes(5120, 13824, 40, 40, 40),
     "llama2-70b": _LLAMA2 | _sizes(8192, 28672, 80, 64, 8),
     "llama3-8b": _LLAMA3 | _sizes(4096, 14336, 32, 32, 8),
+    "mistral-7b": _MISTRAL | _sizes(4096, 14336, 32, 32, 8),
+    "qwen3-8b": _QWEN3 | _sizes(4096, 12288, 36, 32, 8),
 }
 """Name -> config.json; `llama-110m` is not a published model but a size for measurements on a CPU."""
 
@@ -58,6 +77,8 @@ _HUB = {
     "meta-llama/Llama-2-13b-hf": "llama2-13b",
     "meta-llama/Llama-2-70b-hf": "llama2-70b",
     "meta-llama/Meta-Llama-3-8B": "llama3-8b",
+    "mistralai/Mistral-7B-v0.1": "mistral-7b",
+    "Qwen/Qwen3-8B": "qwen3-8b",
 }
 
 

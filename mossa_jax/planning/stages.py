@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import ceil
 
@@ -23,7 +23,7 @@ from mossa_jax.planning.programs import Program
 from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, PrefixSize
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
-from mossa_jax.similarity.cells import compared_pairs
+from mossa_jax.similarity.lineup import Lineup
 from mossa_jax.states.keep import abstract_kept
 from mossa_jax.states.shapes import PREFIX_MULTIPLE, rounded_max_own, row_slots
 from mossa_jax.tuning import population
@@ -133,11 +133,26 @@ class PlannedRun:
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        return tuple(compared_pairs(1 + self.config.compare.mismatched))
+        return self._lineup.pairs
 
     @property
     def _compared_models(self) -> int:
-        return 3 + self.config.compare.mismatched
+        return self._lineup.models
+
+    @property
+    def _lineup(self) -> Lineup:
+        """The largest lineup of a task, with the places of further seeds and a twin if the run has any."""
+        return max(self._lineups, key=lambda lineup: lineup.models)
+
+    @cached_property
+    def _lineups(self) -> dict[Lineup, int]:
+        """The models that a task compares, and the number of such tasks."""
+        tuning, tasks, repeated = self.config.tuning, self.work.tasks, self.work.repeated
+        plain = Lineup(self.config.compare.mismatched, experimental_seeds=tuning.seeds - 1)
+        if not repeated:
+            return {plain: tasks}
+        seeds = (tuning.control_seeds - 1) * bool(tuning.seeded)
+        return {plain: tasks - repeated, replace(plain, control_seeds=seeds, twins=int(bool(tuning.twins))): repeated}
 
     @cached_property
     def _is_streamed(self) -> bool:
@@ -236,13 +251,15 @@ class PlannedRun:
         batch, adapters = BatchSize(rows, length), self._adapters(models)
         layout = BatchLayout.of(base, models, batch)
         runs = self.work.tasks * ceil(positions / (rows * length))
-        flops = self.work.tasks * models * formulas.forward_flops(self.arch, positions, length)
         pairs = self._pairs if self._is_streamed else ()
-        if pairs:
-            compared_rows = positions if pool == "all" else prompts
-            flops += self.work.tasks * formulas.moments_flops(
-                self.arch, models, compared_rows, pairs, pool, self.hardware.exact_products
-            )
+        compared_rows = positions if pool == "all" else prompts
+        flops = 0.0
+        for lineup, tasks in self._lineups.items():
+            flops += tasks * lineup.models * formulas.forward_flops(self.arch, positions, length)
+            if pairs:
+                flops += tasks * formulas.moments_flops(
+                    self.arch, lineup.models, compared_rows, lineup.pairs, pool, self.hardware.exact_products
+                )
         prefix = PrefixSize(
             mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
         )
@@ -267,20 +284,17 @@ class PlannedRun:
         rows = row_slots(prompts, base.grid.shape["fsdp"])
         layout = BatchLayout.of(base, models, BatchSize(rows, 1))
         kept = bytes_on_device(abstract_kept(self.arch, base.grid, models, prompts))
+        products = self.hardware.exact_products, self.hardware.fast_products
+        flops = sum(
+            tasks * formulas.similarity_flops(self.arch, lineup.models, prompts, lineup.pairs, permutations, *products)
+            for lineup, tasks in self._lineups.items()
+        )
         return Stage(
             name="similarity",
             layout=layout,
             models=models,
             runs=self.work.tasks,
-            flops=formulas.similarity_flops(
-                self.arch,
-                models,
-                prompts,
-                pairs,
-                permutations,
-                self.hardware.exact_products,
-                self.hardware.fast_products,
-            ),
+            flops=flops / self.work.tasks,
             program=lambda _: programs.similarity_program(base, models, prompts, pairs, permutations),
             temporary_bytes=lambda _: formulas.similarity_bytes(self.arch, layout, kept),
             transfers=lambda _: formulas.similarity_transfers(self.arch, layout),

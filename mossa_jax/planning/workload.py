@@ -14,7 +14,8 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.model import can_share_prefix
-from mossa_jax.tasks import count_training_rows, select_tasks
+from mossa_jax.tasks import count_training_rows
+from mossa_jax.tasks.controls import control_models
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
 
@@ -34,6 +35,7 @@ class Workload:
       prompts: test prompts per task, at most.
       example_ids: ids of an example, prompt and answer, without those of the template; assumed.
       template_ids: ids that the template puts before each example.
+      repeated: of the tasks, those whose control has further seeds or a twin.
     """
 
     controls: tuple[int, ...]
@@ -43,6 +45,7 @@ class Workload:
     prompts: int
     example_ids: float
     template_ids: int
+    repeated: int = 0
 
     def record(self) -> dict[str, Any]:
         """Returns the `work` of a saved plan, under the names that its format gives them."""
@@ -88,17 +91,16 @@ def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenize
     """
     suite, rows = count_training_rows(config.tasks)
     tuning = config.tuning
-    seeded = select_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
+    controls = control_models(suite, tuning)
     return Workload(
-        controls=tuple(
-            count for name, count in rows.items() for _ in range(tuning.control_seeds if name in seeded else 1)
-        ),
+        controls=tuple(rows[control.task.name] for control in controls.values()),
         mixture=sum(mixture_counts(suite, rows, config.tasks).values()),
         experimental_models=tuning.seeds,
         tasks=len(rows),
         prompts=min(prompts or config.tasks.max_test, config.tasks.max_test),
         example_ids=example_ids,
         template_ids=_template_ids(config, has_tokenizer),
+        repeated=len({control.task.name for name, control in controls.items() if name != control.task.name}),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mossa_jax.tasks import Suite
+from mossa_jax.tasks.items import GUESSED
 from mossa_jax.tasks.thresholds import (
     DISTINCT_SHARE,
     DUPLICATES,
@@ -14,6 +15,7 @@ from mossa_jax.tasks.thresholds import (
     FEW_EXAMPLES,
     FEW_PROMPTS,
     FEW_STEPS,
+    LARGE_ITEM,
     OVERLAP,
     TOP_ANSWER,
     TRUNCATED,
@@ -71,6 +73,19 @@ CHECKS = (
         "each distinct prompt counts once, so similarities rest on few; add others or, if cutting made them equal, "
         "raise tokens.max_tokens",
         lowest_first=True,
+    ),
+    Check(
+        "item_max",
+        lambda t: t.item_max >= LARGE_ITEM * t.distinct_prompts.clip(lower=2),
+        "an item holds half or more of the distinct test prompts",
+        "debiased similarities compare prompts of different items and are undefined; add prompts about other passages",
+    ),
+    Check(
+        "item_max",
+        lambda t: t.item_source == GUESSED,
+        "items were guessed from long texts that test prompts share",
+        "intervals and the debiased estimator treat these as one item; name the column `item` to say so yourself",
+        is_note=True,
     ),
     Check(
         "overlap",
@@ -180,6 +195,8 @@ def format_cell(column: str, value: float, percent: str = "") -> str:
       value: the figure.
       percent: what follows a percentage.
     """
+    if column == "item_mean":
+        return f"{value:.1f}"
     if column not in _SHARES:
         return f"{value:.0f}"
     if 0 < value < 0.001:

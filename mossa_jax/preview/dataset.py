@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,11 @@ from mossa_jax.monitoring.progress import Progress
 from mossa_jax.preview.checks import warnings_for
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
+from mossa_jax.tasks.order import draw_seed, take_rows
 from mossa_jax.tokens.batches import Batches
-from mossa_jax.tokens.encoded import Examples, concatenate, encode_split
+from mossa_jax.tokens.encoded import Examples, concatenate, encode_rows
 from mossa_jax.tokens.packing import Packing
+from mossa_jax.tokens.test_prompts import distinct_prompts
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.members import steps_for
 
@@ -79,6 +80,9 @@ class Preview:
         - `overlap`: share of test prompts that are training prompts of the task; `overlap_others`: of other tasks in
           the mixture;
         - `distinct_prompts`: distinct test prompts after cutting;
+        - `items`: of the distinct test prompts, those about one passage or of one row count as one; `item_source`:
+          "column", "guessed" or "rows"; `item_mean, item_max`: distinct test prompts per item;
+        - `test_templates`: different instruction templates of the distinct test prompts, 0 if the source does not say;
         - `templates`: different instruction templates in train, 0 if the source does not say;
         - `top_answer`: share of the most frequent test answer;
         - `bad_rows`: unusable rows that are left out;
@@ -173,9 +177,9 @@ def _measure(task: Task, held_out: bool, tokenizer: Tokenizer, config: Config, s
       config: of the run.
       sharing: whether the model allows sequences to share a prefix.
     """
-    limits = {"train": config.tasks.max_train, "test": config.tasks.max_test}
-    train, test = (encode_split(task, split, tokenizer, config.tokens, limit) for split, limit in limits.items())
-    train_keys, test_keys = (_keys(task, split, limit) for split, limit in limits.items())
+    train, test = (encode_rows(task, split, tokenizer, config) for split in ("train", "test"))
+    train_keys, test_keys = (_keys(task, split, config) for split in ("train", "test"))
+    prompts = distinct_prompts(test)
     validation = sum(1 for _ in task.rows("validation"))
     lengths = train.examples.lengths
     training = _training_cost(train.examples, config.tuning.control, config, sharing)
@@ -196,7 +200,12 @@ def _measure(task: Task, held_out: bool, tokenizer: Tokenizer, config: Config, s
         "truncated_test": float(test.cut.mean()),
         "duplicates": len(train_keys) - len(np.unique(train_keys, axis=0)),
         "overlap": float(np.isin(test_keys[:, 0], train_prompts).mean()),
-        "distinct_prompts": len({test.examples.prompt(item).tobytes() for item in range(len(test))}),
+        "distinct_prompts": len(prompts),
+        "items": len(prompts.item_sizes),
+        "item_source": prompts.item_source,
+        "item_mean": float(prompts.item_sizes.mean()),
+        "item_max": int(prompts.item_sizes.max()),
+        "test_templates": prompts.template_count or 0,
         "templates": len(np.unique(train.templates[train.templates >= 0])),
         "top_answer": float(np.unique(test_keys[:, 1], return_counts=True)[1].max() / len(test)),
         "bad_rows": train.bad_rows + test.bad_rows + task.bad_rows.get("validation", 0),
@@ -207,9 +216,11 @@ def _measure(task: Task, held_out: bool, tokenizer: Tokenizer, config: Config, s
     return _MeasuredTask(row, train.examples, train_prompts, test_keys[:, 0])
 
 
-def _keys(task: Task, split: str, limit: int) -> np.ndarray:
-    """Returns the keys of a split's inputs and targets: [n, 2] uint64."""
-    keys = (_key(text) for row in islice(task.rows(split), limit) for text in (row.inputs, row.targets))
+def _keys(task: Task, split: str, config: Config) -> np.ndarray:
+    """Returns the keys of the inputs and targets of the rows that the run takes: [n, 2] uint64."""
+    limit = config.tasks.max_test if split == "test" else config.tasks.max_train
+    rows = take_rows(task, split, limit, draw_seed(config, task, split))
+    keys = (_key(text) for row in rows for text in (row.inputs, row.targets))
     return np.fromiter(keys, np.uint64).reshape(-1, 2)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mossa_jax.preview.checks import CHECKS, format_cell
 from mossa_jax.preview.dataset import Preview
+from mossa_jax.tasks.items import GUESSED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,13 +15,15 @@ _WIDTH = 160
 _HEADERS = {
     "train": "train", "validation": "valid", "test": "test", "tokens_mean": "mean", "tokens_p95": "p95",
     "tokens_max": "max", "truncated": "cut%", "truncated_test": "tcut%", "duplicates": "dup", "overlap": "ovl%",
-    "overlap_others": "ovlE%", "distinct_prompts": "diff", "templates": "tmpl", "top_answer": "top%",
+    "overlap_others": "ovlE%", "distinct_prompts": "diff", "items": "items",
+    "item_max": "most", "templates": "tmpl", "top_answer": "top%",
     "bad_rows": "bad", "mixture": "to E", "packed_rows": "rows", "control_steps": "steps",
 }  # fmt: skip
 _LEGEND = (
     "mean, p95, max: tokens of a training row after cutting | cut%, tcut%: training rows, test prompts that are cut",
     "dup: repeated training rows | ovl%, ovlE%: test prompts that the task, or another one in the mixture, trains on",
-    "diff: distinct test prompts after cutting | tmpl: instruction templates | top%: share of the top test answer",
+    "diff: distinct test prompts after cutting | items: of these, those of one passage or row count as one, ?: guessed",
+    "most: prompts of the largest item | tmpl: instruction templates | top%: share of the top test answer",
     "bad: rows left out | to E: examples in the mixture | rows, steps: of the control model | !: see the warnings",
 )
 
@@ -37,6 +40,10 @@ def _tasks_text(tasks: pd.DataFrame) -> str:
     columns = []
     for column, header in _HEADERS.items():
         cells = [format_cell(column, value) for value in tasks[column]]
+        if column == "items":
+            cells = [
+                f"{cell}?" if source == GUESSED else cell for cell, source in zip(cells, tasks.item_source, strict=True)
+            ]
         if column == "templates":
             cells = [cell if value else "-" for cell, value in zip(cells, tasks[column], strict=True)]
         if column == "mixture":

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from mossa_jax.config import MINIATURE
@@ -32,9 +31,12 @@ from mossa_jax.run.base_model import BaseModel
 from mossa_jax.run.places import Places
 from mossa_jax.similarity.engine import memory_per_device
 from mossa_jax.states import PassConfig, PassShape
-from mossa_jax.tasks import Suite, Task, load_suite
-from mossa_jax.tokens.encoded import EncodedSplit, encode_split
+from mossa_jax.tasks import Example, Suite, Task, load_suite
+from mossa_jax.tasks.controls import Control, control_models
+from mossa_jax.tasks.order import draw_seed, take_rows
+from mossa_jax.tokens.encoded import EncodedSplit, encode_rows
 from mossa_jax.tokens.packing import Packing
+from mossa_jax.tokens.test_prompts import TestPrompts, distinct_prompts
 from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.pretrain import miniature_architecture, miniature_base
 
@@ -69,6 +71,11 @@ class Run(Places):
     def suite(self) -> Suite:
         """The tasks."""
         return load_suite(self.config.tasks)
+
+    @cached_property
+    def controls(self) -> dict[str, Control]:
+        """The control models by name, task after task: each task's own, its further seeds, its twin."""
+        return control_models(self.suite, self.config.tuning)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -143,19 +150,18 @@ class Run(Places):
 
     def encoded(self, task: Task, split: str) -> EncodedSplit:
         """Returns a task's rows of a split as token ids, up to the split's cap; they are kept after the first call."""
-        limit = self.config.tasks.max_test if split == "test" else self.config.tasks.max_train
         if (task.name, split) not in self._encoded:
-            self._encoded[task.name, split] = encode_split(task, split, self.tokenizer, self.config.tokens, limit)
+            self._encoded[task.name, split] = encode_rows(task, split, self.tokenizer, self.config)
         return self._encoded[task.name, split]
 
-    def test_prompts(self, task: Task) -> list[np.ndarray]:
-        """Returns the token ids of a task's distinct test prompts, in order: a list of [length] integer arrays.
+    def test_prompts(self, task: Task) -> TestPrompts:
+        """Returns a task's distinct test prompts, in order, with their items and templates."""
+        return distinct_prompts(self.encoded(task, "test"))
 
-        Rows that repeat others act like a bootstrap of rows: they undo the debiasing of CKA and count as evidence.
-        """
-        examples = self.encoded(task, "test").examples
-        prompts = [examples.prompt(index) for index in range(len(examples))]
-        return list({prompt.tobytes(): prompt for prompt in prompts}.values())
+    def test_examples(self, task: Task, limit: int) -> list[Example]:
+        """Returns the first `limit` of a task's test rows, in the order of `encoded`."""
+        most = min(limit, self.config.tasks.max_test)
+        return list(take_rows(task, "test", most, draw_seed(self.config, task, "test")))
 
     @property
     def pass_config(self) -> PassConfig:
@@ -169,7 +175,7 @@ class Run(Places):
         config, arch = self.pass_config, self.architecture
         with goodput.lost("input"):
             # One task's rows after the other: only their sizes are kept.
-            prompts: Iterator[list] = (self.test_prompts(task) for task in self.suite.tasks)
+            prompts: Iterator[list] = (self.test_prompts(task).ids for task in self.suite.tasks)
             return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
 
     @cached_property

@@ -15,6 +15,7 @@ from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.tokens.encoded import EncodedSplit
+from mossa_jax.tokens.test_prompts import TestPrompts
 
 _FILE = "data.json"
 
@@ -28,7 +29,7 @@ def prepare(run: Run) -> dict[str, Any]:
     Returns:
       The record: `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`,
       and for each of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`;
-      for `test` also `distinct`, its distinct prompts after cutting.
+      for `test` also those of `_prompts_record`.
 
     Raises:
       Refusal: 3 for bad or changed data, and whatever the sources raise.
@@ -47,11 +48,12 @@ def _prepare(run: Run) -> dict[str, Any]:
     for number, task in enumerate(suite.tasks, 1):
         with goodput.useful("data", number - 1):
             train, test = (run.encoded(task, split) for split in ("train", "test"))
-        distinct = len(run.test_prompts(task))
+        prompts = run.test_prompts(task)
+        distinct = len(prompts)
         tasks[task.name] = {
             "source": task.source,
             "train": _split_record(train),
-            "test": _split_record(test) | {"distinct": distinct},
+            "test": _split_record(test) | _prompts_record(prompts),
         }
         distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
         progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
@@ -75,6 +77,19 @@ def _split_record(encoded: EncodedSplit) -> dict[str, Any]:
         "cut": int(encoded.cut.sum()),
         "bad_rows": encoded.bad_rows,
         "fingerprint": encoded.fingerprint,
+    }
+
+
+def _prompts_record(prompts: TestPrompts) -> dict[str, Any]:
+    """Records test prompts after cutting: how many are `distinct` and, of these, the number of `items`, where they come
+    from, the prompts of the `largest_item`, the share of `related` pairs, and the number of `templates` if known."""
+    return {
+        "distinct": len(prompts),
+        "items": len(prompts.item_sizes),
+        "item_source": prompts.item_source,
+        "largest_item": int(prompts.item_sizes.max()),
+        "related": prompts.related,
+        "templates": prompts.template_count,
     }
 
 

@@ -70,9 +70,13 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         raise Refusal(BAD_INPUT, f"{run.folder.path} has no data.json; run launch.compare or launch.run first")
     environment = json.loads((run.folder / "environment.json").read_text())
     scores = task_scores(run)
-    analysis = find(table, scores, run.config.seed, run.config.compare.draws, prompts=_distinct_prompts(run, record))
+    change_path = run.folder / "results/change.parquet"
+    change = read_parquet(change_path) if change_path.exists() else None
+    seed, draws = run.config.seed, run.config.compare.draws
+    analysis = find(table, scores, seed, draws, prompts=_distinct_prompts(run, record), change=change)
     return ReportInputs(
         table=table,
+        change=change,
         analysis=analysis | {"template": record["template"]},
         scores=scores,
         curves=training_curves(run.folder),

@@ -15,7 +15,7 @@ def score(run: Run) -> None:
     done = len(tasks) - len(unfinished)
     progress = Progress("scores", len(tasks), done)
     for number, task in enumerate(unfinished, done + 1):
-        examples = task.examples("test", run.score_prompts)
+        examples = run.test_examples(task, run.score_prompts)
         with goodput.useful("score", number - 1):
             shares = exact_matches(run, [None, TUNED, task.name], examples)
         rows = [

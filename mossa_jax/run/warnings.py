@@ -7,7 +7,8 @@ from typing import Any
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.peft import read_about
 from mossa_jax.run.context import Run
-from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS
+from mossa_jax.tasks.items import GUESSED
+from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS, LARGE_ITEM
 
 _POOLING = {
     "all": "every token is a row: tokens with which all prompts begin (BOS, a template) are equal rows, and raise the "
@@ -43,6 +44,7 @@ def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]
     if run.config.compare.pool in _POOLING:
         warnings.append(_POOLING[run.config.compare.pool])
     warnings += repeated_prompts(record["tasks"])
+    warnings += related_prompts(record["tasks"])
     if record["missing"]:
         warnings.append(f"tasks left out because no source has them: {', '.join(record['missing'])}")
     for name, task in record["tasks"].items():
@@ -81,6 +83,33 @@ def repeated_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
         f"{_count(sum(repeats.values()), 'test prompt')} in {_count(len(repeats), 'task')} repeat others after cutting "
         f"and count once in similarities (most in {worst}: {repeats[worst]} of {tests[worst]['rows']})"
     ]
+
+
+def related_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
+    """Warns of test prompts whose items were guessed, and of items that are most of a task.
+
+    Args:
+      tasks: of the record of data: task -> `test` with `distinct`, `item_source`, `largest_item` and `related`.
+    """
+    tests = {name: task["test"] for name, task in tasks.items()}
+    guessed = {name: test["related"] for name, test in tests.items() if test["item_source"] == GUESSED}
+    warnings = []
+    if guessed:
+        worst = sorted(guessed, key=lambda name: -guessed[name])
+        shown = ", ".join(f"{name} {guessed[name]:.2%}" for name in worst[:_MAX_NAMES])
+        warnings.append(
+            f"items were guessed in {_count(len(guessed), 'task')} from long texts that prompts share (related pairs: "
+            f"{shown}{', ...' if len(worst) > _MAX_NAMES else ''}); intervals and the debiased estimator treat these "
+            "as one item; name the column `item` to say so yourself"
+        )
+    large = [name for name, test in tests.items() if test["largest_item"] >= LARGE_ITEM * max(test["distinct"], 2)]
+    if large:
+        warnings.append(
+            f"an item holds half or more of the test prompts of {_count(len(large), 'task')} "
+            f"({', '.join(large[:_MAX_NAMES])}{', ...' if len(large) > _MAX_NAMES else ''}); debiased CKA is undefined "
+            "there"
+        )
+    return warnings
 
 
 def training_trouble(run_folder: RunFolder) -> list[str]:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 BATCH = 256
 """Rows of a Parquet file or table that are taken into Python at once."""
 
-RawRow = tuple[bytes | None, bytes | None, int | None]
-"""Inputs and targets as bytes that may not be UTF-8, and the template."""
+RawRow = tuple[bytes | None, bytes | None, int | None, bytes | int | None]
+"""Inputs and targets as bytes that may not be UTF-8, the template, and the item (a text as bytes, or a number)."""
 
 
 def example_columns(source: str, schema: pyarrow.Schema, columns: Columns) -> list[str]:
-    """Returns the columns that hold an example: inputs, targets and, if the schema has it, template.
+    """Returns the columns that hold an example: inputs, targets and, if the schema has them, template and item.
 
     Args:
       source: what the schema belongs to, for the message.
@@ -35,16 +35,32 @@ def example_columns(source: str, schema: pyarrow.Schema, columns: Columns) -> li
 
     for name in (columns.inputs, columns.targets):
         check_text_column(source, schema, name)
-    if schema.get_field_index(columns.template) < 0:
-        return [columns.inputs, columns.targets]
-    column_type = schema.field(columns.template).type
-    if not types.is_integer(column_type):
+    names = [columns.inputs, columns.targets]
+    if _has_column(schema, columns.template) and not types.is_integer(schema.field(columns.template).type):
+        column_type = schema.field(columns.template).type
         raise Refusal(
             BAD_INPUT,
             f"{source}: column {columns.template!r} is of type {column_type}, not whole numbers; name another column, "
             "or none (--config.tasks.columns.template=)",
         )
-    return [columns.inputs, columns.targets, columns.template]
+    if _has_column(schema, columns.item) and not _holds_items(schema.field(columns.item).type):
+        raise Refusal(
+            BAD_INPUT,
+            f"{source}: column {columns.item!r} is of type {schema.field(columns.item).type}, neither text nor whole "
+            "numbers; name another column, or none (--config.tasks.columns.item=)",
+        )
+    return names + [name for name in (columns.template, columns.item) if _has_column(schema, name)]
+
+
+def _has_column(schema: pyarrow.Schema, name: str) -> bool:
+    return schema.get_field_index(name) >= 0
+
+
+def _holds_items(column_type: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    # A column without any value has the type null.
+    return types.is_integer(column_type) or types.is_null(column_type) or _is_text(column_type)
 
 
 def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
@@ -53,7 +69,6 @@ def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
     Raises:
       Refusal: 3 if there is none.
     """
-    from pyarrow import types
 
     if schema.get_field_index(name) < 0:
         raise Refusal(
@@ -62,24 +77,38 @@ def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
             "(--config.tasks.columns)",
         )
     column_type = schema.field(name).type
-    if types.is_dictionary(column_type):
-        column_type = column_type.value_type
-    if not (types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)):
+    if not _is_text(column_type):
         raise Refusal(
             BAD_INPUT, f"{source}: column {name!r} is of type {column_type}, not text; name a column of texts"
         )
 
 
-def raw_rows(batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str]) -> Iterator[RawRow]:
+def _is_text(column_type: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)
+
+
+def raw_rows(batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str], columns: Columns) -> Iterator[RawRow]:
     """Yields the rows of a batch or table.
 
     Args:
       batch: with at least the columns `names`.
       names: as `example_columns` returns them.
+      columns: what the columns are called.
     """
     inputs, targets = (_bytes_of(batch.column(name)) for name in names[:2])
-    templates = batch.column(names[2]).to_pylist() if names[2:] else [-1] * batch.num_rows
-    return zip(inputs, targets, templates, strict=True)
+    optional = names[2:]
+    templates: list[int | None] = [-1] * batch.num_rows
+    items: Sequence[bytes | int | None] = [None] * batch.num_rows
+    if columns.template in optional:
+        templates = batch.column(columns.template).to_pylist()
+    if columns.item in optional:
+        column = batch.column(columns.item)
+        items = _bytes_of(column) if _is_text(column.type) else column.to_pylist()
+    return zip(inputs, targets, templates, items, strict=True)
 
 
 def decode_row(row: RawRow, columns: Columns) -> Example:
@@ -88,8 +117,9 @@ def decode_row(row: RawRow, columns: Columns) -> Example:
     Raises:
       BadRow: it is no usable example.
     """
-    inputs, targets, template = row
-    return make_example(_decode(inputs), _decode(targets), template, columns)
+    inputs, targets, template, item = row
+    name = _decode(item) if isinstance(item, bytes) else item
+    return make_example(_decode(inputs), _decode(targets), template, name, columns)
 
 
 def texts_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mossa_jax.config import Tasks
 from mossa_jax.tasks.flan_names import MISC, FlanTask, select
@@ -90,7 +91,9 @@ def interleave_tasks(name: str, tasks: Sequence[Task]) -> Task:
         distinct = _distinct_tasks(tasks, split)
         if split not in sizes:
             sizes[split] = [sum(1 for _ in task.rows(split)) for task in distinct]
-        streams = [_with_quantiles(task.rows(split), size) for task, size in zip(distinct, sizes[split], strict=True)]
+        streams = [
+            _with_quantiles(_own_items(task, split), size) for task, size in zip(distinct, sizes[split], strict=True)
+        ]
         for _, row in heapq.merge(*streams, key=lambda pair: pair[0]):
             bad = [task.bad_rows[split] for task in distinct if split in task.bad_rows]
             if bad:
@@ -110,6 +113,12 @@ def _distinct_tasks(tasks: Sequence[Task], split: str) -> list[Task]:
     names = [task.name for task in tasks]
     repeats_mnli = split == "train" and "mnli_matched" in names
     return [task for task in tasks if not (repeats_mnli and task.name == "mnli_mismatched")]
+
+
+def _own_items(task: Task, split: str) -> Iterator[Example]:
+    """Yields a task's rows with items that no other task has: two may number theirs from 0."""
+    for row in task.rows(split):
+        yield replace(row, item=f"{task.name}: {row.item}") if row.item else row
 
 
 def _with_quantiles(rows: Iterator[Example], size: int) -> Iterator[tuple[float, Example]]:

@@ -176,4 +176,6 @@ def _write_split(task: Task, split: str, path: epath.Path, max_rows: int | None)
             fields: dict[str, str | int] = {"inputs": row.inputs, "targets": row.targets, "task": task.name}
             if row.template >= 0:
                 fields["template"] = row.template
+            if row.item:
+                fields["item"] = row.item
             file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")

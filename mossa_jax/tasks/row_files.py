@@ -62,7 +62,7 @@ def file_task(
     def digest(split: str) -> str:
         path = file_of(split)
         content = None if path is None else file_digest(path)
-        parts = [content, columns.inputs, columns.targets, columns.template, allow_bad_rows]
+        parts = [content, columns.inputs, columns.targets, columns.template, columns.item, allow_bad_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     return Task(name, cluster, read, source, digest, bad_rows)
@@ -75,7 +75,7 @@ def read_examples(
 
     Args:
       path: the file.
-      columns: names of its fields or columns; the template's may be absent.
+      columns: names of its fields or columns; those of template and item may be absent.
       count_bad: called for each unusable row, which is left out; None refuses the first one.
 
     Raises:
@@ -87,7 +87,8 @@ def read_examples(
 
         def convert(line: bytes) -> Example:
             row = _parse(line, required)
-            return make_example(row[columns.inputs], row[columns.targets], row.get(columns.template, -1), columns)
+            template, item = row.get(columns.template, -1), row.get(columns.item)
+            return make_example(row[columns.inputs], row[columns.targets], template, item, columns)
 
         yield from usable_rows(_lines(path), convert, count_bad, lambda n: f"{path}:{n}", f"{path}:1")
     elif path.suffix == ".parquet":
@@ -183,7 +184,7 @@ def _parquet_rows(path: epath.Path, columns: Columns) -> Iterator[tuple[int, Raw
             parquet = pyarrow.parquet.ParquetFile(file)
             names = example_columns(str(path), parquet.schema_arrow, columns)
             batches = parquet.iter_batches(BATCH, columns=names)
-            yield from enumerate(chain.from_iterable(raw_rows(batch, names) for batch in batches), 1)
+            yield from enumerate(chain.from_iterable(raw_rows(batch, names, columns) for batch in batches), 1)
         except (pyarrow.ArrowException, OSError) as error:
             reason = str(error).split("\n")[0]
             raise Refusal(

@@ -19,11 +19,14 @@ class Example:
       inputs: the prompt's text, before any chat template.
       targets: the answer's text.
       template: index of the instruction template that made `inputs`; -1 if the source does not say.
+      item: name of what several prompts have in common beside their template, such as a passage or a row in several
+        wordings; empty if the source does not say.
     """
 
     inputs: str
     targets: str
     template: int = -1
+    item: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Task:
             return self.digest(split)
         sha256 = hashlib.sha256()
         for row in self.rows(split):
-            sha256.update(json.dumps([row.inputs, row.targets, row.template]).encode())
+            sha256.update(json.dumps([row.inputs, row.targets, row.template, row.item]).encode())
         return sha256.hexdigest()
 
 

@@ -129,7 +129,8 @@ class _Table:
         view = table.select_columns(names).with_format("arrow")
         for start in range(0, len(indices), BATCH):
             chunk = indices[start : start + BATCH]
-            yield from zip((chunk + 1).tolist(), raw_rows(view[chunk.tolist()], names), strict=True)
+            rows = raw_rows(view[chunk.tolist()], names, self.config.columns)
+            yield from zip((chunk + 1).tolist(), rows, strict=True)
 
     def _split_of(self, row: RawRow) -> str:
         """Returns a row's split by its text; unusable rows belong to `train`, where they are reported."""

@@ -10,6 +10,10 @@ FEW_DISTINCT = 4
 DISTINCT_SHARE = 0.5
 """Distinct test prompts as a share of a task's test prompts. Similarities count each distinct prompt once."""
 
+LARGE_ITEM = 0.5
+"""Share of a task's distinct test prompts in one item. From half on, debiased CKA, which compares different items, is
+undefined."""
+
 OVERLAP = 0.01
 """Share of test prompts that are also training prompts. One in a hundred moves a mean by less than its interval."""
 

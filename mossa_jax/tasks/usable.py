@@ -20,17 +20,20 @@ class BadRow(Exception):
     """A row that is no usable example; the message says in a few words what is wrong with it."""
 
 
-def make_example(inputs: Any, targets: Any, template: Any, columns: Columns) -> Example:
-    """Makes an example of three raw values.
+def make_example(inputs: Any, targets: Any, template: Any, item: Any, columns: Columns) -> Example:
+    """Makes an example of raw values.
 
     Args:
       inputs: text of the prompt.
       targets: text of the answer.
       template: index of the instruction template, -1 if unknown.
+      item: name of what the prompt has in common with others, a text or a whole number; None or blank if it
+        is not said.
       columns: what the fields are called in the data, for the message.
 
     Raises:
-      BadRow: one of the texts is missing or blank, or the template is no whole number.
+      BadRow: one of the texts is missing or blank, the template is no whole number, or the item is neither
+        text nor whole number.
     """
     check_text(inputs, columns.inputs)
     check_text(targets, columns.targets)
@@ -39,7 +42,18 @@ def make_example(inputs: Any, targets: Any, template: Any, columns: Columns) -> 
             f"field {columns.template!r} is {reprlib.repr(template)}, not a whole number from {_TEMPLATES.start} "
             f"to {_TEMPLATES.stop - 1}"
         )
-    return Example(inputs, targets, template)
+    return Example(inputs, targets, template, _item_name(item, columns.item))
+
+
+def _item_name(item: Any, field: str) -> str:
+    """Returns an item's name; raises `BadRow` if it is neither a text nor a whole number."""
+    if item is None or (isinstance(item, str) and not item.strip()):
+        return ""
+    if isinstance(item, int) and not isinstance(item, bool):
+        return str(item)
+    if not isinstance(item, str):
+        raise BadRow(f"field {field!r} is {reprlib.repr(item)}, neither a text nor a whole number")
+    return check_text(item, field)
 
 
 def check_text(value: Any, field: str) -> str:

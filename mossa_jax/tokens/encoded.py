@@ -10,20 +10,22 @@ from pathlib import Path
 
 import numpy as np
 
-from mossa_jax.config import Tokens
+from mossa_jax.config import Config, Tokens
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.cache import build_once
 from mossa_jax.files.names import digest
 from mossa_jax.processes.watchdog import sign
+from mossa_jax.tasks.items import COLUMN, GUESSED, ROWS, guess_items, items_of
+from mossa_jax.tasks.order import draw_seed, take_rows
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
 
 # Version of the cached files; another number encodes everything anew.
-_FORMAT = 1
+_FORMAT = 2
 # Rows that are encoded at once.
 _CHUNK = 1_000
 _IDS = "ids.int32"
-_COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates")
+_COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates", "items")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,10 @@ def in_memory(examples: Iterable[Encoded]) -> Examples:
     flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     prompt_lengths = np.asarray([len(prompt) for prompt, _ in pairs], np.int32)
     answer_lengths = np.asarray([len(answer) for _, answer in pairs], np.int32)
-    return _from_flat(flat, prompt_lengths, answer_lengths)
+    return from_flat(flat, prompt_lengths, answer_lengths)
 
 
-def _from_flat(flat: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray) -> Examples:
+def from_flat(flat: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray) -> Examples:
     """Makes examples of one flat store of ids, [ids] int32, in which they follow one another."""
     ends = np.cumsum(prompt_lengths + answer_lengths, dtype=np.int64)
     starts = ends - prompt_lengths - answer_lengths
@@ -115,6 +117,8 @@ class EncodedSplit:
       examples: its rows, in order.
       cut: [n] bool, rows that were too long.
       templates: [n] int32, each row's instruction template; -1 if the source does not say.
+      items: [n] int32, the same for rows that belong together beside their template; others have their own.
+      item_source: where the items come from: "column", "guessed" (test prompts only) or "rows" (each its own).
       bad_rows: how many unusable rows were left out.
       fingerprint: identifies the rows that were encoded.
     """
@@ -122,6 +126,8 @@ class EncodedSplit:
     examples: Examples
     cut: np.ndarray
     templates: np.ndarray
+    items: np.ndarray
+    item_source: str
     bad_rows: int
     fingerprint: str
 
@@ -129,8 +135,16 @@ class EncodedSplit:
         return len(self.cut)
 
 
-def encode_split(task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, limit: int) -> EncodedSplit:
-    """Encodes the first `limit` rows of a split, or reads them from the cache.
+def encode_rows(task: Task, split: str, tokenizer: Tokenizer, config: Config) -> EncodedSplit:
+    """Encodes the rows of a split that a run takes, in its order; raises what `encode_split` raises."""
+    limit = config.tasks.max_test if split == "test" else config.tasks.max_train
+    return encode_split(task, split, tokenizer, config.tokens, limit, draw_seed(config, task, split))
+
+
+def encode_split(
+    task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, limit: int, seed: Sequence[int] | None = None
+) -> EncodedSplit:
+    """Encodes `limit` rows of a split, the first ones or a draw with a seed, or reads them from the cache.
 
     A prompt of the `test` split may take all `max_tokens`, since a model reads it without its answer; in other splits
     prompt and answer share that length (`cut_pair`).
@@ -140,24 +154,28 @@ def encode_split(task: Task, split: str, tokenizer: Tokenizer, tokens: Tokens, l
     """
     fingerprint = task.fingerprint(split)
     key = digest(
-        [_FORMAT, fingerprint, tokenizer.identity, split == "test", tokens.max_tokens, tokens.truncation, limit]
+        [
+            *(_FORMAT, fingerprint, tokenizer.identity, split == "test", tokens.max_tokens, tokens.truncation, limit),
+            None if seed is None else list(seed),
+        ]
     )
 
     def build(folder: Path) -> None:
-        _encode(folder, islice(task.rows(split), limit), tokenizer, tokens, split == "test")
-        bad = task.bad_rows.get(split, 0)
-        (folder / "about.json").write_text(json.dumps({"task": task.name, "split": split, "bad_rows": bad}))
+        item_source = _encode(folder, take_rows(task, split, limit, seed), tokenizer, tokens, split == "test")
+        about = {"task": task.name, "split": split, "bad_rows": task.bad_rows.get(split, 0), "item_source": item_source}
+        (folder / "about.json").write_text(json.dumps(about))
 
     folder = build_once(f"tokens/{key}", build)
-    prompt_lengths, answer_lengths, cut, templates = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
+    prompt_lengths, answer_lengths, cut, templates, items = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
     if not len(cut):
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
-    bad = json.loads((folder / "about.json").read_text())["bad_rows"]
-    return EncodedSplit(_from_flat(flat, prompt_lengths, answer_lengths), cut, templates, bad, fingerprint)
+    about = json.loads((folder / "about.json").read_text())
+    examples = from_flat(flat, prompt_lengths, answer_lengths)
+    return EncodedSplit(examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint)
 
 
-def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, prompt_only: bool) -> None:
+def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, prompt_only: bool) -> str:
     """Writes `_IDS`, the ids of all rows in one file, and one file for each of `_COLUMNS`.
 
     Args:
@@ -165,15 +183,23 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
       rows: rows of a split.
       tokenizer: of the base model.
       tokens: how long rows may be, and how they are cut.
-      prompt_only: whether a prompt may take the whole length, without its answer.
+      prompt_only: whether a prompt may take the whole length, without its answer; its items are guessed if the source
+        has none.
+
+    Returns:
+      Where the rows' items come from.
     """
-    columns: dict[str, list[int]] = {name: [] for name in _COLUMNS}
+    columns: dict[str, list[int]] = {name: [] for name in _COLUMNS if name != "items"}
+    item_names: list[str] = []
+    texts: list[str] = []
     rows = iter(rows)
     with (folder / _IDS).open("wb") as file:
         while chunk := list(islice(rows, _CHUNK)):
             sign()
             prompts = tokenizer.prompts([row.inputs for row in chunk])
             answers = tokenizer.answers([row.targets for row in chunk])
+            item_names += [row.item for row in chunk]
+            texts += [row.inputs for row in chunk] if prompt_only else []
             for row, prompt, answer in zip(chunk, prompts, answers, strict=True):
                 size = len(prompt) + (0 if prompt_only else len(answer))
                 if prompt_only:
@@ -182,7 +208,13 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
                     prompt, answer = cut_pair(tokenizer, prompt, answer, tokens.max_tokens, tokens.truncation)
                 np.asarray([*prompt, *answer], np.int32).tofile(file)
                 values = (len(prompt), len(answer), size > tokens.max_tokens, row.template)
-                for name, value in zip(_COLUMNS, values, strict=True):
-                    columns[name].append(value)
+                for column, value in zip(columns.values(), values, strict=True):
+                    column.append(value)
+    is_guess = prompt_only and not any(item_names)
+    items = guess_items(texts) if is_guess else items_of(item_names)
+    np.save(folder / "items.npy", items)
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", np.asarray(column, bool if name == "cut" else np.int32))
+    if any(item_names):
+        return COLUMN
+    return GUESSED if is_guess and len(np.unique(items)) < len(items) else ROWS

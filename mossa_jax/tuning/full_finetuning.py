@@ -9,7 +9,7 @@ Shape letters: B rows, S positions, M answer tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mossa_jax.config import OPTIMIZERS, Schedule
+from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import compile_step
 from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
@@ -83,12 +83,74 @@ class FullStepSpec:
     max_own: int = 0
 
 
+class FullPrograms:
+    """The programs of models that are tuned in full one after another: compiled once, for the sizes of all of them.
+
+    Attributes:
+      model: the base; its state may be shapes.
+      schedule: of the models.
+      row_lengths: the models' short rows and their long ones.
+      initialize: the jitted `base -> state before the first step`.
+      shardings: of every leaf of the state.
+    """
+
+    def __init__(self, label: str, members: Sequence[Member], model: Model, schedule: Schedule, tuning: Tuning):
+        """Prepares the programs; nothing is compiled yet.
+
+        Args:
+          label: of the group, for messages.
+          members: all models, those that are tuned already too: a run that is resumed has the same programs.
+          model: the base; parameters and the rows of a batch are spread over its mesh. Only the shapes and dtypes of
+            its state are used.
+          schedule: of the members.
+          tuning: its fields that describe adapters do not count.
+
+        Raises:
+          Refusal: 2 for an unknown optimizer.
+        """
+        if schedule.optimizer not in OPTIMIZERS:
+            raise Refusal(
+                BAD_CONFIG, f"optimizer {schedule.optimizer!r} is unknown; these are: {', '.join(OPTIMIZERS)}"
+            )
+        self.model, self.schedule = model, schedule
+        self._label, self._remat = label, tuning.remat
+        self._optimizer = FullOptimizer(**vars(optimizer_for(tuning, schedule)), kind=schedule.optimizer)
+        batches = [batches_for(member, schedule.batch_rows) for member in members]
+        self.row_lengths = RowLength.of(members, batches, 0), RowLength.of(members, batches, 1)
+        self.initialize, self.shardings = make_initialize(model, self._optimizer)
+        # A compiled step by row length (0 short, 1 long), from its first batch on.
+        self._steps: dict[int, jax.stages.Compiled] = {}
+
+    def step(self, which: int, arguments: tuple[FullState, Batch, int, int]) -> tuple[FullState, Metrics]:
+        """Takes a step with rows of one length, `which` 0 for short and 1 for long ones."""
+        if which not in self._steps:
+            self._steps[which] = self._compile(self.row_lengths[which], arguments)
+        return self._steps[which](*arguments)
+
+    def _compile(self, rows: RowLength, arguments: tuple[FullState, Batch, int, int]) -> jax.stages.Compiled:
+        """Compiles the step for rows of one length, with recomputation where configuration or memory ask for it."""
+        spec = FullStepSpec(
+            self.model,
+            self._optimizer,
+            self.shardings,
+            micro_batches=rows.micro_batches(self.schedule),
+            prefix=rows.prefix,
+            max_own=rows.max_own,
+        )
+        return compile_step(
+            f"{self._label}, rows of {rows.length}",
+            self._remat,
+            lambda remat: make_step(replace(spec, remat=remat)),
+            arguments,
+            self.model.mesh.local_devices[0],
+        )
+
+
 def tune_full(
     label: str,
     member: Member,
-    model: Model,
+    programs: FullPrograms,
     weights: Callable[[], nnx.State],
-    schedule: Schedule,
     context: TuningContext,
 ) -> nnx.State:
     """Trains all parameters of a base model on a member's rows; returns them, float32, on the model's mesh.
@@ -100,26 +162,21 @@ def tune_full(
 
     Args:
       label: in front of progress lines, and the name of the folder of checkpoints.
-      member: its rows, number of steps and seed.
-      model: the base; parameters and the rows of a batch are spread over its mesh. Only the shapes and dtypes of its
-        state are used.
+      member: its rows, number of steps and seed; one of those that `programs` are for.
+      programs: of the group.
       weights: returns the base's weights; called once, and only where there is no checkpoint to resume from.
-      schedule: of the member.
       context: of the run; the fields of its `tuning` that describe adapters do not count.
 
     Raises:
-      Refusal: 2 for an unknown optimizer; 3 when the compiler finds no room for a step; 5, naming model, step and
-        rows, when it has skipped `tuning.skips` updates in a row, or its parameters are not finite in the end; 75 on
-        a request to stop.
+      Refusal: 3 when the compiler finds no room for a step; 5, naming model, step and rows, when it has skipped
+        `tuning.skips` updates in a row, or its parameters are not finite in the end; 75 on a request to stop.
     """
-    if schedule.optimizer not in OPTIMIZERS:
-        raise Refusal(BAD_CONFIG, f"optimizer {schedule.optimizer!r} is unknown; these are: {', '.join(OPTIMIZERS)}")
-    tuning = context.tuning
-    run = FullRun(label, member, model, weights, schedule, context)
+    tuning, model = context.tuning, programs.model
+    run = FullRun(label, member, programs, weights, context)
     # Only shapes go in: with a checkpoint to resume from, no first state takes room beside the one that is read.
-    shapes = mesh_lib.abstract_tree(jax.eval_shape(run.initialize, model.state), run.shardings)
+    shapes = mesh_lib.abstract_tree(jax.eval_shape(programs.initialize, model.state), programs.shardings)
     # Checkpoints of another model or of other settings are refused by this digest.
-    config = digest([asdict(tuning), asdict(schedule), member.name, member.steps, member.seed])
+    config = digest([asdict(tuning), asdict(programs.schedule), member.name, member.steps, member.seed])
     state = train(
         label,
         member.steps,
@@ -145,52 +202,28 @@ class FullRun:
         self,
         label: str,
         member: Member,
-        model: Model,
+        programs: FullPrograms,
         weights: Callable[[], nnx.State],
-        schedule: Schedule,
         context: TuningContext,
     ):
-        """Prepares the training; nothing is compiled yet. Arguments as in `tune_full`."""
-        self._label, self._member, self._model, self._weights = label, member, model, weights
-        self._schedule, self._tuning = schedule, context.tuning
-        self._optimizer = FullOptimizer(**vars(optimizer_for(context.tuning, schedule)), kind=schedule.optimizer)
-        self.initialize, self.shardings = make_initialize(model, self._optimizer)
-        self._batches = batches_for(member, schedule.batch_rows)
+        """Prepares the training. Arguments as in `tune_full`."""
+        self._label, self._member, self._programs, self._weights = label, member, programs, weights
+        self._skips = context.tuning.skips
+        self._batches = batches_for(member, programs.schedule.batch_rows)
         self._curves = LossCurves(context.run_folder)
-        # A compiled step by row length (0 short, 1 long), from its first batch on.
-        self._steps: dict[int, jax.stages.Compiled] = {}
 
     def step(self, state: FullState, number: int) -> tuple[FullState, Metrics]:
         """Takes one step; the first one begins with the base's weights."""
+        programs = self._programs
         if number == 0:
             # No name holds the base's weights, so they are freed as soon as the first state is there.
-            state = self.initialize(self._weights())
+            state = programs.initialize(self._weights())
         which, index = self._batches.at(number)
         with goodput.lost("input"):
-            # Fields [B, ...], rows over `fsdp`.
-            batch = place_batch(self._model.mesh, self._member.rows[which].take(index))
-        arguments = state, batch, number, self._member.steps
-        if which not in self._steps:
-            self._steps[which] = self._compile(RowLength.of([self._member], [self._batches], which), arguments)
-        return self._steps[which](*arguments)
-
-    def _compile(self, rows: RowLength, arguments: tuple[FullState, Batch, int, int]) -> jax.stages.Compiled:
-        """Compiles the step for rows of one length, with recomputation where configuration or memory ask for it."""
-        spec = FullStepSpec(
-            self._model,
-            self._optimizer,
-            self.shardings,
-            micro_batches=rows.micro_batches(self._schedule),
-            prefix=rows.prefix,
-            max_own=rows.max_own,
-        )
-        return compile_step(
-            f"{self._label}, rows of {rows.length}",
-            self._tuning.remat,
-            lambda remat: make_step(replace(spec, remat=remat)),
-            arguments,
-            self._model.mesh.local_devices[0],
-        )
+            # Fields [B, ...], rows over `fsdp`; all members' batches have one width.
+            rows = self._member.rows[which].take(index, programs.row_lengths[which].width)
+            batch = place_batch(programs.model.mesh, rows)
+        return programs.step(which, (state, batch, number, self._member.steps))
 
     def report(self, done: int, metrics: Metrics) -> str:
         """Records the loss of the `done`-th step, and returns the text of its progress line.
@@ -200,8 +233,8 @@ class FullRun:
         """
         loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
         self._curves.append(self._member.name, done, loss, skipped=skipped, spikes=int(metrics["spikes"]))
-        if metrics["bad"] >= self._tuning.skips:
-            raise not_finite(self._label, self._member, self._batches.at(done - 1), done, self._tuning.skips)
+        if metrics["bad"] >= self._skips:
+            raise not_finite(self._label, self._member, self._batches.at(done - 1), done, self._skips)
         return f"loss {loss:.3f}" + (f", {skipped} updates skipped" if skipped else "")
 
 

@@ -102,7 +102,7 @@ def torch_model_of(workdir, tiny, name):
 
 def prompts_of(run, name):
     (task,) = (task for task in run.suite.tasks if task.name == name)
-    return [list(map(int, prompt)) for prompt in run.test_prompts(task)]
+    return [list(map(int, prompt)) for prompt in run.test_prompts(task).ids]
 
 
 def last_states(model, prompts):
@@ -178,7 +178,7 @@ def test_scores_are_those_of_torch(full_controls, tiny):
     targets = [answers[name][number] for number, name in enumerate(say)]
     examples = [
         dataclasses.replace(example, targets=target)
-        for example, target in zip(task.examples("test", 12), targets, strict=True)
+        for example, target in zip(run.test_examples(task, 12), targets, strict=True)
     ]
     wanted = [np.mean([mine == target for mine, target in zip(answers[name], targets, strict=True)]) for name in names]
     assert len(set(wanted)) > 2

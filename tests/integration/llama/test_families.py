@@ -97,6 +97,8 @@ def test_scaled_frequencies_and_windows_change_the_states(tmp_path, prompts):
         ("llama2-13b", 13_015_864_320),
         ("llama2-70b", 68_976_648_192),
         ("llama3-8b", 8_030_261_248),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen3-8b", 8_190_735_360),
     ],
 )
 def test_published_sizes(name, count):

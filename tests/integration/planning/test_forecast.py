@@ -35,7 +35,8 @@ FLAN = Config(
     dtype="bfloat16",
     tasks=Tasks(suite="flan2021", only=CLUSTERS),
     tokens=Tokens(template="llama2"),
-    tuning=Tuning(slots=4, control=Schedule(batch_rows=4), experimental=Schedule(batch_rows=4)),
+    # One control a task.
+    tuning=Tuning(slots=4, control=Schedule(batch_rows=4), experimental=Schedule(batch_rows=4), seeded=(), twins=()),
     mesh=Mesh(-1, 1, 4),
 )
 
@@ -65,6 +66,7 @@ def test_work_is_counted_from_names_alone():
     assert len(work.controls) == work.tasks == 60 and sum(work.controls) == 1_316_740 and max(work.controls) == 30_000
     assert work.mixture == 529_650 and work.prompts == 10_000 and work.template_ids == 133
     unseen = replace(FLAN, tasks=Tasks(suite="flan2021"), tuning=replace(FLAN.tuning, seeds=2, control_seeds=3))
+    unseen.tuning.seeded = ("all",)
     counts = count_flan(unseen, prompts=50)
     assert counts.tasks == 67 and len(counts.controls) == 3 * 67
     assert counts.mixture == 529_650  # Misc. is held out.
@@ -77,6 +79,29 @@ def test_work_is_counted_from_names_alone():
         count_flan(replace(FLAN, tokens=Tokens(template="chat")))
 
 
+def test_seeds_and_twins_of_a_task_of_each_cluster_are_planned():
+    config = replace(FLAN, tuning=Tuning(slots=4, control=Schedule(batch_rows=4), experimental=Schedule(batch_rows=4)))
+    counts, plain = count_flan(config), count_flan(FLAN)
+    assert len(counts.controls) == 60 + 11 + 11 and counts.repeated == 11 and plain.repeated == 0
+    # Training: the examples of one task of each cluster come twice more.
+    more = sum(counts.controls) - sum(plain.controls)
+    assert 0 < more == 2 * round(more / 2) and counts.mixture == plain.mixture
+    # Comparing: 11 tasks have six models, the others four; memory is planned for six.
+    for engine in ("kept", "moments"):
+        plans = [
+            {row["stage"]: row for row in plan_run(planned_run(config=each), ("states",), 0, False)["rows"]}["states"]
+            for each in (replace(each, compare=Compare(engine=engine)) for each in (config, FLAN))
+        ]
+        work, before = (row["flops"] * row["runs"] for row in plans)
+        assert [row["models"] for row in plans] == [6, 4]
+        if engine == "kept":
+            assert work / before == pytest.approx((11 * 6 + 49 * 4) / (60 * 4))
+        else:  # sums of moments are work for each model and each pair: 10 pairs and 5
+            assert (11 * 6 + 49 * 4) / (60 * 4) < work / before < (11 * 10 + 49 * 5) / (60 * 5)
+    similar = [plan_run(planned_run(config=each), ("similarity",), 0, False)["rows"][0] for each in (config, FLAN)]
+    assert 1 < similar[0]["flops"] / similar[1]["flops"] < 1.5 and similar[0]["models"] == 6
+
+
 def _names(selection):
     from mossa_jax.tasks.flan_names import select
 
@@ -86,7 +111,8 @@ def _names(selection):
 
 def test_rows_of_a_folder_are_counted(tasks_folder, tiny):
     config = Config(base=str(tiny.folder), tasks=Tasks(suite="folder", folder=str(tasks_folder), max_train=20))
-    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20, 20, 20)
+    # Three tasks, and a second seed and a twin for one of each of the two clusters.
+    assert count_work(config, example_ids=10, prompts=0, has_tokenizer=True).controls == (20,) * 7
 
 
 def test_ids_of_a_template_are_counted_once_per_row_or_once_per_example(tiny):

@@ -175,8 +175,10 @@ def long_rows(suite):
 
 
 def long_prompts(suite):
-    for row in suite["bread"]["test"][:13]:
+    for number, row in enumerate(suite["bread"]["test"][:13]):
         row["inputs"] = LONG * 4 + row["inputs"]
+        # Named, or the text in common would be taken for a passage.
+        row["item"] = number
 
 
 def few_rows(suite):
@@ -207,6 +209,26 @@ def test_a_planted_fault_is_the_only_warning(base, tmp_path, plant, words):
     preview = preview_dataset(configured(base, write(tmp_path, suite), allow_bad_rows=True))
     assert len(preview.warnings) == 1 and preview.warnings[0].startswith(f"warning: {words} "), preview.warnings
     assert preview_text(preview).count("!") == 1 + 1  # the cell, and what the legend says of it
+
+
+def test_items_are_shown_and_guesses_are_noted(base, tmp_path):
+    suite = clean()
+    for n, row in enumerate(suite["fruit"]["test"]):
+        row |= {"item": f"passage {n // 5}", "template": n % 4}
+    for n, row in enumerate(suite["bread"]["test"][:10]):
+        row["inputs"] = f"the old boats go under that big red mill in rain, {'and' * (n // 5)} number {n}"
+    for n, row in enumerate(suite["boat"]["test"]):
+        row["item"] = int(n >= 30)
+    preview = preview_dataset(configured(base, write(tmp_path, suite)))
+    columns = ["items", "item_source", "item_mean", "item_max", "test_templates"]
+    shown = {task: tuple(row_of(preview, task)[columns]) for task in CLUSTERS}
+    assert shown["fruit"] == (12, "column", 5, 5, 4) and shown["train"] == (60, "rows", 1, 1, 0)
+    assert shown["bread"] == (51, "guessed", 60 / 51, 10, 0) and shown["boat"] == (2, "column", 30, 30, 0)
+    large, guess = sorted(preview.warnings, reverse=True)
+    assert "half or more" in large and "boat (30);" in large and large.startswith("warning: ")
+    assert "guessed" in guess and "bread (10);" in guess and guess.startswith("note: ")
+    lines = {line.split()[0]: line for line in preview_text(preview).splitlines() if line}
+    assert " 51? " in lines["bread"] and " 12 " in lines["fruit"] and " 30!" in lines["boat"]
 
 
 def test_a_threshold_itself_is_no_fault(base, tmp_path):

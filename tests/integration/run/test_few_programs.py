@@ -58,7 +58,7 @@ def open_run(tiny, tmp_path):
             setattr(getattr(config, part), field, value)
         run = pipeline.Run(config, pipeline.open_run(config, str(place / "run")), Stop())
         folders.append(run.folder)
-        for seed, name in enumerate(["tuned", *(task.name for task in run.suite.tasks)]):
+        for seed, name in enumerate(["tuned", *run.controls]):
             adapter = initial_adapter(run.architecture, ("q_proj", "v_proj"), 2, 16.0, 0, (seed,))
             for matrices in adapter.values():
                 matrices["b"] = 0.2 * np.random.default_rng(seed).standard_normal(matrices["b"].shape, np.float32)
@@ -100,9 +100,10 @@ def test_twelve_tasks_share_programs_and_their_figures_are_those_of_a_task_alone
     run = open_run(SIZES)
     assert compilations(score, run).pop("greedy") <= 2
     counts = compilations(compare, run)
-    assert counts["keep_batch"] == 2 and counts["read_prefix"] == 1, counts
+    # Two shapes of prompts, for tasks with further seeds and a twin, and for tasks without.
+    assert counts["keep_batch"] == 4 and counts["read_prefix"] == 2, counts
     # No other program has a shape for each task either.
-    assert max(counts.values()) <= 2 and counts["gram_sums"] in (1, 2), counts
+    assert max(counts.values()) <= 4 and counts["gram_sums"] in (2, 4), counts
     assert [shape.prefix_length > 0 for shape in run.pass_shapes] == [False, True]
     table = pd.read_parquet(run.folder / "results/cka.parquet")
     for number in (0, 1, 6):
@@ -111,8 +112,7 @@ def test_twelve_tasks_share_programs_and_their_figures_are_those_of_a_task_alone
         again = mossa.compare(str(tiny.folder), "pretrained", str(run.tuned_folder(task)), prompts, max_tokens=96)
         rows = table[(table.task == task) & (table.control == task) & (table.experimental == "pretrained")]
         assert rows.layer.tolist() == again.layer.tolist() and set(rows.n) == {SIZES[number]}
-        for column in ("cka", "low", "high"):
-            np.testing.assert_allclose(rows[column], again[column], atol=1e-5)
+        np.testing.assert_allclose(rows.cka, again.cka, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -120,11 +120,11 @@ def test_twelve_tasks_share_programs_and_their_figures_are_those_of_a_task_alone
 def test_sixty_tasks_have_no_more_programs(open_run, engine):
     run = open_run([24 + 7 * number % 587 for number in range(60)], compare__engine=engine)
     counts = compilations(score, run) | compilations(compare, run)
-    assert max(counts.values()) <= 2 and {"kept": "keep_batch", "moments": "stream_batch"}[engine] in counts, counts
+    assert max(counts.values()) <= 4 and {"kept": "keep_batch", "moments": "stream_batch"}[engine] in counts, counts
 
 
 @pytest.mark.slow
 def test_two_lengths_of_rows(open_run):
     run = open_run(SIZES, tokens__row_length=48, tokens__long_row_length=96)
     counts = compilations(compare, run)
-    assert counts["keep_batch"] <= 4 and max(counts.values()) <= 4, counts
+    assert counts["keep_batch"] <= 8 and max(counts.values()) <= 8, counts

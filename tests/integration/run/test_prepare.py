@@ -88,10 +88,40 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     ]  # fmt: skip
     wanted = again.encoded(next(task for task in again.suite.tasks if task.name == "copy_first"), "test").examples
     assert len(prompts["copy_first"]) == len(wanted) == 12
-    assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"]))
+    assert all(np.array_equal(prompt, wanted.prompt(at)) for at, prompt in enumerate(prompts["copy_first"].ids))
     (said,) = warnings.repeated_prompts(record["tasks"])
     assert said.startswith("5 test prompts in 1 task repeat others") and "copy_first: 5 of 17" in said
     assert warnings.repeated_prompts({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
+
+
+def test_test_rows_are_a_draw_with_items_and_templates(again, tiny_config, tmp_path):
+    config = runpy.run_path(str(tiny_config))["get_config"]()
+    config.tasks.folder = str(shutil.copytree(again.config.tasks.folder, tmp_path / "items"))
+    config.tasks.max_test = 9
+    path = tmp_path / "items/test/copy_first.jsonl"
+    rows = [json.loads(line) | {"item": n // 6, "template": n % 3} for n, line in enumerate(path.open())]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_in(config, tmp_path / "new")
+    try:
+        record = prepare.prepare(run)["tasks"]["copy_first"]["test"]
+        task = next(task for task in run.suite.tasks if task.name == "copy_first")
+        encoded, prompts = run.encoded(task, "test"), run.test_prompts(task)
+        examples, few = run.test_examples(task, 99), run.test_examples(task, 4)
+    finally:
+        run.folder.close()
+    texts = [row["inputs"] for row in rows]
+    places = [texts.index(row.inputs) for row in examples]
+    assert len(set(places)) == 9 and places != sorted(places) and few == examples[:4]
+    # Examples and encoded rows are the same, in the same order.
+    assert [row.template for row in examples] == encoded.templates.tolist() == prompts.templates.tolist()
+    ids = run.tokenizer.prompts([row.inputs for row in examples])
+    short = [n for n, prompt in enumerate(ids) if not encoded.cut[n]]
+    assert short and all(encoded.examples.prompt(n).tolist() == list(ids[n]) for n in short)
+    assert (prompts.items[:, None] == prompts.items).tolist() == [[a // 6 == b // 6 for b in places] for a in places]
+    largest = max(sum(place < 6 for place in places), sum(place >= 6 for place in places))
+    assert (record["items"], record["item_source"], record["templates"]) == (2, "column", 3)
+    assert record["largest_item"] == largest
+    assert any("half or more" in line for line in warnings.related_prompts({"copy_first": {"test": record}}))
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
@@ -162,6 +192,7 @@ def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
     config = runpy.run_path(str(tiny_config))["get_config"]()
     config.tasks.only = ("copy_first", "count_words")
     config.tuning.seeds, config.tuning.control_seeds, config.tuning.seeded = 2, 3, ("numbers",)
+    config.tuning.twins = ()
     config.tuning.control.max_steps = config.tuning.experimental.max_steps = 2
     config.tuning.score_prompts = 0
     run = run_in(config, tmp_path / "run")

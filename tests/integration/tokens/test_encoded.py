@@ -92,6 +92,29 @@ def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
     assert len(others[1]) == 20 and len(others[-1]) == 31
 
 
+def test_a_draw_has_a_place_of_its_own_in_the_cache(cache, tokenizer):
+    source = Source(rows(40))
+    first, drawn, again, other = (
+        encode_split(source.task(), "test", tokenizer, TOKENS, 40, seed) for seed in (None, (1, 2), (1, 2), (1, 3))
+    )
+    assert source.readings == 1 + 2 + 0 + 2
+    lengths = [tuple(split.examples.answer_lengths + 100 * split.templates) for split in (first, drawn, again, other)]
+    assert lengths[1] == lengths[2] and len({*lengths}) == 3 and len({tuple(sorted(row)) for row in lengths}) == 1
+
+
+def test_items_come_from_the_source_or_are_guessed_in_test_prompts_alone(cache, tokenizer):
+    passage = "the old boats go under that big red mill when rain comes from hills"
+    about = [Example(f"{passage if n % 3 == 1 else ''} question {n} about the matter", "x") for n in range(9)]
+    guess, plain = (encode_split(Source(about).task(), split, tokenizer, TOKENS, 9) for split in ("test", "train"))
+    assert (guess.item_source, plain.item_source) == ("guessed", "rows")
+    assert guess.items.tolist() == [0, 1, 2, 3, 1, 4, 5, 1, 6] and plain.items.tolist() == [*range(9)]
+    named = [replace(row, item="a" if n in (0, 5) else "") for n, row in enumerate(about)]
+    column = encode_split(Source(named).task(), "test", tokenizer, TOKENS, 9)
+    assert column.item_source == "column" and column.items.tolist() == [0, 1, 2, 3, 4, 0, 5, 6, 7]
+    apart = [replace(row, inputs=f"{n} boats") for n, row in enumerate(about)]
+    assert encode_split(Source(apart).task(), "test", tokenizer, TOKENS, 9).item_source == "rows"
+
+
 def test_a_failure_half_way_leaves_nothing_in_the_cache(cache, tokenizer):
     class Breaking(Source):
         def read(self, split):

@@ -23,7 +23,7 @@ from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
 from mossa_jax.tuning import full_finetuning as full
 from mossa_jax.tuning.batch import place_batch
-from mossa_jax.tuning.full_finetuning import save_full, tune_full
+from mossa_jax.tuning.full_finetuning import FullPrograms, save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext
 from mossa_jax.tuning.optimizer import FullOptimizer
 from tests.support.paths import ROOT
@@ -49,7 +49,8 @@ def make_member(steps: int = 10, token: int | None = None) -> Member:
 def tune(model, member, run_folder, stop=None, tuning=TUNING, **schedule):
     chosen = replace(SCHEDULE, **schedule)
     context = TuningContext(tuning, run_folder, stop or Stop())
-    return tune_full("E", member, model, lambda: model.state, chosen, context)
+    programs = FullPrograms("E", [member], model, chosen, tuning)
+    return tune_full("E", member, programs, lambda: model.state, context)
 
 
 def open_folder(path, kind=RunFolder, **options):
@@ -457,3 +458,17 @@ def test_eight_devices_equal_one_and_every_parameter_and_moment_is_spread(optimi
         matrix = name.startswith("parameters.") or optimizer == "adamw"
         assert share == 1 / 8 if matrix else share in (1 / 4, 1 / 2), name
     assert spread == 27  # nine matrices, and for each of them two moments or the means of its rows and columns
+
+
+def test_models_of_a_group_share_their_programs(model, tuned_run, tmp_path, monkeypatch):
+    """The answers of the second model's rows are longer: one step serves both, and the first model stays as it is."""
+    compiled, compile_step = [], full.compile_step
+    monkeypatch.setattr(full, "compile_step", lambda *arguments: compiled.append(1) or compile_step(*arguments))
+    longer = [replace(example, answer=[*example.answer[:-1], 5, 6, 7, 2]) for example in make_examples()]
+    members = [make_member(), Member("F", pack_examples(in_memory(longer), 24), 3, (7, 2))]
+    assert members[0].rows[0].width < members[1].rows[0].width
+    programs = FullPrograms("E", members, model, SCHEDULE, TUNING)
+    context = TuningContext(TUNING, open_folder(tmp_path), Stop())
+    first, _ = (tune_full(member.name, member, programs, lambda: model.state, context) for member in members)
+    assert len(compiled) == 1
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: distance(a, b) < 1e-5, first, tuned_run[1])))

@@ -1,236 +1,219 @@
-"""Findings from planted tables: a planted effect is stated, an absent one is not claimed."""
+"""Findings from planted tables: planted effects are stated, absent ones and incompetent specialists say nothing."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from mossa_jax.findings.verdicts import statements
 
+from mossa_jax.benchmarks.planted_findings import (
+    Noise,
+    cluster_sizes,
+    draw_noise,
+    planted_scores,
+    planted_table,
+    ramp,
+)
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.findings import find
-from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
-from mossa_jax.findings.curves import differences, task_layer_matrix
-from tests.support.planted import CLUSTERS, NO_SCORES, planted_scores, planted_table
+from mossa_jax.findings import SCORE_COLUMNS, find
+from mossa_jax.findings.clusters import brown_forsythe, clusters_differ, rank_clusters, task_levels
+
+SIZES = cluster_sizes(40, 20)
+HELD_OUT = 8
+NO_SCORES = pd.DataFrame(columns=SCORE_COLUMNS)
+
+
+def effects(rise=0.35, rho=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    change = draw_noise(rng, SIZES, 8, Noise(rho, 0.03, 0.08)) + ramp(8, 2, 4, rise)
+    base = np.clip(0.6 + rng.normal(0, 0.05, (40, 1)) + np.zeros((40, 8)), 0, 1)
+    return change, base
+
+
+def verdicts(analysis):
+    return {finding["id"]: finding["verdict"] for finding in analysis["findings"]}
 
 
 @pytest.fixture(scope="module")
 def full():
-    table = planted_table(tasks=26, layers=8, held_out=6, breaks=(3, 5), mismatched=0.1)
-    return table, find(table, planted_scores(table), draws=300)
-
-
-def finding(analysis, title):
-    return next(finding for finding in analysis["findings"] if finding["title"] == title)
+    change, base = effects()
+    table = planted_table(change, SIZES, base, held_out=HELD_OUT, twins=base + change - 0.2)
+    seeds = table[(table["control"] == table["task"]) & (table["estimator"] == "debiased")]
+    seeds = seeds[seeds["task"].isin([f"t{task:02}" for task in range(0, 24, 2)])]
+    more = seeds.assign(control=seeds["task"] + ".seed1", cka=seeds["cka"] + 0.01)
+    ceiling = more[more["experimental"] == "tuned"].assign(experimental="control", cka=0.9)
+    table = pd.concat([table, more, ceiling], ignore_index=True)
+    scores = planted_scores(SIZES, np.random.default_rng(1), held_out=HELD_OUT)
+    return table, scores, find(table, scores, draws=300)
 
 
 def test_the_result_is_json_without_nan(full):
-    text = json.dumps(full[1], allow_nan=False)
-    assert json.loads(text) == full[1]
-    assert 4 <= len(full[1]["findings"]) <= 7
+    assert json.loads(json.dumps(full[2], allow_nan=False)) == full[2]
+    keys = {"id", "claim", "verdict", "sentence", "figures", "family"}
+    assert all(keys <= set(finding) for finding in full[2]["findings"])
 
 
 def test_the_same_seed_gives_the_same_findings(full):
-    table, analysis = full
-    assert find(table.sample(frac=1, random_state=1), planted_scores(table), draws=300) == analysis
+    table, scores, analysis = full
+    assert find(table.sample(frac=1, random_state=1), scores.sample(frac=1, random_state=2), draws=300) == analysis
 
 
-def test_planted_sections_are_stated(full):
-    analysis = full[1]
-    assert analysis["sections"]["transition"] == [4, 5]
-    statement = finding(analysis, "Where the network changes")
-    assert statement["verdict"] == "supported" and "layers 4 to 5" in statement["sentence"]
+def test_planted_effects_are_supported(full):
+    assert {
+        name: verdicts(full[2])[name] for name in ("transition", "shift", "specificity", "unseen")
+    } == dict.fromkeys(("transition", "shift", "specificity", "unseen"), "supported")
+    assert full[2]["sections"]["transition"] == [3, 4]
+    assert full[2]["specificity"]["against"] == "twin"
+    assert full[2]["specificity"]["tuned"]["mean"] == pytest.approx(0.2)
 
 
-def test_curves_are_plain_quantiles(full):
-    table, analysis = full
-    rows = table[(table.control == table.task) & ~table.held_out & (table.layer == "6")]
-    rows = rows[(rows.experimental == "tuned") & (rows.estimator == "biased")]
-    key = {"experimental": "tuned", "estimator": "biased", "layer": "6"}
-    row = next(r for r in analysis["curves"] if all(r[k] == v for k, v in key.items()))
-    assert row["n_tasks"] == len(rows) == 20
-    assert row["median"] == pytest.approx(rows.cka.median())
-    assert row["q3"] == pytest.approx(rows.cka.quantile(0.75))
-    empty = next(r for r in analysis["curves"] if r["layer"] == "embed")
-    assert empty["n_tasks"] == 0 and empty["median"] is None
+def test_headlines_have_a_scale(full):
+    shift = full[2]["shift"]
+    assert shift["ceiling"] == pytest.approx(0.9)
+    assert shift["tuned_share"] == pytest.approx((0.6 + 0.35) / 0.9, abs=0.06)
+    sentence = next(f["sentence"] for f in full[2]["findings"] if f["id"] == "shift")
+    assert "ceiling" in sentence and "12 clusters" in sentence
 
 
-def test_clusters_are_ranked_as_planted(full):
-    ranking = full[1]["clusters"]["ranking"]
-    assert [row["cluster"] for row in ranking] == CLUSTERS
-    assert ranking[0]["pretrained"]["mean"] == pytest.approx(0.8, abs=0.01)
-    assert all(row["n_tasks"] == 4 and row["pretrained"]["low"] is not None for row in ranking)
-    assert full[1]["clusters"]["differ"]["p"] < 0.01
+def test_the_variance_of_seeds_is_measured(full):
+    parts = {row["part"]: row for row in full[2]["variance"]}
+    # Both models moved alike from one seed to the other, so the change did not move.
+    assert parts["seed of C"]["cell"] == pytest.approx(0, abs=1e-9) and parts["seed of E"]["cell"] is None
+    assert parts["cluster"]["headline"] > 0 and parts["seed of E"]["reason"] == "E has one seed"
 
 
-def test_specificity_is_the_planted_gap(full):
-    analysis = full[1]
-    assert analysis["specificity"]["tuned"]["mean"] == pytest.approx(0.1, abs=1e-9)
-    assert finding(analysis, "Own specialist against others")["verdict"] == "supported"
+def test_nothing_is_supported_without_an_effect():
+    """One table; rates over many are in docs/statistics.md (python -m launch.bench_findings)."""
+    change, base = effects(rise=0.0)
+    table = planted_table(change, SIZES, base, held_out=HELD_OUT)
+    assert "supported" not in verdicts(find(table, planted_scores(SIZES, np.random.default_rng(2)), draws=300)).values()
 
 
-def test_specificity_counts_only_tasks_that_e_has_seen():
-    table = planted_table(tasks=26, layers=8, held_out=10, breaks=(3, 5), mismatched=0.0)
-    others = (table.control != table.task) & table.held_out
-    table.loc[others, "cka"] -= 0.3  # unseen tasks alone are nearer to their own specialists
-    analysis = find(table, NO_SCORES, draws=300)
-    assert analysis["specificity"]["tuned"]["n_tasks"] == 16
-    assert analysis["specificity"]["tuned"]["mean"] == pytest.approx(0, abs=1e-9)
-    assert finding(analysis, "Own specialist against others")["verdict"] == "not supported"
+def test_an_incompetent_specialist_carries_no_finding(full):
+    """Tasks without competence have the opposite sign; without them the effect is clear."""
+    change, base = effects()
+    competent = np.arange(40) % 4 != 0
+    change[~competent] = -0.5
+    table = planted_table(change, SIZES, base)
+    scores = planted_scores(SIZES, np.random.default_rng(3), competent=competent)
+    analysis = find(table, scores, draws=300)
+    assert sorted(analysis["competence"]["incompetent"]) == [f"t{task:02}" for task in range(0, 40, 4)]
+    assert verdicts(analysis)["shift"] == "supported" and analysis["shift"]["n_tasks"] == 30
+    assert find(table, NO_SCORES, draws=300)["shift"]["n_tasks"] == 40
+    text = json.dumps([analysis["findings"], analysis["clusters"]["ranking"]])
+    assert not any(f'"{task}"' in text for task in analysis["competence"]["incompetent"])
 
 
-def test_ability_follows_the_planted_scores(full):
-    table, analysis = full
-    link, means = analysis["scores"]["rank_correlation"], analysis["scores"]["means"]
-    assert link["n_tasks"] == 26 and link["rho"] < -0.95
-    scores = planted_scores(table)
-    controls = scores[scores.model == "control"]
-    assert means["control"] == pytest.approx(controls[~controls.held_out].exact_match.mean())
-    assert analysis["scores"]["held_out"]["control"] == pytest.approx(controls[controls.held_out].exact_match.mean())
+def test_the_majority_answer_is_no_competence():
+    change, base = effects()
+    scores = planted_scores(SIZES, np.random.default_rng(4))
+    row = {"task": "t00", "cluster": "c00", "held_out": False, "metric": "exact_match", "low": 0, "high": 1, "n": 99}
+    more = [row | {"model": model, "value": value} for model, value in (("control", 0.5), ("majority", 0.52))]
+    analysis = find(planted_table(change, SIZES, base), pd.concat([scores, pd.DataFrame(more)]), draws=100)
+    assert analysis["competence"]["incompetent"] == ["t00"]
 
 
-def test_ability_is_weak_if_the_estimators_disagree(full):
-    table = full[0].copy()
-    turned = (table.estimator == "biased") & (table.experimental == "pretrained")
-    table.loc[turned, "cka"] = 1.0 - table.loc[turned, "cka"]
-    statement = finding(find(table, planted_scores(full[0]), draws=300), "Similarity and ability")
-    assert statement["verdict"] == "weak" and "opposite sign" in statement["sentence"]
+def test_a_run_of_incompetent_specialists_says_so_first():
+    change, base = effects()
+    scores = planted_scores(SIZES, np.random.default_rng(5), competent=np.arange(40) < 16)
+    analysis = find(planted_table(change, SIZES, base), scores, draws=100)
+    assert analysis["competence"]["few"]
+    measured = [f for f in analysis["findings"] if f["verdict"] != "not measured"]
+    assert all(f["sentence"].startswith("Fewer than half") for f in measured)
 
 
-def test_shared_layers_are_judged_by_their_own_change():
-    """d is exactly zero in the layers below all adapters, but the fitted level is not."""
-    table = planted_table(tasks=16, layers=8, held_out=0, breaks=None)
-    own = (table.control == table.task) & table.layer.isin(list("12345678"))
-    before, after = (table[own & (table.experimental == name)] for name in ("pretrained", "tuned"))
-    steps = np.sqrt(np.clip(after.layer.astype(int).to_numpy() - 2, 0, None)) * 0.1
-    table.loc[after.index, "cka"] = before.cka.to_numpy() + steps
-    analysis = find(table, NO_SCORES, draws=300)
-    assert analysis["sections"]["found"] and analysis["sections"]["shared"][1] <= 2
-    assert abs(analysis["sections"]["before"]["level"]) > 0.003
-    assert analysis["shared"]["mean"] == 0 and analysis["shared"]["n_tasks"] == 16
-    assert finding(analysis, "What the first layers share")["verdict"] == "not supported"
+def test_held_out_tasks_of_one_cluster_are_too_few():
+    change, base = effects()
+    table = planted_table(change, SIZES, base)
+    table["held_out"] = table["cluster"] == "c19"
+    finding = next(f for f in find(table, NO_SCORES, draws=100)["findings"] if f["id"] == "unseen")
+    assert finding["verdict"] == "too few" and finding["figures"]["p"] is None
 
 
-@pytest.mark.parametrize(("moved", "wanted"), [(0.0, "supported"), (0.3, "weak")])
-def test_shared_layers_below_zero_need_both_estimators(moved, wanted):
-    table = planted_table(tasks=24, layers=8, held_out=0, breaks=(3, 5))
-    table.loc[table.experimental == "tuned", "cka"] -= 0.05
-    table.loc[(table.experimental == "tuned") & (table.estimator == "biased"), "cka"] += moved
-    analysis = find(table, NO_SCORES, draws=300)
-    statement = finding(analysis, "What the first layers share")
-    assert statement["verdict"] == wanted and ("opposite sign" in statement["sentence"]) == (wanted == "weak")
-    assert analysis["shared"]["mean"] == pytest.approx(differences(table, layers=list("123")).to_numpy().mean())
+def test_a_shift_away_is_contradicted():
+    change, base = effects(rise=-0.3)
+    assert verdicts(find(planted_table(change, SIZES, base), NO_SCORES, draws=300))["shift"] == "contradicted"
 
 
-def test_a_crossing_is_stated_only_with_a_transition(full):
-    assert "overtakes" in finding(full[1], "Where the network changes")["sentence"]
-    analysis = find(planted_table(tasks=20, layers=8, breaks=None), NO_SCORES, draws=200)
-    analysis["sections"]["crossing"] = {"layer": 3.0, "interval": [2, 4], "share_of_resamples": 0.9}
-    (statement, *_) = statements(analysis)
-    assert statement["verdict"] == "not supported" and "overtakes" not in statement["sentence"]
+def test_estimators_that_differ_in_size_keep_a_claim_undecided():
+    change, base = effects()
+    table = planted_table(change, SIZES, base)
+    biased = (table["estimator"] == "biased") & (table["experimental"] == "tuned")
+    table.loc[biased, "cka"] = planted_table(change * 1e-3, SIZES, base).loc[biased, "cka"]
+    result = verdicts(find(table, NO_SCORES, draws=300))
+    assert (result["shift"], result["transition"]) == ("undecided", "undecided")
 
 
-def test_clusters_that_differ_by_one_estimator_only_are_weak(full):
-    table = full[0].copy()
-    flat = (table.estimator == "biased") & (table.experimental == "pretrained") & table.cka.notna()
-    noise = dict(zip(sorted(set(table.task)), np.random.default_rng(0).normal(size=26), strict=True))
-    table.loc[flat, "cka"] = table.task[flat].map(noise)
-    statement = finding(find(table, NO_SCORES, draws=300), "Which clusters pre-training already holds")
-    assert statement["verdict"] == "weak" and "biased" in statement["sentence"]
+def test_unchanged_shared_layers_are_equivalent(full):
+    finding = next(f for f in full[2]["findings"] if f["id"] == "shared")
+    assert finding["verdict"] == "supported" and "equivalence" in finding["sentence"]
+    change, base = effects()
+    change[:, :2] -= 0.2
+    moved = verdicts(find(planted_table(change, SIZES, base), NO_SCORES, draws=300))
+    assert moved["shared"] in ("contradicted", "not measured")
 
 
-def test_prompts_are_counted_if_rows_are_tokens():
-    table = planted_table(tasks=20, layers=8, breaks=(3, 5)).assign(n=5000)
-    analysis = find(table, NO_SCORES, draws=200, prompts=dict.fromkeys(table.task, 30))
-    assert analysis["trust"]["prompts"] == {"smallest": 30, "largest": 30}
-    statement = finding(analysis, "What tuning adds in the upper half")
-    assert statement["verdict"] == "weak" and "30 prompts" in statement["sentence"]
+def test_the_link_with_ability_is_partial_and_over_clusters():
+    """Similarity and gain share nothing but the specialists' own score, on which both depend."""
+    rng = np.random.default_rng(6)
+    change, _ = effects()
+    scores = planted_scores(SIZES, rng)
+    control = scores[scores["model"] == "control"].set_index("task")["value"]
+    base = np.tile(0.9 - 0.3 * control.to_numpy()[:, None], (1, 8)) + rng.normal(0, 0.02, (40, 1))
+    link = find(planted_table(change, SIZES, base), scores, draws=300)["scores"]["link"]
+    assert link["n_units"] == 20 and link["p"] > 0.05
+    gain = control - scores[scores["model"] == "base"].set_index("task")["value"]
+    assert abs(np.corrcoef(base[:, 0], gain)[0, 1]) > 0.8
 
 
-def test_held_out_tasks_are_kept_out_of_the_other_findings(full):
-    table, analysis = full
-    assert len(analysis["unseen"]["tasks"]) == 6
-    assert {row["task"] for row in analysis["unseen"]["tasks"]} == set(table.task[table.held_out])
-    assert analysis["shift"]["n_tasks"] == 20
+def test_clusters_differ_where_planted():
+    change, base = effects()
+    base += np.linspace(-0.2, 0.2, 20).repeat(2)[:, None]
+    analysis = find(planted_table(change, SIZES, base), planted_scores(SIZES, np.random.default_rng(7)), draws=100)
+    assert analysis["clusters"]["differ"]["p"] < 0.01
+    assert analysis["clusters"]["ranking"][0]["cluster"] in ("c18", "c19")
+    assert analysis["clusters"]["ranking"][0]["information_share"] is not None
 
 
-def test_few_held_out_tasks_allow_no_claim():
-    table = planted_table(tasks=12, held_out=3)
-    statement = finding(find(table, NO_SCORES, draws=100), "Tasks held out of the mixture")
-    assert statement["verdict"] == "not supported" and "3 tasks are too few" in statement["sentence"]
+def test_brown_forsythe_of_two_groups_is_welchs_test():
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(8)
+    groups = [rng.normal(0, 1, 9), rng.normal(0.5, 3, 5)]
+    statistic, p = brown_forsythe(groups)
+    reference = ttest_ind(*groups, equal_var=False)
+    assert statistic == pytest.approx(reference.statistic**2)
+    assert p == pytest.approx(reference.pvalue, abs=0.02)
 
 
-def test_absent_data_is_not_measured():
-    analysis = find(planted_table(held_out=0), NO_SCORES, draws=100)
-    for title in ("Tasks held out of the mixture", "Own specialist against others", "Similarity and ability"):
-        assert finding(analysis, title)["verdict"] == "not measured"
+def test_small_clusters_have_no_interval():
+    change, base = effects()
+    table = planted_table(change, SIZES, base)
+    levels = task_levels(table, ["5", "6"])
+    ranking = rank_clusters(levels, NO_SCORES)
+    assert all(np.isnan(row["pretrained"]["low"]) and "too few" in row["reason"] for row in ranking)
+    assert clusters_differ(levels.iloc[:4], "pretrained")["reason"]
 
 
-def test_no_effect_is_not_supported():
-    analysis = find(planted_table(tasks=20, layers=8, breaks=None), NO_SCORES, draws=200)
-    assert finding(analysis, "Where the network changes")["verdict"] == "not supported"
-    assert analysis["sections"]["transition"] is None
+@pytest.mark.parametrize("column", ["cka", "held_out"])
+def test_a_missing_column_is_refused(column):
+    table = planted_table(*effects()[:1], SIZES)
+    with pytest.raises(Refusal, match=column) as refusal:
+        find(table.drop(columns=column), NO_SCORES)
+    assert refusal.value.code == BAD_INPUT
 
 
-def test_estimators_that_disagree_in_sign_weaken_a_headline():
-    table = planted_table(tasks=16, layers=8, held_out=0, breaks=(3, 5))
-    tuned_biased = (table.experimental == "tuned") & (table.estimator == "biased")
-    table.loc[tuned_biased, "cka"] -= 0.6
-    statement = finding(find(table, NO_SCORES, draws=200), "What tuning adds in the upper half")
-    assert statement["verdict"] == "weak" and "opposite sign" in statement["sentence"]
+def test_a_table_without_layers_is_refused():
+    table = planted_table(*effects()[:1], SIZES).assign(layer="embed")
+    with pytest.raises(Refusal, match="block output"):
+        find(table, NO_SCORES)
 
 
-def test_undefined_rows_do_not_count_even_if_they_hold_a_number():
-    table = planted_table()
-    victim = (table.task == "task103_planted") & (table.layer == "4")
-    table.loc[victim, ["undefined", "cka"]] = ["fewer than 4 finite rows", 99.0]
-    assert np.isnan(task_layer_matrix(table, "tuned").loc["task103_planted", "4"])
-    assert np.isnan(differences(table).loc["task103_planted", "4"])
-    reasons = {row["reason"]: row["cells"] for row in find(table, NO_SCORES, draws=50)["trust"]["reasons"]}
-    assert reasons == {"no variance": 48, "fewer than 4 finite rows": 4}
-
-
-def test_a_table_with_nothing_defined_gives_no_claim():
-    table = planted_table(tasks=6, layers=4, held_out=1).assign(cka=np.nan, undefined="not finite")
-    analysis = find(table, NO_SCORES, draws=50)
-    assert {finding["verdict"] for finding in analysis["findings"]} <= {"not supported", "not measured"}
-
-
-def test_two_tasks_give_no_interval():
-    table = planted_table(tasks=2, layers=4, held_out=0)
-    ranking = find(table, NO_SCORES, draws=50)["clusters"]["ranking"]
-    assert ranking[0]["pretrained"]["low"] is None and "too few" in ranking[0]["reason"]
-
-
-def test_few_prompts_weaken_a_finding():
-    table = planted_table(tasks=20, layers=8, breaks=(3, 5)).assign(n=30)
-    statement = finding(find(table, NO_SCORES, draws=200), "What tuning adds in the upper half")
-    assert statement["verdict"] == "weak" and "30 prompts" in statement["sentence"]
-
-
-def test_clusters_without_difference_are_rarely_called_different():
-    rng = np.random.default_rng(0)
-    false = 0
-    for seed in range(60):
-        levels = pd.DataFrame({"cluster": np.repeat(list("abcde"), 4), "pretrained": rng.normal(size=20)})
-        false += clusters_differ(levels, "pretrained", seed, 200)["p"] <= 0.05
-    assert false <= 8
-
-
-def test_change_averages_over_layers_where_both_models_are_defined():
-    table = planted_table(tasks=5, layers=4, held_out=0, breaks=(1, 3))
-    gone = (table.task == "task100_planted") & (table.layer == "2") & (table.experimental == "tuned")
-    table.loc[gone, "cka"] = np.nan
-    levels = task_levels(table, ["1", "2", "3", "4"])
-    expected = differences(table, layers=["1", "3", "4"]).loc["task100_planted"].mean()
-    assert levels.loc["task100_planted", "change"] == pytest.approx(expected)
-    assert len(rank_clusters(levels, draws=20)) == 5
-
-
-def test_a_table_without_a_column_or_a_block_layer_is_refused():
-    with pytest.raises(Refusal) as refused:
-        find(planted_table().drop(columns="q"), NO_SCORES)
-    assert refused.value.code == BAD_INPUT and "'q'" in str(refused.value)
-    table = planted_table()
-    with pytest.raises(Refusal):
-        find(table[table.layer == "embed"], NO_SCORES)
+def test_undefined_cells_are_left_out():
+    change, base = effects()
+    table = planted_table(change, SIZES, base)
+    hole = (table["task"] == "t03") & (table["layer"] == "7")
+    table.loc[hole, ["cka", "undefined"]] = [np.nan, "no variance in a"]
+    analysis = find(table, NO_SCORES, draws=100)
+    assert analysis["shift"]["n_tasks"] == 40 and analysis["sections"]["is_transition"]
+    assert analysis["trust"]["undefined"] == hole.sum()

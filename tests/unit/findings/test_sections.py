@@ -1,108 +1,139 @@
-"""The rule for shared, transition and refinement layers, on planted curves."""
+"""Sections on planted curves: where E and the base part, and shapes that are no transition."""
 
 import numpy as np
 import pytest
 
-from mossa_jax.findings.sections import fit_ramp, sections_of
-from tests.support.planted import planted_differences
+from mossa_jax.benchmarks.planted_findings import (
+    FLAN_SIZES,
+    SHAPE_KINDS,
+    Noise,
+    cluster_sizes,
+    draw_noise,
+    ramp,
+    shape_changes,
+)
+from mossa_jax.findings.ramps import fit_ramps, rise_p_value, robust_curves
+from mossa_jax.findings.sections import find_sections, first_for_good, plateau_of, summary_sections
 
-RUNS = 40
-
-
-def layer_numbers(layers):
-    return tuple(range(1, layers + 1))
-
-
-@pytest.mark.parametrize(("tasks", "layers", "breaks"), [(25, 8, (3, 5)), (53, 32, (9, 15)), (12, 32, (9, 15))])
-def test_planted_breaks_are_found_within_one_layer(tasks, layers, breaks):
-    good = 0
-    for seed in range(RUNS):
-        d = planted_differences(np.random.default_rng(seed), tasks, layers, breaks)
-        sections = sections_of(d, layer_numbers(layers), seed=seed, draws=200)
-        near = sections["found"] and abs(sections["shared"][1] - breaks[0]) <= 1
-        good += near and abs(sections["transition"][1] - breaks[1]) <= 1
-    assert good >= 0.95 * RUNS
+LAYERS = tuple(range(1, 33))
 
 
-@pytest.mark.parametrize(("tasks", "layers"), [(25, 8), (53, 32), (7, 8)])
-def test_no_effect_gives_no_transition(tasks, layers):
-    false = sum(
-        sections_of(
-            planted_differences(np.random.default_rng(1000 + seed), tasks, layers, None),
-            layer_numbers(layers),
-            seed=seed,
-            draws=200,
-        )["found"]
-        for seed in range(RUNS)
-    )
-    assert false <= 0.05 * RUNS
+def names(sizes):
+    return [f"c{code}" for code in np.repeat(np.arange(len(sizes)), sizes)]
 
 
-def test_a_constant_gain_is_no_transition():
-    """Tuned is above pre-trained by the same amount everywhere: a level, not a rise."""
-    d = 0.3 + 0.02 * np.random.default_rng(0).normal(size=(20, 12))
-    sections = sections_of(d, layer_numbers(12), draws=300)
-    assert not sections["found"] and "no rise" in sections["reason"]
+def sections(change, sizes, base=0.55, **options):
+    return find_sections(base + change, change, names(sizes), tuple(range(1, change.shape[1] + 1)), 0, 200, **options)
 
 
-def test_a_fall_is_no_transition():
-    d = planted_differences(np.random.default_rng(0), 20, 12, (4, 8), rise=-0.3)
-    assert not sections_of(d, layer_numbers(12), draws=300)["found"]
+@pytest.fixture(scope="module")
+def planted():
+    rng = np.random.default_rng(0)
+    return draw_noise(rng, FLAN_SIZES, 32, Noise(0.3)) + ramp(32, 9, 15, 0.35)
 
 
-def test_the_fit_is_the_best_of_all_pairs():
-    """The reference is an exhaustive search with numpy's least squares."""
-    curve = np.array([-0.02, -0.01, -0.04, 0.01, 0.12, 0.16, 0.27, 0.25, 0.26])
-    at = np.arange(1, 10)
+def test_the_fit_is_the_best_of_all_ramps():
+    """Against least squares of every pair of layers, by hand."""
+    curve = np.random.default_rng(1).normal(size=9).cumsum()
     best = (np.inf, None)
-    for p in at:
-        for q in at[at > p]:
-            design = np.column_stack([np.ones(9), np.clip((at - p) / (q - p), 0, 1)])
-            levels = np.linalg.lstsq(design, curve, rcond=None)[0]
-            error = ((design @ levels - curve) ** 2).sum()
-            if error < best[0]:
-                best = (error, (p, q, levels[0], levels.sum()))
-    fit = fit_ramp(np.ones((1, 9)), curve[None], tuple(at))
-    p, q, before, after = best[1]
-    assert (fit["last_shared"][0], fit["last_transition"][0]) == (p, q)
-    np.testing.assert_allclose([fit["before"][0], fit["after"][0]], [before, after], atol=1e-12)
+    for p in range(9):
+        for q in range(p + 1, 9):
+            shape = np.clip((np.arange(9) - p) / (q - p), 0, 1)
+            design = np.stack([np.ones(9), shape], 1)
+            solution, *_ = np.linalg.lstsq(design, curve, rcond=None)
+            if solution[1] > 0:
+                best = min(best, (((design @ solution - curve) ** 2).sum(), (p + 1, q + 1)))
+    fit = fit_ramps(np.ones((1, 9)), curve[None], tuple(range(1, 10)))
+    assert (fit.last_shared[0], fit.last_transition[0]) == best[1]
 
 
-def test_undefined_cells_are_left_out():
-    """Neither an undefined layer nor scattered holes move the breaks, since the planted curve has no noise."""
-    ramp = np.clip((np.arange(1, 11) - 3) / 4, 0, 1)
-    d = np.tile(0.3 * ramp, (8, 1)) + 1e-6 * np.random.default_rng(0).normal(size=(8, 10))
-    d[:, 8] = np.nan
-    d[2, :3] = d[5, 6:8] = np.nan
-    sections = sections_of(d, layer_numbers(10), draws=100)
-    assert (sections["shared"], sections["transition"], sections["refinement"]) == ([1, 3], [4, 7], [8, 10])
-    assert sections["before"]["level"] == pytest.approx(0.0, abs=1e-4)
-    assert sections["after"]["level"] == pytest.approx(0.3, abs=1e-4)
+def test_robust_curves_are_trimmed_means():
+    from scipy.stats import trim_mean
+
+    values = np.random.default_rng(2).normal(size=(20, 3))
+    assert robust_curves(values, np.ones((1, 20)))[0] == pytest.approx(trim_mean(values, 0.2, axis=0))
 
 
-def test_a_sharp_step_in_the_smallest_network_is_one_transition_layer():
-    d = np.tile([0.0, 0.0, 0.4, 0.4], (9, 1)) + 1e-4 * np.random.default_rng(0).normal(size=(9, 4))
-    sections = sections_of(d, layer_numbers(4), draws=100)
-    assert (sections["shared"], sections["transition"], sections["refinement"]) == ([1, 2], [3, 3], [4, 4])
+def test_a_planted_transition_is_found(planted):
+    found = sections(planted, FLAN_SIZES)
+    assert found["shape"] == "transition" and found["unit"] == "clusters" and found["n_units"] == 12
+    assert (found["shared"], found["transition"], found["refinement"]) == ([1, 9], [10, 15], [16, 32])
+    assert found["fit"]["start"]["interval"][0] <= 10 <= found["fit"]["start"]["interval"][1]
+    low, high = found["fit"]["after"]["interval"]
+    assert low < 0.35 < high
+    assert abs(found["crossing"]["first"] - 10) <= 2
 
 
-@pytest.mark.parametrize(("shape", "word"), [((5, 8), "tasks"), ((20, 3), "layers"), ((0, 8), "layers")])
-def test_too_little_data_gives_a_reason(shape, word):
-    sections = sections_of(np.ones(shape), layer_numbers(shape[1]), draws=50)
-    assert not sections["found"] and word in sections["reason"] and sections["p"] is None
+def test_outliers_do_not_move_a_transition(planted):
+    odd = planted.copy()
+    odd[::11] += 0.8 * (np.arange(32) >= 20) - ramp(32, 9, 15, 0.35)
+    assert sections(odd, FLAN_SIZES)["transition"] == [10, 15]
 
 
-def test_crossing_is_the_first_layer_that_stays_above():
-    d = np.tile([-0.1, 0.05, -0.1, -0.05, 0.02, 0.2, 0.3, 0.3], (8, 1))
-    d = d + 1e-6 * np.random.default_rng(0).normal(size=d.shape)
-    assert sections_of(d, layer_numbers(8), draws=50)["crossing"]["layer"] == 5
+@pytest.mark.parametrize("name", SHAPE_KINDS)
+def test_other_shapes_are_named(name):
+    sizes = cluster_sizes(60, 12)
+    change, base = shape_changes(name, np.random.default_rng(3), sizes, 32, Noise(0.0, 0.1, 0.1))
+    found = sections(change, sizes, 0.55 if base is None else base)
+    assert found["shape"] in SHAPE_KINDS[name] and not found["is_transition"]
+    assert found["shared"] is None and found["reason"]
 
 
-def test_break_intervals_hold_the_planted_breaks():
-    """Percentile intervals of discrete breaks are conservative, so nearly all must hold the truth."""
-    held = 0
-    for seed in range(RUNS):
-        d = planted_differences(np.random.default_rng(seed), 15, 16, (5, 10), noise=0.15)
-        sections = sections_of(d, layer_numbers(16), seed=seed, draws=200)
-        held += sections["start"][0] <= 6 <= sections["start"][1] and sections["end"][0] <= 10 <= sections["end"][1]
-    assert held >= 0.85 * RUNS
+def test_one_cluster_carries_no_transition():
+    sizes = cluster_sizes(60, 12)
+    change = draw_noise(np.random.default_rng(4), sizes, 32, Noise(0.0, 0.02, 0.02))
+    change += ramp(32, 9, 15, 0.03)
+    change[:5] += ramp(32, 9, 15, 0.8)
+    assert sections(change, sizes)["shape"] in ("one cluster", "a few tasks")
+
+
+def test_clusters_and_not_tasks_are_flipped():
+    """One cluster of sixty tasks that all rise is one piece of evidence, and five more without a rise are none."""
+    sizes = (60, 1, 1, 1, 1, 1)
+    change = draw_noise(np.random.default_rng(5), sizes, 8, Noise(0.0, 0.05, 0.05))
+    change[:60] += ramp(8, 2, 4, 0.3)
+    assert sections(change, sizes)["p_rise"] > 0.025
+
+
+def test_few_clusters_are_too_few():
+    sizes = cluster_sizes(60, 5)
+    found = sections(np.tile(ramp(8, 2, 4, 0.3), (60, 1)), sizes)
+    assert found["shape"] is None and "5 clusters are too few" in found["reason"] and found["p"] is None
+
+
+def test_a_rise_has_an_exact_p():
+    curves = np.tile(ramp(8, 2, 4, 0.3), (6, 1)) + np.random.default_rng(6).normal(0, 1e-3, (6, 8))
+    assert rise_p_value(curves, tuple(range(1, 9)), 100, np.random.default_rng(0)) == pytest.approx(1 / 64)
+
+
+def test_a_plateau_is_measured_against_the_ceiling(planted):
+    tuned = np.tile(np.interp(np.arange(1, 33), [1, 12, 20, 32], [0.5, 0.9, 0.9, 0.6]), (66, 1))
+    change = planted
+    found = find_sections(tuned, change, names(FLAN_SIZES), LAYERS, 0, 200, ceiling=np.full(32, 0.92))
+    assert (found["plateau"]["first"], found["plateau"]["last"]) == (12, 21)  # 0.875 in layer 21
+    assert found["plateau"]["against"] == "the ceiling" and found["plateau"]["interval"] == [12, 12]
+
+
+def test_plateaus_and_crossings_by_hand():
+    at = (1, 2, 3, 4, 5)
+    assert plateau_of(np.array([1, 0, 1, 1, 0]), np.ones(5), at) == (3, 4)
+    assert plateau_of(np.array([1, 1, 1, 0, 1]), np.ones(5), at, after=3) == (5, 5)
+    assert first_for_good(np.array([True, False, True, True, True]), at) == 3
+    assert np.isnan(first_for_good(np.array([True, True, True, True, False]), at))
+
+
+def test_the_papers_figure_by_all_definitions():
+    from mossa_jax.benchmarks.published_figure import figure2
+
+    table = figure2().set_index("definition")
+    assert table.loc["the paper", "transition"] == "10 to 15"
+    assert table.loc["plateau", "shared"] == "1 to 9"
+    assert table.loc["crossing", "transition"] == "from 9"
+
+
+def test_a_summary_needs_no_tasks():
+    layers = tuple(range(1, 13))
+    pretrained = np.tile(np.full(12, 0.6), (3, 1))
+    tuned = pretrained + ramp(12, 4, 6, 0.3)
+    found = summary_sections(pretrained, tuned, layers)
+    assert found["parting"] == [5, 6] and found["own_share"] == pytest.approx(1.0)

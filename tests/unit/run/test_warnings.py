@@ -2,12 +2,13 @@
 
 from types import SimpleNamespace
 
-from mossa_jax.run.warnings import repeated_prompts, run_warnings, training_trouble
+from mossa_jax.run.warnings import related_prompts, repeated_prompts, run_warnings, training_trouble
 from mossa_jax.tasks.thresholds import FEW_PROMPTS
 
 
 def data_of_task(bad_rows=0, rows=100, distinct=100):
-    return {"train": {"bad_rows": bad_rows}, "test": {"bad_rows": 0, "rows": rows, "distinct": distinct}}
+    items = {"item_source": "rows", "largest_item": 1, "related": 0.0}
+    return {"train": {"bad_rows": bad_rows}, "test": {"bad_rows": 0, "rows": rows, "distinct": distinct, **items}}
 
 
 def run_of(pool="last", metrics=()):
@@ -47,3 +48,13 @@ def test_the_task_with_most_repeats_is_named():
 def test_counters_of_training_count_once_per_model():
     metrics = [{"model": "a", "spikes": 1}, {"model": "a", "spikes": 4, "skipped": 0}, {"model": "b", "spikes": 0}]
     assert training_trouble(run_of(metrics=metrics).folder) == ["model a, loss spikes: 4"]
+
+
+def test_guessed_items_and_an_item_of_half_a_task_are_warned_of():
+    guess = data_of_task()
+    guess["test"] |= {"item_source": "guessed", "largest_item": 5, "related": 0.02}
+    large = data_of_task()
+    large["test"] |= {"item_source": "column", "largest_item": 50, "related": 0.3}
+    first, second = related_prompts({"a": guess, "b": large, "c": data_of_task()})
+    assert "1 task" in first and "a 2.00%" in first and "column `item`" in first
+    assert "half or more" in second and "(b)" in second and "undefined" in second

@@ -176,3 +176,15 @@ def test_interleaved_tasks_digest_every_task_and_count_their_bad_rows():
     assert len(bad.examples("train")) == 6 and bad.bad_rows["train"] == 2
     assert len(bad.examples("train")) == 6 and bad.bad_rows["train"] == 2
     assert "train" not in task.bad_rows
+
+
+def test_items_of_interleaved_tasks_stay_apart():
+    def part(name):
+        return Task(
+            name, "c", lambda split: (Example(f"{name} {n}", "x", item=str(n // 2) * (n < 4)) for n in range(5))
+        )
+
+    rows = interleave_tasks("ab", [part("a"), part("b")]).examples("test")
+    named = [row.item for row in rows if row.item]
+    assert sorted(Counter(named).values()) == [2, 2, 2, 2]
+    assert all(row.item.startswith(f"{row.inputs[0]}: ") for row in rows if row.item) and len(rows) - len(named) == 2

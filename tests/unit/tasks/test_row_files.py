@@ -288,3 +288,21 @@ def test_a_texts_split_is_its_hash_as_a_fraction():
     assert chosen[0.1] < chosen[0.3]
     for share, texts in chosen.items():
         assert abs(len(texts) - 20_000 * share) < 4 * math.sqrt(20_000 * share * (1 - share))
+
+
+def test_items_are_texts_or_whole_numbers_and_anything_else_is_a_bad_row(tmp_path):
+    row = {"inputs": "p", "targets": "q"}
+    path = tmp_path / "rows.jsonl"
+    items = [{"item": "passage 1"}, {"item": 7}, {"item": None}, {}, {"item": 1.5}, {"item": True}, {"item": [1]}]
+    path.write_text("".join(json.dumps(row | item) + "\n" for item in items))
+    bad = []
+    examples = list(read_examples(path, Columns(), lambda: bad.append(1)))
+    assert [example.item for example in examples] == ["passage 1", "7", "", ""] and len(bad) == 3
+
+
+@pytest.mark.parametrize(("items", "names"), [(["a", None, "b"], ["a", "", "b"]), ([3, None, 4], ["3", "", "4"])])
+def test_a_parquet_column_names_items(tmp_path, items, names):
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"inputs": ["p"] * 3, "targets": ["q"] * 3, "item": items})
+    pq.write_table(table, path)
+    assert [example.item for example in read_examples(path, Columns())] == names

@@ -82,5 +82,5 @@ def draw_rows(recipe: Recipe, split: str, count: int, seed: int) -> list[Example
             prompts.clear()
             continue
         prompts.add(prompt)
-        rows.append(Example(inputs=prompt, targets=item.answer, template=template))
+        rows.append(Example(prompt, item.answer, template, " | ".join(item.key)))
     return [rows[int(i)] for i in rng.permutation(count)]
