@@ -1,11 +1,14 @@
 """Findings: from the results table to statements with figures, intervals and verdicts.
 
-Read in this order: `analysis` (the whole of it, `find`), `curves` (tables as task-by-layer matrices), `resampling`
-(tests and intervals over tasks), then one file per question: `sections`, `clusters`, `unseen`, `specificity`,
-`ability` and `trust`; last `verdicts` (the answers in words). `json_types` makes every result serialisable.
+Read in this order: `analysis` (the whole of it, `find`), `curves` and `controls` (tables as task-by-layer matrices),
+`competence` (which tasks count), `units` (tests and intervals over clusters); then one file per question: `ramps`,
+`shapes` and `sections`, `clusters`, `unseen`, `specificity`, `ability`, `ceiling` and `trust`; last `claims` (what is
+claimed and how it is judged) and `evidence` (the answers in words). `json_types` makes every result serialisable.
 """
 
 from mossa_jax.findings.analysis import COLUMNS, SCORE_COLUMNS, find
+from mossa_jax.findings.claims import FAMILY_LEVEL, RULES
+from mossa_jax.findings.evidence import competence_sentence
 from mossa_jax.findings.json_types import to_json_types
 
-__all__ = ["COLUMNS", "SCORE_COLUMNS", "find", "to_json_types"]
+__all__ = ["COLUMNS", "FAMILY_LEVEL", "RULES", "SCORE_COLUMNS", "competence_sentence", "find", "to_json_types"]

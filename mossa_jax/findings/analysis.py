@@ -1,30 +1,45 @@
 """Everything a run can say, computed from its results table and its task scores."""
 
+from __future__ import annotations
+
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from mossa_jax.config import PRETRAINED
+from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.findings import verdicts
 from mossa_jax.findings.ability import find_ability
+from mossa_jax.findings.ceiling import find_ceiling, variance_parts
+from mossa_jax.findings.claims import MARGIN, judge
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
-from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, block_layers, curve_rows
+from mossa_jax.findings.competence import find_competence
+from mossa_jax.findings.controls import kinds
+from mossa_jax.findings.curves import (
+    HEADLINE,
+    REPORTED_ESTIMATORS,
+    block_layers,
+    clusters_of,
+    curve_rows,
+    differences,
+    mean_defined,
+    task_layer_matrix,
+)
+from mossa_jax.findings.evidence import gather_evidence
 from mossa_jax.findings.json_types import to_json_types
-from mossa_jax.findings.resampling import paired_change
-from mossa_jax.findings.sections import find_sections, shared_change, upper_layers
+from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
 from mossa_jax.findings.trust import find_trust
+from mossa_jax.findings.units import equivalence_p, estimate, t_interval, unit_means
 from mossa_jax.findings.unseen import find_unseen
 
-COLUMNS = (
-    "experimental control task cluster held_out layer estimator cka low high n participation_ratio_a "
-    "participation_ratio_b offset_a offset_b null_mean p q undefined"
-).split()
-"""Columns of the results table."""
+COLUMNS = "experimental control task cluster held_out layer estimator cka n undefined".split()
+"""Columns that the results table must have; the others of `results/cka` are used where they are there."""
 
-SCORE_COLUMNS = "task cluster held_out model exact_match n".split()
+SCORE_COLUMNS = "task cluster held_out model metric value low high n".split()
 """Columns of the task scores."""
+
+_OPTIONAL = "low high participation_ratio_a participation_ratio_b offset_a offset_b null_mean p q".split()
 
 
 def find(
@@ -32,82 +47,182 @@ def find(
     scores: pd.DataFrame,
     seed: int = 0,
     draws: int = 2000,
+    *,
     prompts: dict[str, int] | None = None,
+    change: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Derives everything the run can say from the results table and the task scores.
 
     Args:
-      table: columns `COLUMNS`, one row per experimental model, control, task, layer and estimator.
+      table: columns `COLUMNS` and those of `results/cka`, one row per experimental model, control, task, layer and
+        estimator.
       scores: columns `SCORE_COLUMNS`; may have no rows.
       seed: seed of all resampling. The same input and seed give the same output.
-      draws: resamples per bootstrap, and permutations per test.
+      draws: resamples per bootstrap, and draws per test.
       prompts: number of prompts per task, for tables whose `n` counts something else (every token). None: `n` is the
         number of prompts.
+      change: the table `results/change`, for the part of the variance that rows make and for tasks that changed by
+        themselves.
 
     Returns:
-      JSON-serialisable dict without NaN: `curves`, `curves_held_out`, `sections`, `upper`, `half`, `shared`, `shift`,
-      `clusters`, `unseen`, `specificity`, `scores`, `trust`, `robustness` (the main results by each estimator) and
-      `findings` (a list of `verdicts.Finding`).
+      JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
+      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `robustness` (the main
+      results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other
+      result rests on competent tasks alone.
 
     Raises:
-      Refusal: 3 if the table lacks a column or has no block layer.
+      Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
     """
-    layers = _checked_layers(table)
-    sections = {estimator: find_sections(table, estimator, seed, draws) for estimator in REPORTED_ESTIMATORS}
-    upper, upper_name = upper_layers(sections[HEADLINE], layers)
-    # The test of a shift uses the upper half, fixed in advance: layers chosen by a rise would favour a rise.
+    table, scores = _checked(table, scores)
+    layers = block_layers(table)
+    # The upper half, fixed in advance: layers chosen by a rise would favour a rise.
     half = layers[len(layers) // 2 :]
-    by_estimator: dict[str, dict[str, Any]] = {}
-    for estimator in REPORTED_ESTIMATORS:
-        half_change = task_levels(table, half, estimator)["change"].to_numpy()
-        all_levels = task_levels(table, upper, estimator, held_out=None)
-        mixture_levels = task_levels(table, upper, estimator)
-        by_estimator[estimator] = {
-            "sections": sections[estimator],
-            "shared": shared_change(table, sections[HEADLINE], estimator, seed, draws),
-            "shift": paired_change(half_change, seed, draws),
-            "differ": clusters_differ(mixture_levels, PRETRAINED, seed, draws),
-            "unseen": find_unseen(table, upper, estimator, seed, draws),
-            "specificity": find_specificity(table, upper, estimator, seed, draws),
-            "ability": find_ability(all_levels, scores, seed, draws),
-        }
-    headline = by_estimator[HEADLINE]
-    analysis = {
+    competence = find_competence(table, scores)
+    sound = table[~table["task"].isin(competence["incompetent"])]
+    results = {name: _by_estimator(sound, scores, half, name, (seed, draws)) for name in REPORTED_ESTIMATORS}
+    headline = results[HEADLINE]
+    levels = task_levels(sound, half)
+    analysis: dict[str, Any] = {
         "estimator": HEADLINE,
         "seed": seed,
         "draws": draws,
+        "competence": competence,
         "curves": curve_rows(table, held_out=False),
         "curves_held_out": curve_rows(table, held_out=True),
-        "sections": headline["sections"],
-        "upper": {"layers": upper, "name": upper_name},
         "half": {"layers": half, "name": f"layers {half[0]} to {half[-1]} (upper half)"},
-        "shared": headline["shared"],
-        "shift": headline["shift"],
-        "clusters": {
-            "ranking": rank_clusters(task_levels(table, upper), seed, draws),
-            "differ": headline["differ"],
-            "layers": upper_name,
-        },
-        "unseen": headline["unseen"],
-        "specificity": headline["specificity"],
+        **{key: headline[key] for key in ("sections", "shared", "shift", "unseen", "specificity", "ceiling")},
+        "clusters": {"ranking": rank_clusters(levels, scores), "differ": headline["differ"], "layers": half},
         "scores": headline["ability"],
+        "variance": _variance(sound, levels, half, change),
         "trust": find_trust(table, prompts),
-        "robustness": {
-            estimator: results | {"ability": results["ability"]["rank_correlation"]}
-            for estimator, results in by_estimator.items()
-        },
+        "robustness": results,
+        "changed_tasks": _changed_tasks(change, half, list(levels.index)),
     }
     analysis = to_json_types(analysis)
-    analysis["findings"] = to_json_types(verdicts.statements(analysis))
+    analysis["findings"] = to_json_types(judge(gather_evidence(analysis)))
     return analysis
 
 
-def _checked_layers(table: pd.DataFrame) -> list[str]:
-    """Returns the block layers of a table that has all columns and at least one such layer."""
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise Refusal(BAD_INPUT, f"results table: column '{missing[0]}' is missing; run the comparison stage again")
-    layers = block_layers(table)
-    if not layers:
+def _by_estimator(
+    table: pd.DataFrame, scores: pd.DataFrame, half: list[str], estimator: str, random: tuple[int, int]
+) -> dict[str, Any]:
+    """Returns the results that both estimators give.
+
+    Args:
+      table: competent tasks only.
+      scores: the task scores.
+      half: the upper half.
+      estimator: `debiased` or `biased`.
+      random: seed and draws.
+    """
+    seed, draws = random
+    layers, cluster_of = block_layers(table), clusters_of(table)
+    mixture = table[~table["held_out"].astype(bool)]
+    tuned = task_layer_matrix(table, TUNED, estimator, False, layers)
+    change = differences(table, estimator, False, layers)
+    tasks = list(change.index)
+    clusters = [cluster_of[task] for task in tasks]
+    ceiling = find_ceiling(mixture, tasks, layers, estimator)
+    sections = find_sections(
+        tuned.reindex(tasks).to_numpy(),
+        change.to_numpy(),
+        clusters,
+        tuple(int(layer) for layer in layers),
+        seed,
+        draws,
+        ceiling["by_layer"] if ceiling["measured"] else None,
+    )
+    values = mean_defined(change[half].to_numpy())
+    shift = dict(estimate(values, clusters, (seed, 20), draws))
+    shift |= _equivalence(values, clusters) | _share_of_ceiling(ceiling, half, values, tasks)
+    levels = task_levels(table, half, estimator)
+    return {
+        "sections": sections,
+        "shift": shift,
+        "shared": _shared(change, sections, clusters, (seed, draws)),
+        "differ": clusters_differ(levels, PRETRAINED),
+        "unseen": find_unseen(table, half, estimator, seed, draws),
+        "specificity": find_specificity(
+            mixture, {task: cluster_of[task] for task in tasks}, half, estimator, seed, draws
+        ),
+        "ceiling": ceiling,
+        "ability": find_ability(task_levels(table, half, estimator, None), scores, tasks, seed, draws),
+    }
+
+
+def _equivalence(values: np.ndarray, clusters: list[str]) -> dict[str, Any]:
+    """Tests that a change is within the margin of zero."""
+    keep = np.isfinite(values)
+    units = unit_means(values[keep], [name for name, kept in zip(clusters, keep, strict=True) if kept])
+    return {"margin": MARGIN, "p_equivalence": equivalence_p(units, MARGIN), "interval_90": t_interval(units, 0.9)}
+
+
+def _share_of_ceiling(ceiling: dict[str, Any], half: list[str], values: np.ndarray, tasks: list[str]) -> dict[str, Any]:
+    """Returns the change, and the levels of E and of the base, as shares of the ceiling over the upper half."""
+    index = [ceiling["layers"].index(layer) for layer in half]
+    level = mean_defined(np.asarray(ceiling["by_layer"])[index][None])[0]
+    seeded = values[[tasks.index(task) for task in ceiling["tasks"]]] if ceiling["tasks"] else np.array([np.nan])
+    with np.errstate(invalid="ignore"):
+        return {
+            "ceiling": level,
+            "share_of_ceiling": mean_defined(seeded[None])[0] / level,
+            "tuned_share": mean_defined(np.asarray(ceiling["tuned_share"])[index][None])[0],
+            "pretrained_share": mean_defined(np.asarray(ceiling["pretrained_share"])[index][None])[0],
+        }
+
+
+def _shared(
+    change: pd.DataFrame, sections: dict[str, Any], clusters: list[str], random: tuple[int, int]
+) -> dict[str, Any] | None:
+    """Estimates the change in the layers before the transition, if there are any; None otherwise."""
+    if not sections["is_transition"]:
+        return None
+    first, last = sections["shared"]
+    layers = [layer for layer in change.columns if first <= int(layer) <= last]
+    values = mean_defined(change[layers].to_numpy())
+    return dict(estimate(values, clusters, (random[0], 21), random[1])) | _equivalence(values, clusters)
+
+
+def _variance(
+    table: pd.DataFrame, levels: pd.DataFrame, half: list[str], change: pd.DataFrame | None
+) -> list[dict[str, Any]]:
+    errors = None
+    if change is not None and "error_rows" in change:
+        rows = change[(change["estimator"] == HEADLINE) & change["layer"].astype(str).isin(half)]
+        errors = rows.groupby("task")["error_rows"].mean().reindex(levels.index).to_numpy(float)
+    return variance_parts(table, list(levels.index), list(levels["cluster"]), half, errors)
+
+
+def _changed_tasks(change: pd.DataFrame | None, half: list[str], tasks: list[str]) -> dict[str, list[str]] | None:
+    """Returns the tasks with a significant change (q <= 0.05) in most layers of the upper half, by direction."""
+    if change is None or change.empty:
+        return None
+    rows = change[(change["estimator"] == HEADLINE) & change["layer"].astype(str).isin(half)]
+    rows = rows[rows["task"].isin(tasks)]
+    significant = rows.assign(sign=np.sign(rows["change"].astype(float)) * (rows["q"].astype(float) <= 0.05))
+    share = significant.groupby("task")["sign"].mean()
+    return {
+        "rise": sorted(share[share > 0.5].index),
+        "fall": sorted(share[share < -0.5].index),
+        "neither": sorted(share[share.abs() <= 0.5].index),
+    }
+
+
+def _checked(table: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the table with optional columns filled up and the kinds of its controls, and the scores.
+
+    Raises:
+      Refusal: 3 for a missing column, or a table without a block layer.
+    """
+    for columns, frame, name, remedy in (
+        (COLUMNS, table, "results table", "run the comparison stage again"),
+        (SCORE_COLUMNS, scores, "task scores", "score the tasks again"),
+    ):
+        missing = [column for column in columns if column not in frame.columns]
+        if missing and (len(frame) or frame is table):
+            raise Refusal(BAD_INPUT, f"{name}: column '{missing[0]}' is missing; {remedy}")
+    if not block_layers(table):
         raise Refusal(BAD_INPUT, "results table: it has no block output (layers 1..L); compare at least one layer")
-    return layers
+    absent = [column for column in _OPTIONAL if column not in table.columns]
+    table = table.assign(**{column: np.nan for column in absent}, kind=kinds(table))
+    return table, scores if len(scores) else pd.DataFrame(columns=SCORE_COLUMNS)

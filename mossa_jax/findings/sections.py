@@ -1,254 +1,266 @@
-"""Where tuning departs from pre-training: shared, transition and refinement layers (MOSSA, figure 1).
+"""Where multi-task learning happens, by three definitions side by side (MOSSA, figures 1 and 2).
 
-The rule: let d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t that is not held out and every block
-output l. The mean curve over tasks is fitted by a level, a linear rise and a second level. The fit is exact: every pair
-(p, q) of layers is tried, and both levels have a closed form (least squares, each layer weighted by its number of
-defined tasks). Layers up to p are shared, p+1..q are the transition, and those after q are the refinement.
+With d_t(l) = CKA(tuned, C_t) - CKA(pretrained, C_t) for every task t of the mixture and every block output l:
 
-A bootstrap over tasks gives the intervals of p and q. Whether there is a rise at all is tested by flipping the signs of
-whole task curves. The statistic is the maximum over all (p, q), so the search over layers is paid for.
+- *parting*: where E and the base part. The robust mean of d over tasks is fitted by a level, a linear rise and a second
+  level (`ramps`). It is called a transition only if d stands above zero behind it, if E itself rises there, and if
+  neither a few tasks nor one cluster carry it; other shapes are named for what they are (`shapes`).
+- *plateau*: where E itself settles near its specialists: the layers in which the lower quartile of CKA(tuned, C_t) is
+  within a margin of the ceiling, or of its own highest value if no seeds were compared. This is nearest to the paper's
+  words ("becomes highly similar to all control models").
+- *crossing*: the first layer from which d stays above zero.
+
+All intervals come from a bootstrap of whole units, or are t intervals over units.
+
+Shape letters: T tasks, U units, L layers, B bootstrap draws.
 """
 
-from functools import lru_cache
+from __future__ import annotations
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from mossa_jax.findings.curves import HEADLINE, block_layers, differences, mean_defined
-from mossa_jax.findings.resampling import PairedChange, p_value, paired_change, sign_table
-
-MIN_TASKS = 6
-"""The fewest tasks whose sign flips can reach p <= `ALPHA` (1 of 2^6)."""
+from mossa_jax.findings.ramps import (
+    bootstrap_counts,
+    break_interval,
+    fit_ramps,
+    layer_weights,
+    rise_p_value,
+    robust_curves,
+)
+from mossa_jax.findings.shapes import SHAPES, TRANSITION, Curves, name_shape
+from mossa_jax.findings.units import least_p_of, t_interval, too_few, unit_means, unit_name
 
 MIN_LAYERS = 4
 
-ALPHA = 0.025
-"""Level of the one-sided test for a rise: half of the customary 5 %."""
+PAPER = {"layers": 32, "shared": [1, 9], "transition": [10, 15], "refinement": [16, 32]}
+"""The paper's sections of Llama 2 7B (figure 1)."""
 
-# Resamples per matrix product: bounds memory at any number of layers.
-_CHUNK = 250
+CEILING_MARGIN = 0.05
+"""Of the ceiling: how far below it E's lower quartile may stay on the plateau."""
 
-
-@lru_cache(maxsize=8)
-def _ramps(positions: tuple[int, ...]) -> tuple[Float[np.ndarray, "pairs layers"], Int[np.ndarray, "pairs 2"]]:
-    """Returns all ramps 0..1 over the layer positions, and the indices of their start and end."""
-    at = np.array(positions, float)
-    pairs = np.array([(p, q) for p in range(len(at)) for q in range(p + 1, len(at))])
-    start, end = at[pairs[:, 0], None], at[pairs[:, 1], None]
-    return np.clip((at - start) / (end - start), 0.0, 1.0), pairs
+PEAK_MARGIN = 0.025
+"""Of E's own highest lower quartile, where there is no ceiling."""
 
 
-def _projection(
-    weights: Float[np.ndarray, "curves layers"],
-    sums: Float[np.ndarray, "curves layers"],
-    ramps: Float[np.ndarray, "pairs layers"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Regresses each curve on each ramp.
-
-    Args:
-      weights: number of tasks behind each layer.
-      sums: sum over these tasks.
-      ramps: from `_ramps`.
-
-    Returns:
-      Cross product and ramp variance (infinite for a ramp that is flat over the layers with weight), both
-      [curves, pairs]; mean of each ramp [curves, pairs]; mean of each curve [curves, 1].
-    """
-    total = np.maximum(weights.sum(1, keepdims=True), 1e-300)
-    ramp_mean = weights @ ramps.T / total
-    curve_mean = sums.sum(1, keepdims=True) / total
-    spread = weights @ (ramps**2).T - total * ramp_mean**2
-    cross = sums @ ramps.T - total * ramp_mean * curve_mean
-    return cross, np.where(spread > 1e-9, spread, np.inf), ramp_mean, curve_mean
-
-
-def fit_ramp(
-    weights: Float[np.ndarray, "curves layers"], sums: Float[np.ndarray, "curves layers"], positions: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    """Fits the best level-rise-level curve through each of several mean curves.
-
-    Only rises are fitted: if no ramp rises, the first pair is returned with equal levels.
-
-    Args:
-      weights: number of tasks behind each layer; 0 leaves a layer out.
-      sums: sums of d over those tasks.
-      positions: layer numbers, one per layer.
-
-    Returns:
-      Arrays [curves]: `last_shared` and `last_transition` (layer numbers p and q), and the levels `before` and `after`.
-    """
-    ramps, pairs = _ramps(positions)
-    cross, spread, ramp_mean, curve_mean = _projection(weights, sums, ramps)
-    cross = np.maximum(cross, 0.0)
-    best = np.argmax(cross**2 / spread, axis=1)
-    row = np.arange(len(best))
-    rise = cross[row, best] / spread[row, best]
-    before = curve_mean[:, 0] - rise * ramp_mean[row, best]
-    at = np.array(positions)
-    return {
-        "last_shared": at[pairs[best, 0]],
-        "last_transition": at[pairs[best, 1]],
-        "before": before,
-        "after": before + rise,
-    }
-
-
-def rise_p_value(
-    values: Float[np.ndarray, "tasks layers"], positions: tuple[int, ...], draws: int, rng: np.random.Generator
-) -> float:
-    """Tests whether d rises with depth at all: one-sided, by sign flips of whole task curves.
-
-    The contrast of a task and a ramp is the projection of the task's curve on the centred ramp, so a constant d
-    contributes nothing. Under "no task moves up rather than down with depth" the contrasts of one task may change sign
-    together. The maximum over ramps of sum(contrast) / sqrt(sum(contrast^2)) then has an exchangeable null.
-
-    Args:
-      values: d_t(l), NaN where undefined.
-      positions: layer numbers, one per layer.
-      draws: number of random flips, unless all combinations are fewer.
-      rng: source of randomness.
-
-    References:
-      Winkler et al. 2014, "Permutation inference for the general linear model", NeuroImage 92, for sign flips with
-      maximum statistics.
-    """
-    finite = np.isfinite(values)
-    ramps, _ = _ramps(positions)
-    cross, spread, _, _ = _projection(finite.astype(float), np.where(finite, values, 0.0), ramps)
-    contrast = cross / np.sqrt(spread)  # [tasks, pairs]
-    contrast = contrast / np.maximum(np.sqrt((contrast**2).sum(0)), 1e-300)
-    signs, exact = sign_table(len(values), draws, rng)
-    null = np.concatenate([(signs[i : i + _CHUNK] @ contrast).max(1) for i in range(0, len(signs), _CHUNK)])
-    return p_value(float(contrast.sum(0).max()), null, exact)
-
-
-def _crossing(mean: Float[np.ndarray, " layers"], positions: tuple[int, ...]) -> float:
-    """Returns the first layer from which the curve stays above zero; NaN if there is none or it always was."""
-    above = mean > 0
-    if not above[-1] or above.all():
-        return float("nan")
-    return float(positions[int(np.flatnonzero(~above)[-1]) + 1])
-
-
-def _interval(values: np.ndarray) -> list[float]:
-    return [float(edge) for edge in np.quantile(values, [0.025, 0.975])]
-
-
-def _break_interval(values: np.ndarray) -> list[int]:
-    return [int(edge) for edge in np.quantile(values, [0.025, 0.975], method="nearest")]
-
-
-def sections_of(
-    changes: Float[np.ndarray, "tasks layers"], positions: tuple[int, ...], seed: int = 0, draws: int = 2000
+def find_sections(
+    tuned: Float[np.ndarray, "T L"],
+    change: Float[np.ndarray, "T L"],
+    clusters: Sequence[str],
+    positions: tuple[int, ...],
+    seed: int = 0,
+    draws: int = 2000,
+    ceiling: Float[np.ndarray, " L"] | None = None,
 ) -> dict[str, Any]:
-    """Divides the network into sections by a task-by-layer matrix of changes.
+    """Divides the network into sections, by all three definitions.
 
     Args:
-      changes: d_t(l). NaN where undefined: such cells are left out and never filled.
+      tuned: CKA of E with each task's specialist, NaN where undefined: such cells are left out and never filled.
+      change: tuned minus pre-trained.
+      clusters: the cluster of each task.
       positions: layer numbers, one per layer.
       seed: seed of bootstrap and sign flips.
       draws: number of bootstrap resamples and of sign flips.
+      ceiling: CKA of two seeds of one specialist at each layer, if it was measured.
 
     Returns:
-      `found`: whether there is a transition, and `reason`: why not, or "".
-      `resolved`: whether both breaks have intervals clear of the network's ends.
-      `p`: of the test for a rise.
-      `shared`, `transition`, `refinement`: each `[first, last]` or None.
-      `start`, `end`: intervals of the first and of the last transition layer.
-      `before`, `after`: the two levels with their intervals.
-      `crossing`: the layer from which the mean change stays positive, its interval, and the share of resamples that
-      have one.
-      `n_tasks`, `n_layers`: how many were used.
+      `shape`: a key of `shapes.SHAPES`, or None if nothing could be fitted; `is_transition`; `reason`: why there is
+      none, or "".
+      `p_rise`, `p_fall`: one-sided; `p`: two-sided; `least_p`.
+      `shared`, `transition`, `refinement`: each `[first, last]` or None, where the shape is a transition.
+      `fit`: the ramp of the robust mean, whatever the shape: `start` and `end` (first and last layer of the rise), each
+      with `interval`, `before` and `after` (levels with t intervals over units), `rise`, `mean_start` and `mean_end`
+      (the ramp of the plain mean), `task_breaks` (quartiles over tasks of the first and the last layer of their own
+      ramps).
+      `own_share`: the part of the rise that E itself makes.
+      `plateau`, `crossing`: each `first`, `last` (of the plateau), `interval`, `share_of_draws`.
+      `paper`: the paper's sections.
+      `unit`, `n_units`, `n_tasks`, `n_layers`: what was used.
     """
-    finite = np.isfinite(changes)
+    finite = np.isfinite(change)
     layers = np.flatnonzero(finite.any(0))
     tasks = np.flatnonzero(finite.sum(1) >= MIN_LAYERS)
-    values, at = changes[np.ix_(tasks, layers)], tuple(positions[i] for i in layers)
-    result: dict[str, Any] = {"found": False, "resolved": False, "n_tasks": len(tasks), "n_layers": len(at), "p": None}
-    result |= dict.fromkeys(("shared", "transition", "refinement", "start", "end", "before", "after", "crossing"))
+    at = tuple(positions[i] for i in layers)
+    names = [clusters[int(task)] for task in tasks]
+    values, own = change[np.ix_(tasks, layers)], tuned[np.ix_(tasks, layers)]
+    units = unit_means(values, names)
+    result: dict[str, Any] = {
+        "shape": None,
+        "is_transition": False,
+        "n_tasks": len(tasks),
+        "n_units": len(units),
+        "n_layers": len(at),
+        "unit": unit_name(names) if names else "clusters",
+        "least_p": least_p_of(len(units)),
+        "paper": PAPER,
+        "reason": "",
+    }
+    keys = "p p_rise p_fall shared transition refinement fit own_share plateau crossing".split()
+    result |= dict.fromkeys(keys)
     if len(at) < MIN_LAYERS:
         return result | {"reason": f"only {len(at)} layers are defined; sections need at least {MIN_LAYERS}"}
-    if len(tasks) < MIN_TASKS:
-        return result | {"reason": f"{len(tasks)} tasks are too few; sections need at least {MIN_TASKS}"}
-
-    mask = np.isfinite(values).astype(float)
-    filled = np.where(mask > 0, values, 0.0)
-    rng = np.random.default_rng([seed, 1])
-    counts = rng.multinomial(len(tasks), np.full(len(tasks), 1 / len(tasks)), size=draws).astype(float)
-    weights, sums = counts @ mask, counts @ filled
-    fit = fit_ramp(mask.sum(0)[None], filled.sum(0)[None], at)
-    chunks = [fit_ramp(weights[i : i + _CHUNK], sums[i : i + _CHUNK], at) for i in range(0, draws, _CHUNK)]
-    boot = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in fit}
-
-    p = rise_p_value(values, at, draws, np.random.default_rng([seed, 2]))
-    mean = filled.sum(0) / mask.sum(0)
-    crossings = np.array([_crossing(row, at) for row in sums / np.maximum(weights, 1e-300)])
-    crossed = crossings[np.isfinite(crossings)]
-    last_shared, last_transition = int(fit["last_shared"][0]), int(fit["last_transition"][0])
-    start = [edge + 1 for edge in _break_interval(boot["last_shared"])]
-    end = _break_interval(boot["last_transition"])
+    counts = bootstrap_counts(names, draws, np.random.default_rng([seed, 1])) if len(units) > 1 else None
+    result["plateau"] = _plateau(own, counts, at, len(units), None if ceiling is None else ceiling[layers])
+    reason = too_few(len(units), result["unit"])
+    if reason or counts is None:
+        return result | {"reason": reason}
+    weights = layer_weights(units)
+    robust = robust_curves(values, np.ones((1, len(tasks))))
+    boot = robust_curves(values, counts)
+    result["crossing"] = _crossing(np.nanmean(units, axis=0), boot, at, len(units))
+    fit, indices, mean_indices = _fit(values, names, weights, at, robust, boot)
+    rng = np.random.default_rng([seed, 2])
+    p_rise, p_fall = rise_p_value(units, at, draws, rng), rise_p_value(-units, at, draws, rng)
+    shape = name_shape(Curves(own, values, names, robust[0]), indices, mean_indices, p_rise, p_fall)
+    step = np.nanmean(units[:, indices[1]] - units[:, indices[0]])
+    own_units = unit_means(own, names)
+    own_step = np.nanmean(own_units[:, indices[1]] - own_units[:, indices[0]])
     result |= {
-        "p": p,
-        "before": {"level": float(fit["before"][0]), "interval": _interval(boot["before"])},
-        "after": {"level": float(fit["after"][0]), "interval": _interval(boot["after"])},
-        "crossing": {
-            "layer": _crossing(mean, at),
-            "interval": _break_interval(crossed) if crossed.size >= 0.5 * draws else None,
-            "share_of_resamples": crossed.size / draws,
-        },
+        "shape": shape,
+        "is_transition": shape == TRANSITION,
+        "p_rise": p_rise,
+        "p_fall": p_fall,
+        "p": min(1.0, 2 * min(p_rise, p_fall)),
+        "fit": fit,
+        "own_share": own_step / step if step > 0 else None,
     }
-    if p > ALPHA:
-        return result | {"reason": f"no rise with depth beyond chance over {len(tasks)} tasks (p = {p:.3g})"}
+    if shape != TRANSITION:
+        return result | {"reason": SHAPES[shape]}
+    first, last = fit["start"]["layer"], fit["end"]["layer"]
     return result | {
-        "found": True,
-        "reason": "",
-        "resolved": start[0] > at[0] + 1 and end[1] < at[-1],
-        "shared": [at[0], last_shared],
-        "transition": [last_shared + 1, last_transition],
-        "refinement": [last_transition + 1, at[-1]] if last_transition < at[-1] else None,
-        "start": start,
-        "end": end,
+        "shared": [at[0], first - 1],
+        "transition": [first, last],
+        "refinement": [last + 1, at[-1]],
     }
 
 
-def find_sections(table: pd.DataFrame, estimator: str = HEADLINE, seed: int = 0, draws: int = 2000) -> dict[str, Any]:
-    """Finds the sections of the network from the results table; returns the keys of `sections_of` and `estimator`."""
-    layers = block_layers(table)
-    matrix = differences(table, estimator, held_out=False, layers=layers)
-    return sections_of(matrix.to_numpy(), tuple(int(layer) for layer in layers), seed, draws) | {"estimator": estimator}
-
-
-def shared_change(
-    table: pd.DataFrame, sections: dict[str, Any], estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
-) -> PairedChange:
-    """Measures tuned minus pre-trained CKA in the shared layers themselves, over tasks of the mixture.
-
-    The level of the fitted ramp (`sections["before"]`) would not do: it also depends on the later layers.
-
-    Args:
-      table: the results table.
-      sections: from `find_sections`.
-      estimator: `debiased` or `biased`.
-      seed: seed of the resampling.
-      draws: number of resamples.
+def _fit(
+    values: Float[np.ndarray, "T L"],
+    clusters: Sequence[str],
+    weights: Float[np.ndarray, " L"],
+    at: tuple[int, ...],
+    robust: Float[np.ndarray, "1 L"],
+    boot: Float[np.ndarray, "B L"],
+) -> tuple[dict[str, Any], tuple[int, int], tuple[int, int]]:
+    """Fits the ramp of the robust mean, its bootstrap, that of the plain mean, and those of the tasks.
 
     Returns:
-      The change over each task's mean of the shared layers; over no task if no section was found.
+      What `find_sections` returns as `fit`, and the indices of both ramps.
     """
-    if not sections["found"]:
-        return paired_change(np.zeros(0), seed, draws)
-    first, last = sections["shared"]
-    layers = [layer for layer in block_layers(table) if first <= int(layer) <= last]
-    matrix = differences(table, estimator, held_out=False, layers=layers)
-    return paired_change(mean_defined(matrix.to_numpy()), seed, draws)
+    units = unit_means(values, clusters)
+    curves = np.concatenate([robust, np.nanmean(units, axis=0)[None], values, boot])
+    defined = np.isfinite(curves)
+    ramps = fit_ramps(weights * defined, weights * np.where(defined, curves, 0.0), at)
+    first, last = ramps.last_shared + 1, ramps.last_transition
+    tasks, draws = slice(2, 2 + len(values)), slice(2 + len(values), None)
+    indices = [(at.index(int(ramps.last_shared[i])), at.index(int(last[i]))) for i in (0, 1)]
+    before, after = (_level(part) for part in (units[:, : indices[0][0] + 1], units[:, indices[0][1] :]))
+    fit = {
+        "start": {"layer": int(first[0]), "interval": break_interval(first[draws], len(units))},
+        "end": {"layer": int(last[0]), "interval": break_interval(last[draws], len(units))},
+        "before": before,
+        "after": after,
+        "rise": float(ramps.after[0] - ramps.before[0]),
+        "mean_start": int(first[1]),
+        "mean_end": int(last[1]),
+        "mean_rise": float(ramps.after[1] - ramps.before[1]),
+        "task_breaks": {
+            "start": np.quantile(first[tasks], [0.25, 0.5, 0.75]).tolist(),
+            "end": np.quantile(last[tasks], [0.25, 0.5, 0.75]).tolist(),
+        },
+    }
+    return fit, indices[0], indices[1]
 
 
-def upper_layers(sections: dict[str, Any], layers: list[str]) -> tuple[list[str], str]:
-    """Returns the layers over which summaries of tasks and clusters average, and their name in words."""
-    if sections["found"]:
-        first = sections["transition"][0]
-        return [layer for layer in layers if int(layer) >= first], f"layers {first} and up (transition onwards)"
-    first = len(layers) // 2 + 1
-    return [layer for layer in layers if int(layer) >= first], f"layers {first} and up (upper half)"
+def _level(values: Float[np.ndarray, "U l"]) -> dict[str, Any]:
+    with np.errstate(invalid="ignore"):
+        means = np.nanmean(values, axis=1)
+    return {"level": float(np.nanmean(means)), "interval": list(t_interval(means))}
+
+
+def _crossing(
+    mean: Float[np.ndarray, " L"], boot: Float[np.ndarray, "B L"], at: tuple[int, ...], units: int
+) -> dict[str, Any]:
+    """Finds the layer from which the mean change stays above zero."""
+    draws = np.array([first_for_good(curve > 0, at) for curve in boot])
+    crossed = draws[np.isfinite(draws)]
+    enough = crossed.size >= 0.5 * len(draws)
+    return {
+        "first": first_for_good(mean > 0, at),
+        "interval": break_interval(crossed, units) if enough else None,
+        "share_of_draws": crossed.size / len(draws),
+    }
+
+
+def first_for_good(is_true: np.ndarray, at: tuple[int, ...]) -> float:
+    """Returns the first layer from which a statement holds up to the last; NaN if it never does."""
+    if not is_true[-1]:
+        return float("nan")
+    false = np.flatnonzero(~is_true)
+    return float(at[int(false[-1]) + 1 if false.size else 0])
+
+
+def plateau_of(quartile: np.ndarray, reference: np.ndarray, at: tuple[int, ...]) -> tuple[float, float]:
+    """Returns the first and the last layer of the longest run in which `quartile` reaches `reference`; NaN without."""
+    reached = np.concatenate([[False], quartile >= reference, [False]])
+    starts = np.flatnonzero(reached[1:] & ~reached[:-1])
+    stops = np.flatnonzero(~reached[1:] & reached[:-1])
+    if not starts.size:
+        return float("nan"), float("nan")
+    longest = int(np.argmax(stops - starts))
+    return float(at[starts[longest]]), float(at[stops[longest] - 1])
+
+
+def _plateau(
+    tuned: Float[np.ndarray, "T L"],
+    counts: Float[np.ndarray, "B T"] | None,
+    at: tuple[int, ...],
+    units: int,
+    ceiling: Float[np.ndarray, " L"] | None,
+) -> dict[str, Any]:
+    """Finds E's plateau: where its lower quartile over tasks is near the ceiling, or near its own highest value."""
+
+    def reference(quartile: np.ndarray) -> np.ndarray:
+        if ceiling is not None:
+            return np.where(np.isfinite(ceiling), ceiling, np.inf) - CEILING_MARGIN
+        return np.full(len(at), np.nanmax(quartile) - PEAK_MARGIN)
+
+    with np.errstate(invalid="ignore"):
+        quartile = np.nanquantile(tuned, 0.25, axis=0)
+    first, last = plateau_of(quartile, reference(quartile), at)
+    result: dict[str, Any] = {
+        "first": first,
+        "last": last,
+        "against": "its own highest lower quartile" if ceiling is None else "the ceiling",
+        "margin": PEAK_MARGIN if ceiling is None else CEILING_MARGIN,
+        "lower_quartile": quartile.tolist(),
+        "interval": None,
+        "share_of_draws": None,
+    }
+    if counts is None:
+        return result
+    draws = np.array([plateau_of(row, reference(row), at)[0] for row in _quartiles(tuned, counts)])
+    reached = draws[np.isfinite(draws)]
+    result["share_of_draws"] = reached.size / len(draws)
+    if reached.size >= 0.5 * len(draws):
+        result["interval"] = break_interval(reached, units)
+    return result
+
+
+def _quartiles(values: Float[np.ndarray, "T L"], counts: Float[np.ndarray, "B T"]) -> Float[np.ndarray, "B L"]:
+    """Returns the lower quartile over tasks of every draw and layer; NaN where a draw has no defined task."""
+    quartiles = np.full((len(counts), values.shape[1]), np.nan)
+    for layer in range(values.shape[1]):
+        column = values[:, layer]
+        order = np.argsort(column)
+        order = order[np.isfinite(column[order])]
+        if not order.size:
+            continue
+        weight = np.cumsum(counts[:, order], 1)  # [B, t]
+        total = weight[:, -1]
+        place = (weight >= 0.25 * total[:, None]).argmax(1)
+        quartiles[:, layer] = np.where(total > 0, column[order][place], np.nan)
+    return quartiles

@@ -1,49 +1,70 @@
-"""Is E near a task's own specialist, or near every specialist alike?"""
+"""Is E near a task's own specialist, or near every specialist of the format alike?"""
+
+from __future__ import annotations
 
 from typing import Any
 
 import pandas as pd
 
 from mossa_jax.config import TUNED
-from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, mean_defined, task_layer_matrix
-from mossa_jax.findings.resampling import paired_change
+from mossa_jax.findings.controls import OTHER, OWN, TWIN, kind_matrix
+from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, block_layers, mean_defined
+from mossa_jax.findings.units import MIN_UNITS, estimate, t_interval, unit_means
 
 
 def find_specificity(
-    table: pd.DataFrame, layers: list[str], estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
+    table: pd.DataFrame,
+    clusters: dict[str, str],
+    layers: list[str],
+    estimator: str = HEADLINE,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> dict[str, Any]:
-    """Subtracts the CKA with mismatched controls from that with the matched one, on the same prompts.
+    """Subtracts the CKA with foreign controls from that with a task's own specialist, on the same prompts.
 
-    Only tasks of the mixture count: tasks that E never saw say nothing about what it learned for each task.
+    A *twin* was trained on permuted answers of the same task: it knows the format and the answers, and not which prompt
+    goes with which. Own minus twin therefore has the format taken out. Specialists of other clusters differ in format
+    too, which raises own minus other, most of all in the first layers.
 
     Args:
-      table: the results table. Rows whose control is neither the task's own nor E are the mismatched ones.
+      table: the results table of the mixture's competent tasks, with a column `kind` (`controls.kinds`).
+      clusters: task -> cluster.
       layers: the layers to average over.
       estimator: `debiased` or `biased`.
-      seed: seed of the resampling.
-      draws: number of resamples.
+      seed: seed of the sign flips.
+      draws: number of flips.
 
     Returns:
-      `measured` (whether the table has mismatched rows), and a `PairedChange` over tasks per experimental model.
-
-    References:
-      Ding et al. 2021, arXiv 2108.01661, for the comparison.
+      `measured`; `against`: "twin" if enough units have one, else "other"; `twin` and `other`: for each experimental
+      model an `Estimate` over units, and for E `by_layer` (`layer, mean, low, high, n_tasks`); `tuned`: the estimate
+      that the finding rests on.
     """
-    other = table[
-        (table["control"] != table["task"])
-        & (table["control"] != TUNED)
-        & (table["estimator"] == estimator)
-        & (table["undefined"].fillna("") == "")
-        & table["layer"].astype(str).isin(layers)
-        & ~table["held_out"].astype(bool)
-    ]
-    result: dict[str, Any] = {"measured": bool(len(other))}
-    for experimental in EXPERIMENTALS:
-        matched = task_layer_matrix(table, experimental, estimator, False, layers)
-        rows = other[other["experimental"] == experimental]
-        rows = rows.assign(layer=rows["layer"].astype(str))
-        mismatched = rows.pivot_table(index="task", columns="layer", values="cka", aggfunc="mean")
-        mismatched = mismatched.reindex(index=matched.index, columns=layers).astype(float)
-        gap = mean_defined((matched - mismatched).to_numpy())
-        result[experimental] = paired_change(gap, seed, draws)
-    return result
+    result: dict[str, Any] = {}
+    every = block_layers(table)
+    present = set(table["task"].unique())
+    tasks = [task for task in clusters if task in present]
+    names = [clusters[task] for task in tasks]
+    for index, (name, kind) in enumerate((("twin", TWIN), ("other", OTHER))):
+        result[name] = {"by_layer": []}
+        for experimental in EXPERIMENTALS:
+            own, foreign = (kind_matrix(table, experimental, k, every, tasks, estimator) for k in (OWN, kind))
+            gap = own - foreign
+            values = mean_defined(gap[layers].to_numpy())
+            result[name][experimental] = estimate(values, names, (seed, 50, index), draws)
+            if experimental == TUNED:
+                result[name]["by_layer"] = _by_layer(gap, names)
+    has_twins = result["twin"][TUNED]["n_units"] >= MIN_UNITS
+    result["against"] = "twin" if has_twins or not result["other"][TUNED]["n_tasks"] else "other"
+    result["tuned"] = result[result["against"]][TUNED]
+    return result | {"measured": bool(result["tuned"]["n_tasks"])}
+
+
+def _by_layer(gap: pd.DataFrame, clusters: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for layer in gap.columns:
+        values = gap[layer].to_numpy()
+        means = unit_means(values, clusters)
+        low, high = t_interval(means)
+        mean = mean_defined(means[None])[0]
+        rows.append({"layer": layer, "mean": mean, "low": low, "high": high, "n_tasks": int(gap[layer].notna().sum())})
+    return rows

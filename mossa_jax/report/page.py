@@ -13,7 +13,7 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import write_text
-from mossa_jax.findings import to_json_types, verdicts
+from mossa_jax.findings import RULES, to_json_types
 from mossa_jax.findings.curves import REPORTED_ESTIMATORS
 from mossa_jax.report import palette
 from mossa_jax.report.chart_data import chart_data
@@ -69,7 +69,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         captions=CAPTIONS,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
-        verdicts=verdicts.RULES,
+        verdicts=RULES,
         estimators=REPORTED_ESTIMATORS,
         model_names=palette.MODEL_NAMES,
         score_names=palette.SCORE_NAMES,

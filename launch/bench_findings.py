@@ -1,0 +1,36 @@
+"""Repeats the simulations behind the promises of the findings, and prints a table for each.
+
+python -m launch.bench_findings [--parts=null,rise,shapes,clusters] [--runs=500] [--out=DIR]
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from .flags import require_choice, run
+
+_PARTS = ("null", "rise", "shapes", "clusters", "figure2")
+PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Any of {', '.join(_PARTS)}.")
+RUNS = flags.DEFINE_integer("runs", 500, "Simulated runs per setting.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of all simulations.")
+OUT = flags.DEFINE_string("out", None, "Folder for the tables as CSV; without it they are only printed.")
+
+
+def main(_: object) -> None:
+    """Runs the chosen simulations and prints their tables."""
+    from mossa_jax.benchmarks.findings_statistics import PARTS as SIMULATIONS
+
+    require_choice(PARTS, _PARTS)
+    for part in PARTS.value:
+        table = SIMULATIONS[part](RUNS.value, SEED.value)
+        print(f"## {part}\n{table.round(3).to_string(index=False)}\n", flush=True)
+        if OUT.value:
+            folder = pathlib.Path(OUT.value)
+            folder.mkdir(parents=True, exist_ok=True)
+            table.to_csv(folder / f"{part}.csv", index=False)
+
+
+if __name__ == "__main__":
+    run(main)
