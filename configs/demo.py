@@ -7,7 +7,10 @@ from mossa_jax.config import Compare, Config, Pretraining, Schedule, Tasks, Toke
 
 
 def get_config() -> Config:
-    """Eight layers, LoRA on every projection, 24 control models in one program."""
+    """Eight layers, LoRA on every projection, 48 control models in one program.
+
+    They are one for each of 24 tasks, and a second seed and a twin for one task of each of the 12 clusters.
+    """
     return Config(
         name="demo",
         base="miniature",
@@ -19,6 +22,9 @@ def get_config() -> Config:
             targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
             control=Schedule(epochs=2, max_steps=160, batch_rows=2, learning_rate=5e-3),
             experimental=Schedule(epochs=1.3, max_steps=600, batch_rows=8, learning_rate=5e-3),
+            control_seeds=2,
+            seeded=("one_per_cluster",),
+            twins=("one_per_cluster",),
             warmup=0.05,
             reproducible=True,
             checkpoint_every=100,

@@ -10,7 +10,7 @@ from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
 
 
 def get_config() -> Config:
-    """All 46 controls in one program, LoRA on every projection.
+    """All controls in one program, LoRA on every projection.
 
     Prompts keep their last 256 tokens, which two CPU cores train in half an hour; the model itself reads 512.
     """

@@ -165,11 +165,16 @@ class Tuning:
     slots: int = 64
     """Adapters of controls that are trained at once, in one program; a slot whose model is finished takes the next."""
     seeds: int = 1
-    """Models of E, each with its own seed; the first is compared, the others (`tuned.seed1`, ...) are exported."""
-    control_seeds: int = 1
-    """Models of each control of `seeded`, each with its own seed."""
-    seeded: tuple[str, ...] = ()
-    """Tasks or clusters whose controls get `control_seeds`; empty: all."""
+    """Models of E, each with its own seed (`tuned`, `tuned.seed1`, ...)."""
+    control_seeds: int = 2
+    """Models of each control of `seeded`, each with its own seed (`TASK`, `TASK.seed1`, ...): they show the ceiling of
+    similarity and the noise between seeds. 1 for none."""
+    seeded: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose controls get `control_seeds`: names of tasks and clusters, `all`, or `one_per_cluster`, the first
+    task of each cluster (of the mixture, if the cluster has any there)."""
+    twins: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks that get a twin (`TASK.twin`), a control that learns permuted answers: it knows the format and the answers,
+    but not the link. The same words as in `seeded`; empty for none."""
     warmup: float = 0.0
     """Share of the steps in which the learning rate rises from zero; 0 to 1."""
     beta1: float = 0.9

@@ -21,7 +21,7 @@ from mossa_jax.files.write import storing, write_json, write_text
 # Fields of the configuration that say where a run executes or is watched, never what it computes.
 _NOT_IDENTITY = ("mesh", "track")
 
-RESULTS = 2
+RESULTS = 3
 """The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
 
 

@@ -196,7 +196,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 
 def sizes_agree(headline: float | None, check: float | None) -> bool:
-    """Whether two estimates have one sign and are within a factor of `AGREEMENT` of one another; True if one is None."""
+    """Whether two estimates have one sign and lie within a factor of `AGREEMENT`; True if one is unknown."""
     if headline is None or check is None:
         return True
     if headline * check <= 0:

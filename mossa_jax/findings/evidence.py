@@ -80,7 +80,7 @@ def _transition(sections: dict[str, Any], biased: dict[str, Any]) -> Evidence:
     breaks = fit["task_breaks"]
     sentence = (
         f"{parts[0].upper()}{parts[1:]}: {rise}; E itself makes {100 * sections['own_share']:.0f} % of the rise. "
-        f"The plain mean rises in layers {fit['mean_start']} to {fit['mean_end']}; half of the tasks, taken one by one, "
+        f"The plain mean rises in layers {fit['mean_start']} to {fit['mean_end']}; half of the tasks, one by one, "
         f"begin between layers {breaks['start'][0]:.0f} and {breaks['start'][2]:.0f}.{extra}"
     )
     return Evidence(

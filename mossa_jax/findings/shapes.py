@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mossa_jax.findings.units import t_interval, trimmed_mean, unit_means
+from mossa_jax.findings.units import t_interval, unit_means
 
 TRANSITION, NONE = "transition", "none"
 
@@ -33,7 +33,7 @@ SHAPES = {
 """Name of a shape -> the shape in words."""
 
 # A shape inside the curve is named if its fall or its return is clear of the noise of the units at this level ...
-_CLEAR = 0.99
+_CLEAR = 0.95
 # ... and if it is at least this share of the rise.
 _SHARE_OF_RISE = 0.5
 # The least part of the rise of the change that E itself must make.
@@ -41,7 +41,11 @@ _OWN_SHARE = 0.2
 # A rise longer than this share of the network is a drift; one that begins in the first layer, than the second share.
 _LONG, _LONG_FROM_FIRST = 0.6, 0.3
 # A task whose rise lies this many robust standard deviations above the median is an outlier.
-_OUTLIER = 5.0
+_OUTLIER = 3.5
+# The part of the whole rise that outliers must make to be its carriers.
+_CARRIED = 0.4
+# How much larger the variance over tasks must be inside the network than at either end.
+_INFLATED = 1.7
 # Correlation over tasks of the early with the late half of the rise. Smooth noise makes about -0.2.
 _OPPOSED = -0.6
 
@@ -77,7 +81,7 @@ def name_shape(curves: Curves, ramp: tuple[int, int], mean_ramp: tuple[int, int]
       A key of `SHAPES`.
     """
     units = unit_means(curves.change, curves.clusters)
-    if _is_carried_by_few(curves, mean_ramp):
+    if any(_is_carried_by_few(curves, each) for each in (ramp, mean_ramp)):
         return "a few tasks"
     inside = _inside_shape(curves.robust, units)
     if inside:
@@ -92,7 +96,7 @@ def name_shape(curves: Curves, ramp: tuple[int, int], mean_ramp: tuple[int, int]
     rises = _unit_rises(units, ramp)
     if rises.size and np.nanmax(rises) > 0.5 * np.nansum(rises):
         return "one cluster"
-    if _is_opposed(curves.change, ramp):
+    if _is_opposed(curves.change, *ramp) or _is_mixed_inside(curves.change):
         return "several depths"
     layers = units.shape[1]
     length = (first_after - last_shared) / layers
@@ -101,28 +105,30 @@ def name_shape(curves: Curves, ramp: tuple[int, int], mean_ramp: tuple[int, int]
     if first_after == layers - 1:
         return "drift" if length > _LONG_FROM_FIRST else "last layers"
     low, _ = t_interval(np.nanmean(units[:, first_after:], axis=1))
-    return TRANSITION if low > 0 else "catch-up"
+    if low > 0:
+        return TRANSITION
+    start, lowest = float(np.nanmean(units[:, 0])), float(np.nanmin(curves.robust[: first_after + 1]))
+    # A curve that began well above its lowest layer has fallen before it rose, clear of the noise or not.
+    return "dip" if start - lowest >= _SHARE_OF_RISE * (curves.robust[first_after] - lowest) else "catch-up"
 
 
 _ONE_SIDED = 0.025
 
 
 def _is_carried_by_few(curves: Curves, ramp: tuple[int, int]) -> bool:
-    """Whether tasks far from the others make a large part of the mean rise."""
+    """Whether tasks far above the others make a large part of the rise."""
     rises = _rises(curves.change, ramp)
     rises = rises[np.isfinite(rises)]
-    mean, middle = rises.mean(), np.median(rises)
+    middle = np.median(rises)
     spread = 1.4826 * np.median(np.abs(rises - middle))
     outliers = rises[rises > middle + _OUTLIER * max(spread, 1e-9)]
-    if mean > 0 and outliers.size and (outliers - middle).sum() >= 0.4 * rises.sum():
-        return True
-    return bool(mean > 0 and outliers.size and trimmed_mean(rises) < _SHARE_OF_RISE * mean)
+    return bool(rises.sum() > 0 and (outliers - middle).sum() >= _CARRIED * rises.sum())
 
 
 def _inside_shape(robust: np.ndarray, units: np.ndarray) -> str:
     """Returns "dip" or "bump" if the curve falls and returns, or rises and falls back; empty otherwise."""
     layers = len(robust)
-    width = max(1, layers // 8)
+    width = max(1, layers // 16)
     start, end = units[:, :width].mean(1), units[:, -width:].mean(1)
 
     def around(index: int) -> np.ndarray:
@@ -162,17 +168,29 @@ def _step(units: Float[np.ndarray, "U L"], ramp: tuple[int, int]) -> Float[np.nd
     return units[:, ramp[1]] - units[:, ramp[0]]
 
 
-def _is_opposed(change: Float[np.ndarray, "T L"], ramp: tuple[int, int]) -> bool:
+def _is_opposed(change: Float[np.ndarray, "T L"], first: int, last: int) -> bool:
     """Whether the tasks that rise early do not rise late: then the mean's slope is a mixture of steps."""
-    first, last = ramp
-    if last - first < 3:
-        return False
-    middle = (first + last) // 2
+    return last - first >= 3 and _opposition(change, first, (first + last) // 2, last) < _OPPOSED
+
+
+def _is_mixed_inside(change: Float[np.ndarray, "T L"]) -> bool:
+    """Whether tasks differ most inside the network, since some have changed there and others have not yet."""
+    layers = change.shape[1]
+    width = max(1, layers // 8)
+    with np.errstate(invalid="ignore"):
+        variance = np.nanvar(change, axis=0)
+    peak = width + int(np.nanargmax(variance[width:-width])) if layers > 2 * width else 0
+    ends = max(np.nanmean(variance[:width]), np.nanmean(variance[-width:]))
+    return bool(variance[peak] > _INFLATED * ends and _opposition(change, 0, peak, layers - 1) < _OPPOSED)
+
+
+def _opposition(change: Float[np.ndarray, "T L"], first: int, middle: int, last: int) -> float:
+    """Returns the correlation over tasks of the changes before and behind a layer; 0 if it has none."""
     early, late = change[:, middle] - change[:, first], change[:, last] - change[:, middle]
     keep = np.isfinite(early) & np.isfinite(late)
     if keep.sum() < 6 or not early[keep].std() or not late[keep].std():
-        return False
-    return float(np.corrcoef(early[keep], late[keep])[0, 1]) < _OPPOSED
+        return 0.0
+    return float(np.corrcoef(early[keep], late[keep])[0, 1])
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

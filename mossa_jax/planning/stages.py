@@ -23,7 +23,7 @@ from mossa_jax.planning.programs import Program
 from mossa_jax.planning.sizes import AdapterSize, Base, BatchLayout, BatchSize, PrefixSize
 from mossa_jax.planning.workload import Workload
 from mossa_jax.similarity import engine
-from mossa_jax.similarity.cells import compared_pairs
+from mossa_jax.similarity.lineup import Lineup
 from mossa_jax.states.keep import abstract_kept
 from mossa_jax.states.shapes import PREFIX_MULTIPLE, rounded_max_own, row_slots
 from mossa_jax.tuning import population
@@ -133,11 +133,23 @@ class PlannedRun:
 
     @property
     def _pairs(self) -> tuple[tuple[int, int], ...]:
-        return tuple(compared_pairs(1 + self.config.compare.mismatched))
+        return self._lineup.pairs
 
     @property
     def _compared_models(self) -> int:
-        return 3 + self.config.compare.mismatched
+        return self._lineup.models
+
+    @property
+    def _lineup(self) -> Lineup:
+        """The models of a task that has further seeds and a twin, if the run has any."""
+        tuning = self.config.tuning
+        has_seeds = bool(tuning.seeded)
+        return Lineup(
+            self.config.compare.mismatched,
+            (tuning.control_seeds - 1) * has_seeds,
+            int(bool(tuning.twins)),
+            tuning.seeds - 1,
+        )
 
     @cached_property
     def _is_streamed(self) -> bool:

@@ -14,7 +14,8 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.model import can_share_prefix
-from mossa_jax.tasks import count_training_rows, select_tasks
+from mossa_jax.tasks import count_training_rows
+from mossa_jax.tasks.controls import control_models
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
 
@@ -88,11 +89,8 @@ def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenize
     """
     suite, rows = count_training_rows(config.tasks)
     tuning = config.tuning
-    seeded = select_tasks(suite, "config.tuning.seeded", tuning.seeded) or tuple(rows)
     return Workload(
-        controls=tuple(
-            count for name, count in rows.items() for _ in range(tuning.control_seeds if name in seeded else 1)
-        ),
+        controls=tuple(rows[control.task.name] for control in control_models(suite, tuning).values()),
         mixture=sum(mixture_counts(suite, rows, config.tasks).values()),
         experimental_models=tuning.seeds,
         tasks=len(rows),

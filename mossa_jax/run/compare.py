@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,15 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run import models
+from mossa_jax.run.change import CONTROL, change_table
 from mossa_jax.run.context import Run
+from mossa_jax.run.noise import add_errors
 from mossa_jax.run.prepare import prepare
 from mossa_jax.similarity import Similarities
-from mossa_jax.similarity.cells import add_q_values, compared_pairs, similarity_cells
+from mossa_jax.similarity.cells import add_q_values, similarity_cells
+from mossa_jax.similarity.lineup import OWN, Lineup
 from mossa_jax.tasks import Task
+from mossa_jax.tasks.controls import seed_name, twin_name
 
 FIRST_COLUMNS = ("experimental", "control", "task", "cluster", "held_out")
 
@@ -42,7 +47,7 @@ def compare(run: Run) -> pd.DataFrame | None:
 
 def _compare_tasks(run: Run) -> pd.DataFrame | None:
     tasks = run.suite.tasks
-    untuned = run.untuned([TUNED, *(task.name for task in tasks)])
+    untuned = run.untuned([*run.experimental_names, *run.controls])
     if untuned:
         raise Refusal(
             BAD_INPUT,
@@ -61,32 +66,42 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
         run.stop.leave_if_asked()
     table = None
     if run.folder.writer:
-        table = add_q_values(pd.concat([run.read_part("cka", task) for task in tasks]), _untouched_layers(run))
+        untouched = _untouched_layers(run)
+        cells = pd.concat([run.read_part("cka", task) for task in tasks], ignore_index=True)
+        table = add_errors(add_q_values(cells, untouched))
         between = [name for name in table.columns if name not in (*FIRST_COLUMNS, "undefined")]
         table = table[[*FIRST_COLUMNS, *between, "undefined"]]
         write_table(run.folder / "results/cka.parquet", table)
+        write_table(run.folder / "results/change.parquet", change_table(table, _scores(run), untouched))
     agreement.wait_for_all("table")
     return table
 
 
+def _scores(run: Run) -> pd.DataFrame:
+    """Returns the scores of all tasks that have them."""
+    parts = [run.read_part("scores", task) for task in run.suite.tasks if run.part("scores", task).exists()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 def _choose_engine(run: Run, tasks: Sequence[Task]) -> str:
-    """Chooses the engine for the task with the most prompts, so that all tasks of a run use the same one."""
-    controls = 1 + run.config.compare.mismatched
+    """Chooses the engine for the task with the most models and prompts, so that all tasks of a run use the same one."""
+    lineup = max((line_up(run, task).lineup for task in tasks), key=lambda each: each.models)
     prompts = max(len(run.encoded(task, "test")) for task in tasks)
-    return models.choose_engine(run, 2 + controls, prompts, compared_pairs(controls))
+    return models.choose_engine(run, lineup.models, prompts, lineup.pairs)
 
 
 def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
     """Returns the rows of a task's part of the table, and a line for the log."""
-    controls = [task.name, *draw_mismatched(run, task)]
-    names, pairs = [None, TUNED, *controls], compared_pairs(len(controls))
+    compared = line_up(run, task)
+    names, pairs = compared.names, compared.lineup.pairs
     prompts: list = run.test_prompts(task).ids  # NumPy arrays, which stand for sequences of ids
     similarities = models.similarities(run, engine, names, prompts, pairs)
     rows = []
     pair_cells = similarity_cells(similarities, pairs, run.architecture.state_names())
     for (a, b), cells in zip(pairs, pair_cells, strict=True):
-        sides = {"experimental": names[a] or PRETRAINED, "control": names[b]}
-        rows += [{**sides, **cell} for cell in cells]
+        if not compared.fillers.intersection((a, b)):
+            sides = {"experimental": CONTROL if a == OWN else names[a] or PRETRAINED, "control": names[b]}
+            rows += [{**sides, **cell} for cell in cells]
     return rows, _summary(rows, task, str(run.architecture.layers // 2), similarities)
 
 
@@ -99,6 +114,43 @@ def _summary(rows: list[dict], task: Task, layer: str, similarities: Similaritie
     ]
     dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
     return f"layer {layer}: {', '.join(values)}, n {similarities.n}{dropped}"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The models that a task compares.
+
+    Attributes:
+      names: of the models, in the order of the lineup; None is the base.
+      lineup: their numbers.
+      fillers: indices of models that only fill a place; their cells are not kept.
+    """
+
+    names: tuple[str | None, ...]
+    lineup: Lineup
+    fillers: frozenset[int]
+
+
+def line_up(run: Run, task: Task) -> Compared:
+    """Lines up the models that a task compares.
+
+    A task with further seeds or a twin has as many places as any task of the run needs, and its own control fills those
+    that it does not: so a run has one lineup for tasks with them and one for tasks without.
+    """
+    tuning = run.config.tuning
+    extras = [*(seed_name(task.name, number) for number in range(1, tuning.control_seeds)), twin_name(task.name)]
+    seeds = twins = 0
+    if any(name in run.controls for name in extras):
+        twins = int(any(control.is_twin for control in run.controls.values()))
+        is_seeded = any(seed_name(other.name, 1) in run.controls for other in run.suite.tasks)
+        seeds = tuning.control_seeds - 1 if is_seeded else 0
+    places = [*extras[:seeds], *extras[-1:][:twins]]
+    mismatched = draw_mismatched(run, task)
+    first = [None, TUNED, task.name, *run.experimental_names[1:]]
+    fillers = frozenset(len(first) + at for at, name in enumerate(places) if name not in run.controls)
+    filled = [name if name in run.controls else task.name for name in places]
+    lineup = Lineup(len(mismatched), seeds, twins, len(run.experimental_names) - 1)
+    return Compared((*first, *filled, *mismatched), lineup, fillers)
 
 
 def _untouched_layers(run: Run) -> Sequence[str]:

@@ -32,6 +32,7 @@ from mossa_jax.run.places import Places
 from mossa_jax.similarity.engine import memory_per_device
 from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tasks import Example, Suite, Task, load_suite
+from mossa_jax.tasks.controls import Control, control_models
 from mossa_jax.tasks.order import draw_seed, take_rows
 from mossa_jax.tokens.encoded import EncodedSplit, encode_rows
 from mossa_jax.tokens.packing import Packing
@@ -70,6 +71,11 @@ class Run(Places):
     def suite(self) -> Suite:
         """The tasks."""
         return load_suite(self.config.tasks)
+
+    @cached_property
+    def controls(self) -> dict[str, Control]:
+        """The control models by name, task after task: each task's own, its further seeds, its twin."""
+        return control_models(self.suite, self.config.tuning)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama import generate
-from mossa_jax.run.compare import draw_mismatched
+from mossa_jax.run.compare import line_up
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.similarity import engine, gram
-from mossa_jax.similarity.cells import compared_pairs
 from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import STATE_AXES, keep_batch
@@ -47,9 +46,9 @@ def compare_programs(run: Run) -> Iterator[Callable[[], object]]:
     if tunes_whole_models(run.config) or not _keeps_rows(run):
         return
     arch, mesh, shapes = run.architecture, run.mesh, run.pass_shapes
-    # Tasks have one number of mismatched controls, unless there are too few clusters.
-    for controls in sorted({1 + len(draw_mismatched(run, task)) for task in run.suite.tasks}):
-        models, pairs = 2 + controls, tuple(compared_pairs(controls))
+    # Tasks with and without seeds or a twin; and with fewer mismatched controls, if there are too few clusters.
+    for lineup in sorted({line_up(run, task).lineup for task in run.suite.tasks}):
+        models, pairs = lineup.models, lineup.pairs
 
         # All tasks' states are written to arrays of one size; similarity looks at the first rows of them.
         size = (models, arch.layers + 2, shapes[0].kept[-1], arch.hidden)
@@ -106,13 +105,13 @@ def _keeps_rows(run: Run) -> bool:
     config, arch = run.config.compare, run.architecture
     if config.pool == "all" or config.engine == engine.MOMENTS:
         return False
-    controls = 1 + config.mismatched
+    lineup = max((line_up(run, task).lineup for task in run.suite.tasks), key=lambda each: each.models)
     costs = engine.estimate_costs(
-        2 + controls,
+        lineup.models,
         arch.layers + 2,
         run.pass_shapes[0].kept[-1],
         arch.hidden,
-        compared_pairs(controls),
+        lineup.pairs,
         run.mesh.size,
         config.pool,
     )

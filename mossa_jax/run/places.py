@@ -13,6 +13,7 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import is_whole
 from mossa_jax.processes import agreement
 from mossa_jax.tasks import Task
+from mossa_jax.tasks.controls import seed_name
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Places:
     @property
     def experimental_names(self) -> list[str]:
         """Names of the models of E, one per seed."""
-        return [TUNED, *[f"{TUNED}.seed{number}" for number in range(1, self.config.tuning.seeds)]]
+        return [seed_name(TUNED, number) for number in range(self.config.tuning.seeds)]
 
     def schedule(self, name: str) -> Schedule:
         """Returns how a model is tuned."""

@@ -26,16 +26,19 @@ from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.score import score
-from mossa_jax.tasks import Task, select_tasks
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, concatenate
 from mossa_jax.tokens.packing import Packing
+from mossa_jax.tokens.permuted import permute_answers
 from mossa_jax.tuning.checkpoints import checkpoint_folder
 from mossa_jax.tuning.full_finetuning import save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext, steps_for
 from mossa_jax.tuning.population_programs import steps_ahead
 from mossa_jax.tuning.population_run import tune_population
+
+# Tells the draw of a twin's answers from the other draws of its seed.
+_PERMUTATION = 5
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,11 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
             BAD_CONFIG,
             f"config.tuning.first_layer={first_layer}: the model has {layers} layers; give 0 to {layers - 1}",
         )
-    control_tasks = _control_tasks(run)
+    control_names = list(run.controls)
     experimental = _Once(lambda: _experimental_group(run))
-    controls = _Once(lambda: _control_group(run, control_tasks))
+    controls = _Once(lambda: _control_group(run))
     stages = {"E": (run.experimental_names, experimental, run.mesh)}
-    stages["controls"] = (list(control_tasks), controls, run.population_mesh)
+    stages["controls"] = (control_names, controls, run.population_mesh)
     untuned = [stage for stage, (names, _, _) in stages.items() if run.untuned(names)]
     for stage in untuned:
         names, pack, mesh = stages[stage]
@@ -102,11 +105,19 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
             _tune_group(run, group, lambda: run.model)
     if "controls" in untuned:
         with run.ledger.stage("controls"):
+            log.info("controls: %s", _count_controls(run))
             _tune_group(run, controls(), lambda: run.population_model)
     if config.tuning.score_prompts:
         with run.ledger.stage("score"):
             run.ahead.take_over("score")
             score(run)
+
+
+def _count_controls(run: Run) -> str:
+    """Says how many control models there are, and of which kinds."""
+    twins = sum(control.is_twin for control in run.controls.values())
+    seeds = len(run.controls) - twins - len(run.suite.tasks)
+    return f"{len(run.controls)} models: one per task ({len(run.suite.tasks)}), {seeds} further seeds, {twins} twins"
 
 
 class _Once:
@@ -144,27 +155,26 @@ def _experimental_group(run: Run) -> Group:
     return Group("E", members, {member.name: _record(run, member, data) for member in members})
 
 
-def _control_tasks(run: Run) -> dict[str, Task]:
-    """Returns the task of each control model by the model's name; some tasks have a model for each of several seeds."""
-    tuning = run.config.tuning
-    seeded = select_tasks(run.suite, "config.tuning.seeded", tuning.seeded)
-    tasks: dict[str, Task] = {}
-    for task in run.suite.tasks:
-        seeds = tuning.control_seeds if task.name in seeded or not tuning.seeded else 1
-        tasks |= {name: task for name in (task.name, *[f"{task.name}.seed{number}" for number in range(1, seeds)])}
-    return tasks
-
-
-def _control_group(run: Run, tasks: Mapping[str, Task]) -> Group:
-    """Returns the control models, each on its own task."""
+def _control_group(run: Run) -> Group:
+    """Returns the control models, each on its own task; twins learn permuted answers."""
     group = Group("controls", [], {})
     with goodput.lost("input"):
-        for name, task in tasks.items():
-            encoded = run.encoded(task, "train")
-            member = _pack_member(run, name, encoded.examples, run.config.tuning.control)
-            data = {"tasks": [task.name], "rows": len(encoded), "truncated_rows": int(encoded.cut.sum())}
+        for name, control in run.controls.items():
+            encoded = run.encoded(control.task, "train")
+            examples = encoded.examples
+            if control.is_twin:
+                seed = (*run.seed(name), _PERMUTATION)
+                examples = permute_answers(encoded, run.tokenizer, run.config.tokens, seed)
+            member = _pack_member(run, name, examples, run.config.tuning.control)
+            data = {
+                "tasks": [control.task.name],
+                "answers": "permuted" if control.is_twin else "own",
+                "rows": len(encoded),
+                "truncated_rows": int(encoded.cut.sum()),
+                "bad_rows": encoded.bad_rows,
+            }
             group.members.append(member)
-            group.records[name] = _record(run, member, data | {"bad_rows": encoded.bad_rows})
+            group.records[name] = _record(run, member, data)
     return group
 
 

@@ -3,6 +3,7 @@
 Read in this order:
 
 - `suite`: what a suite, a task and an example are.
+- `controls`: which control models a run trains.
 - `mixture`: how many rows of each task E is tuned on.
 - `order`: which rows of a split a run takes.
 - `items`: which prompts belong together.
@@ -16,6 +17,7 @@ Read in this order:
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +29,7 @@ from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task
 
 # Names of models and stages of a run, which no task may have.
 _RESERVED = ("tuned", "pretrained", "pretraining", "base")
+_MODEL_SUFFIX = re.compile(r"\.(seed\d+|twin)$")
 # Names that a refusal lists at most.
 _LISTED = 12
 
@@ -69,6 +72,11 @@ def _with_choice(suite: Suite, config: Tasks) -> Suite:
     for name, count in Counter(task.name for task in suite.tasks).items():
         if name in _RESERVED:
             raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, the name of a model of the run; rename it")
+        if _MODEL_SUFFIX.search(name):
+            raise Refusal(
+                BAD_INPUT,
+                f"a task cannot be called {name!r}: names of models end in .seed<N> or .twin; rename it",
+            )
         if count > 1:
             raise Refusal(BAD_INPUT, f"suite {suite.name!r} has {count} tasks called {name!r}; rename all but one")
     if tuple(config.held_out) == ("suite",):

@@ -99,10 +99,10 @@ def in_memory(examples: Iterable[Encoded]) -> Examples:
     flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     prompt_lengths = np.asarray([len(prompt) for prompt, _ in pairs], np.int32)
     answer_lengths = np.asarray([len(answer) for _, answer in pairs], np.int32)
-    return _from_flat(flat, prompt_lengths, answer_lengths)
+    return from_flat(flat, prompt_lengths, answer_lengths)
 
 
-def _from_flat(flat: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray) -> Examples:
+def from_flat(flat: np.ndarray, prompt_lengths: np.ndarray, answer_lengths: np.ndarray) -> Examples:
     """Makes examples of one flat store of ids, [ids] int32, in which they follow one another."""
     ends = np.cumsum(prompt_lengths + answer_lengths, dtype=np.int64)
     starts = ends - prompt_lengths - answer_lengths
@@ -171,7 +171,7 @@ def encode_split(
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
     about = json.loads((folder / "about.json").read_text())
-    examples = _from_flat(flat, prompt_lengths, answer_lengths)
+    examples = from_flat(flat, prompt_lengths, answer_lengths)
     return EncodedSplit(examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint)
 
 

@@ -14,7 +14,7 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.planning import programs
 from mossa_jax.planning.sizes import NO_PREFIX, AdapterSize, Base, BatchSize, PrefixSize
-from mossa_jax.similarity.cells import compared_pairs
+from mossa_jax.similarity.lineup import Lineup
 from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec, read_prefix
 from mossa_jax.tuning import full_finetuning, population
@@ -51,7 +51,7 @@ def all_programs(
     tuned, compared = Base(arch, dtype, grid), Base(arch, dtype, flat)
     shared = PrefixSize(_PREFIX, 0) if prefix else NO_PREFIX
     adapters = lambda count: AdapterSize(count, 4, targets)  # noqa: E731
-    rows, answers, pairs = max(4, flat.shape["fsdp"]), 24, compared_pairs(2)
+    rows, answers, pairs = max(4, flat.shape["fsdp"]), 24, Lineup().pairs
     controls = 2 * grid.shape["adapter"]
     lowered = {
         "E": programs.tuning_program(

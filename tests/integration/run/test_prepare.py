@@ -162,6 +162,7 @@ def test_further_seeds_are_models_of_their_own(tiny_config, tmp_path):
     config = runpy.run_path(str(tiny_config))["get_config"]()
     config.tasks.only = ("copy_first", "count_words")
     config.tuning.seeds, config.tuning.control_seeds, config.tuning.seeded = 2, 3, ("numbers",)
+    config.tuning.twins = ()
     config.tuning.control.max_steps = config.tuning.experimental.max_steps = 2
     config.tuning.score_prompts = 0
     run = run_in(config, tmp_path / "run")

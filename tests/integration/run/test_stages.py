@@ -60,13 +60,21 @@ def test_the_table_is_tidy_and_complete(table):
     assert len(matched) == 3 * 2 * len(NAMES) * 2  # tasks, E pre-trained and tuned, layers, estimators
     apart = table[table.control == "tuned"]  # E beside the base it came from
     assert len(apart) == 3 * len(NAMES) * 2 and set(apart.experimental) == {"pretrained"}
-    assert len(table) == 2 * len(matched) + len(apart)  # and one mismatched control a task
+    others = table[table.control.isin(TASKS) & (table.control != table.task)]
+    assert len(others) == len(matched)  # one mismatched control a task
+    seeded = {"last_word", "count_words"}  # the first of each cluster
+    for end in (".seed1", ".twin"):
+        rows = table[table.control == table.task + end]
+        sides = {"pretrained", "tuned"} | ({"control"} if end == ".seed1" else set())
+        assert set(rows.task) == seeded and set(rows.experimental) == sides
+        assert len(rows) == len(seeded) * len(sides) * len(NAMES) * 2
+    assert len(table) == 2 * len(matched) + len(apart) + len(seeded) * 5 * len(NAMES) * 2
+    assert (table.units == table.n).all() and set(table.repairing) <= {"rows", ""}
     assert list(dict.fromkeys(table.task)) == TASKS
     assert list(dict.fromkeys(table.layer)) == NAMES
     assert set(table.n) == {12} and not table.held_out.any()
     clusters = {"last_word": "words", "copy_first": "words", "count_words": "numbers"}
     assert (table.cluster == table.task.map(clusters)).all()
-    others = table[table.control != table.task]
     assert (others.task.map(clusters) != others.control.map(clusters)).all()
     defined = table[table.undefined == ""]
     assert len(defined) and defined.p.between(1 / 21 - 1e-9, 1).all()
@@ -90,8 +98,39 @@ def test_its_cells_are_those_of_comparing_the_exported_adapters(tiny_run, table,
         again = mossa.compare(str(tiny.folder), adapter, str(workdir / "adapters" / task), prompts, max_tokens=48)
         rows = table[(table.task == task) & (table.control == task) & (table.experimental == experimental)]
         assert rows.layer.tolist() == again.layer.tolist() and rows.estimator.tolist() == again.estimator.tolist()
-        for name in ("cka", "low", "high"):
-            np.testing.assert_allclose(rows[name], again[name], atol=1e-5)
+        np.testing.assert_allclose(rows.cka, again.cka, atol=1e-5)
+        # The run's intervals hold the noise between seeds, too.
+        assert (rows.low <= again.low + 1e-5).to_numpy().all() and (rows.high >= again.high - 1e-5).to_numpy().all()
+        assert (rows.error_seeds[rows.layer == "2"] > 0).all()
+
+
+def test_changes_are_those_of_the_cells_with_shares_of_the_ceiling(tiny_run, table):
+    change = pd.read_parquet(tiny_run[1] / "results/change.parquet")
+    assert (
+        change.columns.tolist()
+        == (
+            "task cluster held_out layer estimator change low high p q share_of_ceiling competent error_rows error_seeds"
+        ).split()
+    )
+    assert len(change) == 3 * len(NAMES) * 2
+    cells = table.set_index(["task", "experimental", "control", "layer", "estimator"]).cka
+    row = change[(change.task == "count_words") & (change.layer == "3") & (change.estimator == "biased")].iloc[0]
+    at = ("3", "biased")
+    wanted = cells["count_words", "tuned", "count_words", *at] - cells["count_words", "pretrained", "count_words", *at]
+    assert row.change == pytest.approx(wanted) and row.low < row.change < row.high
+    ceiling = cells["count_words", "control", "count_words.seed1", *at]
+    assert row.share_of_ceiling == pytest.approx(wanted / ceiling)
+    assert change.q.notna().equals(change.layer.isin(["1", "2", "3"]) & change.p.notna())
+
+
+def test_a_twin_is_trained_on_permuted_answers(tiny_run):
+    _, workdir = tiny_run
+    about = json.loads((workdir / "adapters/last_word.twin/mossa.json").read_text())
+    assert about["tasks"] == ["last_word"] and about["answers"] == "permuted" and about["rows"] == 24
+    assert json.loads((workdir / "adapters/last_word.seed1/mossa.json").read_text())["answers"] == "own"
+    assert not (workdir / "adapters/copy_first.twin").exists()
+    weights = {(workdir / f"adapters/last_word{end}/adapter_model.safetensors").read_bytes() for end in ("", ".twin")}
+    assert len(weights) == 2
 
 
 def test_scores_are_shares_of_the_prompts_asked_for(tiny_run):
@@ -175,7 +214,8 @@ def test_the_same_run_again_does_nothing_twice(tiny_run):
     after = stamps(workdir)
     changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
     assert changed - {".holder", ".lock", "environment.json"} == {
-        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv", "metrics.jsonl",
+        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv",
+        "results/change.parquet", "results/change.csv", "metrics.jsonl",
     }  # fmt: skip
     new = run_folder.metrics()[known:]  # nothing but where the time of doing it again went
     assert {record["stage"] for record in new} == {"data", "compare"}

@@ -303,6 +303,6 @@ def test_items_are_texts_or_whole_numbers_and_anything_else_is_a_bad_row(tmp_pat
 @pytest.mark.parametrize(("items", "names"), [(["a", None, "b"], ["a", "", "b"]), ([3, None, 4], ["3", "", "4"])])
 def test_a_parquet_column_names_items(tmp_path, items, names):
     path = tmp_path / "rows.parquet"
-    table = pyarrow.table({"inputs": ["p"] * 3, "targets": ["q"] * 3, "item": items})
-    pyarrow.parquet.write_table(table, path)
+    table = pa.table({"inputs": ["p"] * 3, "targets": ["q"] * 3, "item": items})
+    pq.write_table(table, path)
     assert [example.item for example in read_examples(path, Columns())] == names
