@@ -47,5 +47,6 @@ class ReportInputs:
 
 def scores_by_model(scores: pd.DataFrame) -> pd.DataFrame:
     """Returns exact match as [tasks, models] float64, with one column per scored model."""
-    wide = scores.pivot_table(index="task", columns="model", values="exact_match", aggfunc="mean")
+    exact = scores[scores["metric"] == "exact_match"]
+    wide = exact.pivot_table(index="task", columns="model", values="value", aggfunc="mean")
     return wide.reindex(columns=list(palette.SCORE_NAMES)).astype(float)
