@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.combine import Similarities
 from mossa_jax.similarity.estimators import ESTIMATORS
 
 if TYPE_CHECKING:
