@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import stdtrit
 
-from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.combine import Similarities
 from mossa_jax.similarity.estimators import ESTIMATORS
 from mossa_jax.similarity.intervals import LEVEL
 
