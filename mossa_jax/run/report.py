@@ -70,7 +70,14 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         raise Refusal(BAD_INPUT, f"{run.folder.path} has no data.json; run launch.compare or launch.run first")
     environment = json.loads((run.folder / "environment.json").read_text())
     scores = task_scores(run)
-    analysis = find(table, scores, run.config.seed, run.config.compare.draws, prompts=_distinct_prompts(run, record))
+    analysis = find(
+        table,
+        scores,
+        run.config.seed,
+        run.config.compare.draws,
+        prompts=_distinct_prompts(run, record),
+        change=read_parquet(run.folder / "results/change.parquet"),
+    )
     return ReportInputs(
         table=table,
         analysis=analysis | {"template": record["template"]},
