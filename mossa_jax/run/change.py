@@ -24,7 +24,8 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
     """Returns the change of every task, layer and estimator: CKA(tuned, C_t) - CKA(pretrained, C_t).
 
     The errors of both CKA are added as if they were independent, which is too much by about a sixth. The interval is
-    that of the cells: it holds the change of a repetition with another seed.
+    for the mean change over seeds of the control, and p tests that it is zero, so the variance between seeds counts
+    once; a cell's interval, for a repetition, counts it twice.
 
     Args:
       table: the results table, with `units`, `error_rows` and the rows of further seeds.
@@ -43,6 +44,7 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
         changes.units.to_numpy(float) - 1,
         changes.error_seeds.to_numpy(float),
         changes.seed_freedom.to_numpy(float),
+        shares=1.0,
     )
     value = changes.change.to_numpy(float)
     half = half_width(error, freedom)
