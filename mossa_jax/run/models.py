@@ -29,6 +29,7 @@ from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.tokens.test_prompts import TestPrompts
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def similarities(
     run: Run,
     engine_name: str,
     names: Sequence[str | None],
-    prompts: Sequence[Sequence[int]],
+    prompts: TestPrompts,
     pairs: Sequence[tuple[int, int]],
 ) -> Similarities:
     """Computes same-layer CKA of pairs of models over the same prompts.
@@ -133,15 +134,18 @@ def similarities(
       run: the run that tuned the models.
       engine_name: from `choose_engine`.
       names: of models; None is the base.
-      prompts: token ids of one task's prompts, BOS included.
+      prompts: of one task. Sums of moments know neither items nor templates: each row counts by itself.
       pairs: indices into `names`.
 
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
     config = run.config
+    ids: list = prompts.ids  # NumPy arrays, which stand for sequences of ids
     if engine_name == engine.KEPT:
-        kept = model_states(run, names, prompts)
+        kept = model_states(run, names, ids)
+        # Row i is prompt i; labels of rows that pad the array mean nothing.
+        padding = (0, len(kept.valid) - len(ids))
         return compare_states(
             kept.states,
             kept.valid,
@@ -149,9 +153,11 @@ def similarities(
             permutations=config.compare.permutations,
             seed=config.seed,
             rows=kept.rows,
+            items=np.pad(prompts.items, padding),
+            templates=np.pad(prompts.templates, padding),
         )
     (group,) = model_groups(run, names)
-    return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shapes=run.pass_shapes)
+    return stream_similarities(group.model, group.adapters, ids, run.pass_config, pairs, shapes=run.pass_shapes)
 
 
 def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
