@@ -287,8 +287,13 @@
       height: 130 + 17 * order.length,
       shapes: lines,
       margin: { l: 60, r: 20, t: 36, b: 50 },
-      xaxis: { type: "category", title: { text: "layer" }, showgrid: false, tickfont: { size: 11 }, tickangle: 0 },
-      yaxis: { tickvals: y, ticktext: labels, autorange: "reversed", tickfont: { size: 11 }, showgrid: false },
+      xaxis: {
+        type: "category", title: { text: "layer" }, showgrid: false, tickfont: { size: 11 }, tickangle: 0,
+        range: [-0.5, layers.length - 0.5],
+      },
+      yaxis: {
+        tickvals: y, ticktext: labels, range: [order.length - 0.5, -0.5], tickfont: { size: 11 }, showgrid: false,
+      },
     });
   }
 
@@ -355,7 +360,10 @@
     }
     draw("chart-specificity", traces, {
       xaxis: { type: "category", title: { text: "layer" } },
-      yaxis: { title: { text: "difference of CKA (tuned model)" }, zeroline: true, zerolinecolor: colour("--quiet") },
+      yaxis: {
+        title: { text: "difference of CKA (tuned model)" }, rangemode: "tozero", zeroline: true,
+        zerolinecolor: colour("--quiet"),
+      },
     });
   }
 

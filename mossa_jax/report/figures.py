@@ -206,7 +206,7 @@ def draw_specificity(analysis: dict[str, Any]) -> Figure:
         return figure
     axes.axhline(0.0, color="#888888", lw=1)
     axes.set(ylabel="difference of CKA (tuned model)", title="Own specialist against others")
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     return figure
 
 

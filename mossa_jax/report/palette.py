@@ -19,7 +19,7 @@ SCORE_COLOURS = {"base": BLUE, "tuned": VERMILLION, "control": GREEN, "majority"
 """Model, as in the task scores -> how it is named and drawn."""
 
 METRIC_NAMES = {
-    "information": "information that the model uses (nats per prompt)",
+    "information": "information (nats per prompt)",
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
     "answer_nll": "loss of the answer (nats per token)",

@@ -36,7 +36,7 @@ def claim_rows(findings: list[dict[str, Any]]) -> list[dict[str, str]]:
             "p": _p(finding["figures"].get("p")),
             "p_adjusted": _p(finding["figures"].get("p_adjusted")),
             "units": _units(finding["figures"]),
-            "least_p": _p(finding["figures"].get("least_p")),
+            "least_p": _number(finding["figures"].get("least_p") or None, "{:.2g}"),
             "least_effect": _number(finding["figures"].get("least_effect"), "{:.3f}"),
             "verdict": finding["verdict"],
         }
@@ -62,16 +62,22 @@ def _interval(low: float | None, high: float | None, digits: int = 3) -> str:
 
 def _units(figures: dict[str, Any]) -> str:
     if figures.get("n_units") is not None:
-        return f"{figures['n_units']} {figures['unit']}, {figures['n_tasks']} tasks"
-    if figures.get("n_clusters") is not None:
-        return f"{figures['n_clusters']} clusters, {figures['n_tasks']} tasks"
-    return _NOTHING
+        units, noun = figures["n_units"], figures["unit"].removesuffix("s")
+    elif figures.get("n_clusters") is not None:
+        units, noun = figures["n_clusters"], "cluster"
+    else:
+        return _NOTHING
+    return _count(units, noun) if noun == "task" else f"{_count(units, noun)}, {_count(figures['n_tasks'], 'task')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _p(value: float | None) -> str:
     if value is None:
         return _NOTHING
-    return "< 0.001" if 0 < value < 0.001 else f"{value:.3f}"
+    return "<\u00a00.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -103,6 +109,9 @@ def definition_rows(sections: dict[str, Any], layers: int) -> list[dict[str, str
         rows.append(_definition("plateau", span, layers, first))
     else:
         rows.append(_definition("plateau", {}, layers, ""))
+    if plateau is not None:
+        meaning = f"where the lower quartile of E's CKA is within {plateau['margin']} of {plateau['against']}"
+        rows[-1]["meaning"] = meaning
     if crossing is not None and crossing["first"] is not None:
         begins = f"begins in {_span(crossing['interval'])}" if crossing["interval"] else ""
         rows.append(_definition("crossing", {"": [crossing["first"], layers]}, layers, begins))
@@ -115,7 +124,7 @@ def definition_rows(sections: dict[str, Any], layers: int) -> list[dict[str, str
 
 _DEFINITIONS = {
     "parting": ("Parting", "where E and the base part: a rise between two levels of tuned minus pre-trained CKA"),
-    "plateau": ("Plateau of E", "where the lower quartile of E's own CKA is near the ceiling, or near its own highest"),
+    "plateau": ("Plateau of E", "where the lower quartile of E's CKA is near its highest"),
     "crossing": ("Crossing", "from where the mean of tuned minus pre-trained CKA stays above zero"),
     "paper": ("The paper", "Llama 2 7B, the authors' reading of their figure 1"),
 }

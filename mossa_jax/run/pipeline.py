@@ -22,6 +22,8 @@ import jax
 from mossa_jax.config import Config, check
 from mossa_jax.files.growing import LogFile
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.findings import competence_sentence
+from mossa_jax.findings.claims import EXPLORATORY
 from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
@@ -93,7 +95,10 @@ def run_all(run: Run) -> dict[str, Any]:
 
 def summary(findings: dict[str, Any], workdir: str) -> str:
     """Returns the findings in words, with the path of the page, for people at a terminal."""
-    lines = [f"[{finding['verdict']}] {finding['title']}: {finding['sentence']}" for finding in findings["findings"]]
+    lines = [competence_sentence(findings["competence"])]
+    for finding in findings["findings"]:
+        family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
+        lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {finding['sentence']}")
     return "\n".join(["", "Findings", *lines, "", f"Report: {os.path.join(workdir, 'report.html')}"])
 
 

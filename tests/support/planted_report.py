@@ -24,7 +24,7 @@ def report_table(
     seed: int = 0,
     names: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Builds a results table with twins, a second seed of every third specialist, and one of E.
+    """Builds a results table with twins, foreign controls, a second seed of every third specialist, and one of E.
 
     The embedding is undefined, the final norm repeats the last layer, and the biased estimator is higher by 0.02.
 
@@ -41,7 +41,10 @@ def report_table(
     curve = ramp(layers, *breaks, 0.25) if breaks else np.zeros(layers)
     change = curve + draw_noise(rng, sizes, layers, Noise(0.3, 0.02, 0.04))
     base = 0.55 + 0.05 * rng.normal(size=(tasks, 1)) + np.zeros((1, layers))
-    table = planted_findings.planted_table(change, sizes, base, held_out, base + change - 0.1)
+    twins = base + change - 0.1 + draw_noise(rng, sizes, layers, Noise(0.3, 0.02, 0.04))
+    table = planted_findings.planted_table(change, sizes, base, held_out, twins)
+    both = table[table["control"] == table["task"]]
+    other = both["task"].map(lambda task: f"t{(int(task[1:]) + tasks // 2) % tasks:02}")
     own = table[(table["control"] == table["task"]) & (table["experimental"] == "tuned")]
     seeded = own[own["task"].isin([f"t{task:02}" for task in range(0, tasks, 3)])]
     noise = rng.normal(0, 0.02, (2, len(seeded)))
@@ -51,6 +54,8 @@ def report_table(
             table,
             seeded.assign(experimental="control", control=control, cka=CEILING),
             seeded.assign(control=control, cka=seeded["cka"] + noise[0]),
+            seeded.assign(experimental="pretrained", control=control, cka=0.55 + noise[1]),
+            both.assign(control=other, cka=both["cka"] - rng.normal(0.2, 0.03, len(both))),
             own.assign(experimental="tuned.seed1", cka=own["cka"] + rng.normal(0, 0.02, len(own))),
         ],
         ignore_index=True,
