@@ -17,7 +17,7 @@ from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import Packing
 from tests.support.processes import together
-from tests.support.tiny_llama import VOCAB, random_prompts, torch_model, write_adapter
+from tests.support.tiny_llama import VOCAB, torch_model, write_adapter
 
 CONFIG = PairConfig(Packing(32, 48), batch_rows=3)
 
@@ -45,7 +45,7 @@ def torch_likelihoods(reference, pairs):
 def test_likelihoods_of_several_adapters_equal_torch(tiny, tiny_adapters, monkeypatch, shared, head_tokens):
     monkeypatch.setattr(likelihood, "HEAD_TOKENS", head_tokens)
     model = load_model(str(tiny.folder))
-    pairs = examples(shared=shared) + [Encoded([1, *range(3, 41)], [7, 2])]
+    pairs = [*examples(shared=shared), Encoded([1, *range(3, 41)], [7, 2])]
     adapters = stack(
         model.architecture, [{}, *(load_adapter(folder, model.architecture) for folder, _ in tiny_adapters)]
     )
@@ -96,7 +96,8 @@ def test_measures_of_a_real_model_equal_a_count_by_hand(stories, tmp_path):
 
 def test_a_prompt_is_cut_once_for_all_of_its_answers(tiny):
     tokenizer = load_model(str(tiny.folder)).tokenizer("none")
-    encoded = in_memory(examples(9, seed=4) + [Encoded([1, *range(3, 40)], [9, 8, 2]), Encoded([1, 5], [*[6] * 40, 2])])
+    long_prompt, long_answer = Encoded([1, *range(3, 40)], [9, 8, 2]), Encoded([1, 5], [*([6] * 40), 2])
+    encoded = in_memory([*examples(9, seed=4), long_prompt, long_answer])
     pairs = measure.make_pairs(tokenizer, encoded, np.arange(11), max_tokens=16, truncation="keep_end", seed=(0,))
     assert pairs.pairs.lengths.max() == 16 and pairs.lengths[10] == 15
     for prompt in range(11):
