@@ -101,12 +101,12 @@ class PairConfig:
     batch_rows: int
 
     def pack(self, arch: Architecture, pairs: Examples) -> tuple[PackedExamples, ...]:
-        """Packs pairs of prompt and answer for a model of this architecture.
+        """Packs pairs of prompt and answer for a model of this architecture, each of equal ones once.
 
         Raises:
           ValueError: a pair fits no row.
         """
-        packed = self.packing.examples(pairs, can_share_prefix(arch))
+        packed = self.packing.examples(pairs.select(_distinct(pairs)[0]), can_share_prefix(arch))
         return tuple(rows for rows in packed if len(rows))
 
     def shape(self, lists: Sequence[Sequence[PackedSize]], mesh: jax.sharding.Mesh) -> PairShape:
@@ -148,7 +148,8 @@ def log_likelihoods(
     if shape is None:
         shape = config.shape([[PackedSize.of(rows) for rows in packed]], mesh)
     placed, models = place_adapters(mesh, adapters), len(next(iter(jax.tree.leaves(adapters))))
-    result = np.zeros((models, len(pairs)))  # [A, n]
+    different, index_of = _distinct(pairs)
+    result = np.zeros((models, len(different)))
     room = {rows.length: rows for rows in shape.rows}
     for rows in packed:
         size = room[rows.length]
@@ -170,7 +171,19 @@ def log_likelihoods(
             items = rows.plan.take(index).items
             lengths = rows.examples.answer_lengths[items]
             result[:, items] = -np.add.reduceat(nats, np.cumsum(lengths) - lengths, axis=1)
-    return result
+    return result[:, index_of]  # [A, n]
+
+
+def _distinct(pairs: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first place of each different pair, and which of them every pair is: two [n or fewer] int64.
+
+    In tasks with few answers, a prompt's own answer and those of others are often the same.
+    """
+    place_of: dict[tuple[int, bytes], int] = {}
+    lengths = pairs.prompt_lengths.tolist()
+    keys = [(lengths[i], pairs.gather(np.asarray([i])).tobytes()) for i in range(len(pairs))]
+    first = [place_of.setdefault(key, i) for i, key in enumerate(keys)]
+    return np.unique(np.asarray(first, np.int64), return_inverse=True)
 
 
 def _fill(rows: TrainingRows, count: int) -> TrainingRows:

@@ -70,6 +70,21 @@ def test_common_shapes_change_nothing_and_share_a_program(tiny, tiny_adapters):
         np.testing.assert_allclose(ours, log_likelihoods(model, adapters, pairs, CONFIG), rtol=1e-5)
 
 
+def test_equal_pairs_are_read_once(tiny):
+    model = load_model(str(tiny.folder))
+    few = examples(7, seed=5)
+    # The same ids with another end of the prompt are another pair.
+    moved = Encoded([*few[0].prompt, *few[0].answer[:1]], few[0].answer[1:] or [2])
+    order = [0, 3, 0, 1, 6, 7, 6, 2, 5, 4, 3]
+    pairs = in_memory([[*few, moved][index] for index in order])
+    packed = CONFIG.pack(model.architecture, pairs)
+    assert sum(len(rows.plan.items) for rows in packed) == 8
+    (once,) = log_likelihoods(model, zero(model), in_memory([*few, moved]), CONFIG)
+    (ours,) = log_likelihoods(model, zero(model), pairs, CONFIG)
+    np.testing.assert_allclose(ours, once[order], rtol=1e-5)
+    assert ours[0] == ours[2] and len(set(ours)) == 8
+
+
 def test_measures_of_a_real_model_equal_a_count_by_hand(stories, tmp_path):
     torch_models = [torch_model(stories), write_adapter(stories, tmp_path, seed=1)]
     model = load_model(str(stories))
