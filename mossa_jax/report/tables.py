@@ -110,7 +110,8 @@ def definition_rows(sections: dict[str, Any], layers: int) -> list[dict[str, str
     else:
         rows.append(_definition("plateau", {}, layers, ""))
     if plateau is not None:
-        meaning = f"where the lower quartile of E's CKA is within {plateau['margin']} of {plateau['against']}"
+        behind = f", from layer {fit['start']['layer']} on," if fit else ""
+        meaning = f"where{behind} the lower quartile of E's CKA is within {plateau['margin']} of {plateau['against']}"
         rows[-1]["meaning"] = meaning
     if crossing is not None and crossing["first"] is not None:
         begins = f"begins in {_span(crossing['interval'])}" if crossing["interval"] else ""

@@ -1,4 +1,4 @@
-"""A planted run as the report shows it: twelve clusters, a transition, seeds, twins and incompetent specialists."""
+"""A planted run as the report shows it: clusters, a transition, seeds, twins and incompetent specialists."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ CEILING = 0.93
 
 
 def report_table(
-    sizes: tuple[int, ...] = (2,) * 9,
+    sizes: tuple[int, ...] = (2,) * 11,
     layers: int = 8,
     breaks: tuple[int, int] | None = (3, 5),
     held_out: int = 2,
@@ -65,7 +65,15 @@ def report_table(
     first = table[table["layer"] == "1"].assign(layer="embed", cka=np.nan, undefined="no variance")
     table = pd.concat([first, table, last], ignore_index=True)
     table = table.assign(low=table["cka"] - 0.02, high=table["cka"] + 0.02, p=0.001, q=0.002, null_mean=0.001)
-    return table.replace({column: names or {} for column in ("task", "control", "cluster")})
+    for column in ("task", "control", "cluster"):
+        table[column] = [_renamed(name, names or {}) for name in table[column]]
+    return table
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    """Renames a task, its seeds and its twin."""
+    task, dot, suffix = name.partition(".")
+    return names.get(task, task) + dot + suffix
 
 
 def report_scores(table: pd.DataFrame, incompetent: tuple[str, ...] = (), seed: int = 1) -> pd.DataFrame:
