@@ -165,6 +165,26 @@ class LeftOut:
     own: tuple[np.ndarray, np.ndarray]
 
 
+def item_debiased(
+    off: Float[np.ndarray, " ..."], q: tuple[Float[np.ndarray, "... n"], Float[np.ndarray, "... n"]], items: Items
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes `u` of all rows, and its float32 rounding level, each [...]; NaN if an item has half of the rows.
+
+    Args:
+      off: [...] sum of `K * L` over pairs of rows of different items.
+      q: of both sides, [..., n] `x_i . s_g(i)`.
+      items: of the rows.
+    """
+    n, sizes = len(items.slot), items.sizes
+    z, y = items.sum(q[0]), items.sum(q[1])  # [..., m] each
+    two = np.where(2 * sizes < n, 1 / np.where(2 * sizes < n, n - 2 * sizes, 1), np.nan)
+    f, h = (q[0] * q[1] / (n - sizes[items.slot])).sum(-1), (z * y * two / (n - sizes)).sum(-1)
+    mean = (z * two).sum(-1) * (y * two).sum(-1) / (1 + (sizes * two).sum())
+    # As in `whole_products`: the rounding is relative to the size of the terms.
+    terms = np.abs(off) + 2 * (np.abs(f) + np.abs(h) + np.abs(mean))
+    return off - 2 * (f + h - mean), 16 * FLOAT32_EPS * terms
+
+
 def item_products(
     g: Float[np.ndarray, "... n"],
     within: Float[np.ndarray, "... n"],
@@ -186,14 +206,7 @@ def item_products(
     """
     n, sizes = len(items.slot), items.sizes
     off, all_within = g.sum(-1), within.sum(-1)
-    p, o = q
-    z, y = items.sum(p), items.sum(o)  # [..., m] each
-    # With an item of half of the rows there is no debiased value, which becomes NaN.
-    two = np.where(2 * sizes < n, 1 / np.where(2 * sizes < n, n - 2 * sizes, 1), np.nan)
-    f, h = (p * o / (n - sizes[items.slot])).sum(-1), (z * y * two / (n - sizes)).sum(-1)
-    mean = (z * two).sum(-1) * (y * two).sum(-1) / (1 + (sizes * two).sum())
-    added = 2 * (f + h - mean)
-    noise = 16 * FLOAT32_EPS * (np.abs(off) + 2 * (np.abs(f) + np.abs(h) + np.abs(mean)))
+    debiased, noise = item_debiased(off, q, items)
     # Without item h. [m] each
     rest, c = n - sizes, items.divisor_without
     g_items, w_items = items.sum(g), items.sum(within)
@@ -206,7 +219,7 @@ def item_products(
     missing = items.undefined_without
     return Products(
         biased=off + all_within,
-        debiased=off - added,
+        debiased=debiased,
         biased_loo=biased_loo,
         debiased_loo=np.where(missing, np.nan, kept - added_loo),
         noise=noise,

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from mossa_jax.errors import Refusal
-from mossa_jax.similarity import compare_states, null, reference
+from mossa_jax.similarity import UndefinedSimilarity, cka, compare_states, null, reference
 from mossa_jax.similarity.changes import interval_of, paired_changes
 
 PAIRS = [(0, 2), (1, 2)]
@@ -173,3 +173,17 @@ def test_interval_of_is_students():
     # Welch's two samples, variances of the means 0.01 and 0.04 with 9 and 4 degrees of freedom.
     effective = 0.05**2 / (0.01**2 / 9 + 0.04**2 / 4)
     assert interval_of(0.3, 0.1, 9, [(0.04, 4)])[2] == pytest.approx(2 * stats.t.sf(0.3 / 0.05**0.5, effective))
+
+
+@pytest.mark.parametrize("d", [24, 8], ids=["rows", "features"])
+def test_cka_of_two_arrays_with_items(d):
+    x, y = related_states(d=d)[:2, 0]
+    y = np.concatenate([y, y[:, :3] ** 2], 1)
+    names = [f"passage {i}" for i in ITEMS]
+    assert cka(x, y, items=names) == pytest.approx(reference.debiased_by_items(x, y, ITEMS), abs=1e-6)
+    assert cka(x, y, "biased", items=names) == pytest.approx(reference.biased(x, y), abs=1e-6)
+    assert cka(x, y, items=np.arange(40)) == cka(x, y) != pytest.approx(cka(x, y, items=names), abs=1e-3)
+    with pytest.raises(UndefinedSimilarity, match="one item has half of the rows"):
+        cka(x, y, items=np.minimum(np.arange(40), 20))
+    with pytest.raises(Refusal, match="items name 2 items; give at least 4"):
+        cka(x, y, items=np.arange(40) % 2)
