@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -71,7 +72,7 @@ def _item_row(random: np.random.Generator, design: _Design, runs: int) -> dict[s
     for start in range(0, runs, _BATCH):
         states = _states(random, design, min(_BATCH, runs - start), 3)
         found = compare_states(
-            states, np.ones(ROWS, bool), [(0, 2), (1, 2)],
+            jnp.asarray(states), np.ones(ROWS, bool), [(0, 2), (1, 2)],
             permutations=0 if design.truth else PERMUTATIONS, seed=int(random.integers(2**31)), items=design.groups,
         )  # fmt: skip
         change = paired_changes(found, [0], [1])
@@ -91,7 +92,8 @@ def _item_row(random: np.random.Generator, design: _Design, runs: int) -> dict[s
 def _template_row(random: np.random.Generator, share: float, runs: int) -> dict[str, float]:
     """Compares models with independent contents whose rows follow the same templates."""
     templates = np.arange(ROWS) % TEMPLATES
-    within, free = [], []
+    within: list[np.ndarray] = []
+    free: list[np.ndarray] = []
     scale = np.arange(1, WIDTH + 1, dtype=np.float32) ** np.float32(-0.5)
     for start in range(0, runs, _BATCH):
         count = min(_BATCH, runs - start)
@@ -100,7 +102,7 @@ def _template_row(random: np.random.Generator, share: float, runs: int) -> dict[
         states = ((np.sqrt(share) * wordings + np.sqrt(1 - share) * own) * scale).astype(np.float32)
         for into, known in ((within, templates), (free, None)):
             found = compare_states(
-                states, np.ones(ROWS, bool), [(0, 1)],
+                jnp.asarray(states), np.ones(ROWS, bool), [(0, 1)],
                 permutations=PERMUTATIONS, seed=int(random.integers(2**31)), templates=known,
             )  # fmt: skip
             into.append(found.p[0, :, 1])

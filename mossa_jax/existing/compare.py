@@ -161,11 +161,12 @@ def compare(
         padded = [jnp.pad(s.states, ((0, 0), (0, 0), (0, 0), (0, width - s.states.shape[-1]))) for s in both]
         states = jnp.concatenate(padded)
     pairs = [(0, 1)]
+    labels = None
     if items is not None:
         # The kept states have slots behind the prompts, which belong to no item.
         names = np.unique(np.asarray(items), return_inverse=True)[1].reshape(-1)
-        items = np.pad(names, (0, len(kept.valid) - len(ids)), constant_values=-1)
-    similarities = compare_states(states, kept.valid, pairs, items=items)
+        labels = np.pad(names, (0, len(kept.valid) - len(ids)), constant_values=-1)
+    similarities = compare_states(states, kept.valid, pairs, items=labels)
     rows = similarity_cells(similarities, pairs, kept.names)[0]
     return pd.DataFrame(rows)[list(COLUMNS)]
 

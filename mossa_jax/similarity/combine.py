@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,7 +22,6 @@ from mossa_jax.similarity.estimators import (
     undefined_reasons,
     variance_missing,
 )
-from mossa_jax.similarity.gram import GramSums
 from mossa_jax.similarity.items import ItemRows
 
 
@@ -74,14 +74,14 @@ class Sums:
     """The sums of one comparison, and what it needs to know of its rows.
 
     Attributes:
-      sums: as NumPy arrays.
+      sums: `gram.GramSums` of NumPy arrays.
       rows: the items of the rows that count; None if every row is an item.
       repairing: name of the re-pairings.
       valid_rows: how many rows were valid before those that are not finite were dropped.
       eps: machine epsilon of the stored states.
     """
 
-    sums: GramSums
+    sums: Any
     rows: ItemRows | None
     repairing: str
     valid_rows: int

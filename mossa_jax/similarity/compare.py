@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ class _Comparison:
 
     def _sums(
         self, valid: np.ndarray, items: np.ndarray | None, templates: np.ndarray | None, draws: tuple[int, int]
-    ) -> tuple[gram.GramSums, null.Repairing]:
+    ) -> tuple[Any, null.Repairing]:
         """Runs the program of the devices; the sums come back as NumPy arrays."""
         repairing = null.repairing_of(valid, items, templates)
         sums = gram.gram_sums(

@@ -18,7 +18,7 @@ Shape letters: M models, n' rows with padding, D width, C combinations, P pairs,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,9 +111,9 @@ def item_rows(items: np.ndarray, kept: Bool[np.ndarray, " n"], order: np.ndarray
     after = np.arange(1, len(rows) + 1)
     after[starts + sizes - 1] = starts
     following[sorted_rows] = sorted_rows[after]
-    return ItemRows(
-        slot, size, following, first, slot_size, np.int32(len(sizes)), np.int32(sizes.max(initial=0))
-    )  # fmt: skip
+    counts = np.int32(len(sizes)), np.int32(sizes.max(initial=0))
+    parts: Any = (slot, size, following, first, slot_size, *counts)
+    return ItemRows(*parts)
 
 
 def within_items(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -250,7 +250,7 @@ def cka(
     return _ratio(estimator, biased, debiased, noise)
 
 
-def _by_items(sums: PairSums, rows: ItemRows, off: np.ndarray, estimator: str, use_gram: bool) -> float:
+def _by_items(sums: Any, rows: ItemRows, off: np.ndarray, estimator: str, use_gram: bool) -> float:
     """Returns the value if rows share items; `off` [3] as in `PairSums`, summed."""
     assert sums.q is not None and sums.within is not None
     n = len(rows.slot)
