@@ -1,6 +1,6 @@
 """Repeats the simulations behind the promises of the findings, and prints a table for each.
 
-python -m launch.bench_findings [--parts=null,rise,shapes,clusters] [--runs=500] [--out=DIR]
+python -m launch.bench_findings [--parts=null,rise,shapes,clusters,rows,figure2] [--runs=500] [--out=DIR]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from absl import flags
 
 from .flags import require_choice, run
 
-_PARTS = ("null", "rise", "shapes", "clusters", "figure2")
+_PARTS = ("null", "rise", "shapes", "clusters", "rows", "figure2")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Any of {', '.join(_PARTS)}.")
 RUNS = flags.DEFINE_integer("runs", 500, "Simulated runs per setting.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all simulations.")

@@ -2,11 +2,14 @@
 
 python -m launch.compare --base=MODEL --experimental=pretrained --control=ADAPTER --prompts=FILE.jsonl --out=FILE.csv
 python -m launch.compare --states_a=FOLDER --states_b=FOLDER [--ids_a=FILE --ids_b=FILE] --out=FILE.csv
+
+Both take --items=FILE: rows with the same item, as questions on one passage, are related.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -26,6 +29,7 @@ STATES_A = flags.DEFINE_string("states_a", None, "Folder of saved states: an arr
 STATES_B = flags.DEFINE_string("states_b", None, "Folder of the other model's saved states.")
 IDS_A = flags.DEFINE_string("ids_a", None, "Ids of the rows of --states_a: .txt, .json or .npy.")
 IDS_B = flags.DEFINE_string("ids_b", None, "Ids of the rows of --states_b.")
+ITEMS = flags.DEFINE_string("items", None, "Item of each prompt or row, one id per row: .txt, .json or .npy.")
 OUT = flags.DEFINE_string("out", None, "CSV file to write.", required=True)
 TEMPLATE = flags.DEFINE_enum("template", "none", ["none", "llama2", "chat"], "Prompt template.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Cut prompts on the right to this many tokens.", lower_bound=1)
@@ -42,8 +46,14 @@ def _compare_models() -> pd.DataFrame:
     return api.compare(
         BASE.value, EXPERIMENTAL.value, CONTROL.value, prompts,
         pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, dtype=DTYPE.value,
-        revision=REVISION.value,
+        revision=REVISION.value, items=_items(),
     )  # fmt: skip
+
+
+def _items() -> tuple[str, ...] | None:
+    from mossa_jax.states.folders import read_ids
+
+    return read_ids(Path(ITEMS.value)) if ITEMS.value is not None else None
 
 
 def _check(required: Sequence[flags.FlagHolder], excluded: Sequence[flags.FlagHolder]) -> None:
@@ -70,7 +80,7 @@ def main(_: object) -> None:
     models, folders = (BASE, EXPERIMENTAL, CONTROL, PROMPTS), (STATES_A, STATES_B)
     if any(flag.value is not None for flag in folders):
         _check(folders, models)
-        table = compare_saved(STATES_A.value, STATES_B.value, ids_a=IDS_A.value, ids_b=IDS_B.value)
+        table = compare_saved(STATES_A.value, STATES_B.value, ids_a=IDS_A.value, ids_b=IDS_B.value, items=_items())
     else:
         _check(models, (IDS_A, IDS_B))
         table = _compare_models()

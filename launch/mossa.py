@@ -18,7 +18,7 @@ from .help import published_configs, show, summary
 
 _COMMANDS = (
     "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_tuning",
-    "bench_forward", "bench_load", "bench_device",
+    "bench_forward", "bench_load", "bench_device", "bench_findings",
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from mossa_jax.benchmarks.planted_findings import (
     shape_changes,
 )
 from mossa_jax.benchmarks.published_figure import figure2
+from mossa_jax.benchmarks.row_statistics import row_statistics
 from mossa_jax.findings import find
 from mossa_jax.findings.clusters import CLUSTER_LEVEL, brown_forsythe
 from mossa_jax.findings.units import t_interval
@@ -202,5 +203,6 @@ PARTS: dict[str, Callable[[int, int], pd.DataFrame]] = {
     "shapes": shapes,
     "clusters": cluster_tests,
     "figure2": figure2,
+    "rows": row_statistics,
 }
 """Name of a part -> its simulation, given runs and a seed."""

@@ -21,6 +21,7 @@ from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
 from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
+from mossa_jax.similarity.checks import check_labels
 from mossa_jax.states import POOLS, KeptStates, PassConfig, keep_states
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
@@ -101,6 +102,7 @@ def compare(
     max_tokens: int | None = None,
     dtype: str = "float32",
     revision: str = "",
+    items: Sequence | None = None,
 ) -> pd.DataFrame:
     """Computes CKA between two models at every layer, over the same prompts.
 
@@ -114,6 +116,8 @@ def compare(
       max_tokens: as in `layer_states`.
       dtype: number type of weights and compute, as in `load_model`.
       revision: of the base if it is a hub id.
+      items: one id per prompt: prompts with the same one are related, as questions on one passage are. Pairs of them
+        are left out of the debiased value, and intervals rest on items.
 
     Returns:
       One row per layer name and estimator, with the columns `layer, estimator, cka, low, high, n, undefined`.
@@ -144,6 +148,7 @@ def compare(
     if depths[0] != depths[1]:
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
     ids = _encode(model, prompts, template, max_tokens)
+    check_labels(items, None, len(ids))
     _warn_of_repeats(ids)
     if sides[0].model is sides[1].model:
         kept = _keep(model, [side.adapter for side in sides], ids, pool)
@@ -156,7 +161,13 @@ def compare(
         padded = [jnp.pad(s.states, ((0, 0), (0, 0), (0, 0), (0, width - s.states.shape[-1]))) for s in both]
         states = jnp.concatenate(padded)
     pairs = [(0, 1)]
-    rows = similarity_cells(compare_states(states, kept.valid, pairs), pairs, kept.names)[0]
+    labels = None
+    if items is not None:
+        # The kept states have slots behind the prompts, which belong to no item.
+        names = np.unique(np.asarray(items), return_inverse=True)[1].reshape(-1)
+        labels = np.pad(names, (0, len(kept.valid) - len(ids)), constant_values=-1)
+    similarities = compare_states(states, kept.valid, pairs, items=labels)
+    rows = similarity_cells(similarities, pairs, kept.names)[0]
     return pd.DataFrame(rows)[list(COLUMNS)]
 
 

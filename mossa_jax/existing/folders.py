@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 _NAMED_ROWS = 5  # a message names at most this many rows
 
 
-def compare_saved(states_a: str, states_b: str, *, ids_a: str | None = None, ids_b: str | None = None) -> pd.DataFrame:
+def compare_saved(
+    states_a: str,
+    states_b: str,
+    *,
+    ids_a: str | None = None,
+    ids_b: str | None = None,
+    items: Sequence | np.ndarray | None = None,
+) -> pd.DataFrame:
     """Computes CKA at every layer between states that two folders hold.
 
     Row i of one side is paired with row i of the other; ids, if there are any, confirm the order. Only one layer of
@@ -35,6 +42,7 @@ def compare_saved(states_a: str, states_b: str, *, ids_a: str | None = None, ids
       states_b: the other folder.
       ids_a: a file of row ids (.txt, .json or .npy) for `states_a`, if the folder has none.
       ids_b: the same for `states_b`.
+      items: one id per row: rows with the same one are related, as in `compare_states`.
 
     Returns:
       One row per layer and estimator, as in `compare`. `attrs["dropped"]` lists the rows left out, by id or number.
@@ -62,7 +70,7 @@ def compare_saved(states_a: str, states_b: str, *, ids_a: str | None = None, ids
     rows = []
     for name in sides[0].layers:
         states = _layer_of_both(sides, name, finite)
-        rows += similarity_cells(compare_states(states, finite, pairs), pairs, [name])[0]
+        rows += similarity_cells(compare_states(states, finite, pairs, items=items), pairs, [name])[0]
     table = pd.DataFrame(rows)[list(COLUMNS)]
     table.attrs["dropped"] = dropped
     return table

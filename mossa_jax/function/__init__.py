@@ -1,4 +1,9 @@
-"""The answers of a model, as a measure of its ability.
+"""What models can do with a task's prompts, as measures of their ability.
 
-exact_match.py scores greedy answers on test prompts.
+Read in this order:
+  answers.py      greedy answers to prompts
+  likelihood.py   log probabilities of given answers, all models at once
+  information.py  which answers are asked about, and what their probabilities say of a model
+  measures.py     measures of answers, and the rows of the table of scores
+  estimates.py    means over prompts with intervals over items
 """

@@ -13,7 +13,7 @@ from mossa_jax.config import Config, Schedule, recompute
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import bytes_on_device
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.function.exact_match import SCORED_MODELS, AnswerConfig, rows_that_fit
+from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, rows_that_fit
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.planning import formulas, programs
@@ -217,7 +217,7 @@ class PlannedRun:
         tuning, tokens, base = self.config.tuning, self.config.tokens, self._base(adapters=False)
         prompts = min(tuning.score_prompts, self.work.prompts)
         new_tokens, itemsize = tuning.score_tokens, jnp.dtype(base.dtype).itemsize
-        answers = AnswerConfig(tokens.max_tokens, tokens.truncation, new_tokens)
+        answers = AnswerConfig(tokens.max_tokens, new_tokens)
         most = rows_that_fit(self.arch, base.grid, itemsize, self.hardware.memory, answers)
         rows = mesh_lib.round_up(min(most, mesh_lib.round_up(prompts, 16)), base.grid.shape["fsdp"])
         width = mesh_lib.round_up(tokens.max_tokens, 32)

@@ -105,7 +105,7 @@ def definition_rows(sections: dict[str, Any], layers: int) -> list[dict[str, str
         row = _definition("parting", {}, layers, "")
         rows.append(row | {"answer": f"no sections: {sections['reason']}"})
     if plateau is not None and plateau["first"] is not None:
-        span = {"": [plateau["first"], plateau["last"]]}
+        span: dict[str, list[float] | None] = {"": [plateau["first"], plateau["last"]]}
         first = f"begins in {_span(plateau['interval'])}" if plateau["interval"] else ""
         rows.append(_definition("plateau", span, layers, first))
     else:

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 """The experimental model of rows that compare a task's control with another seed of it."""
+CHANGE_ERROR = "change_error"
+"""A column of the tasks' parts: the error over rows of the change from the base to E."""
 KEYS = ["layer", "estimator"]
 
 
 def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataFrame:
     """Returns the change of every task, layer and estimator: CKA(tuned, C_t) - CKA(pretrained, C_t).
 
-    The errors of both CKA are added as if they were independent, which is too much by about a sixth. The interval is
-    that of the cells: it holds the change of a repetition with another seed.
+    The error over rows is that of a pair, since both CKA are of the same rows and the same control. The interval is
+    for the mean change over seeds of the control, and p tests that it is zero, so the variance between seeds counts
+    once; a cell's interval, for a repetition, counts it twice.
 
     Args:
-      table: the results table, with `units`, `error_rows` and the rows of further seeds.
+      table: the results table, with `units`, the rows of further seeds, and `CHANGE_ERROR` in the rows of E against the
+        task's own control.
       scores: the task scores; may be empty.
       untouched: layers that all models compute alike; they get no q.
 
@@ -43,6 +47,7 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
         changes.units.to_numpy(float) - 1,
         changes.error_seeds.to_numpy(float),
         changes.seed_freedom.to_numpy(float),
+        shares=1.0,
     )
     value = changes.change.to_numpy(float)
     half = half_width(error, freedom)
@@ -61,12 +66,11 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
 def _changes(own: pd.DataFrame) -> pd.DataFrame:
     """Returns the change against each seed of each task's control."""
     keys = ["task", "cluster", "held_out", "control", *KEYS]
-    columns = [*keys, "cka", "error_rows", "units"]
-    before, after = (own.loc[own.experimental == name, columns] for name in (PRETRAINED, TUNED))
+    before = own.loc[own.experimental == PRETRAINED, [*keys, "cka"]]
+    after = own.loc[own.experimental == TUNED, [*keys, "cka", CHANGE_ERROR, "units"]]
     both = before.merge(after, on=keys, suffixes=("_before", ""))
-    return both.assign(change=both.cka - both.cka_before, error_rows=np.hypot(both.error_rows, both.error_rows_before))[
-        [*keys, "change", "error_rows", "units"]
-    ]
+    both = both.assign(change=both.cka - both.cka_before).rename(columns={CHANGE_ERROR: "error_rows"})
+    return both[[*keys, "change", "error_rows", "units"]]
 
 
 def _q_values(changes: pd.DataFrame, untouched: Sequence[str]) -> np.ndarray:

@@ -15,13 +15,14 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run import models
-from mossa_jax.run.change import CONTROL, change_table
+from mossa_jax.run.change import CHANGE_ERROR, CONTROL, change_table
 from mossa_jax.run.context import Run
 from mossa_jax.run.noise import add_errors
 from mossa_jax.run.prepare import prepare
 from mossa_jax.similarity import Similarities
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
-from mossa_jax.similarity.lineup import OWN, Lineup
+from mossa_jax.similarity.changes import paired_changes
+from mossa_jax.similarity.lineup import BASE, OWN, E, Lineup
 from mossa_jax.tasks import Task
 from mossa_jax.tasks.controls import seed_name, twin_name
 
@@ -69,10 +70,10 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
         untouched = _untouched_layers(run)
         cells = pd.concat([run.read_part("cka", task) for task in tasks], ignore_index=True)
         table = add_errors(add_q_values(cells, untouched))
-        between = [name for name in table.columns if name not in (*FIRST_COLUMNS, "undefined")]
+        between = [name for name in table.columns if name not in (*FIRST_COLUMNS, "undefined", CHANGE_ERROR)]
+        write_table(run.folder / "results/change.parquet", change_table(table, _scores(run), untouched))
         table = table[[*FIRST_COLUMNS, *between, "undefined"]]
         write_table(run.folder / "results/cka.parquet", table)
-        write_table(run.folder / "results/change.parquet", change_table(table, _scores(run), untouched))
     agreement.wait_for_all("table")
     return table
 
@@ -94,14 +95,17 @@ def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
     """Returns the rows of a task's part of the table, and a line for the log."""
     compared = line_up(run, task)
     names, pairs = compared.names, compared.lineup.pairs
-    prompts: list = run.test_prompts(task).ids  # NumPy arrays, which stand for sequences of ids
-    similarities = models.similarities(run, engine, names, prompts, pairs)
+    similarities = models.similarities(run, engine, names, run.test_prompts(task), pairs)
+    # [K, 2], of E against the own control less the base against it.
+    (change_error,) = paired_changes(similarities, [pairs.index((E, OWN))], [pairs.index((BASE, OWN))]).error
     rows = []
     pair_cells = similarity_cells(similarities, pairs, run.architecture.state_names())
     for (a, b), cells in zip(pairs, pair_cells, strict=True):
         if not compared.fillers.intersection((a, b)):
             sides = {"experimental": CONTROL if a == OWN else names[a] or PRETRAINED, "control": names[b]}
-            rows += [{**sides, **cell} for cell in cells]
+            # Cells go layer by layer and estimator by estimator.
+            errors = change_error.ravel() if (a, b) == (E, OWN) else np.full(len(cells), np.nan)
+            rows += [{**sides, **cell, CHANGE_ERROR: error} for cell, error in zip(cells, errors, strict=True)]
     return rows, _summary(rows, task, str(run.architecture.layers // 2), similarities)
 
 

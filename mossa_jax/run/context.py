@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from mossa_jax.config import MINIATURE
+from mossa_jax.config import MINIATURE, TUNED
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.write import read_parquet, write_parquet
-from mossa_jax.function.exact_match import AnswerConfig, AnswerShape, rows_that_fit
+from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, rows_that_fit
+from mossa_jax.function.information import AnswerPairs, make_pairs
+from mossa_jax.function.likelihood import PackedSize, PairConfig, PairShape
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
@@ -180,13 +183,14 @@ class Run(Places):
 
     @cached_property
     def answer_config(self) -> AnswerConfig:
-        """How the scores read and answer prompts."""
-        tokens = self.config.tokens
-        config = AnswerConfig(tokens.max_tokens, tokens.truncation, self.config.tuning.score_tokens)
+        """How the scores answer prompts."""
+        config = AnswerConfig(self.config.tokens.max_tokens, self.config.tuning.score_tokens)
+        models = max(len(self.scored_models(task)) for task in self.suite.tasks)
         # The smallest device of all processes decides.
         memory = min(agreement.everywhere(memory_per_device()))
         itemsize = jnp.dtype(self.config.dtype).itemsize
-        return replace(config, batch_rows=rows_that_fit(self.architecture, self.mesh, itemsize, memory, config))
+        rows = rows_that_fit(self.architecture, self.mesh, itemsize, memory, config, models)
+        return replace(config, batch_rows=rows)
 
     @property
     def score_prompts(self) -> int:
@@ -200,6 +204,56 @@ class Run(Places):
             encoded = [self.encoded(task, "test").examples for task in self.suite.tasks]
             lengths = [examples.prompt_lengths[: self.score_prompts] for examples in encoded]
             return AnswerShape.of(lengths, self.answer_config, self.mesh)
+
+    def scored_models(self, task: Task) -> dict[str, str | None]:
+        """Returns the models that answer a task's prompts: label in the table of scores -> name, None for the base.
+
+        Labels are `base`, `tuned` and `control`, then further seeds of both, such as `control.seed1`, and the twin.
+        """
+        labels = {name: name for name in self.experimental_names}
+        for name, control in self.controls.items():
+            if control.task.name == task.name:
+                labels["control" + name.removeprefix(task.name)] = name
+        first = [TUNED, "control"]
+        return {"base": None, **{label: labels[label] for label in first}, **labels}
+
+    def scored_names(self, task: Task) -> list[str | None]:
+        """Returns the names of `scored_models`, and of the base again where they are fewer than another task's.
+
+        A program has one number of models: that of tasks without further seeds or a twin, or the most of any task.
+        """
+        labels = list(self.scored_models(task).values())
+        if len(labels) > SCORED_MODELS:
+            labels += [None] * (max(len(self.scored_models(each)) for each in self.suite.tasks) - len(labels))
+        return labels
+
+    def answer_pairs(self, task: Task) -> AnswerPairs:
+        """Returns a task's scored prompts with their answers and with those of other prompts."""
+        encoded, tokens = self.encoded(task, "test"), self.config.tokens
+        rows = np.arange(min(self.score_prompts, len(encoded)))
+        return make_pairs(
+            self.tokenizer,
+            encoded.examples.select(rows),
+            encoded.items[rows],
+            max_tokens=tokens.max_tokens,
+            truncation=tokens.truncation,
+            seed=self.seed(task.name),
+        )
+
+    @property
+    def pair_config(self) -> PairConfig:
+        """How the scores read pairs of prompt and answer."""
+        return PairConfig(Packing.of(self.config.tokens), self.config.compare.batch_rows)
+
+    @cached_property
+    def pair_shape(self) -> PairShape:
+        """The shapes of the scores' batches of pairs, the same for all tasks."""
+        config, arch = self.pair_config, self.architecture
+        with goodput.lost("input"):
+            # One task's pairs after the other: only their sizes are kept.
+            pairs = (self.answer_pairs(task).pairs for task in self.suite.tasks)
+            sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
+            return config.shape(sizes, self.mesh)
 
     def unfinished(self, stage: str) -> list[Task]:
         """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""

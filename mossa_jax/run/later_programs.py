@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.function.likelihood import pair_losses
 from mossa_jax.llama import generate
+from mossa_jax.llama.adapters import abstract_adapters
+from mossa_jax.llama.placement import abstract_base
 from mossa_jax.run.compare import line_up
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import tunes_whole_models
@@ -24,21 +27,29 @@ from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import STATE_AXES, keep_batch
 from mossa_jax.states.shapes import PassShape
-
-_SCORED = 3  # models: the base, E, and the task's control
+from mossa_jax.tuning.batch import abstract_batch
 
 
 def score_programs(run: Run) -> Iterator[Callable[[], object]]:
-    """Yields what compiles the answering of prompts, for each width of a batch."""
+    """Yields what compiles the reading of given answers and the answering of prompts, for each size of a batch."""
     if tunes_whole_models(run.config):
         return
-    arch, shape, new_tokens = run.architecture, run.answer_shape, run.config.tuning.score_tokens
-    eos = tuple(dict.fromkeys((run.tokenizer.eos, *arch.eos)))
-    for width in shape.widths:
-        arguments = generate.abstract_arguments(
-            arch, run.mesh, models=_SCORED, rows=shape.rows, width=width, **_tuned(run)
-        )
-        yield generate.greedy.lower(arch, *arguments, eos=eos, new_tokens=new_tokens, mesh=run.mesh).compile
+    arch, mesh, pairs, answers = run.architecture, run.mesh, run.pair_shape, run.answer_shape
+    new_tokens, eos = run.config.tuning.score_tokens, tuple(dict.fromkeys((run.tokenizer.eos, *arch.eos)))
+    # Some tasks have further seeds and a twin.
+    for models in sorted({len(run.scored_names(task)) for task in run.suite.tasks}):
+        base = abstract_base(arch, mesh, run.config.dtype)
+        adapters = abstract_adapters(arch, mesh, models, run.config.tuning.rank, run.config.tuning.targets)
+        for size in pairs.rows:
+            batch = abstract_batch(mesh, (size.rows,), size.length, size.answers)
+            yield pair_losses.lower(
+                arch, mesh, base, adapters, batch, prefix=pairs.prefix, max_own=pairs.max_own
+            ).compile
+        for width in answers.widths:
+            arguments = generate.abstract_arguments(
+                arch, mesh, models=models, rows=answers.rows, width=width, **_tuned(run)
+            )
+            yield generate.greedy.lower(arch, *arguments, eos=eos, new_tokens=new_tokens, mesh=mesh).compile
 
 
 def compare_programs(run: Run) -> Iterator[Callable[[], object]]:

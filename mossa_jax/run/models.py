@@ -17,7 +17,9 @@ from jaxtyping import Array, Float
 
 from mossa_jax.config import Config
 from mossa_jax.files.paths import on_disk
-from mossa_jax.function.exact_match import exact_match
+from mossa_jax.function.answers import greedy_answers
+from mossa_jax.function.information import AnswerPairs
+from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
@@ -27,7 +29,7 @@ from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, keep_states
-from mossa_jax.tasks.suite import Example
+from mossa_jax.tokens.test_prompts import TestPrompts
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def similarities(
     run: Run,
     engine_name: str,
     names: Sequence[str | None],
-    prompts: Sequence[Sequence[int]],
+    prompts: TestPrompts,
     pairs: Sequence[tuple[int, int]],
 ) -> Similarities:
     """Computes same-layer CKA of pairs of models over the same prompts.
@@ -132,15 +134,18 @@ def similarities(
       run: the run that tuned the models.
       engine_name: from `choose_engine`.
       names: of models; None is the base.
-      prompts: token ids of one task's prompts, BOS included.
+      prompts: of one task. Sums of moments know neither items nor templates: each row counts by itself.
       pairs: indices into `names`.
 
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
     config = run.config
+    ids: list = prompts.ids  # NumPy arrays, which stand for sequences of ids
     if engine_name == engine.KEPT:
-        kept = model_states(run, names, prompts)
+        kept = model_states(run, names, ids)
+        # Row i is prompt i; labels of rows that pad the array mean nothing.
+        padding = (0, len(kept.valid) - len(ids))
         return compare_states(
             kept.states,
             kept.valid,
@@ -148,9 +153,11 @@ def similarities(
             permutations=config.compare.permutations,
             seed=config.seed,
             rows=kept.rows,
+            items=np.pad(prompts.items, padding),
+            templates=np.pad(prompts.templates, padding),
         )
     (group,) = model_groups(run, names)
-    return stream_similarities(group.model, group.adapters, prompts, run.pass_config, pairs, shapes=run.pass_shapes)
+    return stream_similarities(group.model, group.adapters, ids, run.pass_config, pairs, shapes=run.pass_shapes)
 
 
 def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
@@ -189,21 +196,41 @@ def _join(
     return jax.lax.with_sharding_constraint(jnp.stack([models[index] for index in order]), sharding)
 
 
-def exact_matches(run: Run, names: Sequence[str | None], examples: Sequence[Example]) -> Float[np.ndarray, " M"]:
-    """Returns the share of prompts that each of these models answers exactly, in this order.
+@dataclass(frozen=True)
+class TaskAnswers:
+    """What models make of a task's prompts; n prompts, M models.
+
+    Attributes:
+      texts: M lists of n greedy answers.
+      likelihoods: [M, pairs] float64, log probability of each answer that the models were asked about.
+    """
+
+    texts: list[list[str]]
+    likelihoods: Float[np.ndarray, "M pairs"]
+
+
+def ask(run: Run, names: Sequence[str | None], pairs: AnswerPairs, prompts: Sequence[np.ndarray]) -> TaskAnswers:
+    """Lets models answer a task's prompts, and reads how likely they find given answers.
 
     Args:
       run: the run that tuned the models.
       names: of models; None is the base.
-      examples: prompts with their targets.
+      pairs: prompts with answers.
+      prompts: token ids of the prompts to answer.
 
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
-    shares = np.zeros(len(names))
+    texts: list[list[str]] = [[] for _ in names]
+    likelihoods = np.zeros((len(names), len(pairs.pairs)))
     for group in model_groups(run, names):
-        shares[list(group.indices)] = exact_match(
-            group.model, group.adapters, run.tokenizer, examples, run.answer_config, run.answer_shape
+        likelihoods[list(group.indices)] = log_likelihoods(
+            group.model, group.adapters, pairs.pairs, run.pair_config, run.pair_shape
         )
+        answers = greedy_answers(
+            group.model, group.adapters, run.tokenizer, prompts, run.answer_config, run.answer_shape
+        )
+        for index, own in zip(group.indices, answers, strict=True):
+            texts[index] = own
         del group  # the next model takes its place
-    return shares
+    return TaskAnswers(texts, likelihoods)

@@ -46,9 +46,14 @@ def is_own(table: pd.DataFrame) -> pd.Series:
 
 
 def combine(
-    rows: np.ndarray, row_freedom: np.ndarray, seeds: np.ndarray, seed_freedom: np.ndarray
+    rows: np.ndarray, row_freedom: np.ndarray, seeds: np.ndarray, seed_freedom: np.ndarray, shares: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Combines the errors over rows and over seeds, each [...]; an unknown error over seeds (NaN) counts as none.
+
+    Args:
+      rows, row_freedom: errors over rows, and their degrees of freedom.
+      seeds, seed_freedom: errors over seeds, and their degrees of freedom.
+      shares: how often the variance between seeds counts.
 
     Returns:
       The standard error, and its degrees of freedom, at least 1.
@@ -56,7 +61,7 @@ def combine(
     References:
       Satterthwaite 1946, "An approximate distribution of estimates of variance components".
     """
-    row_variance, seed_variance = np.square(rows), SEED_SHARES * np.square(np.nan_to_num(seeds))
+    row_variance, seed_variance = np.square(rows), shares * np.square(np.nan_to_num(seeds))
     variance = row_variance + seed_variance
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = row_variance**2 / row_freedom + np.where(seed_variance > 0, seed_variance**2 / seed_freedom, 0.0)
@@ -82,6 +87,7 @@ def add_errors(table: pd.DataFrame) -> pd.DataFrame:
         cells.units.to_numpy(float) - 1,
         cells.error_seeds.to_numpy(float),
         cells.seed_freedom.to_numpy(float),
+        SEED_SHARES,
     )
     units: Any = freedom + 1
     low, high = confidence_interval(cells.cka.to_numpy(float), error, units)

@@ -5,7 +5,9 @@ Read in this order:
   reference.py   the definitions, slow and explicit, in float64
   gram.py        the row sums, tile by tile on the devices
   null.py        the permutation null; intervals.py  the jackknife intervals
-  compare.py     same-layer CKA of pairs of models from kept rows; cells.py  its results as tidy rows
+  items.py  sums over rows that belong to items
+  compare.py  same-layer CKA of pairs of models from kept rows; combine.py  from its sums to values
+  changes.py  changes of CKA; cells.py  values as tidy rows
   pairwise.py    CKA of two arrays; matrix.py  CKA of every state against every other
   streamed/      CKA from sums that need no rows
   engine.py      the choice between kept rows and streamed sums, by what each costs
@@ -13,7 +15,8 @@ Read in this order:
   layerwise.py, checks.py, kahan.py  shared by several of these
 """
 
-from mossa_jax.similarity.compare import Similarities, compare_states
+from mossa_jax.similarity.combine import Similarities
+from mossa_jax.similarity.compare import compare_states
 from mossa_jax.similarity.estimators import ESTIMATORS, UndefinedSimilarity
 from mossa_jax.similarity.pairwise import cka
 

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
-from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.combine import Similarities
 from mossa_jax.similarity.estimators import ESTIMATORS
-from mossa_jax.similarity.intervals import LEVEL
+from mossa_jax.similarity.intervals import jackknife_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +20,9 @@ def similarity_cells(
 ) -> list[list[dict]]:
     """Returns a list of cells for every pair, layer by layer and estimator by estimator.
 
-    A cell has `layer, estimator, cka, low, high, n, units, error_rows, participation_ratio_a, participation_ratio_b,
-    offset_a, offset_b, null_mean, p, repairing, undefined`. If `undefined` gives a reason, the figures that it concerns
-    are NaN.
+    A cell has `layer, estimator, cka, low, high, n, units, error_rows, error_template, participation_ratio_a,
+    participation_ratio_b, offset_a, offset_b, null_mean, p, repairing, undefined`. If `undefined` gives a reason, the
+    figures that it concerns are NaN.
 
     Args:
       similarities: of P pairs at K layers.
@@ -52,9 +51,9 @@ def _cell(
         "low": similarities.low[at],
         "high": similarities.high[at],
         "n": similarities.n,
-        # Each row counts as an item of its own.
-        "units": similarities.n,
-        "error_rows": _row_error(float(similarities.low[at]), float(similarities.high[at]), similarities.n),
+        "units": similarities.units,
+        "error_rows": float(jackknife_error(similarities.replicates[at])),
+        "error_template": similarities.template_error[at],
         # [M, K]: figures of one model's state, not of the pair.
         "participation_ratio_a": similarities.participation_ratio[a, k],
         "participation_ratio_b": similarities.participation_ratio[b, k],
@@ -62,24 +61,9 @@ def _cell(
         "offset_b": similarities.offset[b, k],
         "null_mean": similarities.null_mean[at],
         "p": similarities.p[at],
-        "repairing": "rows" if np.isfinite(similarities.p[at]) else "",
+        "repairing": similarities.repairing,
         "undefined": str(similarities.undefined[at]),
     }
-
-
-def _row_error(low: float, high: float, units: int) -> float:
-    """Returns the standard error that an interval over rows was made from (`intervals.confidence_interval`).
-
-    It is NaN where the interval says nothing: -1 to 1, or undefined.
-    """
-    if low == high:
-        return 0.0
-    if units < 2 or not abs(low) < 1 or not abs(high) < 1:
-        return float("nan")
-    ends = np.arctanh([low, high])
-    # The interval is symmetric on the z scale, whose derivative is 1 / (1 - value^2).
-    slope = 1 - np.tanh(ends.mean()) ** 2
-    return float((ends[1] - ends[0]) / 2 * slope / stdtrit(units - 1, (1 + LEVEL) / 2))
 
 
 def add_q_values(table: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataFrame:

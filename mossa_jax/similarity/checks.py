@@ -48,6 +48,25 @@ def check_pairs(pairs: Sequence[tuple[int, int]], models: int) -> None:
         raise Refusal(BAD_INPUT, f"pairs are {list(pairs)}; give pairs of indices below {models}")
 
 
+def check_labels(items: object, templates: object, rows: int) -> None:
+    """Checks that there is one item and one template per row; None stands for unknown.
+
+    Args:
+      items: ids of any kind.
+      templates: whole numbers.
+      rows: n.
+
+    Raises:
+      Refusal: 3 if not.
+    """
+    for name, labels in (("items", items), ("templates", templates)):
+        if labels is not None and np.asarray(labels).shape != (rows,):
+            shape = list(np.asarray(labels).shape)
+            raise Refusal(BAD_INPUT, f"{name} have shape {shape}; give one for each of {rows} rows")
+    if templates is not None and not np.issubdtype(np.asarray(templates).dtype, np.integer):
+        raise Refusal(BAD_INPUT, f"templates are {np.asarray(templates).dtype}; give whole numbers, -1 if unknown")
+
+
 def mesh_of(states: jax.Array) -> Mesh | None:
     """Returns the mesh that an array is spread over; None on a single device."""
     if not isinstance(states.sharding, NamedSharding):

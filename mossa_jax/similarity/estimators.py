@@ -8,6 +8,7 @@ its own size and loses no digits when n is much smaller than the width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TypeVar
 
 import jax
@@ -111,6 +112,118 @@ def whole_products(
     # u is a difference of these terms, so its rounding is relative to their size, not to its own.
     inner, outer = 2 * diagonal / (n - 2), traces / ((n - 1) * (n - 2))
     return off + diagonal, off - inner + outer, 16 * FLOAT32_EPS * (np.abs(off) + inner + outer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """The items of the n rows that count.
+
+    Attributes:
+      slot: [n] int, the item of each row.
+      sizes: [m] int, rows of each item.
+    """
+
+    slot: np.ndarray
+    sizes: np.ndarray
+
+    def sum(self, rows: Float[np.ndarray, "... n"]) -> Float[np.ndarray, "... m"]:
+        """Sums over the rows of each item."""
+        order = np.argsort(self.slot, kind="stable")
+        return np.add.reduceat(rows[..., order], np.cumsum(self.sizes) - self.sizes, axis=-1)
+
+    @functools.cached_property
+    def divisor_without(self) -> np.ndarray:
+        """[m] float64, `c` of the samples without each item; not finite where such a sample is undefined."""
+        size, count = np.unique(self.sizes, return_counts=True)
+        rest = (len(self.slot) - self.sizes)[:, None]
+        # [m, distinct sizes]. The item itself is not among the others.
+        counts = count - (self.sizes[:, None] == size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 1 + np.where(counts > 0, counts * size / (rest - 2 * size), 0).sum(1)
+
+    @property
+    def too_large(self) -> bool:
+        """Whether one item has half of the rows or more."""
+        return bool(2 * self.sizes.max() >= len(self.slot))
+
+    @property
+    def undefined_without(self) -> np.ndarray:
+        """[m] bool, the items without which another one has half of the rows or more."""
+        largest = np.sort(self.sizes)[-2:]
+        other = np.where((self.sizes == largest[-1]) & (largest[0] < largest[-1]), largest[0], largest[-1])
+        return 2 * other >= len(self.slot) - self.sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Sums without each item, as in `items.ItemSums`, each [..., m]; `b` and `own` for both sides of a pair."""
+
+    f: np.ndarray
+    g: np.ndarray
+    t: np.ndarray
+    b: tuple[np.ndarray, np.ndarray]
+    own: tuple[np.ndarray, np.ndarray]
+
+
+def item_debiased(
+    off: Float[np.ndarray, " ..."], q: tuple[Float[np.ndarray, "... n"], Float[np.ndarray, "... n"]], items: Items
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes `u` of all rows, and its float32 rounding level, each [...]; NaN if an item has half of the rows.
+
+    Args:
+      off: [...] sum of `K * L` over pairs of rows of different items.
+      q: of both sides, [..., n] `x_i . s_g(i)`.
+      items: of the rows.
+    """
+    n, sizes = len(items.slot), items.sizes
+    z, y = items.sum(q[0]), items.sum(q[1])  # [..., m] each
+    two = np.where(2 * sizes < n, 1 / np.where(2 * sizes < n, n - 2 * sizes, 1), np.nan)
+    f, h = (q[0] * q[1] / (n - sizes[items.slot])).sum(-1), (z * y * two / (n - sizes)).sum(-1)
+    mean = (z * two).sum(-1) * (y * two).sum(-1) / (1 + (sizes * two).sum())
+    # As in `whole_products`: the rounding is relative to the size of the terms.
+    terms = np.abs(off) + 2 * (np.abs(f) + np.abs(h) + np.abs(mean))
+    return off - 2 * (f + h - mean), 16 * FLOAT32_EPS * terms
+
+
+def item_products(
+    g: Float[np.ndarray, "... n"],
+    within: Float[np.ndarray, "... n"],
+    q: tuple[Float[np.ndarray, "... n"], Float[np.ndarray, "... n"]],
+    left_out: LeftOut,
+    items: Items,
+) -> Products:
+    """Computes the HSIC of a pair of states whose rows belong to items, over all rows and with each item left out.
+
+    Args:
+      g: [..., n] row sums of `K * L` over the rows of other items.
+      within: [..., n] row sums of `K * L` over the rows of the same item, the diagonal included.
+      q: of both sides, [..., n] `x_i . s_g(i)`.
+      left_out: sums without each item.
+      items: of the rows.
+
+    Returns:
+      The products; the last axis of those that leave out is that of the items. The formulas are in `items`.
+    """
+    n, sizes = len(items.slot), items.sizes
+    off, all_within = g.sum(-1), within.sum(-1)
+    debiased, noise = item_debiased(off, q, items)
+    # Without item h. [m] each
+    rest, c = n - sizes, items.divisor_without
+    g_items, w_items = items.sum(g), items.sum(within)
+    added_loo = 2 * (left_out.f + left_out.g - left_out.b[0] * left_out.b[1] / c)
+    kept = off[..., None] - 2 * g_items
+    biased_loo = (
+        kept + (all_within[..., None] - w_items) - 2 / rest * left_out.t + left_out.own[0] * left_out.own[1] / rest**2
+    )
+    # No sample without an item may have an item with half of its rows: its debiased product does not exist.
+    missing = items.undefined_without
+    return Products(
+        biased=off + all_within,
+        debiased=debiased,
+        biased_loo=biased_loo,
+        debiased_loo=np.where(missing, np.nan, kept - added_loo),
+        noise=noise,
+    )
 
 
 def undefined_reasons(

@@ -11,8 +11,8 @@ R permutations, t rows of a tile, p tiles.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from mossa_jax.similarity import items as item_sums
 from mossa_jax.similarity import null
+from mossa_jax.similarity.items import ItemRows, ItemSums
 from mossa_jax.similarity.layerwise import counted_rows, replicate
+
+Tree = TypeVar("Tree")
 
 # Full float32 in every product. By default a TPU would round the factors to bfloat16 and a GPU to TF32.
 EXACT = lax.Precision.HIGHEST
@@ -75,7 +79,10 @@ class GramSums(NamedTuple):
       cross: [K, M, M, n] with `cross[k, a, b] = K_a r_b`.
       mean_square: [K, M] as in `Centred`.
       exponent: [K, M] as in `Centred`.
-      permuted: [K, P, 2, R], `<K, P L P^T>` and `r . P s`; R = 0 without permutations.
+      permuted: [K, P, 2, R], `<K, P L P^T>` and `r . P s`; R = 0 without permutations. With items [K, P, 3, R]: the
+        second is `a . P q`, the third the part of the first that pairs of rows of one item make.
+      items: None if every row is an item of its own. Otherwise each with K in front; `g` leaves out all pairs of rows
+        of one item, and `cross` is empty.
     """
 
     kept: Bool[Array, " n"]
@@ -85,6 +92,7 @@ class GramSums(NamedTuple):
     mean_square: Float[Array, "K M"]
     exponent: Int[Array, "K M"]
     permuted: Float[Array, "K P 2 R"]
+    items: ItemSums | None
 
 
 def peak_exponent(peak: Float[Array, " ..."]) -> Int[Array, " ..."]:
@@ -205,7 +213,11 @@ def add_tile(
 
 
 def gram_row_sums(
-    x: Float[Array, "M n D"], pairs: Int[Array, "p 3"], combinations: Sequence[tuple[int, int]], tile: int
+    x: Float[Array, "M n D"],
+    pairs: Int[Array, "p 3"],
+    combinations: Sequence[tuple[int, int]],
+    tile: int,
+    slot: Int[Array, " n"] | None = None,
 ) -> Float[Array, "C n"]:
     """Computes `sum_{j != i} K_a[i, j] K_b[i, j]` over the given tiles, for every combination (a, b).
 
@@ -214,6 +226,7 @@ def gram_row_sums(
       pairs: [p, 3] int32 tile indices I <= J and a weight (0 skips).
       combinations: which pairs of the M states.
       tile: rows per tile.
+      slot: [n] int32, the item of a row; pairs of rows of one item are left out. By default every row is an item.
 
     Returns:
       [C, n] float32.
@@ -231,7 +244,12 @@ def gram_row_sums(
         columns = lax.dynamic_slice_in_dim(x, j * tile, tile, 1)  # [M, t, D]
         gram = jnp.einsum("mid,mjd->mij", rows, columns, precision=EXACT)  # [M, t, t]
         # Weight 0 makes a tile of the padding add nothing.
-        gram = gram * jnp.where(i == j, off_diagonal, 1) * weight
+        if slot is None:
+            gram = gram * jnp.where(i == j, off_diagonal, 1) * weight
+        else:
+            # [t, 1] and [1, t]: a row shares its item with itself, so the diagonal is left out too.
+            mine, theirs = (lax.dynamic_slice_in_dim(slot, at * tile, tile) for at in (i, j))
+            gram = gram * (mine[:, None] != theirs[None, :]) * weight
         # [C, t, t], every Gram tile computed once and used by all its combinations
         return add_tile(g, gram[left] * gram[right], i, j, tile), None
 
@@ -248,6 +266,7 @@ def gram_sums(
     pairs: tuple[tuple[int, int], ...],
     tile: int,
     mesh: Mesh | None,
+    items: ItemRows | None = None,
 ) -> GramSums:
     """Computes all row sums of all layers, in one program.
 
@@ -259,6 +278,7 @@ def gram_sums(
       pairs: pairs of models whose permutations are summed.
       tile: rows per Gram tile.
       mesh: the mesh that tiles and permutations are dealt over, or None for one device.
+      items: the items of the rows. The sums hold only if all valid rows are finite; `kept` tells.
     """
     n = valid.shape[0]
     # [n], and [n'] with padding that does not count. Rows of `states` are spread over devices, so the sum over all of
@@ -273,35 +293,62 @@ def gram_sums(
     count = ranks.shape[0]
     permutations = null.permutations(jnp.pad(ranks, ((0, -count % shares), (0, padding))), kept_padded)
 
-    def products(x: jax.Array, r: jax.Array, tiles: jax.Array, permutations: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return gram_row_sums(x, tiles, combinations, tile), null.permuted_products(x, r, permutations, pairs)
+    if items is not None:
+        items = items.padded(padding)
+    axes = mesh.axis_names if mesh else ()
 
+    def gathered(permuted: jax.Array) -> jax.Array:
+        # An empty array cannot be gathered. [P, 2, R']
+        return lax.all_gather(permuted, axes, axis=2, tiled=True) if mesh and count else permuted
+
+    def added(tree: Tree) -> Tree:
+        return lax.psum(tree, axes) if mesh else tree
+
+    def by_rows(x: jax.Array, r: jax.Array, tiles: jax.Array, permutations: jax.Array) -> tuple[jax.Array, jax.Array]:
+        g, permuted = (
+            gram_row_sums(x, tiles, combinations, tile),
+            null.permuted_products(x, r, permutations, pairs),
+        )
+        permuted = gathered(permuted)
+        # [C, n'], every device's tiles added up
+        return added(g), permuted
+
+    def by_items(
+        x: jax.Array, rows: ItemRows, tiles: jax.Array, permutations: jax.Array
+    ) -> tuple[jax.Array, ItemSums, jax.Array]:
+        g = gram_row_sums(x, tiles, combinations, tile, rows.slot)
+        sums, within = item_sums.within_items(x, rows, combinations)  # [M, n', D], [C, n']
+        q, z = (x * sums).sum(2), jnp.square(sums).sum(2)  # [M, n'] each
+        share = (lax.axis_index(axes), mesh.size) if mesh else (0, 1)
+        left_out = item_sums.leave_out(x, sums, rows, combinations, tile, share)
+        own = jnp.where(rows.slot_size > 0, z[:, rows.first], 0)  # [M, n']
+        if count:
+            weights = item_sums.additive_parts(q, z, rows)
+            permuted = null.permuted_products(x, weights, permutations, pairs, q)
+            inside = item_sums.permuted_within(x, rows, permutations, pairs)  # [P, R]
+            permuted = gathered(jnp.concatenate([permuted, inside[:, None]], 1))  # [P, 3, R']
+        else:
+            permuted = jnp.zeros((len(pairs), 3, 0), jnp.float32)
+        g, left_out = added((g, left_out))
+        return g, ItemSums(q, within, *left_out, own), permuted
+
+    run: Callable[..., Any] = by_rows if items is None else by_items
     if mesh:
-        axes = mesh.axis_names
-
-        def dealt(x: jax.Array, r: jax.Array, tiles: jax.Array, permutations: jax.Array) -> tuple[jax.Array, jax.Array]:
-            g, permuted = products(x, r, tiles, permutations)
-            # An empty array cannot be gathered.
-            if count:
-                # [P, 2, R']
-                permuted = lax.all_gather(permuted, axes, axis=2, tiled=True)
-            # [C, n'], every device's tiles added up
-            return lax.psum(g, axes), permuted
-
         # Every device has the layer's rows whole, and its share of tiles and permutations.
         whole, share = PartitionSpec(), PartitionSpec(axes)
-        run = jax.shard_map(
-            dealt, mesh=mesh, in_specs=(whole, whole, share, share), out_specs=(whole, whole), check_vma=False
-        )
-    else:
-        run = products
+        run = jax.shard_map(run, mesh=mesh, in_specs=(whole, whole, share, share), out_specs=whole, check_vma=False)
 
     # Layers go one by one, so that one layer's rows alone are whole on every device.
-    def layer(k: jax.Array) -> tuple[jax.Array, ...]:
+    def layer(k: jax.Array) -> tuple[Any, ...]:
         x = lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False)[:, :n]  # [M, n, D]
         # Padded before it is centred: the padding is masked like any row that does not count. [M, n', D]
         x, mean_square, exponent = centre(jnp.pad(x, ((0, 0), (0, padding), (0, 0))), kept_padded)
         r = jnp.square(x).sum(2)  # [M, n']
+        if items is not None:
+            g, by_item, permuted = run(x, items, tiles, permutations)
+            by_item = jax.tree.map(lambda a: a[:, :n], by_item)
+            none = jnp.zeros((0, 0, 0), jnp.float32)
+            return g[:, :n], r[:, :n], none, mean_square, exponent, permuted[:, :, :count], by_item
         # [M, n']. K 1 = 0, so K r stays the same if the mean of r is subtracted. In wide states r is nearly constant:
         # its products with x would cancel almost entirely.
         spread = jnp.where(kept_padded, r - (r.sum(1) / jnp.maximum(kept.sum(), 1))[:, None], 0)
@@ -309,6 +356,6 @@ def gram_sums(
         weighted = jnp.einsum("mid,ti->mtd", x, spread, precision=EXACT)  # [M, M, D]
         cross = jnp.einsum("mid,mtd->mti", x, weighted, precision=EXACT)  # [M, M, n']
         g, permuted = run(x, r, tiles, permutations)
-        return g[:, :n], r[:, :n], cross[:, :, :n], mean_square, exponent, permuted[:, :, :count]
+        return g[:, :n], r[:, :n], cross[:, :, :n], mean_square, exponent, permuted[:, :, :count], None
 
     return replicate(GramSums(kept, *lax.map(layer, jnp.arange(states.shape[1]))), mesh)

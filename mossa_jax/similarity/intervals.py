@@ -17,40 +17,46 @@ LEVEL = 0.95
 _RESOLUTION = 1e-6
 
 
-def jackknife_error(
+def jackknife_values(
     value: Float[np.ndarray, " ..."], whole: tuple[np.ndarray, ...], left_out: tuple[np.ndarray, ...]
-) -> Float[np.ndarray, " ..."]:
-    """Computes the jackknife standard error of `xy / sqrt(xx yy)`.
+) -> Float[np.ndarray, "... m"]:
+    """Computes `xy / sqrt(xx yy)` with each of m units (rows or items) left out.
 
     Args:
-      value: [...] the ratio over all rows.
-      whole: `(xy, xx, yy)`, each [...], over all rows.
-      left_out: the same three with each row left out, each [..., n].
+      value: [...] the ratio over all units.
+      whole: `(xy, xx, yy)`, each [...], over all units.
+      left_out: the same three with each unit left out, each [..., m].
 
     Returns:
-      [...] standard errors, finite wherever `value` is.
-
-    References:
-      Efron and Stein 1981, "The jackknife estimate of variance".
+      [..., m], finite wherever `value` and `left_out` are. If the ratio does not exist without some unit, it is
+      linearised in all replicates of the cell.
     """
-    n = left_out[0].shape[-1]
     # [..., 1] each. Ones stand in where there is no value, so that nothing is divided by zero.
     xy, xx, yy = (np.where(np.isfinite(value), w, 1.0)[..., None] for w in whole)
     # If one row carries a state, the remaining rows may have no ratio. Then the ratio is linearised.
     floor = 1e-6
-    steady = (left_out[1] > floor * xx) & (left_out[2] > floor * yy)  # [..., n]
+    steady = ~((left_out[1] <= floor * xx) | (left_out[2] <= floor * yy))  # [..., m]
     exact = ratio(left_out[0], np.where(steady, left_out[1], 1.0), np.where(steady, left_out[2], 1.0))
-    # [..., n], the first-order change of the ratio as the three products change.
+    # [..., m], the first-order change of the ratio as the three products change.
     slope = (left_out[0] - xy) / np.sqrt(xx * yy) - xy / np.sqrt(xx * yy) / 2 * (
         (left_out[1] - xx) / xx + (left_out[2] - yy) / yy
     )
     linear = value[..., None] + slope
     # One unsteady row linearises all replicates of its cell, so that these are comparable.
     use_linear = ~steady.all(-1, keepdims=True)
-    replicates = np.where(use_linear, linear, exact)
-    # Variance of the jackknife: (n - 1)/n times the sum of squares about the mean of the replicates.
+    return np.where(np.isfinite(value)[..., None], np.where(use_linear, linear, exact), np.nan)
+
+
+def jackknife_error(replicates: Float[np.ndarray, "... m"]) -> Float[np.ndarray, " ..."]:
+    """Computes the standard error from the values with each of m units left out; NaN where one of them is.
+
+    References:
+      Efron and Stein 1981, "The jackknife estimate of variance".
+    """
+    m = replicates.shape[-1]
+    # Variance of the jackknife: (m - 1)/m times the sum of squares about the mean of the replicates.
     spread = np.square(replicates - replicates.mean(-1, keepdims=True)).sum(-1)
-    return np.where(np.isfinite(value), np.sqrt((n - 1) / n * spread), np.nan)
+    return np.sqrt((m - 1) / m * spread)
 
 
 def confidence_interval(
@@ -64,7 +70,7 @@ def confidence_interval(
     Args:
       value: [...] CKA.
       error: [...] its standard error, on the scale of `value`.
-      n: number of rows.
+      n: number of rows, or of items if rows share them.
 
     Returns:
       Lower and upper ends, each [...].

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.checks import mesh_of
+from mossa_jax.similarity.checks import check_labels, mesh_of
 from mossa_jax.similarity.estimators import (
     ESTIMATORS,
     MIN_ROWS,
+    Items,
     UndefinedSimilarity,
+    item_debiased,
     ratio,
     variance_missing,
     whole_products,
 )
+from mossa_jax.similarity.items import ItemRows, item_rows, within_items
 from mossa_jax.similarity.layerwise import replicate
 
 # Below this many rows per column the upper Gram tiles (about 2.5 n^2 D operations) cost less than X^T Y and the upper
@@ -43,6 +47,9 @@ class PairSums(NamedTuple):
       mean_square: [2] as in `gram.Centred`.
       exponent: [2] as in `gram.Centred`.
       finite: [] bool.
+      q: [2, n'] of x and y, as in `items.ItemSums`; None if every row is an item. Then `off` leaves out the pairs of
+        rows of one item by Gram tiles, and includes them by features.
+      within: [3, n'] as in `items.ItemSums`, or None.
     """
 
     off: Float[Array, "3 *"]
@@ -51,6 +58,8 @@ class PairSums(NamedTuple):
     mean_square: Float[Array, " 2"]
     exponent: Int[Array, " 2"]
     finite: Bool[Array, ""]
+    q: Float[Array, "2 n"] | None
+    within: Float[Array, "3 n"] | None
 
 
 def _squares(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"]) -> Float[Array, " Dx"]:
@@ -74,7 +83,14 @@ def _own_squares(x: Float[Array, "n D"]) -> Float[Array, " ..."]:
 
 
 @functools.partial(jax.jit, static_argnames=("use_gram", "mesh"))
-def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bool, mesh: Mesh | None) -> PairSums:
+def _pair_sums(
+    x: Float[Array, "n Dx"],
+    y: Float[Array, "n Dy"],
+    items: ItemRows | None = None,
+    *,
+    use_gram: bool,
+    mesh: Mesh | None,
+) -> PairSums:
     """Computes all sums that need the rows, by Gram tiles or by features."""
     n = x.shape[0]
     tile = gram.tile_size(n)
@@ -84,18 +100,24 @@ def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bo
     width = max(x.shape[1], y.shape[1])
 
     def centred(a: jax.Array) -> gram.Centred:
-        columns = width - a.shape[1] if use_gram else 0
+        columns = width - a.shape[1] if use_gram or items is not None else 0
         return gram.centre(jnp.pad(a, ((0, kept.shape[0] - n), (0, columns)))[None], kept)
 
     # Rows of each [1, n', D]: a state of one model, for the functions of `gram`.
     a, b = centred(x), centred(y)
     # [n', Dx], [n', Dy]
     x0, y0 = a.rows[0], b.rows[0]
+    q = within = None
+    if items is not None:
+        items = items.padded(kept.shape[0] - n)
+        both = jnp.concatenate([a.rows, b.rows])  # [2, n', D]
+        totals, within = within_items(both, items, ((0, 1), (0, 0), (1, 1)))
+        q = (both * totals).sum(2)
     if use_gram:
         rows = jnp.concatenate([a.rows, b.rows])  # [2, n', D]
         tiles = jnp.asarray(gram.tile_pairs(kept.shape[0] // tile, 1))
         # [3, n'], without the diagonal
-        off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile)
+        off = gram.gram_row_sums(rows, tiles, ((0, 1), (0, 0), (1, 1)), tile, None if items is None else items.slot)
     else:
         # Several float32 terms per product rather than one number: the host adds them in float64.
         terms = [_squares(x0, y0), _own_squares(x0), _own_squares(y0)]
@@ -109,6 +131,8 @@ def _pair_sums(x: Float[Array, "n Dx"], y: Float[Array, "n Dy"], *, use_gram: bo
         mean_square=jnp.concatenate([a.mean_square, b.mean_square]),
         exponent=jnp.concatenate([a.exponent, b.exponent]),
         finite=jnp.isfinite(x).all() & jnp.isfinite(y).all(),
+        q=q,
+        within=within,
     )
     return replicate(sums, mesh)
 
@@ -154,7 +178,13 @@ def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Arr
     return np.ldexp(x, -np.frexp(np.abs(x).max())[1]).astype(np.float32), eps
 
 
-def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "debiased") -> float:
+def cka(
+    x: np.ndarray | jax.Array,
+    y: np.ndarray | jax.Array,
+    estimator: str = "debiased",
+    *,
+    items: np.ndarray | Sequence | None = None,
+) -> float:
     """Computes exact linear CKA of two sets of paired rows; signed, never clamped.
 
     Args:
@@ -162,14 +192,17 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
       y: [n, D_y] real array; D_y may differ.
       estimator: `"debiased"` (about 0 for independent data at any width) or `"biased"` (Kornblith et al. 2019, the
         one of the MOSSA paper; near 1 for independent data once D is much larger than n).
+      items: [n] ids: rows with the same one are related, as questions on one passage are. The debiased value then
+        rests on pairs of rows of different items alone. By default every row is an item of its own.
 
     Returns:
       The value, within 1e-6 of float64.
 
     Raises:
-      UndefinedSimilarity: a side has no variance, or its debiased self-similarity is not positive.
-      Refusal: 2 for an unknown estimator; 3 for different n, fewer than 4 rows, rows that are not finite, or arrays
-        that are not two-dimensional.
+      UndefinedSimilarity: a side has no variance, its debiased self-similarity is not positive, or one item has half
+        of the rows or more.
+      Refusal: 2 for an unknown estimator; 3 for different n, fewer than 4 rows or items, rows that are not finite, or
+        arrays that are not two-dimensional.
 
     Example:
       >>> import mossa_jax as mossa, numpy as np
@@ -185,11 +218,17 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
         raise Refusal(
             BAD_INPUT, f"x has {n} rows and y has {y.shape[0]}; rows are paired, give the same examples in order"
         )
+    check_labels(items, None, n)
+    rows_of_items = None
+    if items is not None and len(np.unique(np.asarray(items))) < n:
+        rows_of_items = item_rows(np.asarray(items), np.ones(n, bool))
+        if rows_of_items.items < MIN_ROWS:
+            raise Refusal(BAD_INPUT, f"items name {rows_of_items.items} items; give at least {MIN_ROWS}")
     use_gram = n < GRAM_ROWS_PER_COLUMN * max(x.shape[1], y.shape[1])
     # If either array is spread over a mesh, the sums are replicated over it so that every process can read them.
     meshes = [mesh_of(a) for a in (x, y) if isinstance(a, jax.Array)]
     mesh = next((m for m in meshes if m), None)
-    sums = jax.tree.map(np.asarray, _pair_sums(x, y, use_gram=use_gram, mesh=mesh))
+    sums = jax.tree.map(np.asarray, _pair_sums(x, y, rows_of_items, use_gram=use_gram, mesh=mesh))
     if not sums.finite:
         raise Refusal(BAD_INPUT, "x or y has rows that are not finite; leave them out of both")
     r, s = sums.r.astype(np.float64), sums.s.astype(np.float64)
@@ -202,10 +241,31 @@ def cka(x: np.ndarray | jax.Array, y: np.ndarray | jax.Array, estimator: str = "
     off = sums.off.astype(np.float64).sum(1)
     diagonal = np.array([(a * b).sum() for a, b in ((r, s), (r, r), (s, s))])
     traces = np.array([a.sum() * b.sum() for a, b in ((r, s), (r, r), (s, s))])
+    if rows_of_items is not None:
+        return _by_items(sums, rows_of_items, off, estimator, use_gram)
     if not use_gram:
         # Sums by features include the diagonal, which is subtracted here in float64.
         off = off - diagonal
     biased, debiased, noise = whole_products(off, diagonal, traces, n)
+    return _ratio(estimator, biased, debiased, noise)
+
+
+def _by_items(sums: Any, rows: ItemRows, off: np.ndarray, estimator: str, use_gram: bool) -> float:
+    """Returns the value if rows share items; `off` [3] as in `PairSums`, summed."""
+    assert sums.q is not None and sums.within is not None
+    n = len(rows.slot)
+    items = Items(np.asarray(rows.slot), np.asarray(rows.slot_size)[: int(rows.items)].astype(np.int64))
+    q, within = sums.q[:, :n].astype(np.float64), sums.within.astype(np.float64).sum(1)
+    if not use_gram:
+        off = off - within
+    if estimator == "debiased" and items.too_large:
+        raise UndefinedSimilarity("one item has half of the rows or more")
+    sides = (q[[0, 0, 1]], q[[1, 0, 1]])  # of (x, y), (x, x), (y, y)
+    return _ratio(estimator, off + within, *item_debiased(off, sides, items))
+
+
+def _ratio(estimator: str, biased: np.ndarray, debiased: np.ndarray, noise: np.ndarray) -> float:
+    """Returns the value from the products of (x, y), (x, x) and (y, y), each [3]."""
     if estimator == "biased":
         return float(ratio(*biased))
     for i, name in ((1, "x"), (2, "y")):

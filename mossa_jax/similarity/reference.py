@@ -75,3 +75,43 @@ def jackknife(
     # Each sample of n - 1 rows is centred on its own mean, inside `compute`.
     values = np.array([compute(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(n)])
     return values, float(np.sqrt((n - 1) / n * np.square(values - values.mean()).sum()))
+
+
+def projected(gram: Float[np.ndarray, "n n"], items: np.ndarray) -> Float[np.ndarray, "n n"]:
+    """Takes the best additive part `a_i + a_j` out of a Gram matrix over the pairs of rows of different items.
+
+    Args:
+      gram: [n, n] float64, symmetric.
+      items: [n] ids.
+
+    Returns:
+      [n, n], zero on pairs of one item; with one row per item the U-centred matrix.
+    """
+    rows, columns = np.nonzero(np.triu(items[:, None] != items[None, :], 1))
+    # One equation per pair and one unknown per row, solved by least squares.
+    design = np.zeros((len(rows), len(gram)))
+    design[np.arange(len(rows)), rows] = design[np.arange(len(rows)), columns] = 1
+    wanted = gram[rows, columns]
+    rest = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+    out = np.zeros_like(gram)
+    out[rows, columns] = out[columns, rows] = rest
+    return out
+
+
+def debiased_by_items(x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"], items: np.ndarray) -> float:
+    """Computes debiased linear CKA from pairs of rows of different items alone: the cosine of both projections."""
+    k, m = (projected(a, np.asarray(items)) for a in _grams(x, y))
+    return float((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+
+
+def item_jackknife(
+    x: Float[np.ndarray, "n Dx"], y: Float[np.ndarray, "n Dy"], items: np.ndarray, estimator: str
+) -> tuple[Float[np.ndarray, " m"], float]:
+    """Leaves out one item at a time by brute force; values in the order of the sorted ids, and the standard error."""
+
+    def compute(rows: np.ndarray) -> float:
+        return biased(x[rows], y[rows]) if estimator == "biased" else debiased_by_items(x[rows], y[rows], items[rows])
+
+    items = np.asarray(items)
+    values = np.array([compute(np.flatnonzero(items != item)) for item in np.unique(items)])
+    return values, float(np.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum()))

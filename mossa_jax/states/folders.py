@@ -90,7 +90,7 @@ def open_states(folder: str, ids: str | None = None) -> SavedStates:
     # All sources of ids are read, and have to agree: a stale ids.txt beside newer arrays is a likely mistake.
     for file in [*(path / f"{_IDS}{suffix}" for suffix in (".txt", ".json", ".npy")), *([Path(ids)] if ids else [])]:
         if file.exists() or str(file) == ids:
-            ids_by_source[str(file)] = _read_ids(file)
+            ids_by_source[str(file)] = read_ids(file)
     order = sorted(layers, key=_natural_order)
     return SavedStates(folder, {name: layers[name].read for name in order}, rows, _common_ids(ids_by_source, rows))
 
@@ -214,7 +214,12 @@ def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
     return layers[first].shape[0]
 
 
-def _read_ids(path: Path) -> tuple[str, ...]:
+def read_ids(path: Path) -> tuple[str, ...]:
+    """Reads one id per row from a .npy file, a JSON list, or the lines of a text file.
+
+    Raises:
+      Refusal: 3 if it cannot be read, or holds anything but strings or whole numbers.
+    """
     if path.suffix == ".npy":
         array = _load_npy(path)
         # Kinds: signed and unsigned integers, and text.

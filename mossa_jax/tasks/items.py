@@ -14,7 +14,7 @@ prompts are joined that share a run of eight words of content:
 - Chains: those are joined first that share most, and no join makes a group larger than the bounds above. So a phrase in
   common cannot chain a task into one item.
 
-Time and memory are linear in the text, but for one sort: about 60 bytes per word at most.
+Time and memory are linear in the text, but for one sort: about 90 bytes per word at most.
 """
 
 from __future__ import annotations

@@ -102,20 +102,66 @@ def frozen_loss(
       labels: those tokens, the filled columns of a row first; -1 where there is none.
       mesh: as in `answer_loss`.
     """
+    size, head, answers, labels = _chunks(model, arch, last, predict, labels, mesh, HEAD_TOKENS)
+    # The gather of answers is outside the custom rule: JAX itself carries the gradient [B, M, D] back to [B, S, D].
+    return _loss_by_chunks(size, model.final_norm, head, answers, labels)
+
+
+def answer_losses(
+    model: Llama,
+    arch: Architecture,
+    adapter: DeviceAdapter,
+    rows: Batch,
+    visible: Segments,
+    head_tokens: int = HEAD_TOKENS,
+) -> Float[Array, "B M"]:
+    """Returns the negative log likelihood of every answer token, in nats; nothing is differentiated.
+
+    Args:
+      model: the base.
+      arch: its architecture.
+      adapter: one model's adapter, without a leading axis; {} for the base alone.
+      rows: a batch [B, ...].
+      visible: what the rows' tokens see.
+      head_tokens: answer tokens whose logits a device holds at once.
+
+    Returns:
+      [B, M] float32; 0 where there is no label.
+    """
+    _, last, _ = run_blocks(model, arch, adapter, rows["tokens"], rows["positions"], visible, tap=lambda *_: None)
+    columns = rows["labels"].shape[1]
+    size, head, answers, labels = _chunks(model, arch, last, rows["predict"], rows["labels"], visible.mesh, head_tokens)
+
+    def write(chunk: jax.Array, losses: jax.Array) -> jax.Array:
+        part = _chunk_loss(chunk, model.final_norm, head, answers, labels, size)[0][..., 0]  # [B, C]
+        return jax.lax.dynamic_update_slice_in_dim(losses, part, chunk * size, axis=1)
+
+    zeros = jnp.zeros(labels.shape, _wide(answers))
+    return jax.lax.fori_loop(0, _chunk_count(labels, size), write, zeros)[:, :columns]
+
+
+def _chunks(
+    model: Llama,
+    arch: Architecture,
+    last: Float[Array, "B S D"],
+    predict: Int[Array, "B M"],
+    labels: Int[Array, "B M"],
+    mesh: jax.sharding.Mesh | None,
+    head_tokens: int,
+) -> tuple[int, Float[Array, "V D"], Float[Array, "B M D"], Int[Array, "B M"]]:
+    """Returns the columns of a chunk, and head, states and labels for a loop over chunks; M is padded to a multiple."""
     head, rows_per_device = head_weight(model, arch), len(labels)
     if mesh is not None:
         # [V, D] is gathered over `fsdp` once, rather than in every turn of the loop over chunks.
         head = jax.lax.with_sharding_constraint(head, mesh_lib.sharding(mesh, head.shape, ("vocab", None)))
         rows_per_device = mesh_lib.sharding(mesh, labels.shape, ("rows", None)).shard_shape(labels.shape)[0]
-    # As few chunks as hold HEAD_TOKENS each, made equal, and the columns padded to a multiple of their size.
-    chunks = -(-labels.shape[1] * rows_per_device // HEAD_TOKENS)
+    # As few chunks as hold `head_tokens` each, made equal, and the columns padded to a multiple of their size.
+    chunks = -(-labels.shape[1] * rows_per_device // head_tokens)
     size = -(-labels.shape[1] // chunks)
     padding = ((0, 0), (0, chunks * size - labels.shape[1]))
     # Padded columns predict from position 0 and have label -1: they add nothing to loss or gradient.
     predict, labels = jnp.pad(predict, padding), jnp.pad(labels, padding, constant_values=-1)
-    answers = jnp.take_along_axis(last, predict[..., None], axis=1)  # [B, M, D]
-    # The gather above is outside the custom rule: JAX itself carries the gradient [B, M, D] back to [B, S, D].
-    return _loss_by_chunks(size, model.final_norm, head, answers, labels)
+    return size, head, jnp.take_along_axis(last, predict[..., None], axis=1), labels  # [B, M, D]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -130,7 +176,7 @@ def _loss_by_chunks(
     # The number of turns depends on the labels, which reverse mode cannot follow: hence the rule of our own. One total
     # per row, [B], because a sum over rows would be a collective in every turn.
     def add(chunk: jax.Array, totals: jax.Array) -> jax.Array:
-        return totals + _chunk_loss(chunk, norm, head, states, labels, size)[0]
+        return totals + jnp.sum(_chunk_loss(chunk, norm, head, states, labels, size)[0], axis=(1, 2))
 
     return jnp.sum(jax.lax.fori_loop(0, _chunk_count(labels, size), add, jnp.zeros(len(labels), _wide(states))))
 
@@ -146,7 +192,9 @@ def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Arr
         totals, gradient = carry
         losses, chunk_gradient = _chunk_loss(chunk, norm, head, states, labels, size)
         # Chunks that are never computed keep a gradient of zero.
-        return totals + losses, jax.lax.dynamic_update_slice_in_dim(gradient, chunk_gradient(), chunk * size, axis=1)
+        return totals + jnp.sum(losses, axis=(1, 2)), jax.lax.dynamic_update_slice_in_dim(
+            gradient, chunk_gradient(), chunk * size, axis=1
+        )
 
     zeros = jnp.zeros(len(labels), _wide(states)), jnp.zeros_like(states)  # [B], [B, M, D]
     totals, gradient = jax.lax.fori_loop(0, _chunk_count(labels, size), add, zeros)
@@ -168,8 +216,8 @@ def _chunk_loss(
     states: Float[Array, "B M D"],
     labels: Int[Array, "B M"],
     size: int,
-) -> tuple[Float[Array, " B"], Callable[[], Float[Array, "B C D"]]]:
-    """Returns each row's loss in one chunk of columns, and a function that returns its gradient by their states."""
+) -> tuple[Float[Array, "B C 1"], Callable[[], Float[Array, "B C D"]]]:
+    """Returns the losses of one chunk of columns, and a function that returns their gradient by the states."""
     # [B, C, D] and [B, C].
     states, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
     normed, norm_gradient = jax.vjp(norm, states)  # [B, C, D]
@@ -198,7 +246,7 @@ def _chunk_loss(
         # [B, C, D], back through the final norm.
         return norm_gradient(by_normed.astype(states.dtype))[0]
 
-    return jnp.sum(losses, axis=(1, 2)), gradient
+    return losses, gradient
 
 
 @jax.custom_batching.custom_vmap

@@ -20,7 +20,7 @@ from mossa_jax.llama.adapters import Adapters, HostAdapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.model import merge
-from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.combine import Similarities
 from mossa_jax.similarity.streamed import moments
 from mossa_jax.similarity.streamed.moments import Moments
 from mossa_jax.similarity.streamed.values import similarities_of

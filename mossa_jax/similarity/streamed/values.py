@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mossa_jax.log import log
-from mossa_jax.similarity.compare import Similarities
+from mossa_jax.similarity.combine import Similarities
 from mossa_jax.similarity.estimators import (
     ESTIMATORS,
     FLOAT32_EPS,
@@ -307,6 +307,11 @@ def _similarities(
         offset=offset,
         n=int(rows.min()),
         dropped=int(dropped.max()),
+        # Sums of a stream know no items: every row counts as a unit of its own.
+        units=int(rows.min()),
+        replicates=np.full((*undefined.shape, 0), np.nan),
+        template_error=np.full(undefined.shape, np.nan),
+        repairing="none",
     )
 
 

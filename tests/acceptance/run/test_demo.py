@@ -17,7 +17,8 @@ def test_demo(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert "Findings" in done.stdout and str(tmp_path / "run" / "report.html") in done.stdout
 
-    scores = pd.read_parquet(tmp_path / "run/results/scores.parquet").groupby("model").exact_match.mean()
+    scores = pd.read_parquet(tmp_path / "run/results/scores.parquet")
+    scores = scores[scores.metric == "exact_match"].groupby("model").value.mean()
     assert scores["control"] >= 0.7 and scores["tuned"] >= 0.5 and scores["base"] <= 0.3, scores.to_dict()
 
     table = pd.read_parquet(tmp_path / "run/results/cka.parquet")

@@ -20,7 +20,7 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
-from mossa_jax.run.models import exact_matches, model_states
+from mossa_jax.run.models import ask, model_states
 from mossa_jax.tuning import full_finetuning as full
 from tests.support.processes import together
 from tests.support.tiny_llama import distance, torch_model, torch_states
@@ -162,7 +162,7 @@ def test_what_it_leaves(which, request):
 
 
 def test_scores_are_those_of_torch(full_controls, tiny):
-    """Greedy answers to prompts whose targets are what the one or the other model says, so that shares differ."""
+    """Greedy answers and log probabilities of given ones, of adapters and whole models in turns."""
     torch = pytest.importorskip("torch")
     config, workdir = full_controls
     run = pipeline.Run(config, RunFolder(str(workdir)), Stop())
@@ -174,15 +174,21 @@ def test_scores_are_those_of_torch(full_controls, tiny):
             with torch.no_grad():
                 out = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=3, do_sample=False)
             answers[name].append(run.tokenizer.text(out[0, len(ids) :].tolist()))
-    say = [names[number] for number in (0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3)]
-    targets = [answers[name][number] for number, name in enumerate(say)]
-    examples = [
-        dataclasses.replace(example, targets=target)
-        for example, target in zip(run.test_examples(task, 12), targets, strict=True)
-    ]
-    wanted = [np.mean([mine == target for mine, target in zip(answers[name], targets, strict=True)]) for name in names]
-    assert len(set(wanted)) > 2
-    np.testing.assert_allclose(exact_matches(run, names, examples), wanted)
+    pairs = run.answer_pairs(task)
+    likelihoods = []
+    for name in names:
+        model, values = torch_model_of(workdir, tiny, name), []
+        for index in range(len(pairs.pairs)):
+            ids = pairs.pairs.gather(np.asarray([index])).tolist()
+            with torch.no_grad():
+                scores = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), dim=-1)
+            columns = np.arange(int(pairs.pairs.prompt_lengths[index]), len(ids))
+            values.append(float(scores[columns - 1, np.asarray(ids)[columns]].sum()))
+        likelihoods.append(values)
+    prompts = [run.encoded(task, "test").examples.prompt(row) for row in range(12)]
+    ours = ask(run, names, pairs, prompts)
+    assert ours.texts == [answers[name] for name in names] and len({tuple(texts) for texts in ours.texts}) > 2
+    np.testing.assert_allclose(ours.likelihoods, likelihoods, rtol=1e-4)
 
 
 def test_every_model_keeps_its_place_and_every_row_its_prompt(full_controls, tiny):

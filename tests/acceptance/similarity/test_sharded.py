@@ -22,6 +22,15 @@ for name in ("value", "low", "high", "null_mean", "p", "participation_ratio"):
     a, b = getattr(one, name), getattr(many, name)
     assert np.isfinite(a).all()
     np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5, err_msg=name)
+# Items of 1 to 7 rows, more than a tile of them.
+items = rng.permutation(np.repeat(np.arange(90), np.arange(90) % 7 + 1)[:320])
+one = compare_states(states, valid, [(0, 1), (0, 2)], permutations=21, items=items)
+many = compare_states(placed, valid, [(0, 1), (0, 2)], permutations=21, items=items)
+assert one.units == many.units < 91 and one.repairing == "items"
+for name in ("value", "low", "high", "null_mean", "p", "replicates"):
+    a, b = getattr(one, name), getattr(many, name)
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5, err_msg=name)
 rows = jax.device_put(states[:2, 0], NamedSharding(mesh, P(None, ("fsdp", "tensor"))))
 assert abs(cka(rows[0], rows[1]) - cka(states[0, 0], states[1, 0])) < 1e-6
 print("equal")

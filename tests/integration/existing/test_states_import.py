@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
+from mossa_jax.similarity import reference
 from mossa_jax.states import folders as saved
 
 N = 24
@@ -86,6 +87,15 @@ def test_layers_in_natural_order_and_values_of_differing_widths(tmp_path, stream
     table = mossa.compare_saved(a, b)
     check(table, *streams)
     assert set(table.n) == {N} and table.attrs["dropped"] == []
+
+
+def test_rows_of_one_item_are_related(tmp_path, streams):
+    a, b = (write_npy(tmp_path / side, layers) for side, layers in zip("ab", streams, strict=True))
+    items = np.arange(N) // 3
+    table = mossa.compare_saved(a, b, items=[f"passage {item}" for item in items]).set_index(["layer", "estimator"])
+    for name in LAYERS:
+        wanted = reference.debiased_by_items(streams[0][name], streams[1][name], items)
+        assert table.cka[name, "debiased"] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_one_safetensors_file_and_one_per_layer_are_read_the_same(tmp_path, streams):
@@ -205,11 +215,15 @@ def test_layers_are_read_only_when_they_are_asked_for(tmp_path, streams):
         (("--states_a={a}", "--states_b={b}"), 0, ()),
         (("--states_a={a}", "--states_b={b}", "--base=x"), 2, ("--base", "--states_a")),
         (("--states_a={a}", "--states_b={c}"), 3, ("row 0",)),
+        (("--states_a={a}", "--states_b={b}", "--items={a}/ids.txt"), 0, ()),
+        (("--states_a={a}", "--states_b={b}", "--items={short}"), 3, ("items have shape [2]",)),
     ],
 )
 def test_the_command(tmp_path, root, streams, flags, code, words):
     folders = {"a": (streams[0], IDS), "b": (streams[1], IDS), "c": (streams[1], IDS[::-1])}
     places = {name: write_npy(tmp_path / name, *given) for name, given in folders.items()}
+    places["short"] = tmp_path / "short.txt"
+    places["short"].write_text("one\ntwo\n")
     out = tmp_path / "table.csv"
     done = subprocess.run(
         [sys.executable, "-m", "launch.compare", *(flag.format(**places) for flag in flags), f"--out={out}"],

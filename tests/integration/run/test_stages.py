@@ -130,11 +130,24 @@ def test_a_twin_is_trained_on_permuted_answers(tiny_run):
     assert len(weights) == 2
 
 
-def test_scores_are_shares_of_the_prompts_asked_for(tiny_run):
+def test_scores_are_a_tidy_table_of_measures_of_the_prompts_asked_for(tiny_run):
     scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
-    assert sorted(set(scores.model)) == ["base", "control", "tuned"] and len(scores) == 9
-    assert set(scores.n) == {8}
-    assert (scores.exact_match * 8 % 1 == 0).all() and scores.exact_match.between(0, 1).all()
+    assert scores.columns.tolist() == "task cluster held_out model metric value low high n".split()
+    counts = scores.groupby(["task", "model", "metric"]).size()
+    assert (counts == 1).all() and set(scores.n) == {8}
+    metrics = {"exact_match", "rouge_l", "answer_nll", "information"}
+    for task, rows in scores.groupby("task"):
+        models = rows.groupby("model").metric.agg(set)
+        assert models.pop("majority") == {"exact_match"}
+        assert {"base", "tuned", "control"} <= set(models.index) and all(each == metrics for each in models), task
+    exact = scores[scores.metric == "exact_match"]
+    assert (exact.value * 8 % 1 == 0).all() and exact.value.between(0, 1).all()
+    assert ((scores.low <= scores.value) & (scores.value <= scores.high)).all()
+    rouge, nll = (scores[scores.metric == name] for name in ("rouge_l", "answer_nll"))
+    assert (rouge.value.to_numpy() >= exact[exact.model != "majority"].value.to_numpy()).all() and (nll.value > 0).all()
+    # Each task's majority answer, counted by hand.
+    majority = exact[exact.model == "majority"].set_index("task").value
+    assert majority["copy_first"] < 1 and (majority > 0).all()
 
 
 def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):

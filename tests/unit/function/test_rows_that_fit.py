@@ -4,11 +4,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from mossa_jax.devices.mesh import AXES
-from mossa_jax.function.exact_match import AnswerConfig, rows_that_fit
+from mossa_jax.function.answers import AnswerConfig, rows_that_fit
 from mossa_jax.llama.architecture import architecture_from_config
 from mossa_jax.llama.published import PUBLISHED
 
-CONFIG = AnswerConfig(max_tokens=1024, truncation="left", new_tokens=16)
+CONFIG = AnswerConfig(max_tokens=1024, new_tokens=16)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,19 @@
-"""The share of exact answers, and the shapes in which several lists of prompts are answered."""
+"""Greedy answers, and the shapes in which several lists of prompts are answered."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.function import exact_match as scores
-from mossa_jax.function.exact_match import AnswerConfig, AnswerShape, exact_match
+from mossa_jax.function import answers as answering
+from mossa_jax.function.answers import AnswerConfig, AnswerShape, greedy_answers
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.generate import greedy
-from mossa_jax.tasks.suite import Example
 from tests.support.tiny_llama import random_texts
 
-CONFIG = AnswerConfig(max_tokens=96, truncation="keep_end", new_tokens=3, batch_rows=8)
+CONFIG = AnswerConfig(max_tokens=96, new_tokens=3, batch_rows=8)
 
 
 @pytest.mark.parametrize("count", [2, 12, 60])
@@ -35,20 +34,20 @@ def test_a_single_list_has_the_width_of_each_of_its_batches():
 def test_common_shapes_change_no_answer(tiny, tiny_adapters, monkeypatch):
     model = load_model(str(tiny.folder))
     adapters = stack(model.architecture, [{}, load_adapter(tiny_adapters[0][0], model.architecture)])
-    tokenizer, texts = model.tokenizer("none"), random_texts(11, seed=3)
-    examples = []
-    for number, text in enumerate(texts):
-        ids = tokenizer.prompts([text])[0]
+    tokenizer = model.tokenizer("none")
+    prompts = [np.asarray(ids) for ids in tokenizer.prompts(random_texts(11, seed=3))]
+    wanted = []
+    for ids in prompts:
         eos = (tokenizer.eos, *model.architecture.eos)
+        ids = ids.tolist()
         answers = greedy(
             model.architecture, model.state, adapters, jnp.asarray([[*ids, *[0] * (64 - len(ids))]]),
             jnp.asarray([len(ids)]), eos=tuple(dict.fromkeys(eos)), new_tokens=3,
         )  # fmt: skip
-        # The base answers every prompt as its target says, but for every third one.
-        examples.append(Example(text, tokenizer.text(answers[0, 0].tolist()) + " no" * (number % 3 == 0)))
-    alone = exact_match(model, adapters, tokenizer, examples, CONFIG)
-    assert alone[0] == pytest.approx(7 / 11)
+        wanted.append([tokenizer.text(answers[model, 0].tolist()) for model in range(2)])
+    alone = greedy_answers(model, adapters, tokenizer, prompts, CONFIG)
+    assert [list(pair) for pair in zip(*alone, strict=True)] == wanted and len(set(alone[0])) > 5
     widths, run = set(), greedy
-    monkeypatch.setattr(scores, "greedy", lambda *rest, **more: widths.add(rest[3].shape) or run(*rest, **more))
-    common = exact_match(model, adapters, tokenizer, examples, CONFIG, AnswerShape(6, (64, 96)))
-    assert np.array_equal(alone, common) and widths == {(6, 64)}
+    monkeypatch.setattr(answering, "greedy", lambda *rest, **more: widths.add(rest[3].shape) or run(*rest, **more))
+    common = greedy_answers(model, adapters, tokenizer, prompts, CONFIG, AnswerShape(6, (64, 96)))
+    assert alone == common and widths == {(6, 64)}

@@ -1,4 +1,4 @@
-"""Task score: exact match of greedy answers on test prompts.
+"""Greedy answers of several models to the same prompts.
 
 Shape letters: A adapters, n examples, B prompts of a batch, S positions, T new tokens.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import HostAdapters, place_adapters
@@ -19,14 +18,13 @@ from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.generate import greedy
 from mossa_jax.llama.model import parameter_count
 from mossa_jax.processes.watchdog import sign
-from mossa_jax.tasks.suite import Example
 from mossa_jax.tokens.few_sizes import batch_sizes, size_for, two_sizes
-from mossa_jax.tokens.tokenizer import Tokenizer, encode_prompts
+from mossa_jax.tokens.tokenizer import Tokenizer
 
 SCORE_ROWS = 64
 """The most prompts that a run answers at once."""
 SCORED_MODELS = 3
-"""The base, E and a control, which answer the same prompts."""
+"""The base, E and a control, which answer the same prompts; further seeds and twins are scored beside them."""
 # Of a device's memory without its part of the base, what the caches of keys and values may take.
 _CACHE_SHARE = 0.9
 
@@ -40,14 +38,12 @@ class AnswerConfig:
     """How prompts are read and answered.
 
     Attributes:
-      max_tokens: longer prompts are cut to this many ids.
-      truncation: which end is cut, as in `tokens.tokenizer.encode_prompts`.
+      max_tokens: the most ids of a prompt.
       new_tokens: the most tokens of an answer.
       batch_rows: prompts answered at once.
     """
 
     max_tokens: int
-    truncation: str
     new_tokens: int
     batch_rows: int = SCORE_ROWS
 
@@ -80,7 +76,7 @@ class AnswerShape:
             rows = mesh_lib.round_up(rows, mesh.shape["fsdp"])
         else:
             (rows,) = batch_sizes(counts, config.batch_rows, mesh.shape["fsdp"], count=1)
-        # The longest prompt of every batch, as `exact_match` makes them.
+        # The longest prompt of every batch, as `greedy_answers` makes them.
         longest = [max(batch) for lengths in lists for batch in _batches(sorted(lengths.tolist()), rows)]
         widths = [mesh_lib.round_up(length, _WIDTH_MULTIPLE) for length in longest]
         few = sorted(set(widths)) if len(lists) == 1 else two_sizes(widths, float)
@@ -91,7 +87,14 @@ class AnswerShape:
         return size_for(mesh_lib.round_up(longest, _WIDTH_MULTIPLE), self.widths)
 
 
-def rows_that_fit(arch: Architecture, mesh: jax.sharding.Mesh, itemsize: int, memory: int, config: AnswerConfig) -> int:
+def rows_that_fit(
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    itemsize: int,
+    memory: int,
+    config: AnswerConfig,
+    models: int = SCORED_MODELS,
+) -> int:
     """Returns how many prompts a run answers at once: `SCORE_ROWS`, halved until their keys and values fit a device.
 
     Args:
@@ -100,6 +103,7 @@ def rows_that_fit(arch: Architecture, mesh: jax.sharding.Mesh, itemsize: int, me
       itemsize: bytes of a number of the base.
       memory: of a device, in bytes.
       config: how prompts are answered; its `batch_rows` is not read.
+      models: that answer at once.
     """
     tensor = mesh.shape["tensor"]
     heads = arch.kv_heads // tensor if arch.kv_heads % tensor == 0 else arch.kv_heads
@@ -107,7 +111,7 @@ def rows_that_fit(arch: Architecture, mesh: jax.sharding.Mesh, itemsize: int, me
     base = parameter_count(arch) * itemsize / (mesh.shape["fsdp"] * tensor)
     rows = SCORE_ROWS
     while rows > mesh.shape["fsdp"]:
-        on_device = SCORED_MODELS * rows / mesh.shape["fsdp"]
+        on_device = models * rows / mesh.shape["fsdp"]
         # Keys and values, before and after a step of decoding.
         cache = 2 * 2 * arch.layers * on_device * positions * heads * arch.head_dim * itemsize
         if cache <= _CACHE_SHARE * (memory - base):
@@ -120,36 +124,33 @@ def _batches(items: list[int], size: int) -> list[list[int]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def exact_match(
+def greedy_answers(
     model: Model,
     adapters: HostAdapters,
     tokenizer: Tokenizer,
-    examples: Sequence[Example],
+    prompts: Sequence[np.ndarray],
     config: AnswerConfig,
     shape: AnswerShape | None = None,
-) -> Float[np.ndarray, " A"]:
-    """Returns the share of prompts that each adapter answers exactly, apart from white space at the ends.
+) -> list[list[str]]:
+    """Returns what each adapter answers to each prompt, without white space at the ends.
 
     Prompts are sorted by length and decoded in batches, so that little of a batch is padding.
 
     Args:
       model: the base model.
       adapters: stacked [A, ...] on the host.
-      tokenizer: with the template of the prompts.
-      examples: prompts with their targets.
-      config: how prompts are read and answered.
-      shape: for all lists that are to share programs; by default that of `examples` alone.
+      tokenizer: for the text of the answers.
+      prompts: token ids of each, BOS included.
+      config: how prompts are answered.
+      shape: for all lists that are to share programs; by default that of `prompts` alone.
 
     Returns:
-      [A] float64, between 0 and 1.
+      A lists of n texts.
     """
     mesh = model.mesh
-    prompts, _ = encode_prompts(
-        tokenizer, [example.inputs for example in examples], config.max_tokens, config.truncation
-    )
     placed = place_adapters(mesh, adapters)
     models = len(next(iter(jax.tree.leaves(adapters))))
-    is_right = np.zeros((models, len(examples)), bool)  # [A, n]
+    texts = [[""] * len(prompts) for _ in range(models)]
     # Shortest first: the prompts of a batch have about the same length.
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     if shape is None:
@@ -178,6 +179,6 @@ def exact_match(
         # [A, B, T] int32, whole on every process: each of them scores all rows.
         ids = np.asarray(jax.device_put(answers, mesh_lib.replicated(mesh)))
         for row, item in enumerate(batch):
-            target = examples[item].targets.strip()
-            is_right[:, item] = [tokenizer.text(ids[a, row].tolist()) == target for a in range(models)]
-    return is_right.mean(axis=1)
+            for answered, own in zip(texts, ids, strict=True):
+                answered[item] = tokenizer.text(own[row].tolist())
+    return texts
