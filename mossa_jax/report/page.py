@@ -69,7 +69,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         clusters=tables.cluster_rows(inputs),
         scores=tables.score_rows(inputs),
         means=tables.mean_rows(inputs),
-        repairing=_repairing(inputs.table),
+        repairing=tables.repairing(inputs.table),
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
         facts=to_json_types(dict(inputs.facts)),
         command=inputs.command,
@@ -112,14 +112,6 @@ def _data_uri(figure: epath.Path) -> str:
     png = io.BytesIO()
     small.save(png, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
-
-
-def _repairing(table: pd.DataFrame) -> str:
-    """Returns what the permutation tests of cells re-paired, in words."""
-    if "repairing" not in table.columns:
-        return "rows"
-    names = sorted({str(name) for name in table["repairing"].dropna()} - {""})
-    return " or ".join(names) or "rows"
 
 
 def _parity(parity: pd.DataFrame | str) -> dict[str, Any]:

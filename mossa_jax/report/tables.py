@@ -51,7 +51,8 @@ def _estimate(finding: dict[str, Any]) -> str:
         key, form = _ESTIMATES[finding["id"]]
         return _number(figures.get(key), form)
     if figures.get("fit"):
-        return f"rise {figures['fit']['rise']:+.3f}"
+        before, after = (figures["fit"][end]["level"] for end in ("before", "after"))
+        return f"from {before:+.3f} to {after:+.3f}"
     if figures.get("mean") is None:
         return _NOTHING
     return f"{figures['mean']:+.3f}{_interval(figures['low'], figures['high'])}"
@@ -172,7 +173,7 @@ def cluster_rows(inputs: ReportInputs) -> list[dict[str, Any]]:
             notes.append(f"left out: {', '.join(absent[row['cluster']])}")
         rows.append(row | {"note": "; ".join(notes)})
     nothing = {"mean": None, "low": None, "high": None}
-    for cluster in absent.keys() - {row["cluster"] for row in ranking}:
+    for cluster in sorted(absent.keys() - {row["cluster"] for row in ranking}):
         row = {"rank": None, "cluster": cluster, "n_tasks": 0, "information_share": None}
         row |= dict.fromkeys(("pretrained", "tuned", "change"), nothing)
         rows.append(row | {"note": f"left out: {', '.join(absent[cluster])}"})
@@ -230,3 +231,9 @@ def mean_rows(inputs: ReportInputs) -> tuple[list[str], list[dict[str, Any]]]:
                 cells[metric] = {"mean": float(mean), "n_tasks": int(size)}
         rows.append({"name": palette.score_name(model), "means": cells})
     return metrics, rows
+
+
+def repairing(table: pd.DataFrame) -> str:
+    """Returns what the permutation tests of single cells re-paired, in words."""
+    names = set(table["repairing"].dropna()) if "repairing" in table.columns else set()
+    return " or ".join(sorted(names - {"", "none"})) or "rows"

@@ -23,7 +23,9 @@ def test_every_claim_has_its_figures(inputs):
     assert shift["p_adjusted"] == "0.023" and shift["family"] == "primary" and shift["verdict"] == "supported"
     assert shift["least_effect"] == f"{figures['least_effect']:.3f}"
     assert rows["unseen"]["p"] == "–" and rows["unseen"]["verdict"] == "too few"
-    assert rows["clusters"]["estimate"].startswith("η² = ") and rows["transition"]["estimate"].startswith("rise +0.2")
+    assert rows["clusters"]["estimate"].startswith("η² = ")
+    fit = inputs.analysis["sections"]["fit"]
+    assert rows["transition"]["estimate"] == f"from {fit['before']['level']:+.3f} to {fit['after']['level']:+.3f}"
 
 
 def test_definitions_stand_beside_the_papers(inputs):
@@ -46,6 +48,9 @@ def test_a_cluster_names_what_is_left_out_and_comes_last_without_competent_tasks
     rows = tables.cluster_rows(inputs)
     assert {row["cluster"] for row in rows} == {f"c{number:02}" for number in range(9)}
     assert rows[-1]["cluster"] == "c03" and rows[-1]["rank"] is None and rows[-1]["note"] == "left out: t06, t07"
+    every = report_scores(inputs.table, tuple(inputs.table.task.unique()))
+    nothing = tables.cluster_rows(report_inputs(inputs.table, every))
+    assert [row["cluster"] for row in nothing] == [f"c{number:02}" for number in range(9)]
     (partly,) = [row for row in rows if row["cluster"] == "c02"]
     assert "left out: t05" in partly["note"] and partly["n_tasks"] == 1
     assert all(0 < row["information_share"] < 1 for row in rows[:-1])
@@ -75,3 +80,10 @@ def test_means_are_over_competent_tasks_of_the_mixture(inputs):
 def test_without_scores_the_tables_are_empty():
     inputs = report_inputs(report_table((1,) * 3, 4, None, held_out=0))
     assert tables.score_rows(inputs) == [] and tables.mean_rows(inputs) == ([], [])
+
+
+def test_the_page_says_what_was_repaired(inputs):
+    table = inputs.table
+    assert tables.repairing(table) == tables.repairing(table.assign(repairing="none")) == "rows"
+    mixed = ["items within templates" if task == "t00" else "items" for task in table.task]
+    assert tables.repairing(table.assign(repairing=mixed)) == "items or items within templates"
