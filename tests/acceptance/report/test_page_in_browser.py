@@ -461,3 +461,16 @@ def test_without_a_transition_the_shape_is_named_and_nothing_is_shaded(browser, 
     section = browser.execute_script("return document.getElementById('layers').innerText")
     assert f"No sections are shaded: {inputs.analysis['sections']['reason']}." in section
     assert "Changes of single cells were not tested." in browser.execute_script("return document.body.textContent")
+
+
+def test_a_page_without_a_competent_specialist_opens(browser, page, tmp_path):
+    table = page[0].table
+    write_stand_ins(tmp_path)
+    inputs = report_inputs(table, report_scores(table, tuple(table.task.unique())), report_change(table))
+    write_page(tmp_path / "r.html", inputs, tmp_path)
+    browser.get((tmp_path / "r.html").as_uri())
+    assert errors(browser) == []
+    assert browser.execute_script("return document.documentElement.dataset.drawn") == "yes"
+    assert len(rows_of(browser, "#competent")) == 22
+    shown = browser.execute_script("return document.getElementById('chart-heatmap').data[0].z.length")
+    assert shown == 22 and len(browser.find_elements("css selector", "#clusters tr.left-out")) == 9
