@@ -1,7 +1,7 @@
 """Report: static figures and one offline page, from the table, the findings and the training records.
 
 Read in this order: `inputs` (what a report is drawn from), `figures` and `score_figure` (the static figures, made of
-`figure_elements`), `page` (the page, from `page.html.j2`, `style.css` and `charts.js`, which draws `chart_data`),
+`figure_elements`), `page` (the page, from `page*.html.j2`, `style.css` and `charts.js`, which draws `chart_data`),
 `tables` (its tables), `time_spent` (its section on time). `length_histograms` is the figure of the preview. `palette`
 holds the colours and names of all.
 
