@@ -79,7 +79,7 @@ def find(
     half = layers[len(layers) // 2 :]
     competence = find_competence(table, scores)
     sound = table[~table["task"].isin(competence["incompetent"])]
-    results = {name: _by_estimator(sound, scores, half, name, (seed, draws)) for name in REPORTED_ESTIMATORS}
+    results = {name: _by_estimator(sound, scores, layers, name, (seed, draws)) for name in REPORTED_ESTIMATORS}
     headline = results[HEADLINE]
     levels = task_levels(sound, half)
     analysis: dict[str, Any] = {
@@ -104,19 +104,19 @@ def find(
 
 
 def _by_estimator(
-    table: pd.DataFrame, scores: pd.DataFrame, half: list[str], estimator: str, random: tuple[int, int]
+    table: pd.DataFrame, scores: pd.DataFrame, layers: list[str], estimator: str, random: tuple[int, int]
 ) -> dict[str, Any]:
     """Returns the results that both estimators give.
 
     Args:
-      table: competent tasks only.
+      table: competent tasks only; may have no rows.
       scores: the task scores.
-      half: the upper half.
+      layers: all block outputs.
       estimator: `debiased` or `biased`.
       random: seed and draws.
     """
     seed, draws = random
-    layers, cluster_of = block_layers(table), clusters_of(table)
+    half, cluster_of = layers[len(layers) // 2 :], clusters_of(table)
     mixture = table[~table["held_out"].astype(bool)]
     tuned = task_layer_matrix(table, TUNED, estimator, False, layers)
     change = differences(table, estimator, False, layers)
@@ -141,9 +141,9 @@ def _by_estimator(
         "shift": shift,
         "shared": _shared(change, sections, clusters, (seed, draws)),
         "differ": clusters_differ(levels, PRETRAINED),
-        "unseen": find_unseen(table, half, estimator, seed, draws),
+        "unseen": find_unseen(table, layers, half, estimator, seed, draws),
         "specificity": find_specificity(
-            mixture, {task: cluster_of[task] for task in tasks}, half, estimator, seed, draws
+            mixture, {task: cluster_of[task] for task in tasks}, (layers, half), estimator, seed, draws
         ),
         "ceiling": ceiling,
         "ability": find_ability(task_levels(table, half, estimator, None), scores, tasks, seed, draws),

@@ -8,14 +8,14 @@ import pandas as pd
 
 from mossa_jax.config import TUNED
 from mossa_jax.findings.controls import OTHER, OWN, TWIN, kind_matrix
-from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, block_layers, mean_defined
+from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, mean_defined
 from mossa_jax.findings.units import MIN_UNITS, estimate, t_interval, unit_means
 
 
 def find_specificity(
     table: pd.DataFrame,
     clusters: dict[str, str],
-    layers: list[str],
+    layers: tuple[list[str], list[str]],
     estimator: str = HEADLINE,
     seed: int = 0,
     draws: int = 2000,
@@ -29,7 +29,7 @@ def find_specificity(
     Args:
       table: the results table of the mixture's competent tasks, with a column `kind` (`controls.kinds`).
       clusters: task -> cluster.
-      layers: the layers to average over.
+      layers: all block outputs, and those to average over.
       estimator: `debiased` or `biased`.
       seed: seed of the sign flips.
       draws: number of flips.
@@ -40,7 +40,7 @@ def find_specificity(
       that the finding rests on.
     """
     result: dict[str, Any] = {}
-    every = block_layers(table)
+    every, averaged = layers
     present = set(table["task"].unique())
     tasks = [task for task in clusters if task in present]
     names = [clusters[task] for task in tasks]
@@ -49,7 +49,7 @@ def find_specificity(
         for experimental in EXPERIMENTALS:
             own, foreign = (kind_matrix(table, experimental, k, every, tasks, estimator) for k in (OWN, kind))
             gap = own - foreign
-            values = mean_defined(gap[layers].to_numpy())
+            values = mean_defined(gap[averaged].to_numpy())
             result[name][experimental] = estimate(values, names, (seed, 50, index), draws)
             if experimental == TUNED:
                 result[name]["by_layer"] = _by_layer(gap, names)

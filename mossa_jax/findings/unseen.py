@@ -6,17 +6,23 @@ from typing import Any
 
 import pandas as pd
 
-from mossa_jax.findings.curves import HEADLINE, block_layers, clusters_of, differences, mean_defined
+from mossa_jax.findings.curves import HEADLINE, clusters_of, differences, mean_defined
 from mossa_jax.findings.units import estimate
 
 
 def find_unseen(
-    table: pd.DataFrame, upper: list[str], estimator: str = HEADLINE, seed: int = 0, draws: int = 2000
+    table: pd.DataFrame,
+    layers: list[str],
+    upper: list[str],
+    estimator: str = HEADLINE,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> dict[str, Any]:
     """Compares tuned with pre-trained on held-out tasks, in the upper layers and in those below them.
 
     Args:
       table: the results table.
+      layers: all block outputs.
       upper: the layers that count as upper (the same as for the other findings).
       estimator: `debiased` or `biased`.
       seed: seed of the sign flips.
@@ -26,7 +32,6 @@ def find_unseen(
       `tasks` (one dict per task, with its mean difference in the upper and in the lower layers), `upper` and `lower`
       (each an `Estimate` over units), and `by_layer`: mean difference and number of tasks at every block output.
     """
-    layers = block_layers(table)
     matrix = differences(table, estimator, held_out=True, layers=layers)
     cluster_of = clusters_of(table)
     clusters = [cluster_of[task] for task in matrix.index]

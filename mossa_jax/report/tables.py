@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -131,7 +132,7 @@ _DEFINITIONS = {
 }
 
 
-def _definition(key: str, spans: dict[str, list[float] | None], layers: int, interval: str) -> dict[str, str]:
+def _definition(key: str, spans: Mapping[str, list[float] | None], layers: int, interval: str) -> dict[str, str]:
     name, meaning = _DEFINITIONS[key]
     known = {part: span for part, span in spans.items() if span is not None}
     answers = [f"{part} {_span(span)}".strip() for part, span in known.items()]

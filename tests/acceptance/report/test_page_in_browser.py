@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.findings import find
+from mossa_jax.findings import RULES
 from mossa_jax.monitoring.goodput import times
 from mossa_jax.report import page as page_module
 from mossa_jax.report import write_page
 from mossa_jax.report.page import CAPTIONS
-from tests.support.planted import NO_CURVES, NO_SCORES, planted_scores, planted_table, report_inputs
+from tests.support.planted_report import CEILING, NO_CURVES, report_change, report_inputs, report_scores, report_table
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 HOSTILE = [
@@ -25,7 +25,10 @@ HOSTILE = [
     "\"quoted' & <b>bold</b> {{ 7 * 7 }} <a href='https://example.org'>link</a>",
     "<!-- <script>document.title='broken'</script>",
 ]
-CHARTS = ("layers", "heatmap", "ranking", "cluster", "held-out", "estimators", "training", "scores")
+HOSTILE_CLUSTER = "<svg onload=\"document.title='broken'\">"
+CHARTS = ("layers", "heatmap", "ranking", "cluster", "held-out", "specificity", "estimators", "training", "scores")
+# One task of a cluster, all of another, and a held-out one.
+INCOMPETENT = ("t05", "t06", "t07", "t20")
 
 
 def write_stand_ins(folder):
@@ -53,18 +56,16 @@ def planted_times():
     )
 
 
-def build(folder, **changes):
-    names = HOSTILE + [f"task{i}_plain" for i in range(9)]
-    table = planted_table(tasks=12, layers=6, held_out=2, breaks=(2, 4), names=names, **changes)
-    table.loc[table.cluster == "Paraphrase", "cluster"] = "<svg onload=\"document.title='broken'\">"
-    scores = planted_scores(table)
+def build(folder):
+    names = dict(zip(("t00", "t01", "t19"), HOSTILE, strict=True)) | {"c01": HOSTILE_CLUSTER}
+    table = report_table(names=names)
     write_stand_ins(folder)
     inputs = report_inputs(
         table,
-        find(table, scores, draws=100),
-        scores,
+        report_scores(table, INCOMPETENT),
+        report_change(table),
         parity=planted_parity(),
-        facts={"base": "<i>model</i>", "layers": 6, "dtype": "bfloat16"},
+        facts={"base": "<i>model</i>", "layers": 8, "dtype": "bfloat16"},
         command="python -m launch.run --x='<u>'",
         versions={"jax": "<s>0.8</s>"},
         warnings=["<img src=x>"],
@@ -97,6 +98,13 @@ def test_style_and_script_are_in_the_page_as_written(page):
         assert inlined in text and closing not in inlined and text.count(inlined) == 1
 
 
+def own_rows(table, estimator):
+    """Returns the rows of E with each task's own specialist."""
+    return table[
+        (table.control == table.task) & (table.experimental == "tuned") & (table.estimator == estimator)
+    ].dropna(subset="cka")
+
+
 def test_the_data_is_embedded_once_and_escaped(page):
     table, path = page[0].table, page[1]
     blocks = re.findall(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(), re.S)
@@ -104,8 +112,8 @@ def test_the_data_is_embedded_once_and_escaped(page):
     data = json.loads(blocks[0])
     names = [task["name"] for task in data["tasks"]]
     assert set(HOSTILE) <= set(names)
-    cell = table[(table.task == HOSTILE[0]) & (table.layer == "3") & (table.estimator == "biased")]
-    expected = cell[cell.experimental == "tuned"].cka.item()
+    cell = own_rows(table, "biased")
+    expected = cell[(cell.task == HOSTILE[0]) & (cell.layer == "3")].cka.item()
     drawn = data["cells"]["tuned"]["biased"]["cka"][names.index(HOSTILE[0])][data["layers"].index("3")]
     assert drawn == pytest.approx(expected, abs=1e-4)
 
@@ -158,8 +166,8 @@ def test_every_chart_is_drawn_without_an_error(browser):
         )
         assert marks >= 2, f"chart {name} has {marks} drawn traces"
     boxes = browser.execute_script("return document.querySelectorAll('#chart-layers svg path.box').length")
-    # Six blocks and the final norm, twice; the embedding is undefined.
-    assert boxes == 14
+    # Eight blocks and the final norm, twice; the embedding is undefined.
+    assert boxes == 18
 
 
 def drawn(browser, chart, trace, key):
@@ -178,15 +186,135 @@ def test_estimator_switch_changes_the_data(browser, page):
     before = drawn(browser, "layers", 1, "y")
     choose(browser, "estimator-layers", "biased")
     after = drawn(browser, "layers", 1, "y")
-    table = page[0].table
-    rows = table[~table.held_out & (table.experimental == "tuned") & table.cka.notna()]
     for values, estimator in ((before, "debiased"), (after, "biased")):
-        expected = sorted(rows[rows.estimator == estimator].cka.round(4))
+        rows = own_rows(page[0].table, estimator)
+        # The boxes show the tasks that the findings rest on.
+        expected = sorted(rows[~rows.held_out & ~rows.task.isin(INCOMPETENT)].cka.round(4))
         assert sorted(values) == pytest.approx(expected, abs=1e-4)
     other = browser.execute_script("return document.getElementById('estimator-heatmap').value")
     assert other == "biased"
     choose(browser, "estimator-heatmap", "debiased")
     assert drawn(browser, "layers", 1, "y") == before
+
+
+def test_the_ceiling_follows_the_estimator(browser):
+    for estimator, expected in (("biased", CEILING + 0.02), ("debiased", CEILING)):
+        choose(browser, "estimator-layers", estimator)
+        for chart in ("layers", "cluster"):
+            assert drawn(browser, chart, 2, "name") == list("ceiling")
+            values = drawn(browser, chart, 2, "y")
+            assert values[0] is values[-1] is None and values[1:-1] == pytest.approx([expected] * 8)
+
+
+def rows_of(browser, selector):
+    """Returns the cells of a table's body as a person reads them, row by row."""
+    script = """return [...document.querySelectorAll(arguments[0] + ' tbody tr')].map(
+        (e) => [...e.children].map((c) => c.textContent.trim().replace(/\\s+/g, ' ')))"""
+    return browser.execute_script(script, selector)
+
+
+def test_findings_show_the_claim_before_the_answer(browser, page):
+    notice = browser.execute_script("return document.getElementById('competence').innerText")
+    assert notice.startswith("4 of 22 specialists do not use their prompts and are left out of all findings")
+    items = browser.execute_script(
+        "return [...document.querySelectorAll('.findings li')].map((e) => [e.querySelector('.chip').innerText, "
+        "Boolean(e.querySelector('.tag')), ...[...e.querySelectorAll('p')].map((p) => p.textContent)])"
+    )
+    for (verdict, is_tagged, claim, sentence), finding in zip(items, page[0].analysis["findings"], strict=True):
+        assert verdict == finding["verdict"] and is_tagged == (finding["family"] == "exploratory")
+        assert claim == f"Claim: {finding['claim']}" and finding["sentence"] in sentence
+    claims = rows_of(browser, "#all-claims")
+    for row, finding in zip(claims, page[0].analysis["findings"], strict=True):
+        assert row[0] == finding["id"] + finding["claim"] and row[-1] == finding["verdict"]
+
+
+def test_verdicts_differ_in_colour_and_contradicted_is_no_alarm(browser):
+    script = """const chip = document.querySelector('.chip'), old = chip.className;
+    const colours = arguments[0].map((name) => {
+      chip.className = 'chip ' + name.replace(' ', '-');
+      return getComputedStyle(chip).color;
+    });
+    chip.className = old;
+    return colours;"""
+    colours = dict(zip(RULES, browser.execute_script(script, list(RULES)), strict=True))
+    assert len(set(colours.values())) == len(RULES) == 5
+    red, _, blue = (int(part) for part in re.findall(r"\d+", colours["contradicted"])[:3])
+    assert blue > red
+
+
+def test_the_definitions_stand_beside_the_papers(browser):
+    names = [row[0] for row in rows_of(browser, "#definitions")]
+    assert [name.split("where")[0].split("from")[0].split("Llama")[0].strip() for name in names] == [
+        "Parting",
+        "Plateau of E",
+        "Crossing",
+        "The paper",
+    ]
+    assert "transition 4 to 5" in rows_of(browser, "#definitions")[0][1]
+
+
+def test_a_change_shows_its_test_and_a_dot_where_it_is_not_significant(browser, page):
+    choose(browser, "heatmap-show", "difference")
+    texts = drawn(browser, "heatmap", 0, "text")
+    tested = [text for text in texts if "q = 0.004" in text]
+    assert tested and all("95 % of the difference" in text and "not significant" not in text for text in tested)
+    change = page[0].change
+    marked = change[(change.estimator == "debiased") & (change.q > 0.05)]
+    assert sum("p = 0.200, q = 0.400 (not significant: q > 0.05)" in text for text in texts) == len(marked)
+    assert len(drawn(browser, "heatmap", 2, "x")) == len(marked) > 0
+    visible = browser.execute_script("return document.querySelectorAll('#chart-heatmap .scatterlayer .point').length")
+    assert visible == len(marked)
+    choose(browser, "heatmap-show", "tuned")
+    assert browser.execute_script("return document.getElementById('chart-heatmap').data.length") == 2
+    choose(browser, "heatmap-show", "difference")
+
+
+def test_incompetent_tasks_are_grey_everywhere(browser):
+    faint = browser.execute_script(
+        "const e = document.querySelector('tr.left-out td'); return getComputedStyle(e).color"
+    )
+    for chart in ("heatmap", "scores"):
+        labels = browser.execute_script(
+            "return [...document.querySelectorAll(`#chart-${arguments[0]} .ytick text`)].map((e) => "
+            "[e.textContent, getComputedStyle(e.querySelector('tspan[style*=fill]') || e).fill])",
+            chart,
+        )
+        grey = {text for text, fill in labels if fill == faint}
+        assert {text.split(" · ")[1].split(" (")[0] for text in grey} == set(INCOMPETENT), chart
+        assert all("(left out)" in text for text in grey) and len(labels) == 22
+    hovers = [text for text in drawn(browser, "heatmap", 0, "text") if text.startswith("t05<br>")]
+    assert all("left out: its specialist does not use" in text for text in hovers) and len(hovers) == 10
+    options = browser.execute_script("return [...document.querySelectorAll('#layers-task option')].map((e) => e.text)")
+    assert {text.split(" ")[0] for text in options if text.endswith("(left out)")} == set(INCOMPETENT)
+    veils = browser.execute_script(
+        "return document.getElementById('chart-heatmap').layout.shapes.filter((s) => s.type === 'rect').length"
+    )
+    assert veils == len(INCOMPETENT)
+    clusters = rows_of(browser, "#clusters")
+    assert clusters[-1][:2] == ["–", "c03"] and clusters[-1][-1] == "left out: t06, t07"
+
+
+def test_trust_shows_specificity_variance_and_what_was_repaired(browser):
+    names = browser.execute_script("return document.getElementById('chart-specificity').data.map((t) => t.name)")
+    assert names[1::2] == ["own minus twin", "own minus specialists of other clusters"]
+    assert all("95 %" in text and "layer" in text for text in drawn(browser, "specificity", 1, "text"))
+    parts = {row[0]: row[1:] for row in rows_of(browser, "#variance")}
+    assert list(parts) == ["row", "template", "seed of C", "seed of E", "task", "cluster"]
+    assert parts["row"][0] == "0.0150" and parts["template"][0] == "–" and "templates" in parts["template"][2]
+    text = browser.execute_script("return document.getElementById('trust').innerText")
+    assert "Cells above what re-pairing rows gives" in text and "says nothing about a change" in text
+
+
+def test_scores_can_be_switched_and_stand_in_tables(browser):
+    assert browser.execute_script("return document.getElementById('chart-scores').data.length") == 3
+    choose(browser, "scores-show", "exact_match")
+    assert "".join(drawn(browser, "scores", 3, "name")) == "most frequent answer"
+    choose(browser, "scores-show", "information")
+    competent = {row[0]: row for row in rows_of(browser, "#competent")}
+    assert competent["t05"][-1].startswith("no: its specialist does not use its prompts")
+    assert competent["t02"][-1] == "yes" and competent["t02"][-2] == "0.420"
+    means = {row[0]: row[1:] for row in rows_of(browser, "#means")}
+    assert means["specialist (C_t), twin"][:2] == ["0.000 (15)", "0.400 (15)"]
 
 
 def test_views_of_layers_and_heatmap(browser):
@@ -278,7 +406,7 @@ def test_the_page_is_readable_without_scripts(page, tmp_path):
         from selenium.webdriver.common.by import By
 
         images = driver.find_elements(By.CSS_SELECTOR, "img.static")
-        assert len(images) == 7
+        assert len(images) == len(CAPTIONS) == 8
         assert all(image.is_displayed() and image.size["height"] > 100 for image in images)
         assert not any(chart.is_displayed() for chart in driver.find_elements(By.CSS_SELECTOR, ".chart"))
         assert page[0].analysis["findings"][0]["sentence"] in driver.find_element(By.TAG_NAME, "main").text
@@ -287,10 +415,9 @@ def test_the_page_is_readable_without_scripts(page, tmp_path):
 
 
 def test_a_page_with_nothing_defined_opens(browser, tmp_path):
-    table = planted_table(tasks=3, layers=4, held_out=0).assign(cka=float("nan"), undefined="not finite")
-    analysis = find(table, NO_SCORES, draws=20)
+    table = report_table((1,) * 3, 4, None, held_out=0).assign(cka=float("nan"), undefined="not finite")
     write_stand_ins(tmp_path)
-    inputs = report_inputs(table, analysis, NO_SCORES, curves=NO_CURVES, parity=HOSTILE[0])
+    inputs = report_inputs(table, curves=NO_CURVES, parity=HOSTILE[0])
     write_page(tmp_path / "r.html", inputs, tmp_path)
     browser.get((tmp_path / "r.html").as_uri())
     assert errors(browser) == []
@@ -309,3 +436,28 @@ def test_a_parity_that_is_not_finite_is_the_worst(page, tmp_path):
     write_page(tmp_path / "r.html", replace(page[0], parity=parity), tmp_path)
     section = (tmp_path / "r.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
     assert "the largest difference is not finite, at layer 3." in section
+
+
+def test_few_competent_specialists_are_announced(page, tmp_path):
+    table = page[0].table
+    scores = report_scores(table, tuple(table.task.unique()[:14]))
+    write_stand_ins(tmp_path)
+    write_page(tmp_path / "r.html", report_inputs(table, scores), tmp_path)
+    text = (tmp_path / "r.html").read_text()
+    assert 'class="notice few"' in text and "Fewer than half of the specialists use their prompts" in text
+    assert 'class="notice"' in page[1].read_text()
+
+
+def test_without_a_transition_the_shape_is_named_and_nothing_is_shaded(browser, page, tmp_path):
+    browser.get(page[1].as_uri())
+    assert len(browser.execute_script("return document.getElementById('chart-layers').layout.shapes")) == 3
+    table = report_table(breaks=None)
+    write_stand_ins(tmp_path)
+    inputs = report_inputs(table)
+    write_page(tmp_path / "r.html", inputs, tmp_path)
+    browser.get((tmp_path / "r.html").as_uri())
+    assert errors(browser) == []
+    assert browser.execute_script("return document.getElementById('chart-layers').layout.shapes") == []
+    section = browser.execute_script("return document.getElementById('layers').innerText")
+    assert f"No sections are shaded: {inputs.analysis['sections']['reason']}." in section
+    assert "Changes of single cells were not tested." in browser.execute_script("return document.body.textContent")

@@ -122,6 +122,13 @@ def test_a_run_of_incompetent_specialists_says_so_first():
     assert all(f["sentence"].startswith("Fewer than half") for f in measured)
 
 
+def test_a_run_without_a_competent_specialist_claims_nothing():
+    change, base = effects()
+    scores = planted_scores(SIZES, np.random.default_rng(5), competent=np.zeros(40, bool))
+    analysis = find(planted_table(change, SIZES, base, held_out=4), scores, draws=50)
+    assert set(verdicts(analysis).values()) <= {"not measured", "too few"}
+
+
 def test_held_out_tasks_of_one_cluster_are_too_few():
     change, base = effects()
     table = planted_table(change, SIZES, base)
