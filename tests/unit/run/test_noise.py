@@ -63,6 +63,7 @@ def test_degrees_of_freedom_lie_between_those_of_the_parts():
 def test_changes_are_tested_and_measured_by_the_ceiling():
     table = add_errors(cells(between=0.01))
     scores = pd.DataFrame({"task": ["t0", "t1"], "model": "control", "metric": "information", "low": [0.2, -0.1]})
+    scores = scores.assign(value=scores.low + 0.1, high=scores.low + 0.2)
     change = change_table(table, scores, untouched=["0"])
     assert len(change) == 12 * 40 and change.change.mean() == pytest.approx(0.2, abs=0.01)
     assert change.share_of_ceiling.to_numpy() == pytest.approx((change.change / 0.8).to_numpy())
