@@ -27,9 +27,9 @@ def gather_evidence(analysis: Analysis) -> dict[str, Evidence]:
         "ability": _ability(analysis["scores"], biased["ability"]["link"]),
     }
     preface = competence_sentence(analysis["competence"], only_if_few=True)
-    for item in evidence.values():
-        if item.is_measured and preface:
-            item.sentence = f"{preface} {item.sentence}"
+    first = next((item for item in evidence.values() if item.is_measured), None)
+    if preface and first:
+        first.sentence = f"{preface} {first.sentence}"
     return evidence
 
 
