@@ -48,12 +48,14 @@ def jackknife_values(
 
 
 def jackknife_error(replicates: Float[np.ndarray, "... m"]) -> Float[np.ndarray, " ..."]:
-    """Computes the standard error from the values with each of m units left out; NaN where one of them is.
+    """Computes the standard error from the values with each of m units left out; NaN without any, or where one is.
 
     References:
       Efron and Stein 1981, "The jackknife estimate of variance".
     """
     m = replicates.shape[-1]
+    if not m:  # sums of moments have no rows that could be left out
+        return np.full(replicates.shape[:-1], np.nan)
     # Variance of the jackknife: (m - 1)/m times the sum of squares about the mean of the replicates.
     spread = np.square(replicates - replicates.mean(-1, keepdims=True)).sum(-1)
     return np.sqrt((m - 1) / m * spread)

@@ -352,7 +352,7 @@ def test_the_same_run_in_memory_stopped_twice_and_gone_on_with(tiny_run, tmp_pat
         return {name.removeprefix("/bucket/run/") for name in filesystem.find("/bucket/run")}
 
     # It looks at 3 tasks' data, after each of E's 10 and the controls' 6 steps, 3 tasks' scores, data, 3 comparisons.
-    for looks, done in ((14, (1, 0, 0)), (13, (4, 3, 1))):  # in the controls' training, in the comparisons
+    for looks, done in ((14, (1, 0, 0)), (13, (8, 3, 1))):  # in the controls' training, in the comparisons
         with pytest.raises(Refusal) as caught:
             run(StopsLater(looks))
         kinds = ("adapters/*/mossa.json", "results/parts/scores/*", "results/parts/cka/*")
