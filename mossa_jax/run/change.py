@@ -20,6 +20,8 @@ CONTROL = "control"
 CHANGE_ERROR = "change_error"
 """A column of the tasks' parts: the error over rows of the change from the base to E."""
 KEYS = ["layer", "estimator"]
+RESOLUTION = 1e-6
+"""Changes and errors below this are rounding."""
 
 
 def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[str] = ()) -> pd.DataFrame:
@@ -52,7 +54,9 @@ def change_table(table: pd.DataFrame, scores: pd.DataFrame, untouched: Sequence[
     value = changes.change.to_numpy(float)
     half = half_width(error, freedom)
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(error > 0, 2 * stdtr(freedom, -np.abs(value) / error), np.nan)
+        p = 2 * stdtr(freedom, -np.abs(value) / error)
+    # States that all models compute alike differ by rounding, which is no evidence.
+    p = np.where((np.abs(value) < RESOLUTION) & (error < RESOLUTION), np.nan, p)
     changes = changes.assign(low=value - half, high=value + half, p=p)
     changes = changes.assign(
         q=_q_values(changes, untouched),
