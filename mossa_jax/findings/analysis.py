@@ -116,6 +116,7 @@ def _by_estimator(
       random: seed and draws.
     """
     seed, draws = random
+    table = table[table["estimator"] == estimator]
     half, cluster_of = layers[len(layers) // 2 :], clusters_of(table)
     mixture = table[~table["held_out"].astype(bool)]
     tuned = task_layer_matrix(table, TUNED, estimator, False, layers)
