@@ -22,8 +22,9 @@ ENOUGH = 0.5
 
 def scores_of(scores: pd.DataFrame, metric: str, model: str, column: str = "value") -> pd.Series:
     """Returns one column of one model's scores by one metric, per task; float64."""
-    rows = scores[(scores["metric"] == metric) & (scores["model"] == model)]
-    return rows.drop_duplicates("task", keep="last").set_index("task")[column].astype(float)
+    keep = ((scores["metric"] == metric) & (scores["model"] == model)).to_numpy(bool)
+    values = pd.Series(scores[column].to_numpy()[keep].astype(float), pd.Index(scores["task"][keep], name="task"))
+    return values[~values.index.duplicated(keep="last")]
 
 
 def find_competence(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:

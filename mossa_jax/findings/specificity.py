@@ -7,13 +7,14 @@ from typing import Any
 import pandas as pd
 
 from mossa_jax.config import TUNED
-from mossa_jax.findings.controls import OTHER, OWN, TWIN, kind_matrix
+from mossa_jax.findings.cells import OTHER, OWN, TWIN, Cells, cells_of
+from mossa_jax.findings.controls import kind_matrix
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, mean_defined
 from mossa_jax.findings.units import MIN_UNITS, estimate, t_interval, unit_means
 
 
 def find_specificity(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     clusters: dict[str, str],
     layers: tuple[list[str], list[str]],
     estimator: str = HEADLINE,
@@ -27,7 +28,7 @@ def find_specificity(
     too, which raises own minus other, most of all in the first layers.
 
     Args:
-      table: the results table of the mixture's competent tasks, with a column `kind` (`controls.kinds`).
+      table: the results table of the mixture's competent tasks, or its cells.
       clusters: task -> cluster.
       layers: all block outputs, and those to average over.
       estimator: `debiased` or `biased`.
@@ -41,7 +42,8 @@ def find_specificity(
     """
     result: dict[str, Any] = {}
     every, averaged = layers
-    present = set(table["task"].unique())
+    table = cells_of(table)
+    present = set(table.tasks)
     tasks = [task for task in clusters if task in present]
     names = [clusters[task] for task in tasks]
     for index, (name, kind) in enumerate((("twin", TWIN), ("other", OTHER))):

@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from mossa_jax.findings.cells import Cells, cells_of
 from mossa_jax.findings.curves import HEADLINE, clusters_of, differences, mean_defined
 from mossa_jax.findings.units import estimate
 
 
 def find_unseen(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     layers: list[str],
     upper: list[str],
     estimator: str = HEADLINE,
@@ -21,7 +22,7 @@ def find_unseen(
     """Compares tuned with pre-trained on held-out tasks, in the upper layers and in those below them.
 
     Args:
-      table: the results table.
+      table: the results table, or its cells.
       layers: all block outputs.
       upper: the layers that count as upper (the same as for the other findings).
       estimator: `debiased` or `biased`.
@@ -32,6 +33,7 @@ def find_unseen(
       `tasks` (one dict per task, with its mean difference in the upper and in the lower layers), `upper` and `lower`
       (each an `Estimate` over units), and `by_layer`: mean difference and number of tasks at every block output.
     """
+    table = cells_of(table)
     matrix = differences(table, estimator, held_out=True, layers=layers)
     cluster_of = clusters_of(table)
     clusters = [cluster_of[task] for task in matrix.index]
