@@ -10,8 +10,8 @@ import pandas as pd
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.findings.ability import find_ability
-from mossa_jax.findings.cells import OWN, Cells, cells_of
 from mossa_jax.findings.ceiling import find_ceiling, variance_parts
+from mossa_jax.findings.cells import OWN, Cells, cells_of
 from mossa_jax.findings.claims import MARGIN, judge
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.competence import find_competence
@@ -79,7 +79,7 @@ def find(
     layers = block_layers(cells)
     # The upper half, fixed in advance: layers chosen by a rise would favour a rise.
     half = layers[len(layers) // 2 :]
-    competence = find_competence(table, scores)
+    competence = find_competence(cells, scores)
     sound = cells.without(competence["incompetent"])
     results = {name: _by_estimator(sound, scores, layers, name, (seed, draws)) for name in REPORTED_ESTIMATORS}
     headline = results[HEADLINE]
@@ -239,4 +239,7 @@ def _checked(table: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, p
         raise Refusal(BAD_INPUT, "results table: it has no block output (layers 1..L); compare at least one layer")
     absent = [column for column in _OPTIONAL if column not in table.columns]
     table = table.assign(**{column: np.nan for column in absent})
-    return table, scores if len(scores) else pd.DataFrame(columns=SCORE_COLUMNS)
+    if not len(scores):
+        return table, pd.DataFrame(columns=SCORE_COLUMNS)
+    # Names as Python's own strings: columns of Arrow strings take several times as long to select from.
+    return table, scores.astype(dict.fromkeys(("task", "cluster", "model", "metric"), object))

@@ -8,7 +8,7 @@ Shape letters: T tasks, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -145,7 +145,7 @@ def kind_of_control(control: str, task: str) -> str:
     return TWIN if control == f"{task}.twin" else OTHER
 
 
-def ordered_layers(names: Collection[str]) -> list[str]:
+def ordered_layers(names: Iterable[str]) -> list[str]:
     """Returns layer names in network order: `embed`, `1..L`, `final_norm`."""
     names = set(names)
     head = ["embed"] if "embed" in names else []

@@ -70,14 +70,15 @@ def rank_clusters(levels: pd.DataFrame, scores: pd.DataFrame) -> list[dict[str, 
       `information_share`, the base's information as a share of the specialists', NaN if it was not scored.
     """
     base, control = (scores_of(scores, INFORMATION, model) for model in (BASE, CONTROL))
+    base, control = base.reindex(levels.index), control.reindex(levels.index)
     rows = []
     for cluster, group in levels.groupby("cluster", sort=True):
         n_tasks = int(np.isfinite(group[PRETRAINED]).sum())
         row: dict[str, Any] = {"cluster": cluster, "n_tasks": n_tasks, "tasks": list(group.index)}
         row |= {key: _mean_and_interval(group[key].to_numpy()) for key in (PRETRAINED, TUNED, "change")}
         row["reason"] = "" if n_tasks >= 3 else f"too few tasks with defined cells for an interval ({n_tasks})"
-        total = control.reindex(group.index).sum(min_count=1)
-        row["information_share"] = base.reindex(group.index).sum(min_count=1) / total if total > 0 else float("nan")
+        total = control[group.index].sum(min_count=1)
+        row["information_share"] = base[group.index].sum(min_count=1) / total if total > 0 else float("nan")
         rows.append(row)
     rows.sort(
         key=lambda row: (

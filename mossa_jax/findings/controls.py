@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from mossa_jax.findings.cells import EXPERIMENTAL, OTHER, OWN, SEED, TWIN, Cells, cells_of
-from mossa_jax.findings.curves import HEADLINE
+from mossa_jax.findings.curves import HEADLINE, matrix_frame
 
 __all__ = ["EXPERIMENTAL", "OTHER", "OWN", "SEED", "TWIN", "kind_matrix"]
 
@@ -32,4 +32,4 @@ def kind_matrix(
       [tasks, layers] float64, NaN where undefined or absent.
     """
     values = cells_of(table).matrix((experimental, kind, estimator), tasks, layers)
-    return pd.DataFrame(values, pd.Index(tasks, name="task"), pd.Index(layers, name="layer"))
+    return matrix_frame(values, tasks, layers)

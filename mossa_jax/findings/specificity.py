@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mossa_jax.config import TUNED
@@ -62,11 +63,11 @@ def find_specificity(
 
 
 def _by_layer(gap: pd.DataFrame, clusters: list[str]) -> list[dict[str, Any]]:
+    values = gap.to_numpy()
+    means, counts = unit_means(values, clusters), np.isfinite(values).sum(0)  # [U, L] and [L]
     rows = []
-    for layer in gap.columns:
-        values = gap[layer].to_numpy()
-        means = unit_means(values, clusters)
-        low, high = t_interval(means)
-        mean = mean_defined(means[None])[0]
-        rows.append({"layer": layer, "mean": mean, "low": low, "high": high, "n_tasks": int(gap[layer].notna().sum())})
+    for index, layer in enumerate(gap.columns):
+        low, high = t_interval(means[:, index])
+        mean = mean_defined(means[None, :, index])[0]
+        rows.append({"layer": layer, "mean": mean, "low": low, "high": high, "n_tasks": int(counts[index])})
     return rows

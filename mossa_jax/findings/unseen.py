@@ -39,7 +39,7 @@ def find_unseen(
     clusters = [cluster_of[task] for task in matrix.index]
     lower = [layer for layer in layers if layer not in set(upper)]
     above, below = (mean_defined(matrix[group].to_numpy()) for group in (upper, lower))
-    mean = mean_defined(matrix.to_numpy(), axis=0)
+    mean, counts = mean_defined(matrix.to_numpy(), axis=0), matrix.notna().sum().to_numpy()
     return {
         "tasks": [
             {"task": task, "cluster": cluster_of[task], "upper": above[i], "lower": below[i]}
@@ -48,7 +48,6 @@ def find_unseen(
         "upper": estimate(above, clusters, (seed, 40), draws),
         "lower": estimate(below, clusters, (seed, 41), draws),
         "by_layer": [
-            {"layer": layer, "difference": mean[i], "n_tasks": int(matrix[layer].notna().sum())}
-            for i, layer in enumerate(layers)
+            {"layer": layer, "difference": mean[i], "n_tasks": int(counts[i])} for i, layer in enumerate(layers)
         ],
     }
