@@ -240,8 +240,15 @@ class Analyse:
     """Dimensions that hold 99 % of the variance, by layer (the paper's figure 5)."""
     map: bool = True
     """Map of the states by cluster at five depths (the paper's figure 4), and how well clusters are told apart."""
+    map_prompts: int = 32
+    """Test prompts per task on the map, drawn by the seed."""
+    map_dimensions: int = 512
+    """Dimensions in which the map keeps a state. Wider ones are projected on a random basis, which changes distances by
+    about 3 % at 512 dimensions."""
     correlates: bool = True
     """Correlation of similarity with readability and training rows over tasks (the paper's figure 6)."""
+    correlates_prompts: int = 256
+    """Test prompts per task whose readability is measured."""
     factors: bool = True
     """The parts of each similarity that template, answer and item make."""
     measures: bool = True

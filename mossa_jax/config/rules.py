@@ -30,6 +30,9 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.map_prompts": 2,
+    "analyse.map_dimensions": 2,
+    "analyse.correlates_prompts": 1,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

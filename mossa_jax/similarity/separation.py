@@ -3,7 +3,7 @@
 Every prediction leaves out what the row belongs to (its item, or its task), so that rows of one passage or one task do
 not recognise each other. Everything is float64 on the host, for samples of a few thousand rows.
 
-Shape letters: n rows, P dimensions, C classes, Q label sets, k neighbours, R = min(n, P).
+Shape letters: n rows, P dimensions, C classes, Q label sets, k neighbours, R components.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from jaxtyping import Float, Int
 _EQUAL = 1e-12
 
 # Ridge penalties to choose from, as shares of the total variance times n.
-_STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+
+# Components with less than this share of the largest variance are rounding.
+_LOST = 1e-12
 
 
 def nearest(
@@ -42,8 +45,13 @@ def nearest(
     distances[groups[:, None] == groups[None, :]] = np.inf
     # Rows of one task stand beside each other, so equal distances in row order would favour some tasks.
     order = np.random.default_rng(seed).permutation(len(points))
-    rows = order[np.argsort(distances[:, order], axis=1, kind="stable")[:, :k]]
-    return np.where(np.isfinite(np.take_along_axis(distances, rows, axis=1)), rows, -1)
+    distances = distances[:, order]
+    k = min(k, len(points))
+    columns = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    by_distance = np.argsort(np.take_along_axis(distances, columns, axis=1), axis=1, kind="stable")
+    columns = np.take_along_axis(columns, by_distance, axis=1)
+    rows = order[columns]
+    return np.where(np.isfinite(np.take_along_axis(distances, columns, axis=1)), rows, -1)
 
 
 def vote(neighbours: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], classes: int) -> Int[np.ndarray, " n"]:
@@ -69,21 +77,21 @@ def vote(neighbours: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], clas
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe that was fitted without each group in turn: ridge regression on one column per class.
+    """A linear probe that is fitted without each group in turn: ridge regression on one column per class.
 
     Its outputs are divided by the classes' shares of the rows it was fitted on, so that a large class is not preferred.
-    The fits are exact: for a linear smoother H the prediction without group I is
+    The fits are exact: with H the matrix that maps labels to fitted values, the prediction without group I is
     `Y_I - (1 - H_II)^-1 (Y_I - (H Y)_I)`.
 
     Attributes:
-      smoother: [n, n] the matrix H that maps labels to fitted values with all rows present, intercept included.
+      scores: [n, R] orthonormal scores of the centred rows on their principal components.
+      shrunk: [R] the share that the penalty leaves of each component. H is `1 / n + scores * shrunk @ scores^T`.
       groups: [n] the group of each row.
-      strength: the penalty, as a share of the total variance times n.
     """
 
-    smoother: Float[np.ndarray, "n n"]
+    scores: Float[np.ndarray, "n R"]
+    shrunk: Float[np.ndarray, " R"]
     groups: Int[np.ndarray, " n"]
-    strength: float
 
     def predict(self, labels: Int[np.ndarray, "Q n"], classes: int) -> Int[np.ndarray, "Q n"]:
         """Predicts the class of every row by the probe that was fitted without its group.
@@ -96,13 +104,35 @@ class Probe:
           [Q, n] classes.
         """
         one_hot = np.eye(classes)[labels]  # [Q, n, C]
-        outputs = _left_out(self.smoother, one_hot, self.groups)
+        outputs = self.left_out(one_hot)
         _, of_row = np.unique(self.groups, return_inverse=True)
         in_group = np.zeros((int(of_row.max()) + 1, len(labels), classes))  # [groups, Q, C]
         np.add.at(in_group, of_row, one_hot.transpose(1, 0, 2))
         # [Q, n, C], rows of each class that the fit without the row's group had.
         present = one_hot.sum(1)[:, None] - in_group[of_row].transpose(1, 0, 2)
         return np.where(present > 0, outputs / np.maximum(present, 1), -np.inf).argmax(-1)
+
+    def left_out(self, targets: Float[np.ndarray, "Q n C"]) -> Float[np.ndarray, "Q n C"]:
+        """Returns what the probe that is fitted without each row's group says of the row.
+
+        Args:
+          targets: [Q, n, C] values to fit.
+
+        Returns:
+          [Q, n, C].
+        """
+        sets, n, classes = targets.shape
+        flat = targets.transpose(1, 0, 2).reshape(n, -1)  # [n, Q C]
+        weighted = self.scores * self.shrunk  # [n, R]
+        errors = flat - flat.mean(0) - weighted @ (self.scores.T @ flat)
+        _, of_row, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        alone = sizes[of_row] == 1
+        errors[alone] /= (1 - 1 / n - (weighted * self.scores).sum(1)[alone])[:, None]
+        for group in np.flatnonzero(sizes > 1):
+            rows = np.flatnonzero(of_row == group)
+            own = np.eye(len(rows)) - 1 / n - weighted[rows] @ self.scores[rows].T
+            errors[rows] = np.linalg.solve(own, errors[rows])
+        return (flat - errors).reshape(n, sets, classes).transpose(1, 0, 2)
 
 
 def fit_probe(
@@ -111,49 +141,30 @@ def fit_probe(
     """Fits a linear probe; its penalty is the one with the least squared error on rows of groups that are left out.
 
     Args:
-      points: [n, P] finite.
+      points: [n, P] finite rows that vary.
       labels: the class of each row, 0 to `classes` - 1.
       groups: the group of each row; each is left out in turn.
       classes: number of classes.
     """
-    points = np.asarray(points, np.float64)
-    points = points - points.mean(0)
-    n = len(points)
-    scores, variances = _principal_scores(points)  # [n, R], [R]
+    scores, variances = _principal_scores(np.asarray(points, np.float64))  # [n, R], [R]
     one_hot = np.eye(classes)[labels][None]  # [1, n, C]
-    best, best_error = None, np.inf
-    for strength in _STRENGTHS:
-        shrunk = variances / (variances + max(strength * variances.sum(), np.finfo(float).tiny))  # [R]
-        smoother = 1 / n + (scores * shrunk) @ scores.T  # [n, n]
-        error = float(np.square(one_hot - _left_out(smoother, one_hot, groups)).sum())
-        if error < best_error:
-            best, best_error = Probe(smoother, groups, strength), error
-    assert best is not None
-    return best
+    probes = [Probe(scores, variances / (variances + share * variances.sum()), groups) for share in _PENALTIES]
+    errors = [np.square(one_hot - probe.left_out(one_hot)).sum() for probe in probes]
+    return probes[int(np.argmin(errors))]
 
 
 def _principal_scores(points: Float[np.ndarray, "n P"]) -> tuple[Float[np.ndarray, "n R"], Float[np.ndarray, " R"]]:
-    """Returns orthonormal scores of centred rows on their principal components, and the variances times n."""
-    left, singular, _ = np.linalg.svd(points, full_matrices=False)
-    kept = singular > 1e-10 * max(singular[0], np.finfo(float).tiny)
-    return left[:, kept], np.square(singular[kept])
+    """Returns orthonormal scores of centred rows on their principal components, and the variances times n.
 
-
-def _left_out(
-    smoother: Float[np.ndarray, "n n"], one_hot: Float[np.ndarray, "Q n C"], groups: Int[np.ndarray, " n"]
-) -> Float[np.ndarray, "Q n C"]:
-    """Returns what the probe fitted without each row's group says about the row."""
-    sets, n, classes = one_hot.shape
-    flat = one_hot.transpose(1, 0, 2).reshape(n, -1)  # [n, Q C]
-    errors = flat - smoother @ flat
-    _, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    alone = sizes[of_row] == 1
-    errors[alone] /= (1 - np.diag(smoother)[alone])[:, None]
-    for group in np.flatnonzero(sizes > 1):
-        rows = np.flatnonzero(of_row == group)
-        own = np.eye(len(rows)) - smoother[np.ix_(rows, rows)]
-        errors[rows] = np.linalg.solve(own, errors[rows])
-    return (flat - errors).reshape(n, sets, classes).transpose(1, 0, 2)
+    They come from eigenvectors of the smaller of the two Gram matrices. Components that this loses in rounding are far
+    below the smallest penalty.
+    """
+    points = points - points.mean(0)
+    is_wide = points.shape[0] < points.shape[1]
+    variances, vectors = np.linalg.eigh(points @ points.T if is_wide else points.T @ points)
+    kept = variances > _LOST * variances[-1]
+    variances, vectors = variances[kept], vectors[:, kept]
+    return (vectors if is_wide else points @ vectors / np.sqrt(variances)), variances
 
 
 def recall(predicted: Int[np.ndarray, "... n"], labels: Int[np.ndarray, "... n"], classes: int) -> np.ndarray:
