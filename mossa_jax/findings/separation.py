@@ -105,11 +105,9 @@ def _row(label: str, method: str, left_out: str, units: np.ndarray, null: np.nda
     }
 
 
-def _clusters(
-    points: np.ndarray, sample: Sample, left_out: str, seed: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _clusters(points: np.ndarray, sample: Sample, left_out: str, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns, per method, the accuracy of each cluster [C], and means over clusters under chance [V]."""
-    names, first, task_of = np.unique(sample.tasks, return_index=True, return_inverse=True)
+    _, first, task_of = np.unique(sample.tasks, return_index=True, return_inverse=True)
     cluster_of = sample.clusters[first]  # [T]
     if left_out == TASK:
         # With its task left out, a row of a cluster of one task has no row of its cluster to be recognised by.

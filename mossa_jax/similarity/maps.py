@@ -64,4 +64,6 @@ def neighbour_map(points: Float[np.ndarray, "n P"], seed: int) -> Float[np.ndarr
 
 
 def _varies(points: Float[np.ndarray, "n P"]) -> bool:
-    return len(points) >= _LEAST_ROWS and points.shape[1] > 1 and bool(points.std(0).max() > 1e-12 * np.abs(points).max())
+    return (
+        len(points) >= _LEAST_ROWS and points.shape[1] > 1 and bool(points.std(0).max() > 1e-12 * np.abs(points).max())
+    )
