@@ -34,8 +34,8 @@ def principal_plane(points: Float[np.ndarray, "n P"]) -> tuple[Float[np.ndarray,
 def neighbour_map(points: Float[np.ndarray, "n P"], seed: int) -> Float[np.ndarray, "n 2"]:
     """Lays rows out by t-SNE, which keeps neighbourhoods; distances between groups mean nothing.
 
-    The layout starts from the principal plane, and runs in one thread, since the order of sums over threads would
-    change it.
+    The layout starts from the principal plane. Run it under `threadpoolctl.threadpool_limits(1)` for equal maps: the
+    order of sums over threads changes roundings, which grow.
 
     Args:
       points: [n, P] finite.
@@ -49,7 +49,6 @@ def neighbour_map(points: Float[np.ndarray, "n P"], seed: int) -> Float[np.ndarr
       for single-cell transcriptomics" (the start).
     """
     from sklearn.manifold import TSNE as Layout
-    from threadpoolctl import threadpool_limits
 
     points = np.asarray(points, np.float64)
     start, _ = principal_plane(points)
@@ -58,9 +57,8 @@ def neighbour_map(points: Float[np.ndarray, "n P"], seed: int) -> Float[np.ndarr
     # A start of this size leaves the first steps of the optimiser free.
     start = (1e-4 / start[:, 0].std() * start).astype(np.float32)
     perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
-    with threadpool_limits(limits=1):
-        layout = Layout(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
-        return layout.fit_transform(points - points.mean(0)).astype(np.float64)
+    layout = Layout(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
+    return layout.fit_transform(points - points.mean(0)).astype(np.float64)
 
 
 def _varies(points: Float[np.ndarray, "n P"]) -> bool:

@@ -69,19 +69,22 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
 
 def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
     import pandas as pd
+    from threadpoolctl import threadpool_limits
 
     drawn = map_layers(run.architecture.layers)
     maps: list[pd.DataFrame] = []
     separation: list[dict[str, Any]] = []
-    for model in _MODELS:
-        for layer in run.architecture.state_names():
-            rows = parts[(parts["model"] == model) & (parts["layer"] == layer)]
-            points = np.stack(list(rows["state"])).astype(np.float64)  # [n, P]
-            sample = Sample(*(rows[name].to_numpy() for name in ("task", "cluster", "template", "item")))
-            measures = separation_rows(points, sample, run.config.seed)
-            separation += [{"model": model, "layer": layer, **row} for row in measures]
-            if layer in drawn:
-                maps += _maps(rows, points, run.config.seed)
+    # Sums over threads have no fixed order, and t-SNE turns a rounding into another map.
+    with threadpool_limits(limits=1):
+        for model in _MODELS:
+            for layer in run.architecture.state_names():
+                rows = parts[(parts["model"] == model) & (parts["layer"] == layer)]
+                points = np.stack(list(rows["state"])).astype(np.float64)  # [n, P]
+                sample = Sample(*(rows[name].to_numpy() for name in ("task", "cluster", "template", "item")))
+                measures = separation_rows(points, sample, run.config.seed)
+                separation += [{"model": model, "layer": layer, **row} for row in measures]
+                if layer in drawn:
+                    maps += _maps(rows, points, run.config.seed)
     return {"map": pd.concat(maps, ignore_index=True), "separation": pd.DataFrame(separation)}
 
 
