@@ -41,7 +41,6 @@ _PANELS = {
     (TEMPLATE, ITEM): "templates within a task",
 }
 _METHOD_NAMES = {NEIGHBOURS: "nearest neighbours", PROBE: "linear probe"}
-_METHOD_LINES = {NEIGHBOURS: "-", PROBE: "--"}
 
 
 def cluster_styles(clusters: list[str]) -> dict[str, tuple[str, str]]:
@@ -63,7 +62,8 @@ def _draw_map(method: str, inputs: ReportInputs) -> Figure:
         for axes, layer in zip(row, layers, strict=False):
             points = table[(table["model"] == model) & (table["layer"].astype(str) == layer)]
             _scatter(axes, points, styles, method)
-            axes.set_title(f"layer {layer}\n{_accuracy(inputs, model, layer)}", fontsize=7.5, fontweight="normal")
+            axes.set_title(f"layer {layer}", fontsize=9)
+            axes.set_title(_accuracy(inputs, model, layer), fontsize=7, fontweight="normal", loc="right")
         row[0].annotate(
             name,
             (-0.3, 0.5),
@@ -123,7 +123,7 @@ def _accuracy(inputs: ReportInputs, model: str, layer: str) -> str:
     row = _measure(inputs.analyses["separation"], model, layer, (CLUSTER, TASK), NEIGHBOURS)
     if row is None or not np.isfinite(row["value"]):
         return ""
-    return f"neighbours' cluster {row['value']:.2f}\n(chance {row['chance']:.2f})"
+    return f"cluster {row['value']:.2f} (chance {row['chance']:.2f})"
 
 
 def _measure(table: pd.DataFrame, model: str, layer: str, panel: tuple[str, str], method: str) -> dict[str, Any] | None:
@@ -143,44 +143,47 @@ def _draw_separation(inputs: ReportInputs) -> Figure:
 
     table = inputs.analyses["separation"]
     layers = layer_order(table)
-    places = np.arange(len(layers))
-    figure = elements.new_figure(12.5, 3.9)
-    for axes, (panel, title) in zip(figure.subplots(1, 3, sharey=True), _PANELS.items(), strict=True):
-        axes.set_title(title)
-        drawn = False
-        for model, colour in MODEL_COLOURS.items():
-            for method, line in _METHOD_LINES.items():
-                cells = [_measure(table, model, layer, panel, method) or {} for layer in layers]
-                value, low, high, chance = (
-                    np.array([cell.get(key, np.nan) for cell in cells], float)
-                    for key in ("value", "low", "high", "chance")
-                )
-                if not np.isfinite(value).any():
-                    continue
-                drawn = True
-                axes.fill_between(places, low, high, color=colour, alpha=0.1, lw=0)
-                axes.plot(places, value, color=colour, ls=line, lw=1.6, marker="o", ms=2.8)
-                axes.plot(places, chance, color="#777777", ls=":" if method == NEIGHBOURS else "-.", lw=1.0)
-        if not drawn:
-            axes.tick_params(left=False, labelleft=False)
-            elements.empty_panel(axes, _why_empty(panel))
-            continue
-        elements.layer_axis(axes, layers, label=False, max_ticks=18)
+    figure = elements.new_figure(12.5, 6.2)
+    grid = figure.subplots(len(_METHOD_NAMES), len(_PANELS), sharey=True)
+    for row, (method, name) in zip(grid, _METHOD_NAMES.items(), strict=True):
+        for axes, (panel, title) in zip(row, _PANELS.items(), strict=True):
+            axes.set_title(f"{title}: {name}")
+            if not _accuracy_lines(axes, table, layers, panel, method):
+                axes.tick_params(left=False, labelleft=False)
+                elements.empty_panel(axes, _why_empty(panel))
+                continue
+            elements.layer_axis(axes, layers, label=False, max_ticks=18)
+            axes.set_ylim(0, 1.03)
+            axes.grid(axis="y", color="#dddddd", lw=0.6)
+        row[0].set_ylabel("share recognised")
+    for axes in grid[-1]:
         axes.set_xlabel("layer")
-        axes.set_ylim(0, 1.03)
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-    figure.axes[0].set_ylabel("share assigned rightly")
     handles = [
-        Line2D([], [], color=colour, ls=_METHOD_LINES[method], label=f"{MODEL_NAMES[model]}, {_METHOD_NAMES[method]}")
+        Line2D(
+            [], [], color=colour, lw=1.6, marker="o", ms=3, label=f"{MODEL_NAMES[model]}, 95 % interval over clusters"
+        )
         for model, colour in MODEL_COLOURS.items()
-        for method in _METHOD_LINES
     ]
-    handles += [
-        Line2D([], [], color="#777777", ls=":", label="chance, neighbours"),
-        Line2D([], [], color="#777777", ls="-.", label="chance, probe"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8)
+    handles.append(Line2D([], [], color="#666666", ls=":", lw=1.4, label="chance (in the model's colour)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     return figure
+
+
+def _accuracy_lines(axes: Axes, table: pd.DataFrame, layers: list[str], panel: tuple[str, str], method: str) -> bool:
+    """Draws both models' accuracies over layers, and returns whether there are any."""
+    places = np.arange(len(layers))
+    drawn = False
+    for model, colour in MODEL_COLOURS.items():
+        cells = [_measure(table, model, layer, panel, method) or {} for layer in layers]
+        value, low, high, chance = (
+            np.array([cell.get(key, np.nan) for cell in cells], float) for key in ("value", "low", "high", "chance")
+        )
+        if np.isfinite(value).any():
+            drawn = True
+            axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
+            axes.plot(places, value, color=colour, lw=1.6, marker="o", ms=3)
+            axes.plot(places, chance, color=colour, ls=":", lw=1.4)
+    return drawn
 
 
 def _why_empty(panel: tuple[str, str]) -> str:
@@ -240,9 +243,10 @@ SECTION = AnalysisSection(
     title="Where tasks and clusters lie",
     lead="Each point is the state of one prompt. PCA shows the two directions of largest variance; t-SNE keeps "
     "neighbours together, and distances between its groups mean nothing. The numbers measure what the eye looks for: "
-    "how often the five nearest prompts, or a linear probe, name a prompt's cluster. Prompts of the same task are "
-    "left out of the middle chart, since clusters would otherwise be told apart by their tasks. Every cluster counts "
-    "once. Figure 4 of the paper.",
+    "the share of prompts whose cluster the five nearest prompts, or a linear probe, name rightly; the number above "
+    "each map is that of the nearest prompts of other tasks. Clusters can also be recognised by their tasks, which is "
+    "why a prompt's own task is left out there and in the middle charts. Every cluster counts once. Figure 4 of the "
+    "paper.",
     tables=("map", "separation"),
     sentences=_sentences,
     figures={**{f"map_{method}": partial(_draw_map, method) for method in METHODS}, "separation": _draw_separation},
