@@ -16,11 +16,12 @@ from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import MODEL_COLOURS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NAMES = {PRETRAINED: "pre-trained", TUNED: "tuned", CHANGE: "change (tuned minus pre-trained)"}
 _COLOURS = MODEL_COLOURS | {CHANGE: "#333333"}
-_SHIFTS = {PRETRAINED: -0.12, TUNED: 0.12, CHANGE: 0.0}
+_LINES = ((PRETRAINED, TUNED), (CHANGE,))
 _TITLES = {
     "flesch_kincaid": "Flesch-Kincaid grade",
     "coleman_liau": "Coleman-Liau index",
@@ -77,39 +78,44 @@ def _draw(inputs: ReportInputs) -> Figure:
     from matplotlib.lines import Line2D
 
     layers = layer_order(inputs.table)
-    figure = elements.new_figure(12.5, 3.9)
-    for axes, (correlate, title) in zip(figure.subplots(1, 3, sharey=True), _TITLES.items(), strict=True):
-        axes.set_title(title)
-        if not any(_select(inputs, name, correlate)["r"].notna().any() for name in _NAMES):
-            axes.tick_params(left=False, labelleft=False)
-            elements.empty_panel(axes, f"not defined:\n{_reason(inputs, correlate)}")
-            continue
-        axes.axhline(0, color="#888888", lw=0.8, zorder=1)
-        for experimental, colour in _COLOURS.items():
-            rows = _select(inputs, experimental, correlate).reindex(layers)
-            places = np.arange(len(layers)) + _SHIFTS[experimental]
-            r, low, high, q = (rows[name].to_numpy(float) for name in ("r", "low", "high", "q"))
-            axes.fill_between(places, low, high, color=colour, alpha=0.1, lw=0)
-            axes.plot(places, r, color=colour, lw=1.5, ls="--" if experimental == CHANGE else "-", zorder=3)
-            axes.scatter(
-                places, r, s=18, facecolors=np.where(q <= _LEVEL, colour, "white"), edgecolors=colour, lw=1.0, zorder=4
-            )
-        elements.layer_axis(axes, layers, label=False, max_ticks=18)
+    figure = elements.new_figure(12.5, 6.2)
+    grid = figure.subplots(len(_LINES), len(_TITLES), sharey=True)
+    for row, experimentals in zip(grid, _LINES, strict=True):
+        for axes, (correlate, title) in zip(row, _TITLES.items(), strict=True):
+            axes.set_title(f"{'change' if CHANGE in experimentals else 'similarity'} and {title}")
+            if not any(_select(inputs, name, correlate)["r"].notna().any() for name in experimentals):
+                axes.tick_params(left=False, labelleft=False)
+                elements.empty_panel(axes, f"not defined:\n{_reason(inputs, correlate)}")
+                continue
+            axes.axhline(0, color="#777777", lw=0.9, zorder=2)
+            for experimental in experimentals:
+                _line(axes, _select(inputs, experimental, correlate).reindex(layers), _COLOURS[experimental])
+            elements.layer_axis(axes, layers, label=False, max_ticks=18)
+            axes.set_ylim(-1.02, 1.02)
+            axes.grid(axis="y", color="#dddddd", lw=0.6)
+        row[0].set_ylabel("Pearson's r over tasks")
+    for axes in grid[-1]:
         axes.set_xlabel("layer")
-        axes.set_ylim(-1.02, 1.02)
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-    figure.axes[0].set_ylabel("Pearson's r over tasks")
     handles = [
-        Line2D([], [], color=colour, ls="--" if experimental == CHANGE else "-", label=f"CKA, {_NAMES[experimental]}")
-        for experimental, colour in _COLOURS.items()
+        Line2D([], [], color=colour, label=f"CKA, {_NAMES[experimental]}") for experimental, colour in _COLOURS.items()
     ]
-    marks = {f"q <= {_LEVEL} over layers": "#666666", "not so": "white"}
+    marks = {f"q <= {_LEVEL} over layers": "#666666", f"q > {_LEVEL}": "white"}
     handles += [
         Line2D([], [], ls="", marker="o", ms=4.5, markerfacecolor=face, markeredgecolor="#666666", label=label)
         for label, face in marks.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
     return figure
+
+
+def _line(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
+    """Draws r over layers with its interval; a full mark is one below the false discovery rate."""
+    places = np.arange(len(rows))
+    r, low, high, q = (rows[name].to_numpy(float) for name in ("r", "low", "high", "q"))
+    axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
+    axes.plot(places, r, color=colour, lw=1.6, zorder=3)
+    faces = np.where(q <= _LEVEL, colour, "white")
+    axes.scatter(places, r, s=18, facecolors=faces, edgecolors=colour, lw=1.0, zorder=4)
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:

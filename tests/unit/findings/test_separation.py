@@ -47,7 +47,7 @@ def test_clusters_are_recognised_across_tasks(method):
 def test_clusters_of_unrelated_tasks_are_recognised_by_their_tasks_alone():
     runs = [measure(*planted(task=2.0, seed=seed)) for seed in range(20)]
     for method in (NEIGHBOURS, PROBE):
-        assert all(run[CLUSTER, ITEM, method]["value"] > 0.9 for run in runs)
+        assert np.mean([run[CLUSTER, ITEM, method]["value"] for run in runs]) > 0.9
         across = [run[CLUSTER, TASK, method] for run in runs]
         value, chance = (np.mean([row[name] for row in across]) for name in ("value", "chance"))
         assert abs(value - chance) < 0.06
