@@ -30,6 +30,9 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.layers_prompts": 4,
+    "analyse.merged_rank": 1,
+    "analyse.merged_prompts": 4,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }
