@@ -251,7 +251,7 @@ class Analyse:
     layers_tasks: tuple[str, ...] = ("one_per_cluster",)
     """Tasks whose layers are compared with one another; the same words as in `tuning.seeded`."""
     layers_prompts: int = 2_000
-    """Most test prompts per task for that, the first ones; of each item one."""
+    """Most test prompts per task for that, the first ones."""
     weights: bool = True
     """Size and overlap of the updates of E and of the specialists, layer by layer."""
     merged: bool = True

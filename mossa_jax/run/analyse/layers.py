@@ -39,32 +39,15 @@ def _price(run: Run) -> str:
     return f"one product of {states} states with one another per task, up to {most:,} prompts each; no further passes"
 
 
-def first_of_items(items: np.ndarray, most: int) -> np.ndarray:
-    """Marks the first prompt of each item, among the first `most` prompts.
-
-    Rows of one item are related and would raise the debiased value; the matrix of all layers knows no items.
-
-    Args:
-      items: [n] ids.
-      most: prompts to look at.
-
-    Returns:
-      [n] bool.
-    """
-    is_first = np.zeros(len(items), bool)
-    is_first[np.unique(items[:most], return_index=True)[1]] = True
-    return is_first
-
-
 def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:
     assert states is not None
     kept, most = states.kept, run.config.analyse.layers_prompts
     # Rows behind the last prompt only pad the array.
     rows = min(kept.rows, round_up(most, _ROWS_MULTIPLE))
-    valid = np.zeros(rows, bool)
-    marks = first_of_items(states.prompts.items, most)[:rows]
-    valid[: len(marks)] = marks
-    matrix = cka_matrix(kept.states[: OWN + 1, :, :rows], valid)
+    items = states.prompts.items[:most]
+    valid = np.arange(rows) < len(items)
+    # Ids of rows that pad the array mean nothing.
+    matrix = cka_matrix(kept.states[: OWN + 1, :, :rows], valid, items=np.pad(items, (0, rows - len(items))))
     names, values = kept.names, {"biased": matrix.biased, "debiased": matrix.debiased}
     cells = []
     for s in range(len(MODELS) * len(names)):

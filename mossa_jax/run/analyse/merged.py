@@ -135,16 +135,9 @@ def _scores(run: Run, task: Task, merged: Adapter) -> list[dict[str, Any]]:
         measures.ANSWER_NLL: information.answer_nll(pairs, likelihoods),
         measures.INFORMATION: information.information(pairs, likelihoods),
     }
-    return [
-        dict(
-            zip(
-                _SCORE_COLUMNS,
-                (row["model"], row["metric"], row["value"], row["low"], row["high"], row["n"]),
-                strict=True,
-            )
-        )
-        for row in measures.score_rows(MERGED, estimates, len(pairs.items))
-    ]
+    rows = measures.score_rows(MERGED, estimates, len(pairs.items))
+    # In the parts they stand beside cells, which have `low`, `high` and `n` of their own.
+    return [{_SCORE_COLUMNS[name]: value for name, value in row.items()} for row in rows]
 
 
 def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
