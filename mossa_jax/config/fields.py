@@ -259,6 +259,8 @@ class Analyse:
     merged_rank: int = 512
     """Largest rank of their mean. With more specialists than fit, the smallest parts of the mean are cut off, and the
     log says how much that is; no rank needs to be above the model's width."""
+    merged_scale: float = 1.0
+    """Factor of their mean; the number of specialists gives their sum, as in task arithmetic."""
     merged_prompts: int = 2_000
     """Most test prompts per task that it reads, the first ones."""
     profile: bool = True

@@ -52,6 +52,7 @@ def check(config: Config) -> None:
     _check_tokens(config)
     _check_tuning(config)
     _check_compare(config)
+    _require(config, config.analyse.merged_scale > 0, "analyse.merged_scale", "must be above 0")
 
 
 def _value(config: Config, name: str) -> Any:

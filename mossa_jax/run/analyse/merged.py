@@ -154,7 +154,7 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
 
 ANALYSIS = Analysis(
     name="merged",
-    settings=("merged_rank", "merged_prompts"),
+    settings=("merged_rank", "merged_scale", "merged_prompts"),
     table_names=("merged", "merged_scores"),
     needs_states=True,
     price=_price,

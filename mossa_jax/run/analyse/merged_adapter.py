@@ -53,7 +53,8 @@ def specialists(run: Run) -> list[str]:
 def load_merged(run: Run) -> MergedAdapter:
     """Loads the mean of the specialists; it is made and written on first use."""
     folder, names = merged_folder(run), specialists(run)
-    settings = {"specialists": names, "max_rank": run.config.analyse.merged_rank}
+    analyse = run.config.analyse
+    settings = {"specialists": names, "max_rank": analyse.merged_rank, "scale": analyse.merged_scale}
     is_there = run.folder.writer and is_whole(folder) and read_about(folder).get("settings") == settings
     if not all(agreement.agreed([is_there])):
         if run.folder.writer:
@@ -67,6 +68,8 @@ def _write(run: Run, folder: epath.Path, names: list[str], settings: dict) -> No
     arch = run.architecture
     adapters = [load_adapter(run.tuned_folder(name), arch) for name in names]
     adapter, lost = mean_adapter(arch, adapters, run.config.analyse.merged_rank)
+    for update in adapter.values():
+        update["scale"] = np.full_like(update["scale"], settings["scale"])
     ranks = sorted({update["a"].shape[-1] for update in adapter.values()})
     cut = f"; {100 * lost:.2g} % of its norm is cut off" if lost > 1e-6 else ", without loss"
     log.info("merged: the mean of %d specialists has rank %s%s", len(names), " to ".join(map(str, ranks)), cut)
