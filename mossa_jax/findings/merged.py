@@ -16,7 +16,10 @@ from mossa_jax.findings.units import estimate
 CURVES = {"pretrained": "pretrained", "merged": "cka", "tuned": "tuned"}
 """Model -> column of its CKA with a task's own specialist, over the same prompts."""
 
-COLUMNS = (*CURVES.values(), "cka_tuned", "difference")
+UPDATES = ("update_cosine_tuned", "update_cosine_control", "update_size_tuned")
+"""Columns on the mean's update: its cosine with that of E and of the specialist, and its size over E's."""
+
+COLUMNS = (*CURVES.values(), "cka_tuned", "difference", *UPDATES)
 
 
 def find_merged(

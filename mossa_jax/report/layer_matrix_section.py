@@ -89,8 +89,7 @@ def _draw(inputs: ReportInputs) -> Figure:
     image: Any = None
     for axes, (a, b) in zip(panels, _PANELS, strict=True):
         image = _draw_square(axes, _square(cells, a, b, layers), layers, found["turns_at"])
-        title = f"{_NAMES[a]} with itself" if a == b else f"{_NAMES[a]} and {_NAMES[b]}"
-        axes.set_title(title)
+        axes.set_title(f"{_NAMES[a]} with itself" if a == b else f"{_NAMES[a]} and {_NAMES[b]}")
         axes.set_ylabel(f"layer, {_NAMES[a]}")
         axes.set_xlabel(f"layer, {_NAMES[b]}")
     figure.colorbar(image, ax=panels, label=f"CKA ({HEADLINE}), mean over clusters", shrink=0.55, pad=0.02)
@@ -122,10 +121,10 @@ def _draw_turning(panels: list[Axes], found: dict[str, Any]) -> None:
     x = np.arange(len(layers))
     curves = (
         (("novelty", BLUE, "across the block"), ("turning", PURPLE, "from both neighbours")),
-        (("departure_step", ORANGE, "E departs from the base"),),
-        (("change_step", GREEN, "d changes (size)"),),
+        (("departure_step", ORANGE, "1 - CKA(base, E)"),),
+        (("change_step", GREEN, "d"),),
     )
-    titles = ("how the base turns", "what a block adds to 1 - CKA(base, E)", "what a block adds to d")
+    titles = ("How the base turns", "A block adds to 1 - CKA(base, E)", "A block adds to d (size)")
     for axes, rows, title in zip(panels, curves, titles, strict=True):
         drawn = [words.draw_means(axes, x, means[name], colour, label) for name, colour, label in rows]
         axes.set_title(title)
@@ -147,8 +146,8 @@ SECTION = AnalysisSection(
     name="layer_matrix",
     title="Layer by layer",
     lead="Every layer of the base, of E and of a task's specialist against every other one. Similar layers form "
-    "squares along the diagonal; the base turns where a square ends. Below, whether tuning departs where the base turns. Means "
-    "over clusters of competent tasks, with 95 % intervals.",
+    "squares along the diagonal; the base turns where a square ends. Below, whether tuning departs where the base "
+    "turns. Means over clusters of competent tasks, with 95 % intervals.",
     tables=("layers", "turning"),
     sentences=_sentences,
     figures={"layer_matrix": _draw},

@@ -49,6 +49,12 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         )
         + f" The CKA of E with the mean itself is {cka['cka_tuned']} in the upper half.",
     ]
+    size, cosine = (found["means"][f"update_{name}_tuned"].mean for name in ("size", "cosine"))
+    if np.isfinite(size).any():
+        sentences.append(
+            f"The mean's update is {np.nanmean(size):.2f} of the size of E's, and their cosine is "
+            f"{np.nanmean(cosine):.2f} (means over blocks)."
+        )
     scored = found["scored"]
     if scored["merged"]["n_tasks"]:
         values = ", ".join(

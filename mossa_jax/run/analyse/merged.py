@@ -17,8 +17,9 @@ from mossa_jax.function import information, measures
 from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.adapters import Adapter, stack, target_sizes
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.llama.updates import quotients
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
-from mossa_jax.run.analyse.merged_adapter import load_merged, specialists
+from mossa_jax.run.analyse.merged_adapter import block_squares, load_merged, specialists
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.similarity import Similarities, compare_states
@@ -92,15 +93,18 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
     similarities = _similarities(run, states, merged.adapter)
     # E against the control less the merged model against it: [K, 2] each.
     change = paired_changes(similarities, [_PAIRS.index((E, OWN))], [_PAIRS.index((_MEAN, OWN))])
+    tuned_adapter, control_adapter = (load_adapter(run.tuned_folder(name), arch) for name in (TUNED, task.name))
     of_blocks = {
-        f"update_cosine_{label}": merged.cosines(load_adapter(run.tuned_folder(name), arch))
-        for label, name in (("tuned", TUNED), ("control", task.name))
+        "update_cosine_tuned": merged.cosines(tuned_adapter),
+        "update_cosine_control": merged.cosines(control_adapter),
+        # The mean's update is small where those of the specialists have little in common.
+        "update_size_tuned": quotients(np.sqrt(merged.squares), np.sqrt(block_squares(tuned_adapter))),
     }
     rows = []
     for k, layer in enumerate(states.kept.names):
         # The embedding and the final norm have no update.
         block = k - 1 if 0 < k <= arch.layers else None
-        cosines = {name: np.nan if block is None else values[block] for name, values in of_blocks.items()}
+        update = {name: np.nan if block is None else values[block] for name, values in of_blocks.items()}
         for e, estimator in enumerate(ESTIMATORS):
             with_control, with_tuned, tuned, base = (similarities.value[p, k, e] for p in range(len(_PAIRS)))
             cell = {
@@ -116,7 +120,7 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
                 "difference_low": change.low[0, k, e],
                 "difference_high": change.high[0, k, e],
                 "n": similarities.n,
-                **cosines,
+                **update,
                 "undefined": similarities.undefined[0, k, e],
             }
             rows.append({**cell, **dict.fromkeys(_SCORE_COLUMNS.values())})
