@@ -255,10 +255,21 @@ class Analyse:
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
     layers: bool = True
     """Similarity of every layer with every other one."""
+    layers_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose layers are compared with one another; the same words as in `tuning.seeded`."""
+    layers_prompts: int = 2_000
+    """Most test prompts per task for that, the first ones."""
     weights: bool = True
     """Size and overlap of the updates of E and of the specialists, layer by layer."""
     merged: bool = True
     """The mean of the specialists as a further experimental model."""
+    merged_rank: int = 512
+    """Largest rank of their mean. With more specialists than fit, the smallest parts of the mean are cut off, and the
+    log says how much that is; no rank needs to be above the model's width."""
+    merged_scale: float = 1.0
+    """Factor of their mean; the number of specialists gives their sum, as in task arithmetic."""
+    merged_prompts: int = 2_000
+    """Most test prompts per task that it reads, the first ones."""
     profile: bool = True
     """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged."""
     trajectory: bool = True
