@@ -2,7 +2,9 @@
 
 For E and for a task's specialist C_t, adapters are kept up to block k (`upto`), from block k (`from`) or in block k alone
 (`only`); the other blocks are the base's. In E, blocks up to k (`swap_upto`) or from k (`swap_from`) are exchanged for the
-specialist's. Each is measured by the negative log likelihood of the prompts' own answers, teacher-forced.
+specialist's. Each is measured, teacher-forced, by the negative log likelihood of the prompts' own answers, and by the
+information that it uses: most of the likelihood that tuning adds belongs to the form of the answers, which any layer can
+bring about; the information takes the form out.
 
 Shape letters: N variants, L layers, n pairs.
 
@@ -19,7 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from mossa_jax.function.estimates import Estimate, ratio
+from mossa_jax.function.estimates import Estimate
+from mossa_jax.function.information import AnswerPairs, answer_nll, information
 
 BASE, TUNED, CONTROL = 0, 1, 2
 """Sources of adapters: the base has a zero adapter."""
@@ -90,51 +93,56 @@ def sources(variants: list[Variant]) -> Int[np.ndarray, "N L"]:
 
 
 def profile_rows(
-    variants: list[Variant],
-    likelihoods: Float[np.ndarray, "N n"],
-    lengths: Int[np.ndarray, " n"],
-    items: Int[np.ndarray, " n"],
+    variants: list[Variant], pairs: AnswerPairs, likelihoods: Float[np.ndarray, "N pairs"]
 ) -> list[dict[str, Any]]:
     """Turns the log probabilities of a task's answers into the rows of its profile.
 
     Args:
       variants: from `profile_variants`.
-      likelihoods: log probability of each prompt's own answer, by each variant.
-      lengths: ids of each answer, EOS included.
-      items: the same number for prompts of one item.
+      pairs: the prompts with their own answers and with those of other prompts.
+      likelihoods: log probability of each pair's answer, by each variant.
 
     Returns:
-      A row per variant: `model, kept, layer`; `answer_nll, low, high` in nats per id of the answers; `cost, cost_low,
-      cost_high`, by how much that is above the unaltered model's on the same answers; `gain`, what the unaltered model
-      has over the base, and `share_of_gain`, the part of it that the variant keeps. The share is undefined (NaN) where
-      the interval of the gain reaches zero.
+      A row per variant: `model, kept, layer`; `answer_nll, low, high` in nats per id of the own answers; `cost`, by how
+      much that is above the unaltered model's; `share_of_gain`, the part that the variant keeps of what the unaltered
+      model has over the base; `information`, in nats per prompt, with `information_low, information_high,
+      information_cost` (by how much it is below the unaltered model's) and `share_of_information`; `n` prompts. Costs
+      have their own intervals (`_low`, `_high`), since both models read the same answers. A share is undefined (NaN)
+      where the interval of the gain reaches zero.
     """
-    weights = lengths.astype(float)
-
-    def at(model: str, kept: str, layer: int) -> np.ndarray:
-        index = next(i for i, each in enumerate(variants) if (each.model, each.kept, each.layer) == (model, kept, layer))
-        return likelihoods[index]
-
     last = len(variants[0].sources)
-    full = {model: at(model, UPTO, last) for model in MODELS}
-    base = at("tuned", UPTO, 0)
-    gains = {model: ratio(full[model] - base, weights, items) for model in MODELS}
+    index = {(each.model, each.kept, each.layer): number for number, each in enumerate(variants)}
+    base = likelihoods[index["tuned", UPTO, 0]]
+    full = {model: likelihoods[index[model, UPTO, last]] for model in MODELS}
+    # Both measures are linear in the log probabilities, so that a difference of two models is measured like a model.
+    losses_gained = {model: answer_nll(pairs, base - full[model]) for model in MODELS}
+    information_gained = {model: information(pairs, full[model] - base) for model in MODELS}
     rows = []
     for variant, values in zip(variants, likelihoods, strict=True):
-        cost = ratio(full[variant.model] - values, weights, items)
-        gain = gains[variant.model]
+        missing = full[variant.model] - values
+        loss, cost = answer_nll(pairs, values), answer_nll(pairs, -missing)
+        known, forgotten = information(pairs, values), information(pairs, missing)
         rows.append(
             {
                 "model": variant.model,
                 "kept": variant.kept,
                 "layer": variant.layer,
-                **dict(zip(("answer_nll", "low", "high"), ratio(-values, weights, items), strict=True)),
-                **dict(zip(("cost", "cost_low", "cost_high"), cost, strict=True)),
-                "gain": gain.value,
-                "share_of_gain": _share(gain, cost),
+                "answer_nll": loss.value,
+                "low": loss.low,
+                "high": loss.high,
+                **_columns("cost", cost),
+                "share_of_gain": _share(losses_gained[variant.model], cost),
+                **_columns("information", known),
+                **_columns("information_cost", forgotten),
+                "share_of_information": _share(information_gained[variant.model], forgotten),
+                "n": len(pairs.items),
             }
         )
     return rows
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _share(gain: Estimate, cost: Estimate) -> float:
