@@ -30,6 +30,8 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.profile_prompts": 2,
+    "analyse.profile_layers": 0,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }
