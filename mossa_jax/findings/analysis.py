@@ -103,7 +103,12 @@ def find(
         "robustness": results,
         "changed_tasks": _changed_tasks(change, half, list(levels.index)),
         "profile": find_profile(
-            (analyses or {}).get("profile"), sound, {n: each["sections"] for n, each in results.items()}, layers, seed, draws
+            (analyses or {}).get("profile"),
+            sound,
+            {n: each["sections"] for n, each in results.items()},
+            layers,
+            seed,
+            draws,
         ),
     }
     analysis = to_json_types(analysis)

@@ -275,13 +275,13 @@ def _units(figures: dict[str, Any]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{100 * value:.0f} %"
+    return "an unknown share" if value is None else f"{round(100 * value)} %"
 
 
 def _with_interval(summary: dict[str, Any]) -> str:
     if summary["low"] is None:
         return _percent(summary["mean"])
-    return f"{_percent(summary['mean'])} [{100 * summary['low']:.0f} to {100 * summary['high']:.0f} %]"
+    return f"{_percent(summary['mean'])} [{round(100 * summary['low'])} to {round(100 * summary['high'])} %]"
 
 
 def _number(value: float | None) -> str:

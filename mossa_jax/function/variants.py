@@ -188,9 +188,7 @@ def variant_losses(
     embedded, rotary = embed(model, arch, batch["tokens"], batch["positions"], visible)  # [B, S, D]
     # [V, B, S, D]. Slots stay whole, because a turn may read any of them; rows are spread as in every block.
     states = jnp.zeros((slots, *embedded.shape), embedded.dtype).at[0].set(embedded)
-    states = jax.lax.with_sharding_constraint(
-        states, mesh_lib.sharding(mesh, states.shape, (None, "rows", None, None))
-    )
+    states = jax.lax.with_sharding_constraint(states, mesh_lib.sharding(mesh, states.shape, (None, "rows", None, None)))
 
     def run_layer(states: jax.Array, layer: tuple[Block, Adapters, Any, jax.Array]) -> tuple[jax.Array, None]:
         block, sources, is_windowed, bounds = layer

@@ -286,7 +286,9 @@ class Run(Places):
         with goodput.lost("input"):
             pairs = (self.profile_pairs(task).pairs for task in self.suite.tasks)
             sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
-            return variant_shape(arch, self.mesh, sizes, variants, config, jnp.dtype(self.config.dtype).itemsize, memory)
+            return variant_shape(
+                arch, self.mesh, sizes, variants, config, jnp.dtype(self.config.dtype).itemsize, memory
+            )
 
     def unfinished(self, stage: str) -> list[Task]:
         """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""

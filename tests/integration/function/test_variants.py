@@ -39,9 +39,7 @@ def shape_for(model, lists, variants=SOURCES, memory=1 << 30):
 def with_sources(adapters, rows):
     """The adapters of variants, written out: every block's matrices from its source."""
     layers = np.arange(rows.shape[1])
-    return {
-        target: {name: leaf[rows, layers] for name, leaf in update.items()} for target, update in adapters.items()
-    }
+    return {target: {name: leaf[rows, layers] for name, leaf in update.items()} for target, update in adapters.items()}
 
 
 @pytest.fixture
@@ -107,9 +105,7 @@ def rows_of(model, adapters):
         model.tokenizer("none"), examples(30, seed=3), np.arange(30), max_tokens=32, truncation="keep_end", seed=(0,),
         swaps=1,
     )  # fmt: skip
-    likelihoods = variant_likelihoods(
-        model, adapters, SOURCES, pairs.pairs, CONFIG, shape_for(model, [pairs.pairs])
-    )
+    likelihoods = variant_likelihoods(model, adapters, SOURCES, pairs.pairs, CONFIG, shape_for(model, [pairs.pairs]))
     return profile.profile_rows(VARIANTS, pairs, likelihoods)
 
 
@@ -149,9 +145,7 @@ def test_batches_have_the_rows_that_memory_has_room_for(population):
     wide, narrow = shape_for(model, [pairs]), shape_for(model, [pairs], memory=200_000)
     assert wide.pairs.rows[0].rows == 3 and narrow.pairs.rows[0].rows == 1
     ours = variant_likelihoods(model, adapters, SOURCES, pairs, CONFIG, narrow)
-    np.testing.assert_allclose(
-        ours, variant_likelihoods(model, adapters, SOURCES, pairs, CONFIG, wide), rtol=1e-5
-    )
+    np.testing.assert_allclose(ours, variant_likelihoods(model, adapters, SOURCES, pairs, CONFIG, wide), rtol=1e-5)
 
 
 @pytest.mark.parametrize("meshes", ["2,2,2", pytest.param("1,8,1 4,1,2", marks=pytest.mark.slow)])

@@ -22,7 +22,9 @@ def rows_of(layers=3, n=40, seed=0, gain=2.0):
     worth[profile.BASE] = 0
     totals = np.asarray([worth[each.sources, np.arange(layers)].sum() for each in variants])[:, None]
     prompts = rng.uniform(0.5, 1.5, n)
-    likelihoods = [(gain * part * totals * prompts - 9) * lengths[at] for part, at in ((1, slice(None)), (0.5, swaps[0]))]
+    likelihoods = [
+        (gain * part * totals * prompts - 9) * lengths[at] for part, at in ((1, slice(None)), (0.5, swaps[0]))
+    ]
     likelihoods = np.concatenate(likelihoods, axis=1)
     return variants, pairs, likelihoods, profile.profile_rows(variants, pairs, likelihoods)
 
@@ -37,7 +39,9 @@ def test_variants_keep_the_blocks_that_their_names_say():
     assert variants["tuned", "swap_upto", 0] == variants["tuned", "swap_from", 5] == variants["tuned", "from", 1]
 
 
-@pytest.mark.parametrize(("layers", "count", "cuts"), [(4, 0, [0, 1, 2, 3, 4]), (32, 4, [0, 8, 16, 24, 32]), (3, 9, None)])
+@pytest.mark.parametrize(
+    ("layers", "count", "cuts"), [(4, 0, [0, 1, 2, 3, 4]), (32, 4, [0, 8, 16, 24, 32]), (3, 9, None)]
+)
 def test_few_depths_are_an_even_choice(layers, count, cuts):
     assert profile.depths(layers, count) == (list(range(layers + 1)) if cuts is None else cuts)
     kept = {each.layer for each in profile.profile_variants(layers, count) if each.kept == "upto"}
