@@ -1,7 +1,7 @@
 """Where in the network the gain of tuning sits, by function, and whether similarity says the same.
 
-A share is the part that a variant keeps of what tuning adds to a task's answers, in information if it was measured. With
-U(k) the share of adapters kept up to block k and F(k) that of adapters kept from block k + 1, block l carries
+A share is the part that a variant keeps of what tuning adds to a task's answers, in information if it was measured.
+With U(k) the share of adapters kept up to block k and F(k) that of adapters kept from block k + 1, block l carries
 
   m(l) = [U(l) - U(l - 1) + F(l - 1) - F(l)] / 2,
 
@@ -58,13 +58,13 @@ def find_profile(
       draws: number of flips.
 
     Returns:
-      `measured`; `measure`, a key of `MEASURES`; `tasks`; `curves`: per model, kept, layer and measure the mean share over
-      units with its t interval; `exchange`: the same of what exchanged layers cost, in nats; `interaction` by depth;
-      `layers`: per block the share that it carries; `most`, the block that carries most; `by_change`: by estimator
-      `rise`, the layers in which the change rises by the fit of the sections (None without one), and `top`, those over
-      which it rises most one by one, each with `layers`, `share_of_layers` and the `Estimate`s `carried`, `upto` and
-      `from` (by one direction alone) and `excess` (carried beyond their part of all layers); `correlation`, over layers,
-      of the ranks of the rise with those of what a layer carries; `is_transition`.
+      `measured`; `measure`, a key of `MEASURES`; `tasks`; `curves`: per model, kept, layer and measure the mean share
+      over units with its t interval; `exchange`: the same of what exchanged layers cost, in nats; `interaction` by
+      depth; `layers`: per block the share that it carries; `most`, the block that carries most; `by_change`: by
+      estimator `rise`, the layers in which the change rises by the fit of the sections (None without one), and `top`,
+      those over which it rises most one by one, each with `layers`, `share_of_layers` and the `Estimate`s `carried`,
+      `upto` and `from` (by one direction alone) and `excess` (carried beyond their part of all layers); `correlation`,
+      over layers, of the ranks of the rise with those of what a layer carries; `is_transition`.
     """
     absent = {"measured": False, "tasks": []}
     if profile is None or profile.empty:
@@ -216,8 +216,8 @@ def gain_evidence(profile: dict[str, Any]) -> Evidence:
     first = headline[kinds[0]]
     sentence = (
         f"Of {_gain(profile)}, {sentence} (means of both directions over {_units(first['excess'])}). Layer "
-        f"{profile['most']} alone carries {_with_interval(most)}. Over layers, the rise of the change goes with the share "
-        f"that a layer carries at a rank correlation of {_number(correlation['mean'])}{_interval(correlation)}."
+        f"{profile['most']} alone carries {_with_interval(most)}. Over layers, the rise of the change goes with the "
+        f"share that a layer carries at a rank correlation of {_number(correlation['mean'])}{_interval(correlation)}."
     )
     figures = {**first["excess"], "by_change": headline, "most": profile["most"], "measure": profile["measure"]}
     reason = next((headline[kind]["excess"]["reason"] for kind in kinds if headline[kind]["excess"]["p"] is None), "")

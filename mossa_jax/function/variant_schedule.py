@@ -1,8 +1,9 @@
 """The order in which the blocks of many variants of a model are run, each state once.
 
-A variant takes the adapter of each block from one of a few sources, such as the base, E and a specialist. Variants whose
-first blocks are the same have the same states there, so that the states of all variants form a tree: it branches where
-variants part. A schedule is data, and a program that follows it is the same for every set of variants of one size.
+A variant takes the adapter of each block from one of a few sources, such as the base, E and a specialist. Variants
+whose first blocks are the same have the same states there, so that the states of all variants form a tree: it branches
+where variants part. A schedule is data, and a program that follows it is the same for every set of variants of one
+size.
 
 Shape letters: N variants, A sources, L layers, V slots that each hold the state of one batch, G lanes that run side by
 side, T turns of the program.

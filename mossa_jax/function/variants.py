@@ -3,8 +3,8 @@
 A variant takes the adapter of each block from one of a few sources. The sources are on the devices once; a lane gathers
 what its block needs, and a state that several variants share is computed once (`variant_schedule`).
 
-Shape letters: A sources, N variants, L layers, V slots, G lanes, T turns, n pairs, B packed rows of a batch, S positions,
-M answer tokens of a row, D hidden.
+Shape letters: A sources, N variants, L layers, V slots, G lanes, T turns, n pairs, B packed rows of a batch, S
+positions, M answer tokens of a row, D hidden.
 """
 
 from __future__ import annotations

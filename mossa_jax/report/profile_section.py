@@ -44,6 +44,10 @@ def _percent(row: Row | None) -> str:
     return f"{mean} %" if low is None else f"{mean} % [{low} to {high}]"
 
 
+def _title(model: str) -> str:
+    return {"tuned": "E", "control": "Specialists"}[model]
+
+
 def _first(k: int) -> str:
     """Names the layers up to k."""
     return "layer 1" if k == 1 else f"layers 1 to {k}"
@@ -68,12 +72,12 @@ def _gain(profile: Row, model: str) -> str:
     upto = _rows(profile, "curves", model=model, kept="upto", measure=measure)
     half = next((row for row in upto if (row["mean"] or 0) >= 0.5), None)
     if half is None:
-        return f"{_NAMES[model]}: the gain is undefined."
+        return f"{_title(model)}: the gain is undefined."
     k = half["layer"]
     rest = _at(profile, "curves", k + 1, model=model, kept="from", measure=measure)
     return (
-        f"{_NAMES[model][0].upper()}{_NAMES[model][1:]}: the adapters of {_first(k)} alone keep {_percent(half)} of the "
-        f"{_UNITS[measure]} that tuning adds, mean over clusters; those of all other layers keep {_percent(rest)}."
+        f"{_title(model)}: the adapters of {_first(k)} alone keep {_percent(half)} of the {_UNITS[measure]} that "
+        f"tuning adds, mean over clusters; those of all other layers keep {_percent(rest)}."
     )
 
 
@@ -101,12 +105,12 @@ def _form(profile: Row) -> str:
         _at(profile, "curves", k + 1, model="tuned", kept="from", measure=measure)
         for measure in ("information", "answer_nll")
     ]
+    shares = [row["mean"] if row else None for row in rows]
+    if None in shares or shares[1] <= shares[0]:
+        return "The thin lines are shares of the likelihood, which includes the form of the answers."
     return (
-        f"Without the adapters of {_first(k)} E keeps {_percent(rows[0])} of the information but {_percent(rows[1])} of the "
-        "likelihood (the thin lines): the form of the answers can be learned almost anywhere, what answers which prompt "
-        "cannot."
-        if rows[0] and rows[1] and (rows[1]["mean"] or 0) > (rows[0]["mean"] or 0)
-        else "Shares in likelihood, which includes the form of the answers, are the thin lines."
+        f"Without the adapters of {_first(k)} E keeps {_percent(rows[0])} of the information but {_percent(rows[1])} "
+        "of the likelihood (the thin lines), most of which is the form of the answers."
     )
 
 
@@ -116,7 +120,7 @@ def _exchange(profile: Row) -> str:
     above = _at(profile, "exchange", k + 1, kept="swap_from", measure=measure)
     every = _at(profile, "exchange", 1, kept="swap_from", measure=measure)
     return (
-        f"Exchanging E's layers for the specialist's, in {_COST_UNITS[measure]}: up to layer {k} it costs {_nats(below)}, "
+        f"Exchanging E's layers for the specialist's, in {_COST_UNITS[measure]}: {_first(k)} costs {_nats(below)}, "
         f"from layer {k + 1} on {_nats(above)}, all layers {_nats(every)} (below zero: the specialist knows more)."
     )
 
@@ -132,7 +136,7 @@ def _draw(inputs: ReportInputs) -> Figure:
     measure = profile["measure"]
     for axes, model in zip(panels[0], _NAMES, strict=True):
         _draw_shares(axes, profile, model, layers)
-        axes.set_title(f"{_NAMES[model][0].upper()}{_NAMES[model][1:]}: adapters kept in some layers", pad=16)
+        axes.set_title(f"{_title(model)}: adapters kept in some layers", pad=16)
     _draw_single_layers(panels[1, 0], profile, layers)
     _draw_exchange(panels[1, 1], profile, layers)
     for axes in panels.flat:
@@ -237,10 +241,8 @@ def _table(inputs: ReportInputs) -> list[tuple[str, ...]]:
             for model in _NAMES
             for kept in ("upto", "from", "only")
         ]
-        costs = [
-            _nats(_at(profile, "exchange", layer, kept=kept, measure=measure)) for kept in ("swap_upto", "swap_from")
-        ]
-        rows.append((str(layer), _percent(carried), *shares, *costs))
+        exchanged = [_at(profile, "exchange", layer, kept=kept, measure=measure) for kept in ("swap_upto", "swap_from")]
+        rows.append((str(layer), _percent(carried), *shares, *map(_nats, exchanged)))
     return rows
 
 
@@ -248,15 +250,15 @@ SECTION = AnalysisSection(
     name="profile",
     title="What each layer does for the answers",
     lead="Adapters are kept up to layer k, from layer k on, or in layer k alone, and E's layers are exchanged for the "
-    "specialist's. The share is the part that is kept of what tuning adds: information about the prompt's own answer, in "
-    "which the form of the answers does not count. Bands are 95 % t intervals over clusters of competent tasks of the "
-    "mixture; the shaded sections are those of similarity.",
+    "specialist's. The share is the part that is kept of what tuning adds: information about the prompt's own answer, "
+    "in which the form of the answers does not count. Bands are 95 % t intervals over clusters of competent tasks of "
+    "the mixture; the shaded sections are those of similarity.",
     tables=("profile",),
     sentences=_sentences,
     figures={"profile": _draw},
     captions={
-        "profile": "Share of the gain of tuning that is kept with adapters up to, from, or only in each layer, for E and "
-        "the specialists, and the cost of exchanging E's layers for the specialist's"
+        "profile": "Share of the gain of tuning that is kept with adapters up to, from, or only in each layer, for E "
+        "and the specialists, and the cost of exchanging E's layers for the specialist's"
     },
     columns=(
         "layer",

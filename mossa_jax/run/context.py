@@ -279,16 +279,14 @@ class Run(Places):
     @cached_property
     def profile_shape(self) -> VariantShape:
         """The shapes of the layer profiles' batches and schedule, the same for all tasks."""
-        config, arch = self.pair_config, self.architecture
+        config, arch, itemsize = self.pair_config, self.architecture, jnp.dtype(self.config.dtype).itemsize
         variants = profile.sources(profile.profile_variants(arch.layers, self.config.analyse.profile_layers))
         # The smallest device of all processes decides.
         memory = min(agreement.everywhere(memory_per_device()))
         with goodput.lost("input"):
             pairs = (self.profile_pairs(task).pairs for task in self.suite.tasks)
             sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
-            return variant_shape(
-                arch, self.mesh, sizes, variants, config, jnp.dtype(self.config.dtype).itemsize, memory
-            )
+            return variant_shape(arch, self.mesh, sizes, variants, config, itemsize, memory)
 
     def unfinished(self, stage: str) -> list[Task]:
         """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""

@@ -29,10 +29,11 @@ def _price(run: Run) -> str:
     schedule, rows = make_schedule(variants, shape.size), shape.pairs.rows[-1]
     size = row_bytes(arch, variants, rows.length, jnp.dtype(run.config.dtype).itemsize)
     on_device = size * rows.rows / run.mesh.shape["fsdp"] / 2**30
+    count, passes = len(set(schedule.slot_of.tolist())), schedule.steps / arch.layers
     return (
-        f"{len(set(schedule.slot_of.tolist()))} variants of E and a specialist over one base, on {settings.profile_prompts} prompts per task with two "
-        f"answers each, in one program; they share states, so that this is the work of {schedule.steps / arch.layers:.0f} forward "
-        f"passes; {on_device:.2f} GiB of states per device"
+        f"{count} variants of E and a specialist over one base, on {settings.profile_prompts} prompts per task with "
+        f"two answers each, in one program; they share states, so that this is the work of {passes:.0f} forward passes; "
+        f"{on_device:.2f} GiB of states per device"
     )
 
 
