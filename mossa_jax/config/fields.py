@@ -271,7 +271,13 @@ class Analyse:
     merged_prompts: int = 2_000
     """Most test prompts per task that it reads, the first ones."""
     profile: bool = True
-    """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged."""
+    """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged. Not for models
+    that are tuned in full."""
+    profile_prompts: int = 64
+    """Test prompts per task whose answers the layer profiles are measured on, the first ones in `tasks.test_order`."""
+    profile_layers: int = 0
+    """Depths at which the layer profiles cut the network, evenly chosen; 0 takes every layer. About eight states per
+    depth are on the devices at once, for each row of a batch."""
     trajectory: bool = True
     """When each layer settles, from the adapters that `tuning.snapshots` keeps."""
 

@@ -36,6 +36,8 @@ _LEAST = {
     "analyse.layers_prompts": 4,
     "analyse.merged_rank": 1,
     "analyse.merged_prompts": 4,
+    "analyse.profile_prompts": 2,
+    "analyse.profile_layers": 0,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

@@ -9,6 +9,7 @@ from mossa_jax.report import (
     layer_matrix_section,
     map_section,
     merged_section,
+    profile_section,
     spectrum_section,
     weights_section,
 )
@@ -22,6 +23,7 @@ SECTIONS: Sequence[AnalysisSection] = (
     layer_matrix_section.SECTION,
     weights_section.SECTION,
     merged_section.SECTION,
+    profile_section.SECTION,
 )
 """All sections, in the order of the page."""
 
