@@ -196,6 +196,9 @@ class Tuning:
     """Consecutive updates that a model may skip because its loss or gradient is not finite, before the run stops."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    snapshots: int = 0
+    """Adapters that are kept of each model on its way, for the analysis `trajectory`: after 1/2, 1/4, 1/8, ... of its
+    steps, so that early ones are denser. Each is a PEFT folder in `snapshots/`, as large as the model's own."""
     log_every: int = 20
     """Steps between lines of progress and of metrics.jsonl."""
     score_prompts: int = 1_000
