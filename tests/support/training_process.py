@@ -1,8 +1,8 @@
 """Run by test_kills.py in processes of their own: a population's training that can be killed at any moment.
 
 Arguments: model folder, run folder. Nine models take turns in three slots, with a checkpoint every ten steps. Writes
-the number of every step that begins to steps.txt, digests of adapters and of their snapshots to .txt files, and the last state's digest to
-state.txt.
+the number of every step that begins to steps.txt, digests of adapters and of their snapshots to .txt files, and the
+last state's digest to state.txt.
 """
 
 import hashlib
