@@ -259,6 +259,11 @@ class Analyse:
     """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged."""
     trajectory: bool = True
     """When each layer settles, from the adapters that `tuning.snapshots` keeps."""
+    trajectory_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose specialists, and on whose prompts E, are followed: the same words as in `tuning.seeded`. Tasks with a
+    second seed are measured against their ceiling."""
+    trajectory_prompts: int = 256
+    """Test prompts per task of `trajectory`, the first ones."""
 
 
 @dataclass

@@ -31,6 +31,7 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.trajectory_prompts": 4,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mossa_jax.report import spectrum_section
+from mossa_jax.report import spectrum_section, trajectory_section
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
 
-SECTIONS: Sequence[AnalysisSection] = (spectrum_section.SECTION,)
+SECTIONS: Sequence[AnalysisSection] = (spectrum_section.SECTION, trajectory_section.SECTION)
 """All sections, in the order of the page."""
 
 
