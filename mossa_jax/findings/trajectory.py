@@ -78,17 +78,18 @@ def settling_by_layer(
       settling: from `find_settling`.
       model: `tuned` or `control`.
       layers: in network order.
-      left_out: tasks without a competent specialist.
+      left_out: tasks whose specialists are left out.
 
     Returns:
       A row per layer: `layer, settled, low, high, tasks`: the mean over clusters, its 95 % t interval, the tasks.
     """
-    own = settling[(settling["model"] == model) & ~settling["task"].isin(left_out)]
+    own = _of_model(settling, model, left_out)
     rows = []
     for layer in layers:
         cells = own[(own["layer"].astype(str) == layer) & own["settled"].notna()]
         means = unit_means(cells["settled"].to_numpy(float), list(cells["cluster"].astype(str)))
         low, high = t_interval(means)
+        low, high = np.clip((low, high), 0.0, 1.0).tolist()
         mean = float(means.mean()) if len(means) else np.nan
         rows.append({"layer": layer, "settled": mean, "low": low, "high": high, "tasks": len(cells)})
     return pd.DataFrame(rows)
@@ -100,7 +101,7 @@ def depth_trend(settling: pd.DataFrame, model: str, left_out: Sequence[str] = ()
     Args:
       settling: from `find_settling`.
       model: `tuned` or `control`.
-      left_out: tasks without a competent specialist.
+      left_out: tasks whose specialists are left out.
 
     Returns:
       `mean, low, high` over clusters and `tasks`, how many have a correlation: one whose layers all settle at once has
@@ -108,7 +109,7 @@ def depth_trend(settling: pd.DataFrame, model: str, left_out: Sequence[str] = ()
     """
     from scipy.stats import spearmanr
 
-    own = settling[(settling["model"] == model) & ~settling["task"].isin(left_out)]
+    own = _of_model(settling, model, left_out)
     own = own[own["layer"].astype(str).str.isdigit() & own["settled"].notna()]
     values, clusters = [], []
     for _, group in own.groupby("task", sort=False):
@@ -116,8 +117,15 @@ def depth_trend(settling: pd.DataFrame, model: str, left_out: Sequence[str] = ()
             values.append(float(spearmanr(group["layer"].astype(int), group["settled"])[0]))
             clusters.append(str(group["cluster"].iloc[0]))
     means = unit_means(np.asarray(values), clusters)
-    low, high = t_interval(means)
+    # A t interval knows no bounds; a correlation has them.
+    low, high = np.clip(t_interval(means), -1.0, 1.0).tolist()
     return {"mean": float(means.mean()) if len(means) else np.nan, "low": low, "high": high, "tasks": len(values)}
+
+
+def _of_model(settling: pd.DataFrame, model: str, left_out: Sequence[str]) -> pd.DataFrame:
+    """Returns the rows of E, or those of the specialists without the tasks left out: E is what it is on any prompts."""
+    own = settling[settling["model"] == model]
+    return own if model == TUNED else own[~own["task"].isin(left_out)]
 
 
 def loss_trend(steps: Sequence[int], losses: Sequence[float], total: int) -> dict[str, float | bool]:

@@ -14,7 +14,7 @@ from mossa_jax.findings.units import t_interval, unit_means
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs, left_out
-from mossa_jax.report.palette import CEILING, layer_label
+from mossa_jax.report.palette import CEILING, ORANGE, layer_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONTROL = "control"
 _NAMES = {TUNED: "multi-task (E)", CONTROL: "specialists"}
-_DEPTHS, _SHARES = "viridis", "cividis"
+_DEPTHS, _SHARES = "viridis", "Blues"
 _MAX_NAMES = 6
 
 
@@ -46,15 +46,15 @@ def _sentences(inputs: ReportInputs) -> list[str]:
             f"prompts of {int(rows['tasks'].max())} tasks" if model == TUNED else f"{int(rows['tasks'].max())} tasks"
         )
         sentence = (
-            f"{name[0].upper()}{name[1:]} ({tasks}): the layer that settles first is {first['layer']}, after "
-            f"{_share(first)} of the steps; the last is {last['layer']}, after {_share(last)}."
+            f"{name[0].upper()}{name[1:]} ({tasks}): layer {first['layer']} settles first, after {_share(first)} "
+            f"of the steps, and layer {last['layer']} last, after {_share(last)}."
         )
         sentences.append(f"{sentence} {_trend_sentence(depth_trend(settling, model, skipped))}")
     return [*sentences, *_convergence_sentences(inputs), _scale_sentence(settling), _limit_sentence(inputs)]
 
 
 def _share(row: pd.Series) -> str:
-    interval = f" [{max(row['low'], 0):.0%}, {min(row['high'], 1):.0%}]" if np.isfinite(row["low"]) else ""
+    interval = f" [{row['low']:.0%}, {row['high']:.0%}]" if np.isfinite(row["low"]) else ""
     return f"{row['settled']:.0%}{interval}"
 
 
@@ -84,10 +84,9 @@ def _convergence_sentences(inputs: ReportInputs) -> list[str]:
 
 
 def _scale_sentence(settling: pd.DataFrame) -> str:
-    fixed = sorted(
-        name for model, name in _NAMES.items() if (settling[settling["model"] == model]["against"] == FIXED).any()
-    )
-    rest = f" Without a second seed the mark is {FLOOR} ({' and '.join(fixed)})." if fixed else ""
+    known = settling[settling["settled"].notna()]
+    fixed = [name for model, name in _NAMES.items() if (known[known["model"] == model]["against"] == FIXED).any()]
+    rest = f" Without a second seed the mark is {FLOOR} ({', '.join(fixed)})." if fixed else ""
     return (
         "A layer has settled at the first snapshot from which its states stay as near to those of the end as those of "
         f"another seed's end are.{rest}"
@@ -165,7 +164,7 @@ def _draw_model(axes: Axes, rows: pd.DataFrame, layers: list[str], colour: Any) 
         axes.text(len(places) + 0.25, 1.015, "ceiling", color=CEILING, fontsize=8, ha="center", va="bottom")
     else:
         axes.axhline(FLOOR, color=CEILING, lw=1.0, ls="--", zorder=0)
-        axes.text(0, FLOOR - 0.01, f"{FLOOR}", color=CEILING, fontsize=8, ha="left", va="top")
+        axes.text(-0.3, FLOOR - 0.01, f"settled: {FLOOR}", color=CEILING, fontsize=8, ha="left", va="top")
     elements.cka_range(axes, np.asarray(values, float))
 
 
@@ -190,20 +189,17 @@ def _over_clusters(rows: pd.DataFrame, places: list[int]) -> tuple[np.ndarray, n
         low, high = t_interval(units)
         result.append((float(units.mean()) if len(units) else np.nan, low, high))
     means, lows, highs = np.asarray(result, float).T
-    return means, lows, highs
+    return means, lows, np.minimum(highs, 1.0)
 
 
 def _label_places(axes: Axes, rows: pd.DataFrame, places: list[int]) -> None:
     at = _place(rows)
-    shares = [rows[at == place][["share_of_steps", "share_of_rate"]].astype(float).mean() for place in places]
-    labels = [f"{_percent(share['share_of_steps'])}\n{_percent(share['share_of_rate'])}" for share in shares]
-    axes.set_xticks(range(len(places) + 1), [*labels, "100 %\n100 %"], fontsize=8)
-    axes.set_xlim(-0.3, len(places) + 0.55)
-    axes.set_xlabel("share of the steps\nbelow: share of the sum of learning rates")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    rates = [rows[at == place]["share_of_rate"].astype(float).mean() for place in places]
+    shares = ["untrained", *(f"1/{2 ** (len(places) - place)}" for place in places[1:])]
+    labels = [f"{share}\n{100 * rate:.0f} %" for share, rate in zip(shares, rates, strict=True)]
+    axes.set_xticks(range(len(places) + 1), [*labels, "end\n100 %"], fontsize=8)
+    axes.set_xlim(-0.4, len(places) + 0.55)
+    axes.set_xlabel("share of the steps\n(below it: share of the sum of learning rates)")
 
 
 def _draw_settling(inputs: ReportInputs) -> Figure:
@@ -216,7 +212,11 @@ def _draw_settling(inputs: ReportInputs) -> Figure:
     # Shares of a model's steps are rounded up to steps: 10 of 160 and 9 of 141 are the same sixteenth.
     rounded = settling.assign(share=_rounded(settling["settled"]))
     shares = sorted(rounded["share"].dropna().unique())
-    colours = {share: colormaps[_SHARES](0.05 + 0.9 * at / max(len(shares) - 1, 1)) for at, share in enumerate(shares)}
+    early = [share for share in shares if share < 1]
+    colours: dict[float, Any] = {
+        share: colormaps[_SHARES](0.95 - 0.7 * at / max(len(early) - 1, 1)) for at, share in enumerate(early)
+    }
+    colours[1.0] = ORANGE
     figure = elements.new_figure(9.0, 3.6)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (model, name) in zip(panels, _NAMES.items(), strict=True):
@@ -230,10 +230,11 @@ def _draw_settling(inputs: ReportInputs) -> Figure:
             part = counts[share].to_numpy(float) if share in counts else np.zeros(len(layers))
             axes.bar(range(len(layers)), part, bottom=below, width=0.86, color=colours[share], lw=0)
             below = below + part
-        axes.set_title(f"{name}, {int(below.max())} tasks")
+        of = "prompts of " if model == TUNED else ""
+        axes.set_title(f"{name}, {of}{int(below.max())} tasks")
         elements.layer_axis(axes, layers, max_ticks=18)
         axes.set_xlabel("layer")
-    panels[0].set_ylabel("tasks")
+    panels[0].set_ylabel("tasks (without undefined cells)")
     handles = [Patch(color=colours[share], label=_share_name(share)) for share in shares]
     figure.legend(handles=handles, loc="outside right center", title="settled after", fontsize=8, title_fontsize=8)
     return figure
@@ -248,7 +249,7 @@ def _rounded(shares: pd.Series) -> pd.Series:
 def _share_name(share: float) -> str:
     if share == 0:
         return "no step"
-    return "only the end" if share == 1 else f"1/{round(1 / share)} of the steps"
+    return "not before the end" if share == 1 else f"1/{round(1 / share)} of the steps"
 
 
 # ---- The table -------------------------------------------------------------------------------------------------------
