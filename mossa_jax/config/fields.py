@@ -196,6 +196,9 @@ class Tuning:
     """Consecutive updates that a model may skip because its loss or gradient is not finite, before the run stops."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    snapshots: int = 0
+    """Adapters that are kept of each model on its way, for the analysis `trajectory`: after 1/2, 1/4, 1/8, ... of its
+    steps, so that early ones are denser. Each is a PEFT folder in `snapshots/`, as large as the model's own."""
     log_every: int = 20
     """Steps between lines of progress and of metrics.jsonl."""
     score_prompts: int = 1_000
@@ -280,6 +283,11 @@ class Analyse:
     depth are on the devices at once, for each row of a batch."""
     trajectory: bool = True
     """When each layer settles, from the adapters that `tuning.snapshots` keeps."""
+    trajectory_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose specialists, and on whose prompts E, are followed: the same words as in `tuning.seeded`. Tasks with a
+    second seed are measured against their ceiling."""
+    trajectory_prompts: int = 256
+    """Test prompts per task of `trajectory`, the first ones."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from mossa_jax.report import (
     merged_section,
     profile_section,
     spectrum_section,
+    trajectory_section,
     weights_section,
 )
 from mossa_jax.report.analysis_section import AnalysisSection
@@ -24,6 +25,7 @@ SECTIONS: Sequence[AnalysisSection] = (
     weights_section.SECTION,
     merged_section.SECTION,
     profile_section.SECTION,
+    trajectory_section.SECTION,
 )
 """All sections, in the order of the page."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mossa_jax.run.analyse import correlates, layers, merged, profile, spectrum, stages, weights
+from mossa_jax.run.analyse import correlates, layers, merged, profile, spectrum, stages, trajectory, weights
 from mossa_jax.run.analyse import map as state_map
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.analyse.stages import task_states
@@ -31,6 +31,7 @@ ANALYSES: Sequence[Analysis] = (
     weights.ANALYSIS,
     merged.ANALYSIS,
     profile.ANALYSIS,
+    trajectory.ANALYSIS,
 )
 """All analyses, in the order of the page."""
 
