@@ -73,15 +73,9 @@ def find(
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
-<<<<<<< HEAD
-      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `robustness`
-      (the main results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks; every
-      other result rests on competent tasks alone.
-=======
-      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `convergence` (None
-      without snapshots), `robustness` (the main results by the biased estimator) and `findings` (a list of
+      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `convergence`
+      (None without snapshots), `robustness` (the main results by the biased estimator) and `findings` (a list of
       `claims.Finding`). Curves show all tasks; every other result rests on competent tasks alone.
->>>>>>> trajectory
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
@@ -111,7 +105,6 @@ def find(
         "trust": find_trust(table, prompts, cells),
         "robustness": results,
         "changed_tasks": _changed_tasks(change, half, list(levels.index)),
-<<<<<<< HEAD
         "profile": find_profile(
             (analyses or {}).get("profile"),
             sound,
@@ -120,9 +113,7 @@ def find(
             seed,
             draws,
         ),
-=======
         "convergence": convergence_summary(analyses, competence["incompetent"]),
->>>>>>> trajectory
     }
     analysis = to_json_types(analysis)
     analysis["findings"] = to_json_types(judge(gather_evidence(analysis)))

@@ -29,11 +29,8 @@ def gather_evidence(analysis: Analysis) -> dict[str, Evidence]:
         "ability": _ability(analysis["scores"], biased["ability"]["link"]),
         "gain": gain_evidence(analysis["profile"]),
     }
-<<<<<<< HEAD
     evidence["transition"].sentence += section_sentence(analysis["profile"])
-=======
     evidence["shift"].qualify(convergence_sentence(analysis.get("convergence")))
->>>>>>> trajectory
     preface = competence_sentence(analysis["competence"], only_if_few=True)
     first = next((item for item in evidence.values() if item.is_measured), None)
     if preface and first:
