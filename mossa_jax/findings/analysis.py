@@ -29,8 +29,10 @@ from mossa_jax.findings.curves import (
 )
 from mossa_jax.findings.evidence import gather_evidence
 from mossa_jax.findings.json_types import to_json_types
+from mossa_jax.findings.profile import find_profile
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
+from mossa_jax.findings.trajectory import convergence_summary
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.units import equivalence_p, estimate, t_interval, unit_means
 from mossa_jax.findings.unseen import find_unseen
@@ -71,9 +73,9 @@ def find(
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
-      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `robustness` (the main
-      results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other
-      result rests on competent tasks alone.
+      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `convergence`
+      (None without snapshots), `robustness` (the main results by the biased estimator) and `findings` (a list of
+      `claims.Finding`). Curves show all tasks; every other result rests on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
@@ -103,6 +105,15 @@ def find(
         "trust": find_trust(table, prompts, cells),
         "robustness": results,
         "changed_tasks": _changed_tasks(change, half, list(levels.index)),
+        "profile": find_profile(
+            (analyses or {}).get("profile"),
+            sound,
+            {name: result["sections"] for name, result in results.items()},
+            layers,
+            seed,
+            draws,
+        ),
+        "convergence": convergence_summary(analyses, competence["incompetent"]),
     }
     analysis = to_json_types(analysis)
     analysis["findings"] = to_json_types(judge(gather_evidence(analysis)))
