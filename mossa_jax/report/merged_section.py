@@ -52,8 +52,8 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     size, cosine = (found["means"][f"update_{name}_tuned"].mean for name in ("size", "cosine"))
     if np.isfinite(size).any():
         sentences.append(
-            f"The mean's update is {words.mean(size, 2)} of the size of E's, and their cosine is {words.mean(cosine, 2)} "
-            "(means over blocks)."
+            f"The mean's update is {words.mean(size, 2)} of the size of E's, and their cosine is "
+            f"{words.mean(cosine, 2)} (means over blocks)."
         )
     scored = found["scored"]
     if scored["merged"]["n_tasks"]:

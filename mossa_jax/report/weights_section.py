@@ -40,15 +40,15 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         return ["No competent task of the mixture has an update to compare."]
     tuned, control = (found["relative"][name].mean for name in ("tuned", "control"))
     sentences = [
-        f"E's update is {words.mean(tuned)} of the norm of the base's projections, a specialist's {words.mean(control)} "
-        "(means over layers)."
+        f"E's update is {words.mean(tuned)} of the norm of the base's projections, a specialist's "
+        f"{words.mean(control)} (means over layers)."
     ]
     cosine, gain = found["cosine"], found["gain"]
     seeds = cosine["seed"].mean
     scale = f"; two seeds of one specialist reach {words.mean(seeds)}" if np.isfinite(seeds).any() else ""
     sentences.append(
-        f"The cosine of E's update with that of the task's own specialist is {words.mean(cosine['own'].mean)}{scale}. Own "
-        f"less other specialists: {words.interval(gain['cosine'])} over {words.units(gain['cosine'])} "
+        f"The cosine of E's update with that of the task's own specialist is {words.mean(cosine['own'].mean)}{scale}. "
+        f"Own less other specialists: {words.interval(gain['cosine'])} over {words.units(gain['cosine'])} "
         f"({words.p_value(gain['cosine'])})."
     )
     sides = []
