@@ -31,6 +31,14 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.map_prompts": 2,
+    "analyse.map_dimensions": 2,
+    "analyse.correlates_prompts": 1,
+    "analyse.layers_prompts": 4,
+    "analyse.merged_rank": 1,
+    "analyse.merged_prompts": 4,
+    "analyse.profile_prompts": 2,
+    "analyse.profile_layers": 0,
     "analyse.trajectory_prompts": 4,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
@@ -51,6 +59,7 @@ def check(config: Config) -> None:
     _check_tokens(config)
     _check_tuning(config)
     _check_compare(config)
+    _require(config, config.analyse.merged_scale > 0, "analyse.merged_scale", "must be above 0")
 
 
 def _value(config: Config, name: str) -> Any:

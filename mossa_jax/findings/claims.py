@@ -107,6 +107,14 @@ CLAIMS = (
         "of the specialist.",
         "training",
     ),
+    Claim(
+        "gain",
+        EXPLORATORY,
+        "Which layers carry the gain",
+        "The layers in which tuning changes similarity most carry more of what tuning adds to the answers than as many "
+        "other layers do.",
+        "profile",
+    ),
 )
 """All claims, by importance: if units are few, the first ones alone are tested."""
 
