@@ -70,7 +70,10 @@ def _sentences(inputs: ReportInputs) -> list[str]:
 
 
 def _reason(inputs: ReportInputs, correlate: str) -> str:
-    reasons = {str(reason) for name in _NAMES for reason in _select(inputs, name, correlate)["undefined"] if reason}
+    """Returns why there is no correlation in any block, where the embedding often has none for reasons of its own."""
+    blocks = block_layers(inputs.table)
+    rows = pd.concat([_select(inputs, name, correlate) for name in _NAMES])
+    reasons = {str(reason) for reason in rows.loc[rows.index.isin(blocks), "undefined"] if reason}
     return " or ".join(sorted(reasons)) or "no tasks"
 
 
