@@ -63,9 +63,14 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     first = _select(inputs, TUNED, CORRELATES[0])
     if len(first):
         tasks, units, unit = int(first["n_tasks"].max()), int(first["n_units"].max()), first["unit"].iloc[0]
-        sentences.append(
-            f"Over {tasks} tasks with a competent specialist" + ("." if unit == "tasks" else f" in {units} {unit}.")
-        )
+        place = "" if unit == "tasks" else f" in {units} {unit}"
+        if first["competent_only"].all():
+            sentences.append(f"Over {tasks} tasks of the mixture with a competent specialist{place}.")
+        else:
+            sentences.append(
+                f"Over all {tasks} tasks of the mixture{place}, since fewer than four have a competent specialist: a "
+                "specialist that learned little is near the base for that reason alone."
+            )
     return sentences
 
 
