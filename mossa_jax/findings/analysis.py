@@ -72,8 +72,8 @@ def find(
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
       `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `robustness`
-      (the main results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks; every
-      other result rests on competent tasks alone.
+      (the main results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks;
+      every other result rests on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
