@@ -167,6 +167,11 @@ class Evidence:
     too_few: str = ""
     reservations: list[str] = field(default_factory=list)
 
+    def qualify(self, sentence: str) -> None:
+        """Adds what a reader should know beside the result; the verdict stays. Nothing for an empty sentence."""
+        if sentence and self.is_measured:
+            self.sentence = f"{self.sentence} {sentence}"
+
 
 def judge(evidence: dict[str, Evidence]) -> list[Finding]:
     """Gives every claim its verdict, in the order of `CLAIMS`.

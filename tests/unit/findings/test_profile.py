@@ -8,7 +8,7 @@ import pytest
 
 from mossa_jax.benchmarks.planted_findings import Noise, cluster_sizes, draw_noise, planted_scores, planted_table, ramp
 from mossa_jax.findings import find
-from mossa_jax.findings.analysis import _checked
+from mossa_jax.findings.cells import cells_of
 from mossa_jax.findings.curves import block_layers
 from mossa_jax.findings.profile import find_profile, gain_evidence
 from tests.support.planted_profile import planted_profile
@@ -36,10 +36,10 @@ def profile_of(table):
     """Returns the result of `find_profile` alone, by the sections of a full analysis."""
     scores = planted_scores(SIZES, np.random.default_rng(1))
     sections = {name: result["sections"] for name, result in find(table, scores, draws=100)["robustness"].items()}
-    checked, _ = _checked(table, scores)
+    cells = cells_of(table)
 
     def compute(draws=500, **planted):
-        return find_profile(planted_profile(TASKS, **planted), checked, sections, block_layers(table), draws=draws)
+        return find_profile(planted_profile(TASKS, **planted), cells, sections, block_layers(cells), draws=draws)
 
     return compute
 
