@@ -30,6 +30,8 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.factor_permutations": 1,
+    "analyse.factor_prompts": 4,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }
