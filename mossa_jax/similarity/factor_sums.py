@@ -40,6 +40,8 @@ COMBINATIONS = (*PAIRS, *((model, model) for model in range(MODELS)))
 """Models whose products are summed: the pairs, then each with itself."""
 
 _TOLERANCE, _MAX_STEPS = 1e-7, 60
+# A row of which a space leaves less than this has a level of its own; the rest is rounding.
+_NO_ROOM = 1e-4
 
 
 class DeviceDesign(NamedTuple):
@@ -90,38 +92,54 @@ def finite_rows(states: Float[Array, "M K n D"], mesh: Mesh | None) -> Bool[Arra
     return layerwise.replicate(layerwise.counted_rows(states[:MODELS], jnp.ones(states.shape[2], bool)), mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",))
+@functools.partial(jax.jit, static_argnames=("mesh", "shares_items"))
 def factor_sums(
-    states: Float[Array, "M K N D"], kept: Bool[Array, " n"], design: DeviceDesign, *, mesh: Mesh | None
+    states: Float[Array, "M K N D"],
+    kept: Bool[Array, " n"],
+    design: DeviceDesign,
+    *,
+    mesh: Mesh | None,
+    shares_items: bool,
 ) -> FactorSums:
-    """Computes the sums of all layers, layers dealt over the devices."""
+    """Computes the sums of all layers, layers dealt over the devices.
+
+    Args:
+      states: of at least `MODELS` models.
+      kept: [n] bool, the rows that count, of the first n rows of the states.
+      design: of these n rows.
+      mesh: that the states lie on; None on one device.
+      shares_items: whether any two rows are of one item.
+    """
     n = kept.shape[0]
     states = states[:MODELS, :, :n]
 
     def layer(x: jax.Array, arguments: tuple[jax.Array, DeviceDesign]) -> FactorSums:
-        return _layer_sums(x, *arguments)
+        return _layer_sums(x, *arguments, shares_items)
 
     # What the function needs beside the states is whole on every device, as the rows that count are.
     return layerwise.replicate(layerwise.over_layers(layer, states, (kept, design), mesh), mesh)
 
 
-def _layer_sums(x: Float[Array, "M n D"], kept: Bool[Array, " n"], design: DeviceDesign) -> FactorSums:
+def _layer_sums(
+    x: Float[Array, "M n D"], kept: Bool[Array, " n"], design: DeviceDesign, shares_items: bool
+) -> FactorSums:
     centred = gram.centre(x, kept)
     rows = centred.rows
     # [M, n, n]
     kernels = jnp.einsum("mid,mjd->mij", rows, rows, precision=gram.EXACT)
     counted = kept[:, None] & kept[None, :]
-    apart = counted & (design.item[:, None] != design.item[None, :])  # [n, n]
-    related = counted & ~apart
-    projections = [projection(design.labels[s], design.basis[s]) for s in range(design.labels.shape[0])]
-    constant, *upto, alone = projections
-    left_out = [strip(kernels, space, apart, related) for space in (constant, upto[0], alone, upto[1])]
-    within = jnp.stack(
-        [jnp.stack([(matrices[a] * matrices[b]).sum(1) for a, b in COMBINATIONS]) for matrices in left_out]
-    )
-    matrices = left_out[0]
-    # One model after the other: [F, M, n, n] is what of each Gram matrix the factors leave.
-    rest = jnp.stack([leave(matrices, space, apart, related) for space in upto])
+    same = design.item[:, None] == design.item[None, :]
+    pairs = Relations(counted & ~same, counted & same)
+    constant, *upto, alone = (projection(design.labels[s], design.basis[s]) for s in range(design.labels.shape[0]))
+    matrices = strip(kernels, constant, pairs, shares_items)
+
+    # Space after space, so that one of them has its matrices in memory, and the loop is compiled once.
+    def within(space: jax.Array) -> jax.Array:
+        return _row_sums(strip(kernels, space, pairs, shares_items))
+
+    levels = lax.map(within, jnp.stack([upto[0], alone, upto[1]]))  # [3, C, n]
+    # [F, M, n, n], what of each Gram matrix the factors up to each one leave.
+    rest = lax.map(lambda space: leave(matrices, space, pairs, shares_items), jnp.stack(upto))
     raw, influence, permuted = [], [], []
     for a, b in PAIRS:
         product = _matmul(matrices[a], matrices[b])  # [n, n], K L
@@ -132,8 +150,20 @@ def _layer_sums(x: Float[Array, "M n D"], kept: Bool[Array, " n"], design: Devic
         earlier = [product, *(_matmul(each[a], each[b].T) for each in rest[:-1])]
         permuted.append(jnp.stack([permuted_traces((m + m.T) / 2, design, f) for f, m in enumerate(earlier)]))
     trace = jnp.square(rows).sum((1, 2))
-    sums = (within, jnp.stack(raw), jnp.stack(influence), jnp.stack(permuted))
-    return FactorSums(*sums, trace, centred.mean_square, centred.exponent)
+    return FactorSums(
+        jnp.concatenate([_row_sums(matrices)[None], levels]),
+        jnp.stack(raw),
+        jnp.stack(influence),
+        jnp.stack(permuted),
+        trace,
+        centred.mean_square,
+        centred.exponent,
+    )
+
+
+def _row_sums(matrices: Float[Array, "M n n"]) -> Float[Array, "C n"]:
+    """Returns the row sums of the products of `COMBINATIONS`."""
+    return jnp.stack([(matrices[a] * matrices[b]).sum(1) for a, b in COMBINATIONS])
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -153,29 +183,48 @@ def _residual(matrix: Float[Array, "n n"], space: Float[Array, "n n"]) -> Float[
     return half - _matmul(half, space)
 
 
+class Relations(NamedTuple):
+    """Which rows are related.
+
+    Attributes:
+      apart: [n, n] bool, pairs of rows of different items that count.
+      related: [n, n] bool, pairs of rows of one item that count, a row with itself included.
+    """
+
+    apart: Bool[Array, "n n"]
+    related: Bool[Array, "n n"]
+
+
 def strip(
-    kernels: Float[Array, "M n n"], space: Float[Array, "n n"], apart: Bool[Array, "n n"], related: Bool[Array, "n n"]
+    kernels: Float[Array, "M n n"], space: Float[Array, "n n"], pairs: Relations, shares_items: bool
 ) -> Float[Array, "M n n"]:
     """Projects Gram matrices on those that the space annihilates on both sides and that are zero for related rows.
 
     Args:
       kernels: of M models.
       space: a projection that contains the constant.
-      apart: pairs of rows that count.
-      related: pairs of rows of one item, a row with itself included.
+      pairs: of rows.
+      shares_items: whether any two rows are of one item. If not, a vector is solved for and not a matrix.
     """
+    away = jnp.diag(pairs.related.diagonal().astype(jnp.float32)) - space
+    squares = jnp.square(away)
 
     def one(kernel: jax.Array) -> jax.Array:
         residual = _residual(kernel, space)
-        inside = solve(lambda a: jnp.where(related, _residual(a, space), 0), jnp.where(related, residual, 0))
-        return jnp.where(apart, residual - _residual(inside, space), 0)
+        if shares_items:
+            target = jnp.where(pairs.related, residual, 0)
+            inside = _residual(solve(lambda a: jnp.where(pairs.related, _residual(a, space), 0), target), space)
+        else:
+            diagonal = solve(lambda v: jnp.matmul(squares, v, precision=gram.EXACT), residual.diagonal())
+            inside = _matmul(away * diagonal, away)
+        return jnp.where(pairs.apart, residual - inside, 0)
 
     # One model after the other: the matrices of one are in memory.
     return lax.map(one, kernels)
 
 
 def leave(
-    matrices: Float[Array, "M n n"], space: Float[Array, "n n"], apart: Bool[Array, "n n"], related: Bool[Array, "n n"]
+    matrices: Float[Array, "M n n"], space: Float[Array, "n n"], pairs: Relations, shares_items: bool
 ) -> Float[Array, "M n n"]:
     """Takes the space out of each column, by the other rows: those of the column's item neither count nor change.
 
@@ -183,16 +232,27 @@ def leave(
     a factor's part would then pass for a part of the rest. Arguments as in `strip`.
     """
 
+    def away(a: jax.Array) -> jax.Array:
+        return a - _matmul(space, a)
+
+    # [n] how much of each row the space leaves; none of a row with a level of its own.
+    left = 1 - space.diagonal()
+
     def one(matrix: jax.Array) -> jax.Array:
-        residual = matrix - _matmul(space, matrix)
-        inside = solve(lambda a: jnp.where(related, a - _matmul(space, a), 0), jnp.where(related, residual, 0))
-        return jnp.where(apart, residual - (inside - _matmul(space, inside)), 0)
+        residual = away(matrix)
+        if shares_items:
+            target = jnp.where(pairs.related, residual, 0)
+            inside = away(solve(lambda a: jnp.where(pairs.related, away(a), 0), target))
+        else:
+            share = jnp.where(left > _NO_ROOM, residual.diagonal() / jnp.where(left > _NO_ROOM, left, 1), 0)
+            inside = jnp.diag(share) - space * share
+        return jnp.where(pairs.apart, residual - inside, 0)
 
     return lax.map(one, matrices)
 
 
-def solve(operator: Callable[[jax.Array], jax.Array], target: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Solves `operator(x) = target` by conjugate gradients, for a positive semi-definite operator on matrices.
+def solve(operator: Callable[[jax.Array], jax.Array], target: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """Solves `operator(x) = target` by conjugate gradients, for a positive semi-definite operator on arrays.
 
     Few steps suffice: the spectrum has about as many values as there are sizes of groups and items.
     """

@@ -126,7 +126,8 @@ def split_states(
         raise UndefinedSimilarity(f"{len(np.unique(items[kept]))} items; at least {MIN_ROWS} are needed")
     design = factor_design({name: factor.first(rows) for name, factor in factors.items()}, kept)
     placed, can_permute = _place_design(design, kept, items, (permutations, seed))
-    sums = factor_sums(states, kept, placed, mesh=mesh_of(states))
+    shares_items = len(np.unique(items[kept])) < kept.sum()
+    sums = factor_sums(states, kept, placed, mesh=mesh_of(states), shares_items=bool(shares_items))
     eps = float(jnp.finfo(states.dtype).eps)
     return _combine(jax.tree.map(np.asarray, sums), design, kept, items, can_permute, eps)
 
