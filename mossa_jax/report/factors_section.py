@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -223,8 +224,9 @@ SECTION = AnalysisSection(
     name="factors",
     title="What a similarity is made of",
     lead="Each similarity is split exactly: the template's part, the gold answer's given the template, the item's "
-    "given both, and the rest. The state of a prompt's last token already holds the answer that comes next, so two models that both "
-    "know it are similar for that reason; what is left among prompts with the same answer says what they share beyond.",
+    "given both, and the rest. The state of a prompt's last token already holds the answer that comes next, so two "
+    "models that both know it are similar for that reason; what is left among prompts with the same answer says what "
+    "they share beyond.",
     tables=("factors", "within"),
     sentences=_sentences,
     figures={"factors": _draw, "factors_tasks": _draw_tasks},
