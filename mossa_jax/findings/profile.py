@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mossa_jax.findings.cells import Cells
 from mossa_jax.findings.claims import Evidence, sizes_agree
 from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, clusters_of, differences, mean_defined
 from mossa_jax.findings.units import estimate, t_interval, unit_means
@@ -41,7 +42,7 @@ TOP_SHARE = 4
 
 def find_profile(
     profile: pd.DataFrame | None,
-    table: pd.DataFrame,
+    cells: Cells,
     sections: Mapping[str, dict[str, Any]],
     layers: Sequence[str],
     seed: int = 0,
@@ -51,7 +52,7 @@ def find_profile(
 
     Args:
       profile: the table `results/profile`; None if it was not made.
-      table: the results table of competent tasks, both estimators.
+      cells: of competent tasks, both estimators.
       sections: estimator -> from `sections.find_sections`.
       layers: names of all block outputs.
       seed: seed of the sign flips.
@@ -69,8 +70,8 @@ def find_profile(
     absent = {"measured": False, "tasks": []}
     if profile is None or profile.empty:
         return absent
-    changes = {name: differences(table[table["estimator"] == name], name, False, list(layers)) for name in sections}
-    cluster_of, count = clusters_of(table), len(layers)
+    changes = {name: differences(cells, name, False, list(layers)) for name in sections}
+    cluster_of, count = clusters_of(cells), len(layers)
     candidates = [task for task in changes[HEADLINE].index if task in set(profile["task"])]
     profile = profile[profile["task"].isin(candidates)]
     measure = next((name for name in MEASURES if _depth_curves(profile, "tuned", name, count)), None)

@@ -32,7 +32,7 @@ def _price(run: Run) -> str:
     count, passes = len(set(schedule.slot_of.tolist())), schedule.steps / arch.layers
     return (
         f"{count} variants of E and a specialist over one base, on {settings.profile_prompts} prompts per task with "
-        f"two answers each, in one program; they share states, so that this is the work of {passes:.0f} forward passes; "
+        f"two answers each, in one program; they share states, so that this is the work of {passes:.0f} passes; "
         f"{on_device:.2f} GiB of states per device"
     )
 
