@@ -253,7 +253,11 @@ class Analyse:
     correlates_prompts: int = 256
     """Test prompts per task whose readability is measured."""
     factors: bool = True
-    """The parts of each similarity that template, answer and item make."""
+    """The parts of each similarity that template, answer and item make, and what is left of it within the answer."""
+    factor_permutations: int = 199
+    """Permutations of its levels by which each factor is tested."""
+    factor_prompts: int = 4_000
+    """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
     layers: bool = True

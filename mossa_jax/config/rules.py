@@ -31,6 +31,8 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.factor_permutations": 1,
+    "analyse.factor_prompts": 4,
     "analyse.map_prompts": 2,
     "analyse.map_dimensions": 2,
     "analyse.correlates_prompts": 1,
