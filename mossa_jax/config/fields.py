@@ -230,6 +230,35 @@ class Compare:
 
 
 @dataclass
+class Analyse:
+    """What is computed after the comparison, each from a stage of its own; the log says the price of each before it
+    starts."""
+
+    prompts: int = 1_000
+    """Test prompts per task whose states are kept for the analyses where the comparison streams sums and keeps none."""
+    spectrum: bool = True
+    """Dimensions that hold 99 % of the variance, by layer (the paper's figure 5)."""
+    map: bool = True
+    """Map of the states by cluster at five depths (the paper's figure 4), and how well clusters are told apart."""
+    correlates: bool = True
+    """Correlation of similarity with readability and training rows over tasks (the paper's figure 6)."""
+    factors: bool = True
+    """The parts of each similarity that template, answer and item make."""
+    measures: bool = True
+    """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
+    layers: bool = True
+    """Similarity of every layer with every other one."""
+    weights: bool = True
+    """Size and overlap of the updates of E and of the specialists, layer by layer."""
+    merged: bool = True
+    """The mean of the specialists as a further experimental model."""
+    profile: bool = True
+    """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged."""
+    trajectory: bool = True
+    """When each layer settles, from the adapters that `tuning.snapshots` keeps."""
+
+
+@dataclass
 class Mesh:
     """Devices on each axis; -1 takes the rest. Only for speed and memory: no result depends on it."""
 
@@ -293,6 +322,8 @@ class Config:
     """Training of all models."""
     compare: Compare = field(default_factory=Compare)
     """States and similarity."""
+    analyse: Analyse = field(default_factory=Analyse)
+    """What is computed beside the comparison."""
     pretraining: Pretraining = field(default_factory=Pretraining)
     """The miniature base model."""
     mesh: Mesh = field(default_factory=Mesh)

@@ -29,6 +29,7 @@ _LEAST = {
     "compare.permutations": 0,
     "compare.batch_rows": 1,
     "compare.draws": 1,
+    "analyse.prompts": 4,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

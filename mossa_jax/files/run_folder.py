@@ -18,8 +18,9 @@ from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, is_remote
 from mossa_jax.files.write import storing, write_json, write_text
 
-# Fields of the configuration that say where a run executes or is watched, never what it computes.
-_NOT_IDENTITY = ("mesh", "track")
+# Fields of the configuration that say where a run executes or is watched, or that each analysis checks for itself
+# (`run.analyse`); no other result depends on them.
+_NOT_IDENTITY = ("mesh", "track", "analyse")
 
 RESULTS = 3
 """The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
@@ -116,7 +117,9 @@ class RunFolder:
             old = json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
-        differences = _differences(_identity(old), _identity(_as_json(record)))
+        # A field that is newer than the folder had its default.
+        default = _as_json(dataclasses.asdict(Config()))
+        differences = _differences(_identity(_completed(old, default)), _identity(_as_json(record)))
         if differences:
             raise Refusal(
                 BAD_CONFIG,
@@ -193,6 +196,17 @@ class RunFolder:
 def _as_json(value: Any) -> Any:
     """Returns a value as it comes back from a JSON file."""
     return json.loads(json.dumps(value))
+
+
+def _completed(record: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with the fields that it lacks, group by group, from `default`."""
+    both = {key: default[key] for key in default if key not in record} | record
+    return {
+        key: _completed(value, default[key])
+        if isinstance(value, dict) and isinstance(default.get(key), dict)
+        else value
+        for key, value in both.items()
+    }
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:

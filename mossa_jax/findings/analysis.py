@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def find(
     *,
     prompts: dict[str, int] | None = None,
     change: pd.DataFrame | None = None,
+    analyses: Mapping[str, pd.DataFrame] | None = None,
 ) -> dict[str, Any]:
     """Derives everything the run can say from the results table and the task scores.
 
@@ -63,6 +65,8 @@ def find(
         number of prompts.
       change: the table `results/change`, for the part of the variance that rows make and for tasks that changed by
         themselves.
+      analyses: tables of the analyses beside the comparison, by their names in `results/`; what is absent is not
+        measured.
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,

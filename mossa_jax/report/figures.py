@@ -5,6 +5,8 @@ Each `draw_*` returns a matplotlib figure and never fails on absent or undefined
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.findings.trust import FDR
 from mossa_jax.report import figure_elements as elements
+from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.chart_data import ceiling_values, change_matrix
 from mossa_jax.report.inputs import ReportInputs, left_out
 from mossa_jax.report.palette import (
@@ -45,7 +48,7 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
     """
     folder = epath.Path(folder)
     table, analysis = inputs.table, inputs.analysis
-    figures = {
+    figures: dict[str, Callable[[], Figure]] = {
         "layers": lambda: draw_layers(table, analysis),
         "clusters": lambda: draw_clusters(table, analysis),
         "held_out": lambda: draw_held_out(table, analysis),
@@ -55,6 +58,8 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
         "training": lambda: draw_training(inputs.curves),
         "scores": lambda: draw_scores(inputs.scores, analysis),
     }
+    for section in sections_of(inputs):
+        figures |= {name: partial(draw, inputs) for name, draw in section.figures.items()}
     for name, draw in figures.items():
         with elements.figure_style():
             elements.save(draw(), folder, name)

@@ -17,6 +17,8 @@ from mossa_jax.findings import RULES, competence_sentence, to_json_types
 from mossa_jax.findings.ceiling import CONTROL
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, block_layers
 from mossa_jax.report import palette, tables
+from mossa_jax.report.analyses import sections_of
+from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.chart_data import chart_data
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.time_spent import time_table
@@ -51,6 +53,8 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     import jinja2
     from plotly.offline import get_plotlyjs
 
+    sections = sections_of(inputs)
+    captions = CAPTIONS | {name: text for section in sections for name, text in section.captions.items()}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -75,8 +79,9 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         command=inputs.command,
         warnings=list(inputs.warnings),
         versions=inputs.versions,
-        images={name: _data_uri(epath.Path(figures) / f"{name}.png") for name in CAPTIONS},
-        captions=CAPTIONS,
+        sections=[_section(section, inputs) for section in sections],
+        images={name: _data_uri(epath.Path(figures) / f"{name}.png") for name in captions},
+        captions=captions,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -91,6 +96,19 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         plotly=get_plotlyjs(),
     )
     write_text(path, page)
+
+
+def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
+    """Returns what the page shows of an analysis."""
+    return {
+        "name": section.name,
+        "title": section.title,
+        "lead": section.lead,
+        "sentences": section.sentences(inputs),
+        "figures": list(section.figures),
+        "columns": section.columns,
+        "rows": list(section.rows(inputs)) if section.columns else [],
+    }
 
 
 def _inlined(name: str) -> str:

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.config import PRETRAINED
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import write_table
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run import models
+from mossa_jax.run.analyse import TaskStates, analyse_states, announce, task_states
+from mossa_jax.run.analyse.stages import engine_of
 from mossa_jax.run.change import CHANGE_ERROR, CONTROL, change_table
 from mossa_jax.run.context import Run
+from mossa_jax.run.lineup import Compared, line_up
 from mossa_jax.run.noise import add_errors
 from mossa_jax.run.prepare import prepare
 from mossa_jax.similarity import Similarities
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
 from mossa_jax.similarity.changes import paired_changes
-from mossa_jax.similarity.lineup import BASE, OWN, E, Lineup
+from mossa_jax.similarity.engine import KEPT
+from mossa_jax.similarity.lineup import BASE, OWN, E
 from mossa_jax.tasks import Task
-from mossa_jax.tasks.controls import seed_name, twin_name
 
 FIRST_COLUMNS = ("experimental", "control", "task", "cluster", "held_out")
 
@@ -41,6 +43,7 @@ def compare(run: Run) -> pd.DataFrame | None:
       Refusal: 3 if a model is not tuned yet.
     """
     prepare(run)
+    announce(run)
     with run.ledger.stage("compare"):
         run.ahead.take_over("compare")
         return _compare_tasks(run)
@@ -57,12 +60,17 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
     unfinished = run.unfinished("cka")
     done = len(tasks) - len(unfinished)
     progress = Progress("compare", len(tasks), done)
-    engine = _choose_engine(run, tasks) if unfinished else ""
+    engine = engine_of(run) if unfinished else ""
     for number, task in enumerate(unfinished, done + 1):
         with goodput.useful("compare", number - 1):
-            rows, summary = _compare_task(run, task, engine)
+            compared, states = line_up(run, task), None
+            if engine == KEPT:
+                states = task_states(run, task, compared.names)
+            rows, summary = _compare_task(run, task, compared, states)
         goodput.running(())  # the similarities are on the host: no program runs any more
         run.write_part("cka", task, rows)
+        if states is not None:
+            analyse_states(run, task, states)
         progress.line(number, f"{task.name}: {summary}")
         run.stop.leave_if_asked()
     table = None
@@ -84,18 +92,13 @@ def _scores(run: Run) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _choose_engine(run: Run, tasks: Sequence[Task]) -> str:
-    """Chooses the engine for the task with the most models and prompts, so that all tasks of a run use the same one."""
-    lineup = max((line_up(run, task).lineup for task in tasks), key=lambda each: each.models)
-    prompts = max(len(run.encoded(task, "test")) for task in tasks)
-    return models.choose_engine(run, lineup.models, prompts, lineup.pairs)
-
-
-def _compare_task(run: Run, task: Task, engine: str) -> tuple[list[dict], str]:
-    """Returns the rows of a task's part of the table, and a line for the log."""
-    compared = line_up(run, task)
+def _compare_task(run: Run, task: Task, compared: Compared, states: TaskStates | None) -> tuple[list[dict], str]:
+    """Returns the rows of a task's part of the table, and a line for the log; without states, sums are streamed."""
     names, pairs = compared.names, compared.lineup.pairs
-    similarities = models.similarities(run, engine, names, run.test_prompts(task), pairs)
+    if states is None:
+        similarities = models.streamed_similarities(run, names, run.test_prompts(task), pairs)
+    else:
+        similarities = models.kept_similarities(run, states.kept, states.prompts, pairs)
     # [K, 2], of E against the own control less the base against it.
     (change_error,) = paired_changes(similarities, [pairs.index((E, OWN))], [pairs.index((BASE, OWN))]).error
     rows = []
@@ -120,58 +123,8 @@ def _summary(rows: list[dict], task: Task, layer: str, similarities: Similaritie
     return f"layer {layer}: {', '.join(values)}, n {similarities.n}{dropped}"
 
 
-@dataclass(frozen=True)
-class Compared:
-    """The models that a task compares.
-
-    Attributes:
-      names: of the models, in the order of the lineup; None is the base.
-      lineup: their numbers.
-      fillers: indices of models that only fill a place; their cells are not kept.
-    """
-
-    names: tuple[str | None, ...]
-    lineup: Lineup
-    fillers: frozenset[int]
-
-
-def line_up(run: Run, task: Task) -> Compared:
-    """Lines up the models that a task compares.
-
-    A task with further seeds or a twin has as many places as any task of the run needs, and its own control fills those
-    that it does not: so a run has one lineup for tasks with them and one for tasks without.
-    """
-    tuning = run.config.tuning
-    extras = [*(seed_name(task.name, number) for number in range(1, tuning.control_seeds)), twin_name(task.name)]
-    seeds = twins = 0
-    if any(name in run.controls for name in extras):
-        twins = int(any(control.is_twin for control in run.controls.values()))
-        is_seeded = any(seed_name(other.name, 1) in run.controls for other in run.suite.tasks)
-        seeds = tuning.control_seeds - 1 if is_seeded else 0
-    places = [*extras[:seeds], *extras[-1:][:twins]]
-    mismatched = draw_mismatched(run, task)
-    first = [None, TUNED, task.name, *run.experimental_names[1:]]
-    fillers = frozenset(len(first) + at for at, name in enumerate(places) if name not in run.controls)
-    filled = [name if name in run.controls else task.name for name in places]
-    lineup = Lineup(len(mismatched), seeds, twins, len(run.experimental_names) - 1)
-    return Compared((*first, *filled, *mismatched), lineup, fillers)
-
-
 def _untouched_layers(run: Run) -> Sequence[str]:
     """Returns the layers below all adapters; none if models are tuned in full."""
     if models.tunes_whole_models(run.config):
         return []
     return run.architecture.state_names()[: 1 + run.config.tuning.first_layer]
-
-
-def draw_mismatched(run: Run, task: Task) -> list[str]:
-    """Draws control models of other clusters for a task's prompts, anew for each task.
-
-    They come from tasks of the mixture if there are any, since E has not seen the others. Each task has its own draw,
-    so that one odd specialist does not stand for "others" in a whole cluster.
-    """
-    suite = run.suite
-    others = [other.name for other in suite.tasks if other.cluster != task.cluster]
-    others = [name for name in others if name not in suite.held_out] or others
-    order = np.random.default_rng((*run.seed(task.name), 4)).permutation(len(others))
-    return [others[index] for index in order[: run.config.compare.mismatched]]

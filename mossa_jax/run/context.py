@@ -182,6 +182,14 @@ class Run(Places):
             return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
 
     @cached_property
+    def sample_shapes(self) -> tuple[PassShape, ...]:
+        """The shapes of passes over the first `analyse.prompts` prompts of every task."""
+        config, arch, most = self.pass_config, self.architecture, self.config.analyse.prompts
+        with goodput.lost("input"):
+            prompts: Iterator[list] = (self.test_prompts(task).ids[:most] for task in self.suite.tasks)
+            return config.shapes([config.pack(arch, ids).sizes for ids in prompts], self.mesh)
+
+    @cached_property
     def answer_config(self) -> AnswerConfig:
         """How the scores answer prompts."""
         config = AnswerConfig(self.config.tokens.max_tokens, self.config.tuning.score_tokens)

@@ -19,8 +19,8 @@ from mossa_jax.function.likelihood import pair_losses
 from mossa_jax.llama import generate
 from mossa_jax.llama.adapters import abstract_adapters
 from mossa_jax.llama.placement import abstract_base
-from mossa_jax.run.compare import line_up
 from mossa_jax.run.context import Run
+from mossa_jax.run.lineup import line_up
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.similarity import engine, gram
 from mossa_jax.states import forward

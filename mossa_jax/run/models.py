@@ -28,7 +28,7 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
-from mossa_jax.states import KeptStates, keep_states
+from mossa_jax.states import KeptStates, PassConfig, PassShape, keep_states
 from mossa_jax.tokens.test_prompts import TestPrompts
 
 
@@ -121,60 +121,76 @@ def tunes_whole_models(config: Config) -> bool:
     return "full" in (config.tuning.control.method, config.tuning.experimental.method)
 
 
-def similarities(
-    run: Run,
-    engine_name: str,
-    names: Sequence[str | None],
-    prompts: TestPrompts,
-    pairs: Sequence[tuple[int, int]],
+def kept_similarities(
+    run: Run, kept: KeptStates, prompts: TestPrompts, pairs: Sequence[tuple[int, int]]
 ) -> Similarities:
-    """Computes same-layer CKA of pairs of models over the same prompts.
+    """Computes same-layer CKA of pairs of models from their states over the same prompts.
+
+    Args:
+      run: whose configuration says how many permutations there are, and their seed.
+      kept: the states; row i is prompt i.
+      prompts: of one task.
+      pairs: indices of the models of `kept`.
+    """
+    # Labels of rows that pad the array mean nothing.
+    padding = (0, len(kept.valid) - len(prompts))
+    return compare_states(
+        kept.states,
+        kept.valid,
+        pairs,
+        permutations=run.config.compare.permutations,
+        seed=run.config.seed,
+        rows=kept.rows,
+        items=np.pad(prompts.items, padding),
+        templates=np.pad(prompts.templates, padding),
+    )
+
+
+def streamed_similarities(
+    run: Run, names: Sequence[str | None], prompts: TestPrompts, pairs: Sequence[tuple[int, int]]
+) -> Similarities:
+    """Computes same-layer CKA of pairs of models from sums of moments, which know neither items nor templates.
 
     Args:
       run: the run that tuned the models.
-      engine_name: from `choose_engine`.
-      names: of models; None is the base.
-      prompts: of one task. Sums of moments know neither items nor templates: each row counts by itself.
+      names: of models, none of them tuned in full; None is the base.
+      prompts: of one task; each row counts by itself.
       pairs: indices into `names`.
 
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
-    config = run.config
     ids: list = prompts.ids  # NumPy arrays, which stand for sequences of ids
-    if engine_name == engine.KEPT:
-        kept = model_states(run, names, ids)
-        # Row i is prompt i; labels of rows that pad the array mean nothing.
-        padding = (0, len(kept.valid) - len(ids))
-        return compare_states(
-            kept.states,
-            kept.valid,
-            pairs,
-            permutations=config.compare.permutations,
-            seed=config.seed,
-            rows=kept.rows,
-            items=np.pad(prompts.items, padding),
-            templates=np.pad(prompts.templates, padding),
-        )
     (group,) = model_groups(run, names)
     return stream_similarities(group.model, group.adapters, ids, run.pass_config, pairs, shapes=run.pass_shapes)
 
 
-def model_states(run: Run, names: Sequence[str | None], prompts: Sequence[Sequence[int]]) -> KeptStates:
+def model_states(
+    run: Run,
+    names: Sequence[str | None],
+    prompts: Sequence[Sequence[int]],
+    config: PassConfig | None = None,
+    shapes: Sequence[PassShape] | None = None,
+) -> KeptStates:
     """Returns the pooled states of these models, in this order, over the same prompts.
 
     Args:
       run: the run that tuned the models.
       names: of models; None is the base.
       prompts: token ids, BOS included.
+      config: pooling, batch size and packing; by default the comparison's.
+      shapes: of the passes, from `config.shapes` for all lists of prompts that are to share programs; by default the
+        comparison's.
 
     Raises:
       Refusal: 3 if a model was tuned with another prompt template.
     """
+    config = run.pass_config if config is None else config
+    shapes = run.pass_shapes if shapes is None else shapes
     states: list[KeptStates] = []
     order: list[int] = []
     for group in model_groups(run, names):
-        states.append(keep_states(group.model, group.adapters, prompts, run.pass_config, run.pass_shapes))
+        states.append(keep_states(group.model, group.adapters, prompts, config, shapes))
         order += group.indices
         jax.block_until_ready(states[-1].states)  # until then the weights of the group's model are in use
         del group  # the next model takes its place

@@ -1,4 +1,4 @@
-"""The whole run, stage after stage: tune, score, compare, report. Each stage continues where it stopped.
+"""The whole run, stage after stage: tune, score, compare, analyse, report. Each stage continues where it stopped.
 
 The unit of finished work is a file: the folder of a tuned model, or a task's share of a table. A unit that exists is
 not computed again, and everything is written completely or not at all.
@@ -28,6 +28,7 @@ from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
 from mossa_jax.processes.life import Process
+from mossa_jax.run.analyse import analyse
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
@@ -83,13 +84,14 @@ def _log_in(run_folder: RunFolder) -> Iterator[None]:
 
 
 def run_all(run: Run) -> dict[str, Any]:
-    """Tunes E and every control, scores, compares and reports.
+    """Tunes E and every control, scores, compares, analyses and reports.
 
     Returns:
       The findings, in the process that writes them; empty in the others.
     """
     tune(run, {"compare": partial(compare_programs, run)})
     compare(run)
+    analyse(run)
     return report(run)
 
 

@@ -18,6 +18,7 @@ from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
+from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.prepare import read_record
@@ -73,10 +74,14 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
     change_path = run.folder / "results/change.parquet"
     change = read_parquet(change_path) if change_path.exists() else None
     seed, draws = run.config.seed, run.config.compare.draws
-    analysis = find(table, scores, seed, draws, prompts=_distinct_prompts(run, record), change=change)
+    analyses = read_tables(run)
+    analysis = find(
+        table, scores, seed, draws, prompts=_distinct_prompts(run, record), change=change, analyses=analyses
+    )
     return ReportInputs(
         table=table,
         change=change,
+        analyses=analyses,
         analysis=analysis | {"template": record["template"]},
         scores=scores,
         curves=training_curves(run.folder),

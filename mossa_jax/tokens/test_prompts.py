@@ -18,6 +18,7 @@ class TestPrompts:
       items: [n] int32, the same for prompts that belong together beside their template.
       templates: [n] int32, each prompt's instruction template; -1 if the source does not say.
       item_source: where the items come from, as in `EncodedSplit`.
+      rows: [n] int64, the row of the split that each prompt is.
     """
 
     # The name begins with "Test", but the class is no test.
@@ -27,9 +28,16 @@ class TestPrompts:
     items: np.ndarray
     templates: np.ndarray
     item_source: str
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def first(self, count: int) -> TestPrompts:
+        """Returns the first `count` prompts, or all if there are fewer."""
+        return TestPrompts(
+            self.ids[:count], self.items[:count], self.templates[:count], self.item_source, self.rows[:count]
+        )
 
     @property
     def template_count(self) -> int | None:
@@ -59,4 +67,4 @@ def distinct_prompts(encoded: EncodedSplit) -> TestPrompts:
         first.setdefault(encoded.examples.prompt(row).tobytes(), row)
     rows = np.fromiter(first.values(), np.int64)
     ids = [encoded.examples.prompt(row) for row in rows]
-    return TestPrompts(ids, encoded.items[rows], encoded.templates[rows], encoded.item_source)
+    return TestPrompts(ids, encoded.items[rows], encoded.templates[rows], encoded.item_source, rows)

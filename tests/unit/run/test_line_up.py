@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from mossa_jax.config import TUNED, Tuning
-from mossa_jax.run.compare import line_up
+from mossa_jax.run.lineup import line_up
 from mossa_jax.similarity.lineup import BASE, OWN, E, Lineup
 from mossa_jax.tasks.controls import control_models
 from mossa_jax.tasks.suite import Suite, Task

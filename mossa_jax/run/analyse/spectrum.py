@@ -1,0 +1,49 @@
+"""How many dimensions the states of a layer fill (the paper's figure 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
+from mossa_jax.run.context import Run
+from mossa_jax.similarity.lineup import BASE, OWN, E
+from mossa_jax.similarity.measures.spectrum import spectrum
+from mossa_jax.tasks import Task
+
+_MODELS = {PRETRAINED: BASE, TUNED: E, "control": OWN}
+
+
+def _price(_: Run) -> str:
+    return "eigenvalues of the states that the comparison computes; no further passes"
+
+
+def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:
+    assert states is not None
+    kept = states.kept
+    # The base, E and the own control come first. Rows behind the last prompt only pad the array.
+    found = spectrum(kept.states[: OWN + 1, :, : kept.rows], kept.valid[: kept.rows])
+    return [
+        {
+            "model": model,
+            "layer": layer,
+            "components_99": found.components[at, k],
+            "participation_ratio": found.participation_ratio[at, k],
+            "n": found.n,
+            "undefined": found.undefined[at, k],
+        }
+        for model, at in _MODELS.items()
+        for k, layer in enumerate(kept.names)
+    ]
+
+
+ANALYSIS = Analysis(
+    name="spectrum",
+    settings=(),
+    table_names=("spectrum",),
+    needs_states=True,
+    price=_price,
+    tasks=all_tasks,
+    rows=_rows,
+    tables=one_table("spectrum"),
+)
