@@ -253,11 +253,20 @@ def neighbourhoods(rows: Rows, neighbours: int, tile: int) -> Neighbourhoods:
 
     def one_strip(i: jax.Array) -> tuple[jax.Array, ...]:
         strip = _strip(rows, i, tile)
-        squared = jnp.where(strip.counts, strip.squared, jnp.inf)
-        # [M, t]
-        last = -lax.top_k(-squared, neighbours)[0][..., -1]
-        closer = (squared < last[..., None]).sum(-1)
-        tied = ((squared == last[..., None]) & strip.counts).sum(-1)
+        squared = jnp.where(strip.counts, strip.squared, jnp.inf)  # [M, t, n]
+
+        # One distance after the other, from the smallest on: for few neighbours that is cheaper than a sort.
+        def next_distance(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            # [M, t] each: the distance, the rows below it and those at it
+            last, closer, tied = carry
+            beyond = jnp.where(squared > last[..., None], squared, jnp.inf).min(-1)
+            count = ((squared == beyond[..., None]) & strip.counts).sum(-1)
+            grows = closer + tied < neighbours
+            further = beyond, closer + tied, count
+            return tuple(jnp.where(grows, new, old) for new, old in zip(further, carry, strict=True))
+
+        none = jnp.zeros(squared.shape[:2], jnp.int32)
+        last, closer, tied = lax.fori_loop(0, neighbours, next_distance, (none - 1.0, none, none))
         # The places that closer rows leave, dealt evenly to the tied ones.
         share = (neighbours - closer) / jnp.maximum(tied, 1)
         farthest = jnp.where(strip.counts, strip.squared, 0).max((-2, -1))
@@ -269,9 +278,7 @@ def neighbourhoods(rows: Rows, neighbours: int, tile: int) -> Neighbourhoods:
     return Neighbourhoods(radius, share, nearest.min(0), farthest.max(0))
 
 
-def _membership(
-    strip: _Strip, radius: Float[Array, "M #t #n"], share: Float[Array, "M #t #n"]
-) -> Float[Array, "M t n"]:
+def _membership(strip: _Strip, radius: Float[Array, "M ..."], share: Float[Array, "M ..."]) -> Float[Array, "M t n"]:
     """Returns 1 for rows within the radius, the share for those at it, and 0 for all others."""
     member = (strip.squared < radius) + (strip.squared == radius) * share
     return jnp.where(strip.counts, member, 0)

@@ -93,6 +93,7 @@ def measure_states(
     bandwidth: float = 0.8,
     neighbours: int = 10,
     share: float = 0.99,
+    rows_per_component: int = 1,
 ) -> Measured:
     """Measures the similarity of pairs of models at every layer, on the devices.
 
@@ -113,11 +114,13 @@ def measure_states(
     released code adds 1e-6 to the denominator, which is left out here, and its value depends on the order of the two
     states: this is the mean of both orders. Neighbours tied for the last places are counted by their chance of being
     drawn, and normalised so that a state shares everything with itself. SVCCA of
-    states that keep `k_a + k_b >= n` components has correlations of 1 for lack of room: look at `spectrum` first.
+    states that keep `k_a + k_b >= n` components has correlations of 1 for lack of room: look at `spectrum` first, or
+    set `rows_per_component`.
 
     Costs per layer and model: `rbf_cka` makes five passes over the tiles of the upper half of the Gram matrix (four of
-    them find the median exactly), the neighbours two over all tiles (two more for the released form), `rsa` one and a sort of n (n - 1) / 2 distances
-    (memory in `distances.rank_products`), `procrustes` an SVD of m x m per pair, `svcca` one more per model.
+    them find the median exactly), the neighbours two over all tiles (two more for the released form), `rsa` one and a
+    sort of n (n - 1) / 2 distances (memory in `distances.rank_products`), `procrustes` an SVD of m x m per pair,
+    `svcca` one more per model.
 
     Args:
       states: [M, K, n, D] float32 or bfloat16 pooled states, possibly sharded on a mesh.
@@ -128,6 +131,7 @@ def measure_states(
         Kornblith et al. (0.2, 0.4, 0.8).
       neighbours: k of `mutual_knn` and both forms of `cknna`; 10 in Huh et al.
       share: of the variance that SVCCA keeps; 0.99 in Raghu et al.
+      rows_per_component: SVCCA keeps at most one component per so many rows that count; Raghu et al. ask for 5 to 10.
 
     Raises:
       Refusal: 2 for an unknown measure or a setting out of range; 3 if shapes or indices do not fit, and for more rows
@@ -146,7 +150,7 @@ def measure_states(
     check_states(states, valid)
     models, _, rows, _ = states.shape
     check_pairs(pairs, models)
-    _check_settings(measures, bandwidth, neighbours, share)
+    _check_settings(measures, bandwidth, neighbours, share, rows_per_component)
     if rows > MAX_RANKED_ROWS and {"rbf_cka", "rsa"} & set(measures):
         raise Refusal(
             BAD_INPUT, f"states have {rows} rows; rbf_cka and rsa take at most {MAX_RANKED_ROWS}, leave both out"
@@ -160,6 +164,7 @@ def measure_states(
         bandwidth=float(bandwidth),
         neighbours=int(neighbours),
         share=float(share),
+        rows_per_component=int(rows_per_component),
         tile=gram.tile_size(rows),
         mesh=mesh_of(states),
     )
@@ -172,7 +177,9 @@ def measure_states(
     return Measured(value, undefined, n, int(valid.sum()) - n)
 
 
-def _check_settings(measures: tuple[str, ...], bandwidth: float, neighbours: int, share: float) -> None:
+def _check_settings(
+    measures: tuple[str, ...], bandwidth: float, neighbours: int, share: float, rows_per_component: int
+) -> None:
     unknown = [name for name in measures if name not in INVARIANCES]
     if unknown or not measures:
         raise Refusal(BAD_CONFIG, f"measures are {list(measures)}; give some of {', '.join(MEASURES)}")
@@ -182,6 +189,8 @@ def _check_settings(measures: tuple[str, ...], bandwidth: float, neighbours: int
         raise Refusal(BAD_CONFIG, f"neighbours is {neighbours}; give at least 1")
     if not 0 < share < 1:
         raise Refusal(BAD_CONFIG, f"share is {share}; give a share of the variance between 0 and 1")
+    if rows_per_component < 1:
+        raise Refusal(BAD_CONFIG, f"rows_per_component is {rows_per_component}; give at least 1")
 
 
 class MeasureSums(NamedTuple):
@@ -214,7 +223,10 @@ class MeasureSums(NamedTuple):
     ranks: distances.RankProducts | None
 
 
-@functools.partial(jax.jit, static_argnames=("pairs", "measures", "bandwidth", "neighbours", "share", "tile", "mesh"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("pairs", "measures", "bandwidth", "neighbours", "share", "rows_per_component", "tile", "mesh"),
+)
 def _measure_sums(
     states: Float[Array, "M K n D"],
     valid: Bool[Array, " n"],
@@ -224,6 +236,7 @@ def _measure_sums(
     bandwidth: float,
     neighbours: int,
     share: float,
+    rows_per_component: int,
     tile: int,
     mesh: Mesh | None,
 ) -> tuple[Bool[Array, " n"], MeasureSums]:
@@ -265,7 +278,9 @@ def _measure_sums(
         if wanted & {"procrustes", "procrustes_distance"}:
             sums["nuclear"] = subspaces.cross_singular_values(x, pairs)
         if "svcca" in wanted:
-            sums["canonical"] = subspaces.canonical_correlations(x, pairs, share)
+            sums["canonical"] = subspaces.canonical_correlations(
+                x, pairs, share, jnp.maximum(kept.sum() // rows_per_component, 1)
+            )
         if wanted & {"rbf_cka", "mutual_knn", "cknna", "rsa"}:
             rows = tiled(x, kept)
             if "rbf_cka" in wanted:

@@ -73,7 +73,7 @@ def hsic_of_masked(k, m, mask):
 
 
 def cknna_released(x, y):
-    """The steps of `AlignmentMetrics.cknna` in Huh et al.'s code: the K largest cosines of each row, the diagonal out."""
+    """The steps of `AlignmentMetrics.cknna` in Huh et al.'s code: a row's K largest cosines, itself left out."""
     kernels, masks = [cosines(x), cosines(y)], []
     for kernel in kernels:
         order = np.argsort(-(kernel - 9 * np.eye(len(x))), 1)[:, :K]
@@ -86,11 +86,11 @@ def cknna_released(x, y):
     return cross / np.sqrt(own[0] * own[1])
 
 
-def svcca(x, y):
+def svcca(x, y, most=None):
     kept = []
     for rows in (x, y):
         u, s, _ = linalg.svd(rows - rows.mean(0), full_matrices=False)
-        kept.append(u[:, : np.searchsorted(np.cumsum(s**2) / (s**2).sum(), 0.99) + 1])
+        kept.append(u[:, : np.searchsorted(np.cumsum(s**2) / (s**2).sum(), 0.99) + 1][:, :most])
     return linalg.svd(kept[0].T @ kept[1], compute_uv=False).mean()
 
 
@@ -144,6 +144,8 @@ def test_settings_reach_the_measures():
     assert found.value["mutual_knn"] == pytest.approx((nearest[0] == nearest[1]).mean(), abs=1e-6)
     (full,) = measure_states(states, np.ones(60, bool), [(0, 1)], ["svcca"]).value.values()
     assert found.value["svcca"] > full + 0.05
+    (few,) = measure_states(states, np.arange(60) < 40, [(0, 1)], ["svcca"], rows_per_component=5).value.values()
+    assert few == pytest.approx(svcca(x[:40], y[:40], most=8), abs=1e-5)
 
 
 def test_declared_invariances_hold_and_no_others():
@@ -244,6 +246,7 @@ def test_bad_arguments_are_refused():
         (2, "bandwidth", {"bandwidth": 0.0}),
         (2, "neighbours", {"neighbours": 0}),
         (2, "share", {"share": 1.0}),
+        (2, "rows_per_component", {"rows_per_component": 0}),
         (3, "pairs", {"pairs": [(0, 2)]}),
         (3, "valid", {"valid": valid[1:]}),
         (3, "states", {"states": states[0]}),
@@ -256,7 +259,7 @@ def test_bad_arguments_are_refused():
 
 def test_every_product_is_at_full_precision():
     states = jnp.asarray(related(60, 100, models=2, layers=1))
-    settings = {"bandwidth": 0.8, "neighbours": K, "share": 0.99, "tile": 64, "mesh": None}
+    settings = {"bandwidth": 0.8, "neighbours": K, "share": 0.99, "rows_per_component": 1, "tile": 64, "mesh": None}
     text = same_layer._measure_sums.lower(
         states, np.ones(60, bool), pairs=((0, 1),), measures=MEASURES, **settings
     ).as_text()
