@@ -83,7 +83,7 @@ class RunFolder:
             reached.
         """
         record = dataclasses.asdict(config) | {"results_format": RESULTS}
-        self._check_belongs(record)
+        self._check_belongs(record, dataclasses.asdict(type(config)()))
         if not self.writer:
             return
         self._acquire()
@@ -95,7 +95,7 @@ class RunFolder:
             write_json(self.path / "config.json", _as_json(record))
         write_json(self.path / "environment.json", environment)
 
-    def _check_belongs(self, record: dict[str, Any]) -> None:
+    def _check_belongs(self, record: dict[str, Any], default: dict[str, Any]) -> None:
         path = self.path / "config.json"
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -118,8 +118,8 @@ class RunFolder:
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
         # A field that is newer than the folder had its default.
-        default = _as_json(dataclasses.asdict(Config()))
-        differences = _differences(_identity(_completed(old, default)), _identity(_as_json(record)))
+        complete = _completed(old, _as_json(default))
+        differences = _differences(_identity(complete), _identity(_as_json(record)))
         if differences:
             raise Refusal(
                 BAD_CONFIG,

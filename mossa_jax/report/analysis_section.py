@@ -1,4 +1,4 @@
-"""A section of the page on one analysis: words, figures and a small table."""
+"""A section of the page on one analysis beside the comparison: words, figures and a small table."""
 
 from __future__ import annotations
 

@@ -93,6 +93,8 @@ def analyse(run: Run, analyses: Sequence[Analysis]) -> None:
       Refusal: 3 if a model is not tuned yet, or was tuned with another prompt template.
     """
     chosen = wanted(run, analyses)
+    for analysis in chosen:
+        _match_settings(run, analysis)
     _states_of_finished_tasks(run, [analysis for analysis in chosen if analysis.needs_states])
     for analysis in chosen:
         with run.ledger.stage(analysis.name):

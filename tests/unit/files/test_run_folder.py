@@ -116,6 +116,12 @@ def test_a_folder_belongs_to_one_config(tmp_path):
         RunFolder(tmp_path / "run").open(Outer(tuning=Inner(rank=16)), {})
     assert caught.value.code == 2
     record = json.loads((tmp_path / "run/config.json").read_text())
+    older = {**record, "tuning": {"rank": 8}}  # from before there was a choice of targets
+    (tmp_path / "run/config.json").write_text(json.dumps(older))
+    again.open(Outer(), {})
+    again.close()
+    with pytest.raises(Refusal, match=r"tuning\.targets was \['q_proj'\], now \['v_proj'\]"):
+        RunFolder(tmp_path / "run").open(Outer(tuning=Inner(targets=("v_proj",))), {})
     (tmp_path / "run/config.json").write_text(json.dumps(record | {"results_format": 1}))  # by older code
     with pytest.raises(Refusal, match="results_format was 1, now"):
         RunFolder(tmp_path / "run").open(Outer(), {})
