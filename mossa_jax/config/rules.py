@@ -30,6 +30,9 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.measures_prompts": 12,
+    "analyse.measures_layers": 1,
+    "analyse.measures_share": 0,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

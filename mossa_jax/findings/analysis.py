@@ -28,6 +28,7 @@ from mossa_jax.findings.curves import (
 )
 from mossa_jax.findings.evidence import gather_evidence
 from mossa_jax.findings.json_types import to_json_types
+from mossa_jax.findings.robustness import add_to_evidence, find_robustness
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
 from mossa_jax.findings.trust import find_trust
@@ -71,8 +72,8 @@ def find(
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
       `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `robustness` (the main
-      results by the biased estimator) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other
-      result rests on competent tasks alone.
+      results by the biased estimator), `panel` (whether other measures agree) and `findings` (a list of
+      `claims.Finding`). Curves show all tasks; every other result rests on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
@@ -102,8 +103,11 @@ def find(
         "robustness": results,
         "changed_tasks": _changed_tasks(change, half, list(levels.index)),
     }
+    analysis["panel"] = find_robustness((analyses or {}).get("measures"), analysis, competence["incompetent"])
     analysis = to_json_types(analysis)
-    analysis["findings"] = to_json_types(judge(gather_evidence(analysis)))
+    evidence = gather_evidence(analysis)
+    add_to_evidence(evidence, analysis["panel"])
+    analysis["findings"] = to_json_types(judge(evidence))
     return analysis
 
 

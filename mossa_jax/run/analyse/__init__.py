@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mossa_jax.run.analyse import spectrum, stages
+from mossa_jax.run.analyse import measures, spectrum, stages
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.analyse.stages import task_states
 from mossa_jax.run.context import Run
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANALYSES", "Analysis", "TaskStates", "analyse", "analyse_states", "announce", "read_tables", "task_states"]
 
-ANALYSES: Sequence[Analysis] = (spectrum.ANALYSIS,)
+ANALYSES: Sequence[Analysis] = (spectrum.ANALYSIS, measures.ANALYSIS)
 """All analyses, in the order of the page."""
 
 
