@@ -260,6 +260,15 @@ class Analyse:
     """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
+    measures_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose states the other measures compare: names of tasks and clusters, or the words of `tuning.seeded`."""
+    measures_prompts: int = 256
+    """Prompts per task that the other measures compare, at most: the first ones in random order, one of each item."""
+    measures_layers: int = 8
+    """Blocks that the other measures compare, at most: evenly spread, the first and the last one included."""
+    measures_share: float = 0.2
+    """The most that the other measures may add to the comparison, as a share of its operations: prompts and layers are
+    reduced until they fit. 0 for no limit."""
     layers: bool = True
     """Similarity of every layer with every other one."""
     layers_tasks: tuple[str, ...] = ("one_per_cluster",)
