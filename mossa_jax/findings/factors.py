@@ -45,8 +45,8 @@ def find_factors(
 
     Returns:
       `measured`; `n_tasks`; `parts`: by factor, estimates `pretrained`, `tuned` and `change` over the competent tasks
-      of the mixture, where a factor that a task does not tell apart counts as no part of it; `within`: by what rows are centred
-      within, the same three over the tasks where that is defined within the answer and answers have levels;
+      of the mixture, where a factor that a task does not tell apart counts as no part of it; `within`: by what rows are
+      centred within, the same three over the tasks where that is defined within the answer and answers have levels;
       `task_changes`: of these tasks, with their intervals by layer averaged; `left_out`: task -> why it is not among
       them.
     """

@@ -67,9 +67,9 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     notes = inputs.analyses["factors"]
     kinds = notes.groupby("answer")["task"].nunique()
     stands = {"first token": "the first token in which answers differ", "embedding": "the base's embedding of it"}
-    counts = [f"in {words.counted(int(kinds[kind]), 'task')} {text}" for kind, text in stands.items() if kind in kinds]
-    if counts:
-        sentences.append(f"Where few prompts have equal answers, something else stands for one: {', '.join(counts)}.")
+    texts = [f"in {words.counted(int(kinds[kind]), 'task')} {text}" for kind, text in stands.items() if kind in kinds]
+    if texts:
+        sentences.append(f"Where few prompts have equal answers, something else stands for one: {', '.join(texts)}.")
     lost = notes[notes["note"].str.contains("cannot be told", na=False)].groupby("factor")["task"].nunique()
     if len(lost):
         counts = " and ".join(f"the {name} in {words.counted(int(count), 'task')}" for name, count in lost.items())
@@ -78,8 +78,8 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         )
     if found["left_out"]:
         reasons = pd.Series(found["left_out"]).value_counts()
-        texts = "; ".join(f"{words.counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
-        sentences.append(f"Not measured within the answer: {texts}.")
+        why = "; ".join(f"{words.counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
+        sentences.append(f"Not measured within the answer: {why}.")
     return sentences
 
 
