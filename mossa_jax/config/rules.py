@@ -42,6 +42,9 @@ _LEAST = {
     "analyse.profile_prompts": 2,
     "analyse.profile_layers": 0,
     "analyse.trajectory_prompts": 4,
+    "analyse.measures_prompts": 12,
+    "analyse.measures_layers": 1,
+    "analyse.measures_share": 0,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }
