@@ -245,17 +245,30 @@ class Analyse:
     """Map of the states by cluster at five depths (the paper's figure 4), and how well clusters are told apart."""
     map_prompts: int = 32
     """Test prompts per task on the map, drawn by the seed."""
-    map_dimensions: int = 512
+    map_dimensions: int = 1_024
     """Dimensions in which the map keeps a state. Wider ones are projected on a random basis, which changes distances by
-    about 3 % at 512 dimensions."""
+    about 2 % at 1,024 of 4,096 dimensions, and hides what differs in many faint directions from a probe."""
     correlates: bool = True
     """Correlation of similarity with readability and training rows over tasks (the paper's figure 6)."""
     correlates_prompts: int = 256
     """Test prompts per task whose readability is measured."""
     factors: bool = True
-    """The parts of each similarity that template, answer and item make."""
+    """The parts of each similarity that template, answer and item make, and what is left of it within the answer."""
+    factor_permutations: int = 199
+    """Permutations of its levels by which each factor is tested."""
+    factor_prompts: int = 4_000
+    """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
+    measures_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose states the other measures compare: names of tasks and clusters, or the words of `tuning.seeded`."""
+    measures_prompts: int = 256
+    """Prompts per task that the other measures compare, at most: the first ones in random order, one of each item."""
+    measures_layers: int = 8
+    """Blocks that the other measures compare, at most: evenly spread, the first and the last one included."""
+    measures_share: float = 0.2
+    """The most that the other measures may add to the comparison, as a share of its operations: prompts and layers are
+    reduced until they fit. 0 for no limit."""
     layers: bool = True
     """Similarity of every layer with every other one."""
     layers_tasks: tuple[str, ...] = ("one_per_cluster",)

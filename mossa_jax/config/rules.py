@@ -31,6 +31,8 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.factor_permutations": 1,
+    "analyse.factor_prompts": 4,
     "analyse.map_prompts": 2,
     "analyse.map_dimensions": 2,
     "analyse.correlates_prompts": 1,
@@ -40,6 +42,9 @@ _LEAST = {
     "analyse.profile_prompts": 2,
     "analyse.profile_layers": 0,
     "analyse.trajectory_prompts": 4,
+    "analyse.measures_prompts": 12,
+    "analyse.measures_layers": 1,
+    "analyse.measures_share": 0,
     "pretraining.layers": 1,
     "pretraining.steps": 1,
 }

@@ -91,16 +91,16 @@ def save_states(
       >>> mossa.compare_saved("states/base", "states/tuned")
       >>> states, rows = mossa.load_states("states/tuned")
     """
-    path = epath.Path(path)
+    place = epath.Path(path)
     rows = _rows_table(states, examples, columns)
-    if path.suffix == ".parquet":
+    if place.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         buffer = io.BytesIO()
         pq.write_table(_arrow_table(rows, states), buffer)
-        write_bytes(path, buffer.getvalue())
+        write_bytes(place, buffer.getvalue())
         return
-    with new_folder(path) as folder:
+    with new_folder(place) as folder:
         write_bytes(folder / _ARRAYS, save({name: np.ascontiguousarray(array) for name, array in states.items()}))
         write_parquet(folder / _ROWS, rows)
         write_text(folder / "ids.txt", "".join(f"{name}\n" for name in _ids(rows)))
@@ -119,16 +119,16 @@ def load_states(path: str | PathLike[str]) -> tuple[dict[str, Float[np.ndarray, 
     Raises:
       Refusal: 3 if it is neither, or holds something else.
     """
-    path = epath.Path(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return _read_table(path)
-    if not (path / _ARRAYS).is_file() or not (path / _ROWS).is_file():
-        raise Refusal(BAD_INPUT, f"{path} holds no states; give a folder or a .parquet file of mossa.save_states")
+    place = epath.Path(path)
+    if place.suffix == ".parquet" and place.is_file():
+        return _read_table(place)
+    if not (place / _ARRAYS).is_file() or not (place / _ROWS).is_file():
+        raise Refusal(BAD_INPUT, f"{place} holds no states; give a folder or a .parquet file of mossa.save_states")
     # The tensors of a file are sorted by name; the folder is read as `compare_saved` does, in the order of layers.
-    saved = open_states(str(path))
-    rows = read_parquet(path / _ROWS)
+    saved = open_states(str(place))
+    rows = read_parquet(place / _ROWS)
     if len(rows) != saved.rows:
-        raise Refusal(BAD_INPUT, f"{path / _ROWS} has {len(rows)} rows and {_ARRAYS} {saved.rows}; save both again")
+        raise Refusal(BAD_INPUT, f"{place / _ROWS} has {len(rows)} rows and {_ARRAYS} {saved.rows}; save both again")
     return {name: np.array(read()) for name, read in saved.layers.items()}, rows
 
 

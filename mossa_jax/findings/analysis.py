@@ -28,8 +28,10 @@ from mossa_jax.findings.curves import (
     task_layer_matrix,
 )
 from mossa_jax.findings.evidence import gather_evidence
+from mossa_jax.findings.factors import find_factors
 from mossa_jax.findings.json_types import to_json_types
 from mossa_jax.findings.profile import find_profile
+from mossa_jax.findings.robustness import add_to_evidence, find_robustness
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
 from mossa_jax.findings.trajectory import convergence_summary
@@ -73,9 +75,10 @@ def find(
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
-      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `convergence`
-      (None without snapshots), `robustness` (the main results by the biased estimator) and `findings` (a list of
-      `claims.Finding`). Curves show all tasks; every other result rests on competent tasks alone.
+      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `factors`,
+      `convergence` (None without snapshots), `robustness` (the main results by the biased estimator), `panel` (whether
+      other measures agree) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other result rests
+      on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
@@ -113,10 +116,14 @@ def find(
             seed,
             draws,
         ),
+        "factors": find_factors(analyses, competence["incompetent"], half, seed, draws),
         "convergence": convergence_summary(analyses, competence["incompetent"]),
     }
+    analysis["panel"] = find_robustness((analyses or {}).get("measures"), analysis, competence["incompetent"])
     analysis = to_json_types(analysis)
-    analysis["findings"] = to_json_types(judge(gather_evidence(analysis)))
+    evidence = gather_evidence(analysis)
+    add_to_evidence(evidence, analysis["panel"])
+    analysis["findings"] = to_json_types(judge(evidence))
     return analysis
 
 

@@ -115,6 +115,14 @@ CLAIMS = (
         "other layers do.",
         "profile",
     ),
+    Claim(
+        "within_answer",
+        EXPLORATORY,
+        "Beyond the answer",
+        "Among prompts with the same answer, tuning still brings the model nearer to the specialists in the upper "
+        "half.",
+        "factors",
+    ),
 )
 """All claims, by importance: if units are few, the first ones alone are tested."""
 

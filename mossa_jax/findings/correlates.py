@@ -43,7 +43,7 @@ def find_correlates(
     """Correlates similarity with figures of the tasks, layer by layer.
 
     Only tasks of the mixture with a competent specialist count: a specialist that learned nothing is near the base for
-    that reason alone.
+    that reason alone. If they are too few, all tasks of the mixture count, and `competent_only` is False.
 
     Args:
       table: the results table.
@@ -54,11 +54,13 @@ def find_correlates(
 
     Returns:
       A row per experimental (`pretrained`, `tuned`, `change`), correlate, estimator and layer: `r` with `low`, `high`
-      and `p` as in `correlation`, `q` over the layers, `spearman`, `n_tasks`, `n_units`, `unit`, and `undefined`, the
-      reason where there is no `r`.
+      and `p` as in `correlation`, `q` over the layers, `spearman`, `n_tasks`, `n_units`, `unit`, `competent_only`, and
+      `undefined`, the reason where there is no `r`.
     """
     incompetent = find_competence(table, scores)["incompetent"]
     sound = table[~table["task"].isin(incompetent)]
+    competent_only = sound.loc[~sound["held_out"].astype(bool), "task"].nunique() >= _LEAST_TASKS
+    sound = sound if competent_only else table
     layers, clusters = layer_order(table), clusters_of(table)
     figures = tasks.set_index("task")
     rows: list[dict[str, Any]] = []
@@ -78,7 +80,8 @@ def find_correlates(
                     first = {"experimental": experimental, "correlate": correlate, "estimator": estimator}
                     rows.append({**first, "layer": layer, **cell, "q": q})
     columns = ["layer", "experimental", "correlate", "estimator", "r", "low", "high", "p", "q", "spearman"]
-    return pd.DataFrame(rows)[[*columns, "n_tasks", "n_units", "unit", "undefined"]]
+    frame = pd.DataFrame(rows).assign(competent_only=competent_only)
+    return frame[[*columns, "n_tasks", "n_units", "unit", "competent_only", "undefined"]]
 
 
 def correlation(

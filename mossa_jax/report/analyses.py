@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mossa_jax.report import (
     correlates_section,
+    factors_section,
     layer_matrix_section,
     map_section,
     merged_section,
@@ -21,6 +22,7 @@ SECTIONS: Sequence[AnalysisSection] = (
     map_section.SECTION,
     spectrum_section.SECTION,
     correlates_section.SECTION,
+    factors_section.SECTION,
     layer_matrix_section.SECTION,
     weights_section.SECTION,
     merged_section.SECTION,

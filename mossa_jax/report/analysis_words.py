@@ -34,6 +34,11 @@ def interval(estimate: Mapping[str, Any], digits: int = 3, signed: bool = True) 
     return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
 
 
+def mean(values: np.ndarray, digits: int = 3) -> str:
+    """Writes the mean of the defined values."""
+    return f"{np.nanmean(values):.{digits}f}" if np.isfinite(values).any() else "undefined"
+
+
 def p_value(estimate: Mapping[str, Any]) -> str:
     """Writes the p value of an `Estimate`, or why there is none."""
     if estimate["reason"] or not np.isfinite(estimate["p"]):

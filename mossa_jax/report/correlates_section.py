@@ -63,14 +63,22 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     first = _select(inputs, TUNED, CORRELATES[0])
     if len(first):
         tasks, units, unit = int(first["n_tasks"].max()), int(first["n_units"].max()), first["unit"].iloc[0]
-        sentences.append(
-            f"Over {tasks} tasks with a competent specialist" + ("." if unit == "tasks" else f" in {units} {unit}.")
-        )
+        place = "" if unit == "tasks" else f" in {units} {unit}"
+        if first["competent_only"].all():
+            sentences.append(f"Over {tasks} tasks of the mixture with a competent specialist{place}.")
+        else:
+            sentences.append(
+                f"Over all {tasks} tasks of the mixture{place}, since fewer than four have a competent specialist: a "
+                "specialist that learned little is near the base for that reason alone."
+            )
     return sentences
 
 
 def _reason(inputs: ReportInputs, correlate: str) -> str:
-    reasons = {str(reason) for name in _NAMES for reason in _select(inputs, name, correlate)["undefined"] if reason}
+    """Returns why there is no correlation in any block, where the embedding often has none for reasons of its own."""
+    blocks = block_layers(inputs.table)
+    rows = pd.concat([_select(inputs, name, correlate) for name in _NAMES])
+    reasons = {str(reason) for reason in rows.loc[rows.index.isin(blocks), "undefined"] if reason}
     return " or ".join(sorted(reasons)) or "no tasks"
 
 

@@ -76,7 +76,7 @@ def _draw_map(method: str, inputs: ReportInputs) -> Figure:
             color=MODEL_COLOURS[model],
         )
     handles = [
-        Line2D([], [], ls="", marker=shape, color=hue, ms=5.5, label=shorten(name, 24))
+        Line2D([], [], ls="", marker=shape, color=hue, ms=5.5, label=shorten(name, 30))
         for name, (hue, shape) in styles.items()
     ]
     if table["held_out"].astype(bool).any():

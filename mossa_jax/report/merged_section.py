@@ -42,18 +42,13 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         f"In layers {half[0]} to {half[-1]} (upper half), the mean of the specialists has CKA {cka['cka']} with a "
         f"task's own specialist, E {cka['tuned']} and the base {cka['pretrained']}. E less the mean: "
         f"{words.interval(gap)} over {words.units(gap)} ({words.p_value(gap)}).",
-        (
-            f"E is nearer to the specialists than their mean from layer {found['apart_from']} on."
-            if found["apart_from"]
-            else "No layer from which on E is nearer to the specialists than their mean."
-        )
-        + f" The CKA of E with the mean itself is {cka['cka_tuned']} in the upper half.",
+        f"{_where(found)} The CKA of E with the mean itself is {cka['cka_tuned']} in the upper half.",
     ]
     size, cosine = (found["means"][f"update_{name}_tuned"].mean for name in ("size", "cosine"))
     if np.isfinite(size).any():
         sentences.append(
-            f"The mean's update is {np.nanmean(size):.2f} of the size of E's, and their cosine is "
-            f"{np.nanmean(cosine):.2f} (means over blocks)."
+            f"The mean's update is {words.mean(size, 2)} of the size of E's, and their cosine is "
+            f"{words.mean(cosine, 2)} (means over blocks)."
         )
     scored = found["scored"]
     if scored["merged"]["n_tasks"]:
@@ -63,6 +58,15 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         )
         sentences.append(f"Information that they use, in nats per prompt: {values}.")
     return sentences
+
+
+def _where(found: dict[str, Any]) -> str:
+    """Says in which layers E and the mean differ."""
+    if found["apart_from"]:
+        return f"E is nearer to the specialists than their mean from layer {found['apart_from']} on."
+    if found["upper"]["difference"]["high"] < 0:
+        return "Their mean is nearer to the specialists than E there."
+    return "There is no layer from which on E is nearer to the specialists than their mean."
 
 
 def _draw(inputs: ReportInputs) -> Figure:

@@ -58,12 +58,15 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         values, _ = _matrix(rows, model, COMPONENTS, upper)
         if len(values) and values.shape == base.shape:
             change = estimate((values - base).mean(1), clusters)
+            direction = "more" if change["mean"] >= 0 else "fewer"
             sentences.append(
                 f"In layers {upper[0]} to {upper[-1]}, the upper half, the states of {_NAMES[model]} need "
-                f"{change['mean']:+.1f} components more or fewer than those of the pre-trained model "
-                f"(95 % interval {change['low']:+.1f} to {change['high']:+.1f}, over {change['n_units']} "
-                f"{change['unit']} and {change['n_tasks']} tasks)."
+                f"{abs(change['mean']):.1f} components {direction} than those of the pre-trained model (difference "
+                f"{change['mean']:+.1f}, 95 % interval {change['low']:+.1f} to {change['high']:+.1f}, over "
+                f"{change['n_units']} {change['unit']} and {change['n_tasks']} tasks)."
             )
+    if rows["task"].isin(inputs.analysis["competence"]["incompetent"]).any():
+        sentences.append("All tasks count here, since none has a competent specialist.")
     least, most = int(rows["n"].min()), int(rows["n"].max())
     prompts = f"{least}" if least == most else f"{least} to {most}"
     sentences.append(
@@ -127,8 +130,8 @@ SECTION = AnalysisSection(
     name="spectrum",
     title="How many dimensions the states fill",
     lead="The principal components that hold 99 % of the variance of a task's states at each layer, and the "
-    "participation ratio, which counts the directions that carry the variance and does not hang on small ones. "
-    "Tasks of the mixture with a competent specialist; figure 5 of the paper.",
+    "participation ratio, which counts the directions that carry the variance and does not hang on small ones, for "
+    "tasks of the mixture with a competent specialist. Figure 5 of the paper.",
     tables=("spectrum",),
     sentences=_sentences,
     figures={"spectrum": _draw},

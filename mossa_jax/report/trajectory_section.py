@@ -27,7 +27,15 @@ _MAX_NAMES = 6
 
 
 def _skipped(inputs: ReportInputs) -> list[str]:
-    return list(left_out(inputs.analysis))
+    """Returns the tasks whose specialists are left out: those that do not use their prompts, unless all are such."""
+    return [] if _are_all_left_out(inputs) else list(left_out(inputs.analysis))
+
+
+def _are_all_left_out(inputs: ReportInputs) -> bool:
+    """Whether no specialist that was followed uses its prompts; then they are all shown, and the page says so."""
+    table = inputs.analyses["trajectory"]
+    followed = set(table["task"][table["model"] == CONTROL])
+    return bool(followed) and followed <= set(left_out(inputs.analysis))
 
 
 # ---- Words -----------------------------------------------------------------------------------------------------------
@@ -37,6 +45,8 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     settling, skipped = inputs.analyses["settling"], _skipped(inputs)
     layers = block_layers(settling)
     sentences = []
+    if _are_all_left_out(inputs):
+        sentences.append("None of the specialists followed here uses its prompts; they are shown all the same.")
     for model, name in _NAMES.items():
         rows = settling_by_layer(settling, model, layers, skipped).dropna(subset=["settled"])
         if not len(rows):
@@ -95,12 +105,12 @@ def _scale_sentence(settling: pd.DataFrame) -> str:
 
 def _limit_sentence(inputs: ReportInputs) -> str:
     table = inputs.analyses["trajectory"]
-    last = table[table["step"] > 0].sort_values("share_of_steps").tail(1)
-    if not len(last):
+    last = table[table["step"] > 0].groupby(["task", "model"])[["share_of_steps", "share_of_rate"]].max().median()
+    if not np.isfinite(last["share_of_steps"]):
         return "No model has enough steps for a snapshot on its way."
     return (
-        f"The learning rate decays: at {last['share_of_steps'].iloc[0]:.0%} of the steps "
-        f"{1 - last['share_of_rate'].iloc[0]:.0%} of its sum is still to come. A layer that settles late may have "
+        f"The learning rate decays: at {last['share_of_steps']:.0%} of the steps "
+        f"{1 - last['share_of_rate']:.0%} of its sum is still to come. A layer that settles late may have "
         "stopped for that reason alone, so late shares are no evidence of convergence."
     )
 
@@ -160,11 +170,12 @@ def _draw_model(axes: Axes, rows: pd.DataFrame, layers: list[str], colour: Any) 
         if np.isfinite(ceiling):
             axes.plot([len(places) + 0.08, len(places) + 0.42], [ceiling] * 2, color=colour(layer), lw=1.6)
     _label_places(axes, rows, places)
-    if rows["ceiling"].notna().any():
-        axes.text(len(places) + 0.25, 1.015, "ceiling", color=CEILING, fontsize=8, ha="center", va="bottom")
-    else:
-        axes.axhline(FLOOR, color=CEILING, lw=1.0, ls="--", zorder=0)
-        axes.text(-0.3, FLOOR - 0.01, f"settled: {FLOOR}", color=CEILING, fontsize=8, ha="left", va="top")
+    has_ceiling = rows["ceiling"].notna().any()
+    head = "ceiling" if has_ceiling else "mark"
+    axes.text(len(places) + 0.25, 1.015, head, color=CEILING, fontsize=8, ha="center", va="bottom")
+    if not has_ceiling:
+        axes.plot([-0.4, len(places)], [FLOOR, FLOOR], color=CEILING, lw=1.0, ls="--", zorder=0)
+        axes.text(len(places) + 0.25, FLOOR, f"{FLOOR}", color=CEILING, fontsize=8, ha="center", va="center")
     elements.cka_range(axes, np.asarray(values, float))
 
 

@@ -39,25 +39,24 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     if not found["n_tasks"]:
         return ["No competent task of the mixture has an update to compare."]
     tuned, control = (found["relative"][name].mean for name in ("tuned", "control"))
-    layers = found["layers"]
-    largest = layers[int(np.nanargmax(control))] if np.isfinite(control).any() else "none"
     sentences = [
-        f"E's update is {np.nanmean(tuned):.3f} of the norm of the base's projections, a specialist's "
-        f"{np.nanmean(control):.3f} (means over layers; largest in layer {largest} for specialists)."
+        f"E's update is {words.mean(tuned)} of the norm of the base's projections, a specialist's "
+        f"{words.mean(control)} (means over layers)."
     ]
-    cosine, gain = found["cosine"], found["gain"]["cosine"]
-    seeds = np.nanmean(cosine["seed"].mean) if np.isfinite(cosine["seed"].mean).any() else None
+    cosine, gain = found["cosine"], found["gain"]
+    seeds = cosine["seed"].mean
+    scale = f"; two seeds of one specialist reach {words.mean(seeds)}" if np.isfinite(seeds).any() else ""
     sentences.append(
-        f"The cosine of E's update with that of the task's own specialist is {np.nanmean(cosine['own'].mean):.3f}"
-        + (f"; two seeds of one specialist reach {seeds:.3f}" if seeds is not None else "")
-        + f". Own less other specialists: {words.interval(gain)} over {words.units(gain)} ({words.p_value(gain)})."
+        f"The cosine of E's update with that of the task's own specialist is {words.mean(cosine['own'].mean)}{scale}. "
+        f"Own less other specialists: {words.interval(gain['cosine'])} over {words.units(gain['cosine'])} "
+        f"({words.p_value(gain['cosine'])})."
     )
     sides = []
     for side, name in (("in", "reads"), ("out", "writes to")):
         overlap = found[f"overlap_{side}"]
         sides.append(
-            f"what it {name} {np.nanmean(overlap['own'].mean):.3f} (random directions "
-            f"{np.nanmean(overlap['chance']):.3f}; own less other {words.interval(found['gain'][f'overlap_{side}'])})"
+            f"what it {name} {words.mean(overlap['own'].mean)} (random directions {words.mean(overlap['chance'])}; own "
+            f"less other {words.interval(gain[f'overlap_{side}'])})"
         )
     sentences.append(f"Mean squared cosine between the subspaces of E and the specialist: {'; '.join(sides)}.")
     return sentences

@@ -1,7 +1,7 @@
 """A few rows of kept states on the host, in fewer dimensions where states are wide.
 
 A random orthonormal basis keeps squared distances up to a relative error of `sqrt(2 (D - P) / (D (P + 2)))`, whatever
-the states: 5.8 % for P = 512 of D = 4,096.
+the states: 3.8 % for P = 1,024 of D = 4,096, half of which in distances.
 
 Shape letters: M models, K layers, n rows, s sampled rows, D width, P dimensions.
 """

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+# A rank correlation of fewer points takes a handful of values, most of them large.
+_LEAST_LAYERS = 5
+
 
 @dataclass(frozen=True)
 class Turning:
@@ -84,12 +87,13 @@ def rank_correlation(
         correlate for that reason alone.
 
     Returns:
-      -1 to 1; NaN with fewer than four layers, or where a side is constant.
+      -1 to 1; NaN with fewer than five layers, or six where depth takes one degree of freedom more, and where a side is
+      constant.
     """
     from scipy.stats import rankdata
 
     keep = np.isfinite(x) & np.isfinite(y)
-    if keep.sum() < 4:
+    if keep.sum() < (_LEAST_LAYERS if depth is None else _LEAST_LAYERS + 1):
         return float("nan")
     ranks = [rankdata(side[keep]) for side in ((x, y) if depth is None else (x, y, depth))]
     ranks = [rank - rank.mean() for rank in ranks]

@@ -11,7 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mossa_jax.run.analyse import correlates, layers, merged, profile, spectrum, stages, trajectory, weights
+from mossa_jax.run.analyse import (
+    correlates,
+    factors,
+    layers,
+    measures,
+    merged,
+    profile,
+    spectrum,
+    stages,
+    trajectory,
+    weights,
+)
 from mossa_jax.run.analyse import map as state_map
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.analyse.stages import task_states
@@ -27,6 +38,8 @@ ANALYSES: Sequence[Analysis] = (
     state_map.ANALYSIS,
     spectrum.ANALYSIS,
     correlates.ANALYSIS,
+    factors.ANALYSIS,
+    measures.ANALYSIS,
     layers.ANALYSIS,
     weights.ANALYSIS,
     merged.ANALYSIS,

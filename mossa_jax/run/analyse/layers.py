@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.devices.mesh import round_up
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, one_table
+from mossa_jax.run.analyse.sample import first_rows, rows_of
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.estimators import ESTIMATORS
 from mossa_jax.similarity.lineup import OWN
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 MODELS = (PRETRAINED, TUNED, "control")
 """Columns `model_a` and `model_b`, in the order of the lineup: the base, E, the task's own control."""
-
-# Rows are cut at a multiple of this: padding then spreads over the devices, and tasks share a program.
-_ROWS_MULTIPLE = 128
 
 
 def _tasks(run: Run) -> Sequence[Task]:
@@ -43,11 +40,13 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
     assert states is not None
     kept, most = states.kept, run.config.analyse.layers_prompts
     # Rows behind the last prompt only pad the array.
-    rows = min(kept.rows, round_up(most, _ROWS_MULTIPLE))
+    rows = rows_of(kept.rows, most)
     items = states.prompts.items[:most]
     valid = np.arange(rows) < len(items)
     # Ids of rows that pad the array mean nothing.
-    matrix = cka_matrix(kept.states[: OWN + 1, :, :rows], valid, items=np.pad(items, (0, rows - len(items))))
+    matrix = cka_matrix(
+        first_rows(run.mesh, kept.states, OWN + 1, rows), valid, items=np.pad(items, (0, rows - len(items)))
+    )
     names, values = kept.names, {"biased": matrix.biased, "debiased": matrix.debiased}
     cells = []
     for s in range(len(MODELS) * len(names)):

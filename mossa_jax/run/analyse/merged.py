@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from mossa_jax.config import TUNED
-from mossa_jax.devices.mesh import round_up
 from mossa_jax.function import information, measures
 from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.adapters import Adapter, stack, target_sizes
@@ -20,6 +15,7 @@ from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.updates import quotients
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
 from mossa_jax.run.analyse.merged_adapter import block_squares, load_merged, specialists
+from mossa_jax.run.analyse.sample import first_rows, rows_of
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.similarity import Similarities, compare_states
@@ -38,7 +34,6 @@ MERGED = "merged"
 # Places in the joined states; the base, E and the own control stand as in the lineup.
 _MEAN = OWN + 1
 _PAIRS = ((_MEAN, OWN), (_MEAN, E), (E, OWN), (BASE, OWN))
-_ROWS_MULTIPLE = 128
 # Column of the scores -> its name in the parts.
 _SCORE_COLUMNS = {name: f"score_{name}" for name in ("model", "metric", "value", "low", "high", "n")}
 
@@ -60,12 +55,6 @@ def _price(run: Run) -> str:
     )
 
 
-@partial(jax.jit, static_argnames=("rows",))
-def _join(states: Float[Array, "M K n D"], merged: Float[Array, "1 K m D"], rows: int) -> Float[Array, "4 K rows D"]:
-    """Puts the merged model behind the base, E and the own control."""
-    return jnp.concatenate([states[: OWN + 1, :, :rows], merged[:, :, :rows]])
-
-
 def _similarities(run: Run, states: TaskStates, merged: Adapter) -> Similarities:
     """Compares the merged model with the others over the first prompts of a task."""
     kept, prompts = states.kept, states.prompts.first(run.config.analyse.merged_prompts)
@@ -74,12 +63,11 @@ def _similarities(run: Run, states: TaskStates, merged: Adapter) -> Similarities
     shapes = run.pass_shapes if of_comparison else run.sample_shapes
     ids: list = prompts.ids  # NumPy arrays, which stand for sequences of ids
     mean = keep_states(run.model, stack(run.architecture, [merged]), ids, run.pass_config, shapes)
-    rows = min(mean.rows, kept.rows, round_up(run.config.analyse.merged_prompts, _ROWS_MULTIPLE))
-    # [4, K, rows, D]
-    joined = _join(kept.states, mean.states, rows)
+    rows = rows_of(min(mean.rows, kept.rows), run.config.analyse.merged_prompts)
     padding = (0, rows - len(prompts))
     return compare_states(
-        joined,
+        # [4, K, rows, D]: the merged model behind the base, E and the own control.
+        first_rows(run.mesh, kept.states, OWN + 1, rows, mean.states),
         np.arange(rows) < len(prompts),
         _PAIRS,
         items=np.pad(prompts.items, padding),

@@ -53,8 +53,8 @@ def _price(run: Run) -> str:
     models, prompts, arch = _models_per_pass(run), run.config.analyse.trajectory_prompts, run.architecture
     kept = models * (arch.layers + 2) * prompts * arch.hidden * 4 / 2**30
     return (
-        f"{2 * len(_tasks(run))} passes of {models} models over at most {prompts} prompts, one program, "
-        f"{kept:.2g} GiB of states at a time"
+        f"{2 * len(_tasks(run))} passes of {models} models over at most {prompts} prompts, at most two programs per "
+        f"row length, {kept:.2g} GiB of states at a time"
     )
 
 

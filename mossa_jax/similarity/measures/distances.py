@@ -199,63 +199,200 @@ def rbf_sums(rows: Rows, fraction: float, combinations: Sequence[tuple[int, int]
     return KernelSums(sums[: len(combinations)], sums[len(combinations) :], median)
 
 
+class Neighbourhoods(NamedTuple):
+    """How far the k nearest neighbours of each row reach, and the extremes of its state.
+
+    Attributes:
+      radius: [M, n], the squared distance of the k-th neighbour.
+      share: [M, n], the part of a place that each row at exactly that distance gets; 1 without ties.
+      nearest: [M], the smallest squared distance of two rows.
+      farthest: [M], the largest one.
+    """
+
+    radius: Float[Array, "M n"]
+    share: Float[Array, "M n"]
+    nearest: Float[Array, " M"]
+    farthest: Float[Array, " M"]
+
+
+class _Strip(NamedTuple):
+    """The rows of one tile against all rows: Gram matrix [M, t, n], squared distances [M, t, n] and which count [t, n].
+
+    A row is no neighbour of its own, so it does not count against itself.
+    """
+
+    gram: Float[Array, "M t n"]
+    squared: Float[Array, "M t n"]
+    counts: Bool[Array, "t n"]
+
+
+def _strip(rows: Rows, i: jax.Array, tile: int) -> _Strip:
+    """Computes the distances of the rows of tile i from all rows."""
+    models, n = rows.norms.shape
+
+    def one_tile(j: jax.Array) -> jax.Array:
+        # The tile below the diagonal is the one above it turned over, so that both rows of a pair see the same bits.
+        gram = _gram(rows.x, jnp.minimum(i, j), jnp.maximum(i, j), tile)
+        return jnp.where(j < i, jnp.swapaxes(gram, 1, 2), gram)
+
+    gram = lax.map(one_tile, jnp.arange(n // tile)).transpose(1, 2, 0, 3).reshape(models, tile, n)
+    squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
+    own = i * tile + jnp.arange(tile)  # [t]
+    counts = rows.kept[own][:, None] & rows.kept & (jnp.arange(n) != own[:, None])
+    return _Strip(gram, squared, counts)
+
+
+def neighbourhoods(rows: Rows, neighbours: int, tile: int) -> Neighbourhoods:
+    """Finds the distance of each row's k-th neighbour, strip by strip of tiles.
+
+    Args:
+      rows: of M models.
+      neighbours: k, at most n.
+      tile: t, rows of a strip.
+    """
+
+    def one_strip(i: jax.Array) -> tuple[jax.Array, ...]:
+        strip = _strip(rows, i, tile)
+        squared = jnp.where(strip.counts, strip.squared, jnp.inf)  # [M, t, n]
+
+        # One distance after the other, from the smallest on: for few neighbours that is cheaper than a sort.
+        def next_distance(_: int, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            # [M, t] each: the distance, the rows below it and those at it
+            last, closer, tied = carry
+            beyond = jnp.where(squared > last[..., None], squared, jnp.inf).min(-1)
+            count = ((squared == beyond[..., None]) & strip.counts).sum(-1)
+            grows = closer + tied < neighbours
+            further = beyond, closer + tied, count
+            return tuple(jnp.where(grows, new, old) for new, old in zip(further, carry, strict=True))
+
+        none = jnp.zeros(squared.shape[:2], jnp.int32)
+        last, closer, tied = lax.fori_loop(0, neighbours, next_distance, (none - 1.0, none, none))
+        # The places that closer rows leave, dealt evenly to the tied ones.
+        share = (neighbours - closer) / jnp.maximum(tied, 1)
+        farthest = jnp.where(strip.counts, strip.squared, 0).max((-2, -1))
+        return last, share, squared.min((-2, -1)), farthest
+
+    # [n / t, M, t] twice, then [n / t, M] twice
+    radius, share, nearest, farthest = lax.map(one_strip, jnp.arange(rows.x.shape[1] // tile))
+    radius, share = (jnp.moveaxis(a, 0, 1).reshape(rows.norms.shape) for a in (radius, share))
+    return Neighbourhoods(radius, share, nearest.min(0), farthest.max(0))
+
+
+def _membership(strip: _Strip, radius: Float[Array, "M ..."], share: Float[Array, "M ..."]) -> Float[Array, "M t n"]:
+    """Returns 1 for rows within the radius, the share for those at it, and 0 for all others."""
+    member = (strip.squared < radius) + (strip.squared == radius) * share
+    return jnp.where(strip.counts, member, 0)
+
+
 class NeighbourSums(NamedTuple):
     """Row sums over neighbours.
 
     Attributes:
       shared: [C, n], of the products of two memberships.
       local: [C, n], of the products of the two Gram matrices at these.
-      nearest: [M], the smallest squared distance of two rows.
-      farthest: [M], the largest one.
     """
 
     shared: Float[Array, "C n"]
     local: Float[Array, "C n"]
-    nearest: Float[Array, " M"]
-    farthest: Float[Array, " M"]
 
 
-def neighbour_sums(rows: Rows, neighbours: int, combinations: Sequence[tuple[int, int]], tile: int) -> NeighbourSums:
+def neighbour_sums(
+    rows: Rows, near: Neighbourhoods, combinations: Sequence[tuple[int, int]], tile: int
+) -> NeighbourSums:
     """Sums over the k nearest neighbours that pairs of states share for each row, strip by strip of tiles.
 
     Membership is 1 for a neighbour and 0 for any other row; rows tied for the last places share them equally.
 
     Args:
       rows: of M models.
-      neighbours: k, at most n.
+      near: their neighbourhoods.
       combinations: (a, b) indices of the models whose memberships are multiplied.
       tile: t, rows of a strip.
     """
     left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
-    models, n = rows.norms.shape
-    column = jnp.arange(n)
 
-    def strip(i: jax.Array) -> tuple[jax.Array, ...]:
-        # By tiles, with the products that the norms come from, so that equal rows stay at distance 0.
-        gram = lax.map(lambda j: _gram(rows.x, i, j, tile), jnp.arange(n // tile))
-        gram = gram.transpose(1, 2, 0, 3).reshape(models, tile, n)  # [M, t, n]
-        # [M, t, n]. Rows of this strip against all rows, so each ordered pair is seen once.
-        squared = _squared(gram, lax.dynamic_slice_in_dim(rows.norms, i * tile, tile, 1), rows.norms)
-        # [t, n]: a row is no neighbour of its own. [t, 1]: whether the row of the strip counts.
-        others = rows.kept & (column != i * tile + jnp.arange(tile)[:, None])
-        counts = lax.dynamic_slice_in_dim(rows.kept, i * tile, tile, 0)[:, None]
-        farthest = jnp.where(others & counts, squared, 0).max(-1)
-        squared = jnp.where(others, squared, jnp.inf)
-        # [M, t, 1], the squared distance of the k-th neighbour
-        last = -lax.top_k(-squared, neighbours)[0][..., -1:]
-        closer, tied = squared < last, (squared == last) & others  # [M, t, n] bool each
-        # [M, t]: the places left for the tied rows, as a share for each; 1 without ties.
-        places = (neighbours - closer.sum(-1)) / jnp.maximum(tied.sum(-1), 1)
-        member = jnp.where(counts, closer + tied * places[..., None], 0)  # [M, t, n]
+    def one_strip(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        strip = _strip(rows, i, tile)
+        # [M, t, 1] each
+        radius, share = (lax.dynamic_slice_in_dim(a, i * tile, tile, 1)[..., None] for a in (near.radius, near.share))
+        member = _membership(strip, radius, share)  # [M, t, n]
         # [M, t, n], the masked Gram matrix of CKNNA
-        near = member * gram
-        products = (member[left] * member[right]).sum(-1), (near[left] * near[right]).sum(-1)
-        return *products, jnp.where(counts, squared, jnp.inf).min(-1), farthest
+        masked = member * strip.gram
+        return (member[left] * member[right]).sum(-1), (masked[left] * masked[right]).sum(-1)
 
-    # [n / t, C, t] twice, then [n / t, M, t] twice
-    shared, local, nearest, farthest = lax.map(strip, jnp.arange(n // tile))
-    shared, local = (jnp.moveaxis(a, 0, 1).reshape(len(combinations), n) for a in (shared, local))
-    return NeighbourSums(shared, local, nearest.min((0, 2)), farthest.max((0, 2)))
+    # [n / t, C, t] twice
+    shared, local = lax.map(one_strip, jnp.arange(rows.x.shape[1] // tile))
+    return NeighbourSums(*(_joined(a) for a in (shared, local)))
+
+
+def _joined(strips: Float[Array, "s C t"]) -> Float[Array, "C n"]:
+    """Joins row sums of strips."""
+    return jnp.moveaxis(strips, 0, 1).reshape(strips.shape[1], -1)
+
+
+class ReleasedSums(NamedTuple):
+    """Row and column sums of kernels masked by the neighbours that both states of a combination have in common.
+
+    Attributes:
+      mutual: [C, n], of the products of the two masked kernels, one of them transposed.
+      rows_a: [C, n], row sums of the first masked kernel.
+      columns_a: [C, n], its column sums.
+      rows_b: [C, n], row sums of the second one.
+      columns_b: [C, n], its column sums.
+    """
+
+    mutual: Float[Array, "C n"]
+    rows_a: Float[Array, "C n"]
+    columns_a: Float[Array, "C n"]
+    rows_b: Float[Array, "C n"]
+    columns_b: Float[Array, "C n"]
+
+
+def released_sums(
+    rows: Rows,
+    squares: Float[Array, "M n"],
+    unit: Float[Array, " M"],
+    near: Neighbourhoods,
+    combinations: Sequence[tuple[int, int]],
+    tile: int,
+) -> ReleasedSums:
+    """Sums what the released form of CKNNA needs, strip by strip of tiles.
+
+    Its kernels are inner products of rows that are not centred, `K_ij = (|x_i|^2 + |x_j|^2 - d_ij^2) / 2`. They are
+    computed from the distances of the centred rows, which have the digits that a large mean would cost.
+
+    Args:
+      rows: of M models.
+      squares: [M, n] squared norms of the rows before centring.
+      unit: [M], what a squared distance of 1 is in the unit of `squares`.
+      near: their neighbourhoods.
+      combinations: (a, b) indices of the models whose kernels are multiplied.
+      tile: t, rows of a strip.
+    """
+    left, right = (np.asarray(side) for side in zip(*combinations, strict=True))
+
+    def one_strip(i: jax.Array) -> tuple[jax.Array, ...]:
+        strip = _strip(rows, i, tile)
+
+        def own(a: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(a, i * tile, tile, 1)[..., None]  # [M, t, 1]
+
+        kernel = (own(squares) + squares[:, None] - strip.squared * unit[:, None, None]) / 2  # [M, t, n]
+        # [M, t, n] each: whether j is a neighbour of i, and whether i is one of j
+        here = _membership(strip, own(near.radius), own(near.share))
+        there = _membership(strip, near.radius[:, None], near.share[:, None])
+        # [C, t, n] each: in common to both states
+        both, back = here[left] * here[right], there[left] * there[right]
+        first, second = kernel[left], kernel[right]
+        return (
+            (both * back * first * second).sum(-1),
+            (both * first).sum(-1),
+            (back * first).sum(-1),
+            (both * second).sum(-1),
+            (back * second).sum(-1),
+        )
+
+    return ReleasedSums(*(_joined(a) for a in lax.map(one_strip, jnp.arange(rows.x.shape[1] // tile))))
 
 
 class RankProducts(NamedTuple):
@@ -263,8 +400,8 @@ class RankProducts(NamedTuple):
 
     Attributes:
       product: [C, T, t], of two states' centred ranks.
-      nearest: [M] as in `NeighbourSums`.
-      farthest: [M] as in `NeighbourSums`.
+      nearest: [M] as in `Neighbourhoods`.
+      farthest: [M] as in `Neighbourhoods`.
     """
 
     product: Float[Array, "C T t"]

@@ -1,4 +1,4 @@
-"""Seven similarity measures of same-layer pairs beside linear CKA: their definitions and their invariances.
+"""Eight similarity measures of same-layer pairs beside linear CKA: their definitions and their invariances.
 
 All are exact: over all kept rows, without sampling. Rows are centred in float32 first, as for CKA.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from mossa_jax.similarity import gram, layerwise
 from mossa_jax.similarity.checks import check_pairs, check_states, mesh_of
 from mossa_jax.similarity.estimators import FLOAT32_EPS, MIN_ROWS, ratio, variance_missing
 from mossa_jax.similarity.measures import distances, subspaces
+from mossa_jax.similarity.measures.variants import divide_by_norm
 
 # Distances are counted and ranked in int32: twice a rank, below n (n - 1), has to stay below 2^31.
 MAX_RANKED_ROWS = 46_340
@@ -56,10 +57,14 @@ INVARIANCES = {
     "procrustes_distance": Invariances(),
     "mutual_knn": Invariances(),
     "cknna": Invariances(),
+    # Its kernels are inner products of rows that are not centred.
+    "cknna_released": Invariances(translation=False),
     "svcca": Invariances(),
     "rsa": Invariances(),
 }
 MEASURES = tuple(INVARIANCES)
+NEIGHBOUR_MEASURES = ("mutual_knn", "cknna", "cknna_released")
+"""The measures that look at the nearest neighbours of each row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,7 @@ def measure_states(
     bandwidth: float = 0.8,
     neighbours: int = 10,
     share: float = 0.99,
+    rows_per_component: int = 1,
 ) -> Measured:
     """Measures the similarity of pairs of models at every layer, on the devices.
 
@@ -97,18 +103,24 @@ def measure_states(
     - `procrustes_distance`: `min_Q |X / |X| - Y Q / |Y||^2 = 2 - 2 procrustes`, squared, 0 to 2 (Ding et al. 2021).
     - `mutual_knn`: mean share of common nearest neighbours, Euclidean, 0 to 1 (Huh et al. 2024).
     - `cknna`: CKA over mutual nearest neighbours alone, -1 to 1 (Huh et al. 2024, appendix).
+    - `cknna_released`: what their released code computes under this name, near -1 to 1.
     - `svcca`: mean canonical correlation of the principal components that hold `share` of the variance, 0 to 1 (Raghu
       et al. 2017).
     - `rsa`: Spearman correlation of the Euclidean distances of all pairs of rows, -1 to 1 (Kriegeskorte et al. 2008).
 
-    Huh et al. divide every row by its norm first (`variants.unit_rows`). Their released code masks the raw kernels and
-    debiases them afterwards; this is the paper's equation, on centred rows. Neighbours tied for the last places are
-    counted by their chance of being drawn, and normalised so that a state shares everything with itself. SVCCA of
-    states that keep `k_a + k_b >= n` components has correlations of 1 for lack of room: look at `spectrum` first.
+    Huh et al. divide every row by its norm first (`variants.unit_rows`). `cknna` is the paper's equation, on centred
+    rows. `cknna_released` divides rows by their norms, does not centre them, masks the cosines by the neighbours in
+    common and takes the unbiased HSIC of what is left; only neighbours in both directions count in its first term. The
+    released code adds 1e-6 to the denominator, which is left out here, and its value depends on the order of the two
+    states: this is the mean of both orders. Neighbours tied for the last places are counted by their chance of being
+    drawn, and normalised so that a state shares everything with itself. SVCCA of
+    states that keep `k_a + k_b >= n` components has correlations of 1 for lack of room: look at `spectrum` first, or
+    set `rows_per_component`.
 
     Costs per layer and model: `rbf_cka` makes five passes over the tiles of the upper half of the Gram matrix (four of
-    them find the median exactly), the neighbours one over all tiles, `rsa` one and a sort of n (n - 1) / 2 distances
-    (memory in `distances.rank_products`), `procrustes` an SVD of m x m per pair, `svcca` one more per model.
+    them find the median exactly), the neighbours two over all tiles (two more for the released form), `rsa` one and a
+    sort of n (n - 1) / 2 distances (memory in `distances.rank_products`), `procrustes` an SVD of m x m per pair,
+    `svcca` one more per model.
 
     Args:
       states: [M, K, n, D] float32 or bfloat16 pooled states, possibly sharded on a mesh.
@@ -117,8 +129,9 @@ def measure_states(
       measures: names from the list above.
       bandwidth: of the Gaussian kernel, as a fraction of each state's median distance; the default is the largest of
         Kornblith et al. (0.2, 0.4, 0.8).
-      neighbours: k of `mutual_knn` and `cknna`; 10 in Huh et al.
+      neighbours: k of `mutual_knn` and both forms of `cknna`; 10 in Huh et al.
       share: of the variance that SVCCA keeps; 0.99 in Raghu et al.
+      rows_per_component: SVCCA keeps at most one component per so many rows that count; Raghu et al. ask for 5 to 10.
 
     Raises:
       Refusal: 2 for an unknown measure or a setting out of range; 3 if shapes or indices do not fit, and for more rows
@@ -137,7 +150,7 @@ def measure_states(
     check_states(states, valid)
     models, _, rows, _ = states.shape
     check_pairs(pairs, models)
-    _check_settings(measures, bandwidth, neighbours, share)
+    _check_settings(measures, bandwidth, neighbours, share, rows_per_component)
     if rows > MAX_RANKED_ROWS and {"rbf_cka", "rsa"} & set(measures):
         raise Refusal(
             BAD_INPUT, f"states have {rows} rows; rbf_cka and rsa take at most {MAX_RANKED_ROWS}, leave both out"
@@ -151,6 +164,7 @@ def measure_states(
         bandwidth=float(bandwidth),
         neighbours=int(neighbours),
         share=float(share),
+        rows_per_component=int(rows_per_component),
         tile=gram.tile_size(rows),
         mesh=mesh_of(states),
     )
@@ -163,7 +177,9 @@ def measure_states(
     return Measured(value, undefined, n, int(valid.sum()) - n)
 
 
-def _check_settings(measures: tuple[str, ...], bandwidth: float, neighbours: int, share: float) -> None:
+def _check_settings(
+    measures: tuple[str, ...], bandwidth: float, neighbours: int, share: float, rows_per_component: int
+) -> None:
     unknown = [name for name in measures if name not in INVARIANCES]
     if unknown or not measures:
         raise Refusal(BAD_CONFIG, f"measures are {list(measures)}; give some of {', '.join(MEASURES)}")
@@ -173,6 +189,8 @@ def _check_settings(measures: tuple[str, ...], bandwidth: float, neighbours: int
         raise Refusal(BAD_CONFIG, f"neighbours is {neighbours}; give at least 1")
     if not 0 < share < 1:
         raise Refusal(BAD_CONFIG, f"share is {share}; give a share of the variance between 0 and 1")
+    if rows_per_component < 1:
+        raise Refusal(BAD_CONFIG, f"rows_per_component is {rows_per_component}; give at least 1")
 
 
 class MeasureSums(NamedTuple):
@@ -185,7 +203,10 @@ class MeasureSums(NamedTuple):
       nuclear: [K, P, m] singular values of `X_a^T X_b`.
       canonical: of the pairs.
       kernels: of the combinations.
+      near: of the models.
       neighbours: of the combinations.
+      released: of the combinations.
+      released_near: of the models, for rows divided by their norms.
       ranks: of the combinations.
     """
 
@@ -195,11 +216,17 @@ class MeasureSums(NamedTuple):
     nuclear: Float[Array, "K P m"] | None
     canonical: subspaces.Canonical | None
     kernels: distances.KernelSums | None
+    near: distances.Neighbourhoods | None
     neighbours: distances.NeighbourSums | None
+    released: distances.ReleasedSums | None
+    released_near: distances.Neighbourhoods | None
     ranks: distances.RankProducts | None
 
 
-@functools.partial(jax.jit, static_argnames=("pairs", "measures", "bandwidth", "neighbours", "share", "tile", "mesh"))
+@functools.partial(
+    jax.jit,
+    static_argnames=("pairs", "measures", "bandwidth", "neighbours", "share", "rows_per_component", "tile", "mesh"),
+)
 def _measure_sums(
     states: Float[Array, "M K n D"],
     valid: Bool[Array, " n"],
@@ -209,6 +236,7 @@ def _measure_sums(
     bandwidth: float,
     neighbours: int,
     share: float,
+    rows_per_component: int,
     tile: int,
     mesh: Mesh | None,
 ) -> tuple[Bool[Array, " n"], MeasureSums]:
@@ -222,27 +250,47 @@ def _measure_sums(
     combinations = (*((m, m) for m in range(states.shape[0])), *pairs)
     padding = -states.shape[2] % tile
 
+    def tiled(x: jax.Array, kept: jax.Array) -> distances.Rows:
+        # [M, n', D]: distances go by whole tiles, and the padding does not count.
+        padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+        return distances.tiled_rows(padded, jnp.pad(kept, (0, padding)), tile)
+
+    # `top_k` takes at most n places. With fewer rows than neighbours the value is undefined anyway.
+    places = min(neighbours, states.shape[2])
+
+    def released_form(x: jax.Array, kept: jax.Array) -> tuple[distances.ReleasedSums, distances.Neighbourhoods]:
+        unit = divide_by_norm(x, kept)
+        squares = jnp.pad(jnp.square(unit).sum(2), ((0, 0), (0, padding)))  # [M, n']
+        by = gram.centring(unit, kept)
+        rows = tiled(gram.centred_rows(unit, kept, by), kept)
+        near = distances.neighbourhoods(rows, places, tile)
+        # [M]: a squared distance of `rows` in the unit of `squares`. Both scales are powers of two.
+        square = jnp.square(1 / (by.scale * by.rescale))
+        return distances.released_sums(rows, squares, square, near, combinations, tile), near
+
     def layer(x: jax.Array, kept: jax.Array) -> MeasureSums:
+        sums: dict[str, Any] = dict.fromkeys(MeasureSums._fields)
+        if "cknna_released" in wanted:
+            sums["released"], sums["released_near"] = released_form(x, kept)
         # [M, n, D], zero in rows that do not count: these add nothing to products and factorisations.
-        x, mean_square, exponent = gram.centre(x, kept)
-        nuclear = canonical = kernels = near = ranks = None
+        x, sums["mean_square"], sums["exponent"] = gram.centre(x, kept)
+        sums["norms"] = jnp.square(x).sum(2)  # [M, n]
         if wanted & {"procrustes", "procrustes_distance"}:
-            nuclear = subspaces.cross_singular_values(x, pairs)
+            sums["nuclear"] = subspaces.cross_singular_values(x, pairs)
         if "svcca" in wanted:
-            canonical = subspaces.canonical_correlations(x, pairs, share)
+            sums["canonical"] = subspaces.canonical_correlations(
+                x, pairs, share, jnp.maximum(kept.sum() // rows_per_component, 1)
+            )
         if wanted & {"rbf_cka", "mutual_knn", "cknna", "rsa"}:
-            # [M, n', D]: distances go by whole tiles, and the padding does not count.
-            padded = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
-            rows = distances.tiled_rows(padded, jnp.pad(kept, (0, padding)), tile)
+            rows = tiled(x, kept)
             if "rbf_cka" in wanted:
-                kernels = distances.rbf_sums(rows, bandwidth, combinations, tile)
+                sums["kernels"] = distances.rbf_sums(rows, bandwidth, combinations, tile)
             if wanted & {"mutual_knn", "cknna"}:
-                # `top_k` takes at most n places. With fewer rows than neighbours the value is undefined anyway.
-                near = distances.neighbour_sums(rows, min(neighbours, x.shape[1]), combinations, tile)
+                sums["near"] = distances.neighbourhoods(rows, places, tile)
+                sums["neighbours"] = distances.neighbour_sums(rows, sums["near"], combinations, tile)
             if "rsa" in wanted:
-                ranks = distances.rank_products(rows, combinations, tile)
-        norms = jnp.square(x).sum(2)  # [M, n]
-        return MeasureSums(norms, mean_square, exponent, nuclear, canonical, kernels, near, ranks)
+                sums["ranks"] = distances.rank_products(rows, combinations, tile)
+        return MeasureSums(**sums)
 
     kept = layerwise.counted_rows(states, valid)
     return layerwise.replicate((kept, layerwise.over_layers(layer, states, kept, mesh)), mesh)
@@ -267,7 +315,7 @@ def _pair_values(
     layers = sums.norms.shape[0]
     undefined = np.full((len(pairs), layers), "", dtype=object)
     # With n - 1 neighbours all rows are neighbours of one another, in any state.
-    least = max(MIN_ROWS, neighbours + 2 if name in ("mutual_knn", "cknna") else 0)
+    least = max(MIN_ROWS, neighbours + 2 if name in NEIGHBOUR_MEASURES else 0)
     if n < least:
         undefined[:] = f"{n} finite rows; at least {least} are needed"
         return np.full(undefined.shape, np.nan), undefined
@@ -330,7 +378,7 @@ def _rbf_cka(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> Mea
     )
 
 
-def _equidistant(sums: distances.NeighbourSums | distances.RankProducts) -> tuple[str, np.ndarray]:
+def _equidistant(sums: distances.Neighbourhoods | distances.RankProducts) -> tuple[str, np.ndarray]:
     """Returns the flaw of states whose rows are all equally far from one another."""
     nearest, farthest = np.asarray(sums.nearest), np.asarray(sums.farthest)
     # Differences below sixteen roundings of the largest squared distance are no order.
@@ -338,18 +386,32 @@ def _equidistant(sums: distances.NeighbourSums | distances.RankProducts) -> tupl
 
 
 def _mutual_knn(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
-    assert sums.neighbours is not None
+    assert sums.neighbours is not None and sums.near is not None
     shared = np.moveaxis(np.asarray(sums.neighbours.shared, np.float64), 1, 0)  # [C, K, n]
     # One ratio per row, whose denominator is k without ties. Rows that do not count have no neighbours, hence no ratio.
-    return MeasureValues(np.nansum(_normalised(shared, pairs), -1) / n, [_equidistant(sums.neighbours)])
+    return MeasureValues(np.nansum(_normalised(shared, pairs), -1) / n, [_equidistant(sums.near)])
 
 
 def _cknna(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
-    assert sums.neighbours is not None
+    assert sums.neighbours is not None and sums.near is not None
     local = _total(sums.neighbours.local).T  # [C, K]
     # [K, M]: a masked Gram matrix that is zero has no norm to divide by.
     missing = "neighbours at right angles to every row in", local[: len(local) - len(pairs)].T <= 0
-    return MeasureValues(_normalised(local, pairs), [missing, _equidistant(sums.neighbours)])
+    return MeasureValues(_normalised(local, pairs), [missing, _equidistant(sums.near)])
+
+
+def _cknna_released(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
+    assert sums.released is not None and sums.released_near is not None
+    # [C, K, n] each, in float64
+    mutual, *margins = (np.moveaxis(np.asarray(a, np.float64), 1, 0) for a in sums.released)
+    rows_a, columns_a, rows_b, columns_b = margins
+    # The unbiased HSIC of two kernels without diagonals, times n (n - 3), which cancels. Its last term is the sum of a
+    # matrix product, whose factors are not symmetric: the mean of both orders.
+    inner = ((columns_a * rows_b + columns_b * rows_a) / 2).sum(-1)
+    outer = rows_a.sum(-1) * rows_b.sum(-1)
+    hsic = mutual.sum(-1) + outer / ((n - 1) * (n - 2)) - 2 / (n - 2) * inner  # [C, K]
+    missing = "no neighbours in both directions in", hsic[: len(hsic) - len(pairs)].T <= 0
+    return MeasureValues(_normalised(hsic, pairs), [missing, _equidistant(sums.released_near)])
 
 
 def _rsa(sums: MeasureSums, pairs: Sequence[tuple[int, int]], n: int) -> MeasureValues:
@@ -365,6 +427,7 @@ _VALUES: dict[str, Callable[[MeasureSums, Sequence[tuple[int, int]], int], Measu
     "procrustes_distance": _procrustes_distance,
     "mutual_knn": _mutual_knn,
     "cknna": _cknna,
+    "cknna_released": _cknna_released,
     "svcca": _svcca,
     "rsa": _rsa,
 }

@@ -79,7 +79,9 @@ class Canonical(NamedTuple):
 
 
 @_at_full_precision
-def canonical_correlations(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, int]], share: float) -> Canonical:
+def canonical_correlations(
+    x: Float[Array, "M n D"], pairs: Sequence[tuple[int, int]], share: float, most: Int[Array, ""]
+) -> Canonical:
     """Computes canonical correlations between the principal components that hold `share` of each state's variance.
 
     They are the singular values of `U_a^T U_b`, where U are the left singular vectors that are kept.
@@ -88,6 +90,7 @@ def canonical_correlations(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, 
       x: [M, n, D] float32 centred states.
       pairs: (a, b) indices of models.
       share: of the variance, below 1.
+      most: [] int32, the most components of a state that are kept.
 
     References:
       Raghu et al. 2017, "SVCCA".
@@ -97,7 +100,7 @@ def canonical_correlations(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, 
         u, s = _left_singular(rows)
         # [m], the variance up to each component; `kept` includes the one that reaches the share.
         held = jnp.cumsum(jnp.square(s))
-        kept = jnp.minimum((held < share * held[-1]).sum() + 1, s.shape[0])
+        kept = jnp.minimum((held < share * held[-1]).sum() + 1, jnp.minimum(most, s.shape[0]))
         # Shapes are static, so components beyond `kept` are set to zero; they add zero singular values alone.
         return jnp.where(jnp.arange(s.shape[0]) < kept, u, 0), kept
 

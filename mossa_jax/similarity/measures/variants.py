@@ -76,7 +76,7 @@ def unit_rows(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array) ->
 
     A row of zeros stays zero. Arguments, result and refusals are those of `standardised`.
     """
-    return _apply(states, valid, _divide_by_norm)
+    return _apply(states, valid, divide_by_norm)
 
 
 Transform = Callable[[Float[Array, "M n D"], Bool[Array, " n"], float], Float[Array, "M n D"]]
@@ -117,7 +117,8 @@ def _remover(count: int) -> Transform:
     return transform
 
 
-def _divide_by_norm(x: jax.Array, kept: jax.Array, eps: float) -> jax.Array:
+def divide_by_norm(x: Float[Array, "M n D"], kept: Bool[Array, " n"], eps: float = 0.0) -> Float[Array, "M n D"]:
+    """Divides every row that counts by its norm; the others become zero. `eps` is not used."""
     x = jnp.where(kept[:, None], x.astype(jnp.float32), 0)
     # Divided by the largest entry first, so that no square overflows or vanishes. [M, n, 1]
     peak = jnp.abs(x).max(-1, keepdims=True)

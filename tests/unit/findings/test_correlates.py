@@ -125,10 +125,19 @@ def test_tasks_held_out_or_without_a_competent_specialist_do_not_count():
     )  # fmt: skip
     tasks = figures_of_tasks()
     found = find_correlates(table, scores, tasks)
-    assert (found.n_tasks == 58).all()
+    assert (found.n_tasks == 58).all() and found.competent_only.all()
     row = found[(found.experimental == "tuned") & (found.layer == "2")].iloc[0]
     expected = stats.pearsonr(values["tuned"][2:, 1], tasks[row.correlate].to_numpy()[2:]).statistic
     assert row.r == pytest.approx(expected)
+
+
+def test_without_competent_specialists_all_tasks_of_the_mixture_count():
+    table = results(random_results())
+    table.loc[table.task == "task00", "held_out"] = True
+    row = {"cluster": "", "held_out": False, "model": CONTROL, "metric": INFORMATION, "value": 0.1, "high": 1.0, "n": 9}
+    scores = pd.DataFrame([{**row, "task": task, "low": -0.5} for task in NAMES[4:]])
+    found = find_correlates(table, scores, figures_of_tasks())
+    assert (found.n_tasks == 59).all() and not found.competent_only.any()
 
 
 def test_interval_is_the_jackknife_over_clusters_and_p_flips_whole_clusters():

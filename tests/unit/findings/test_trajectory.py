@@ -54,14 +54,17 @@ def settled(shares, **columns):
 
 
 def test_clusters_count_once_in_the_mean_and_its_interval():
-    parts = [settled([0.5, 0.5, 0.5], cluster="big"), settled([0.1], cluster="b"), settled([0.3], cluster="c")]
+    parts = [settled([0.45, 0.5, 0.4], cluster="big"), settled([0.35], cluster="b"), settled([0.4], cluster="c")]
     table = pd.concat(parts).assign(task=[f"t{number}" for number in range(5)])
     (row,) = settling_by_layer(table, "control", ["1"]).to_dict("records")
-    interval = stats.t.interval(0.95, 2, loc=0.3, scale=stats.sem([0.5, 0.1, 0.3]))
-    assert row["settled"] == pytest.approx(0.3) and row["tasks"] == 5
+    interval = stats.t.interval(0.95, 2, loc=0.4, scale=stats.sem([0.45, 0.35, 0.4]))
+    assert row["settled"] == pytest.approx(0.4) and row["tasks"] == 5
     assert (row["low"], row["high"]) == pytest.approx(interval)
     (row,) = settling_by_layer(table, "control", ["1"], left_out=["t0", "t1", "t2", "t3"]).to_dict("records")
-    assert row["settled"] == pytest.approx(0.3) and row["tasks"] == 1 and np.isnan(row["low"])
+    assert row["settled"] == pytest.approx(0.4) and row["tasks"] == 1 and np.isnan(row["low"])
+    wide = pd.concat([settled([0.0], cluster="a"), settled([1.0], cluster="b"), settled([0.5], cluster="c")])
+    (row,) = settling_by_layer(wide.assign(task=["a", "b", "c"]), "control", ["1"]).to_dict("records")
+    assert (row["low"], row["high"]) == (0.0, 1.0)  # shares have bounds, which a t interval does not know
 
 
 def test_the_trend_with_depth_has_the_sign_that_was_planted():
