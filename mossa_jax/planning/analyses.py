@@ -26,6 +26,7 @@ from mossa_jax.planning import formulas, programs
 from mossa_jax.planning.sizes import Base, BatchLayout, BatchSize
 from mossa_jax.planning.stages import PlannedRun
 from mossa_jax.similarity.lineup import OWN
+from mossa_jax.similarity.measures.panel import VARIANTS, panel_operations
 
 FACTORISATION_SHARE = 0.1
 """Assumed: the speed of QR, SVD and eigenvalues, as a share of that of products."""
@@ -39,6 +40,8 @@ _EIGENVALUES, _FACTORISATION = 10, 20
 _RELATED_STEPS = 8
 # The base, E and the own control.
 _OWN_MODELS = OWN + 1
+# The most models and pairs of the panel of measures, as `run.analyse` has them.
+_PANEL_MODELS, _PANEL_PAIRS = 5, 4
 # Matrices of n x n float32 numbers of a layer that is split by factors.
 _FACTOR_MATRICES = 30
 # Depths of the map of states, each drawn for two models.
@@ -180,7 +183,8 @@ class AnalysisWork:
         adapter = 2 * rank * run.arch.layers * sum(sum(sizes[target]) for target in run.config.tuning.targets)
         flops = models * (formulas.forward_flops(run.arch, positions, length) + adapter * positions)
         received = formulas.states_transfers(run.arch, layout)
-        return {"flops": tasks * flops, "transfer_seconds": self._waiting(received, positions / (rows * length), flops, tasks)}
+        waiting = self._waiting(received, positions / (rows * length), flops, tasks)
+        return {"flops": tasks * flops, "transfer_seconds": waiting}
 
     def _waiting(self, received: formulas.Transfers, batches: float, flops: float, tasks: int) -> float:
         """Returns the seconds for which passes wait for transfers, beyond their products."""
@@ -243,12 +247,14 @@ class AnalysisWork:
         config = self.run.config.analyse
         tasks, n = self.run.work.chosen["measures"], self._prompts(config.measures_prompts)
         layers = min(config.measures_layers, self.run.arch.layers)
-        operations = panel_operations(MODELS, layers, n, self.run.arch.hidden, PAIRS, len(VARIANTS) + 1)
+        operations = panel_operations(_PANEL_MODELS, layers, n, self.run.arch.hidden, _PANEL_PAIRS, len(VARIANTS) + 1)
         passes = self._pass(_OWN_MODELS, n, tasks)
         passes["flops"] += self._exact * tasks * operations
         return AnalysisCost(
-            tasks, MODELS, n, f"a pass of 3 models; 4 variants at {layers} blocks, sorts and factorisations as products",
-            passes=tasks * _OWN_MODELS, bytes=_FLOAT32 * MODELS * layers * n * self.run.arch.hidden / self._chips,
+            tasks, _PANEL_MODELS, n,
+            f"a pass of 3 models; 4 variants at {layers} blocks, with sorts and factorisations counted as products",
+            passes=tasks * _OWN_MODELS,
+            bytes=_FLOAT32 * _PANEL_MODELS * layers * n * self.run.arch.hidden / self._chips,
             **passes,
         )  # fmt: skip
 
@@ -284,7 +290,7 @@ class AnalysisWork:
         return AnalysisCost(
             self._tasks, 1, n, f"a pass over n prompts and {pairs:,} answers with rank {rank}; 4 pairs of 4 models",
             passes=self._tasks, host_seconds=run.arch.layers * widths * full**2 * _MEAN,
-            bytes=_FLOAT32 * (2 * 4 * self._states * n * run.arch.hidden / self._chips + run.arch.layers * rank * widths),
+            bytes=_FLOAT32 * (8 * self._states * n * run.arch.hidden / self._chips + run.arch.layers * rank * widths),
             **passes,
         )  # fmt: skip
 
