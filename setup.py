@@ -58,7 +58,11 @@ setup(
         "pyarrow>=17",
         "rouge-score>=0.1.2",
         "safetensors>=0.5",
+        "scikit-learn>=1.5",
         "scipy>=1.13",
+        # Before 0.7.10 it brings a package under the GPL.
+        "textstat>=0.7.10,<0.8",
+        "threadpoolctl>=3.1",
         "tokenizers>=0.21",
         "transformers>=4.50",
     ],

@@ -28,6 +28,7 @@ def get_config() -> Config:
             warmup=0.05,
             reproducible=True,
             checkpoint_every=100,
+            snapshots=4,
             score_prompts=64,
             score_tokens=8,
         ),

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from absl import app, flags
 from ml_collections import config_flags
 
-from mossa_jax.config import Config, check, describe_fields
+from mossa_jax.config import Config, check, describe_fields, published_configs
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
 
-from .help import help_text, published_configs, show
+from .help import help_text, show
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process

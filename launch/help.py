@@ -1,4 +1,4 @@
-"""Help: what a command's flags and the fields of a config mean, and which configs are published."""
+"""Help: what a command's flags and the fields of a config mean."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from pathlib import Path
 from absl import flags
 
 from mossa_jax.config import describe_fields
-
-PUBLISHED_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-"""The folder of the published configs: beside `launch/`, in the repository as in the installed package."""
 
 _FIRST = ("config", "workdir")
 _SHARED = (
@@ -65,11 +62,6 @@ def summary(source: Path) -> str:
     """Returns the first paragraph of a source file's docstring as one line, without importing the file."""
     text = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
-
-
-def published_configs() -> dict[str, Path]:
-    """Returns the published configs: name -> file."""
-    return {path.stem: path for path in sorted(PUBLISHED_CONFIGS.glob("*.py")) if path.stem != "__init__"}
 
 
 def _flag_lines(flag: flags.Flag) -> Iterator[str]:

@@ -12,9 +12,10 @@ from importlib import import_module
 from pathlib import Path
 
 from mossa_jax import __version__
+from mossa_jax.config import published_configs
 from mossa_jax.errors import BAD_CONFIG
 
-from .help import published_configs, show, summary
+from .help import show, summary
 
 _COMMANDS = (
     "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_tuning",

@@ -10,22 +10,47 @@ if TYPE_CHECKING:
     from mossa_jax.errors import Refusal
     from mossa_jax.existing.compare import compare, layer_states
     from mossa_jax.existing.folders import compare_saved
+    from mossa_jax.existing.saved import load_states, save_states, states_table
+    from mossa_jax.existing.tasks import load_task
     from mossa_jax.llama.files.load import Model, load_model
     from mossa_jax.llama.files.merge import export_merged
     from mossa_jax.similarity import cka
+    from mossa_jax.states import TokenStates
+    from mossa_jax.tasks import Example
 
-__all__ = ["Model", "Refusal", "cka", "compare", "compare_saved", "export_merged", "layer_states", "load_model"]
+__all__ = [
+    "Example",
+    "Model",
+    "Refusal",
+    "TokenStates",
+    "cka",
+    "compare",
+    "compare_saved",
+    "export_merged",
+    "layer_states",
+    "load_model",
+    "load_states",
+    "load_task",
+    "save_states",
+    "states_table",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Example": "tasks",
     "Model": "llama.files.load",
     "Refusal": "errors",
+    "TokenStates": "states",
     "cka": "similarity",
     "compare": "existing.compare",
     "compare_saved": "existing.folders",
     "export_merged": "llama.files.merge",
     "layer_states": "existing.compare",
     "load_model": "llama.files.load",
+    "load_states": "existing.saved",
+    "load_task": "existing.tasks",
+    "save_states": "existing.saved",
+    "states_table": "existing.saved",
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -192,9 +193,17 @@ def cluster_tests(runs: int, seed: int) -> pd.DataFrame:
 def repeat(run: Callable[[int], dict[str, Any]], runs: int, seed: int) -> pd.DataFrame:
     """Runs a simulation with as many seeds, on all processors; one row per run."""
     seeds = [int(value) for value in np.random.default_rng([seed, 5]).integers(0, 2**31, runs)]
+    return pd.DataFrame(list(_processes().map(run, seeds, chunksize=max(1, runs // 16))))
+
+
+@lru_cache
+def _processes() -> ProcessPoolExecutor:
+    """Returns the processes of all simulations, which import the package once."""
+    # Every process has one processor, so threads of its linear algebra would only wait for each other. The variable is
+    # read when a process first imports NumPy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Forked processes of a program with threads may hang.
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        return pd.DataFrame(list(pool.map(run, seeds, chunksize=max(1, runs // 16))))
+    return ProcessPoolExecutor(mp_context=get_context("spawn"))
 
 
 PARTS: dict[str, Callable[[int, int], pd.DataFrame]] = {

@@ -2,6 +2,7 @@
 
 fields.py      every field, with its unit, its default and the default's origin
 rules.py       what the fields may be
+published.py   the published configs, and what a config file gives
 reference.py   the fields and their meaning as data, for --help and the documentation
 """
 
@@ -27,6 +28,7 @@ from mossa_jax.config.fields import (
     Tuning,
     recompute,
 )
+from mossa_jax.config.published import load_config, published_configs
 from mossa_jax.config.reference import Field, describe_fields
 from mossa_jax.config.rules import check
 
@@ -53,5 +55,7 @@ __all__ = [
     "Tuning",
     "check",
     "describe_fields",
+    "load_config",
+    "published_configs",
     "recompute",
 ]

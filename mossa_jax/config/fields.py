@@ -196,6 +196,9 @@ class Tuning:
     """Consecutive updates that a model may skip because its loss or gradient is not finite, before the run stops."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    snapshots: int = 0
+    """Adapters that are kept of each model on its way, for the analysis `trajectory`: after 1/2, 1/4, 1/8, ... of its
+    steps, so that early ones are denser. Each is a PEFT folder in `snapshots/`, as large as the model's own."""
     log_every: int = 20
     """Steps between lines of progress and of metrics.jsonl."""
     score_prompts: int = 1_000
@@ -240,10 +243,21 @@ class Analyse:
     """Dimensions that hold 99 % of the variance, by layer (the paper's figure 5)."""
     map: bool = True
     """Map of the states by cluster at five depths (the paper's figure 4), and how well clusters are told apart."""
+    map_prompts: int = 32
+    """Test prompts per task on the map, drawn by the seed."""
+    map_dimensions: int = 1_024
+    """Dimensions in which the map keeps a state. Wider ones are projected on a random basis, which changes distances by
+    about 2 % at 1,024 of 4,096 dimensions, and hides what differs in many faint directions from a probe."""
     correlates: bool = True
     """Correlation of similarity with readability and training rows over tasks (the paper's figure 6)."""
+    correlates_prompts: int = 256
+    """Test prompts per task whose readability is measured."""
     factors: bool = True
-    """The parts of each similarity that template, answer and item make."""
+    """The parts of each similarity that template, answer and item make, and what is left of it within the answer."""
+    factor_permutations: int = 199
+    """Permutations of its levels by which each factor is tested."""
+    factor_prompts: int = 4_000
+    """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
     measures_tasks: tuple[str, ...] = ("one_per_cluster",)
@@ -257,14 +271,36 @@ class Analyse:
     reduced until they fit. 0 for no limit."""
     layers: bool = True
     """Similarity of every layer with every other one."""
+    layers_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose layers are compared with one another; the same words as in `tuning.seeded`."""
+    layers_prompts: int = 2_000
+    """Most test prompts per task for that, the first ones."""
     weights: bool = True
     """Size and overlap of the updates of E and of the specialists, layer by layer."""
     merged: bool = True
     """The mean of the specialists as a further experimental model."""
+    merged_rank: int = 512
+    """Largest rank of their mean. With more specialists than fit, the smallest parts of the mean are cut off, and the
+    log says how much that is; no rank needs to be above the model's width."""
+    merged_scale: float = 1.0
+    """Factor of their mean; the number of specialists gives their sum, as in task arithmetic."""
+    merged_prompts: int = 2_000
+    """Most test prompts per task that it reads, the first ones."""
     profile: bool = True
-    """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged."""
+    """What each layer's adapter does for the answers: adapters kept in some layers only, and exchanged. Not for models
+    that are tuned in full."""
+    profile_prompts: int = 64
+    """Test prompts per task whose answers the layer profiles are measured on, the first ones in `tasks.test_order`."""
+    profile_layers: int = 0
+    """Depths at which the layer profiles cut the network, evenly chosen; 0 takes every layer. About eight states per
+    depth are on the devices at once, for each row of a batch."""
     trajectory: bool = True
     """When each layer settles, from the adapters that `tuning.snapshots` keeps."""
+    trajectory_tasks: tuple[str, ...] = ("one_per_cluster",)
+    """Tasks whose specialists, and on whose prompts E, are followed: the same words as in `tuning.seeded`. Tasks with a
+    second seed are measured against their ceiling."""
+    trajectory_prompts: int = 256
+    """Test prompts per task of `trajectory`, the first ones."""
 
 
 @dataclass

@@ -23,6 +23,7 @@ _LEAST = {
     "tuning.skips": 1,
     "tuning.log_every": 1,
     "tuning.checkpoint_every": 1,
+    "tuning.snapshots": 0,
     "tuning.control.batch_rows": 1,
     "tuning.experimental.batch_rows": 1,
     "compare.mismatched": 0,
@@ -30,6 +31,17 @@ _LEAST = {
     "compare.batch_rows": 1,
     "compare.draws": 1,
     "analyse.prompts": 4,
+    "analyse.factor_permutations": 1,
+    "analyse.factor_prompts": 4,
+    "analyse.map_prompts": 2,
+    "analyse.map_dimensions": 2,
+    "analyse.correlates_prompts": 1,
+    "analyse.layers_prompts": 4,
+    "analyse.merged_rank": 1,
+    "analyse.merged_prompts": 4,
+    "analyse.profile_prompts": 2,
+    "analyse.profile_layers": 0,
+    "analyse.trajectory_prompts": 4,
     "analyse.measures_prompts": 12,
     "analyse.measures_layers": 1,
     "analyse.measures_share": 0,
@@ -52,6 +64,7 @@ def check(config: Config) -> None:
     _check_tokens(config)
     _check_tuning(config)
     _check_compare(config)
+    _require(config, config.analyse.merged_scale > 0, "analyse.merged_scale", "must be above 0")
 
 
 def _value(config: Config, name: str) -> Any:
@@ -115,6 +128,7 @@ def _check_tuning(config: Config) -> None:
         if schedule.method == "full":
             only = f"tuning.{name}.method is 'full'"
             require(not tuning.reproducible, "tuning.reproducible", f"only adapters can be reproducible, but {only}")
+            require(tuning.snapshots == 0, "tuning.snapshots", f"only adapters are kept on their way, but {only}")
             rule = f"must be 0, since tuning.{name}.method='full' tunes every block"
             require(tuning.first_layer == 0, "tuning.first_layer", rule)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mossa_jax.config import PRETRAINED
 from mossa_jax.devices.mesh import replicated
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.llama.adapters import Adapter, stack, zero_adapter
+from mossa_jax.llama.adapters import Adapter, HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
@@ -22,7 +22,7 @@ from mossa_jax.log import log
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.similarity.checks import check_labels
-from mossa_jax.states import POOLS, KeptStates, PassConfig, keep_states
+from mossa_jax.states import POOLS, KeptStates, PassConfig, TokenStates, keep_states, token_states
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
 
@@ -32,9 +32,38 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "estimator", "cka", "low", "high", "n", "undefined")
 """Columns of a table of `compare` and `compare_saved`."""
 
+TOKENS = "tokens"
+"""The pooling of `layer_states` that pools nothing."""
+
 _BATCH_ROWS = 32
+# States of every position and layer are on the devices at once: some two GB of them for a model of 7B.
+_TOKEN_POSITIONS = 4096
 # Positions per forward pass on a CPU: the states of so few stay in its cache, which makes a pass a fifth faster.
 _CPU_POSITIONS = 2048
+
+
+@overload
+def layer_states(
+    model: Model,
+    prompts: Sequence[str],
+    pool: Literal["tokens"],
+    *,
+    adapter: str | None = None,
+    template: str = "none",
+    max_tokens: int | None = None,
+) -> TokenStates: ...
+
+
+@overload
+def layer_states(
+    model: Model,
+    prompts: Sequence[str],
+    pool: str = "last",
+    *,
+    adapter: str | None = None,
+    template: str = "none",
+    max_tokens: int | None = None,
+) -> dict[str, Float[np.ndarray, "n D"]]: ...
 
 
 def layer_states(
@@ -46,12 +75,13 @@ def layer_states(
     template: str = "none",
     max_tokens: int | None = None,
 ) -> dict[str, Float[np.ndarray, "n D"]]:
-    """Computes the pooled states of every layer for a list of prompts.
+    """Computes the states of every layer for a list of prompts.
 
     Args:
       model: from `load_model`.
       prompts: n texts. BOS is put in front of each exactly once.
-      pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens.
+      pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens, "tokens" the states of
+        all its tokens: 4 (L + 2) D bytes per token on the host, half a megabyte for a model of 7B.
       adapter: a PEFT adapter folder to run the model with; by default the model runs alone.
       template: "none", "llama2" or "chat"; the template that the prompts are put into.
       max_tokens: longer prompts are cut on the right to this many tokens; by default to the positions that the model
@@ -59,7 +89,8 @@ def layer_states(
 
     Returns:
       Layer name -> [n, D] float32, row i for prompt i. The names are "embed", "1" to "L" (the output of each block,
-      before the final norm) and "final_norm", in this order.
+      before the final norm) and "final_norm", in this order. With pool "tokens" a row is a token, and the attributes
+      `prompt`, `position` and `token` of the result say which one (`TokenStates`).
 
     Raises:
       Refusal: 2 for an option that does not exist; 3 for no prompts, for an adapter that does not fit the model, and
@@ -71,11 +102,16 @@ def layer_states(
       >>> states = mossa.layer_states(model, ["Translate to German: cat", "What is the capital of France?"])
       >>> states["8"].shape
       (2, 2048)
+      >>> tokens = mossa.layer_states(model, ["Translate to German: cat"], pool="tokens")
+      >>> tokens["8"][tokens.position > 0]  # without BOS
     """
+    _check_pool(pool, (*POOLS, TOKENS))
     if adapter is not None:
         _check_template(model, adapter, template)
     ids = _encode(model, prompts, template, max_tokens)
     loaded = {} if adapter is None else load_adapter(adapter, model.architecture)
+    if pool == TOKENS:
+        return token_states(model, _stack(model, [loaded]), ids, _pass_config(model, "all", ids, _TOKEN_POSITIONS))
     kept = _keep(model, [loaded], ids, pool)
     # [1, L + 2, slots, D] on the mesh -> [L + 2, n, D] on this host.
     whole = jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0)
@@ -221,12 +257,24 @@ def _warn_of_repeats(ids: Sequence[Sequence[int]]) -> None:
 
 def _keep(model: Model, adapters: Sequence[Adapter], ids: Sequence[Sequence[int]], pool: str) -> KeptStates:
     """Runs a model with each of several adapters; the empty adapter is the model itself."""
-    if pool not in POOLS:
-        raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; give one of {', '.join(POOLS)}")
+    _check_pool(pool, POOLS)
+    return keep_states(model, _stack(model, adapters), ids, _pass_config(model, pool, ids))
+
+
+def _check_pool(pool: str, pools: Sequence[str]) -> None:
+    if pool not in pools:
+        raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; give one of {', '.join(pools)}")
+
+
+def _stack(model: Model, adapters: Sequence[Adapter]) -> HostAdapters:
+    """Stacks adapters [M, ...] on the host; empty ones become zeros."""
     arch = model.architecture
-    if not any(adapters):
-        adapters = [zero_adapter(arch) for _ in adapters]
+    return stack(arch, adapters if any(adapters) else [zero_adapter(arch) for _ in adapters])
+
+
+def _pass_config(model: Model, pool: str, ids: Sequence[Sequence[int]], most_positions: int = 0) -> PassConfig:
+    """Chooses rows that the prompts fit, and how many of them run at once; `most_positions` 0 for no bound."""
     packing = Packing.fitting(ids)
     on_cpu = model.mesh.devices.flat[0].platform == "cpu"
-    batch_rows = max(_CPU_POSITIONS // packing.row_length, 1) if on_cpu else _BATCH_ROWS
-    return keep_states(model, stack(arch, adapters), ids, PassConfig(pool, batch_rows, packing))
+    positions = _CPU_POSITIONS if on_cpu else most_positions
+    return PassConfig(pool, max(positions // packing.row_length, 1) if positions else _BATCH_ROWS, packing)

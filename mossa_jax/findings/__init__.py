@@ -1,7 +1,7 @@
 """Findings: from the results table to statements with figures, intervals and verdicts.
 
-Read in this order: `analysis` (the whole of it, `find`), `curves` and `controls` (tables as task-by-layer matrices),
-`competence` (which tasks count), `units` (tests and intervals over clusters); then one file per question: `ramps`,
+Read in this order: `analysis` (all of it, `find`); `cells`, `curves` and `controls` (tables as task-by-layer matrices);
+`competence` (which tasks count); `units` (tests and intervals over clusters); then one file per question: `ramps`,
 `shapes` and `sections`, `clusters`, `unseen`, `specificity`, `ability`, `ceiling` and `trust`; last `claims` (what is
 claimed and how it is judged) and `evidence` (the answers in words). `json_types` makes every result serialisable.
 """

@@ -39,10 +39,11 @@ def find_ability(
       link; `tuned_minus_base`, `control_minus_base`, `tuned_minus_control`: an `Estimate` over units each; `link`: the
       partial rank correlation (`partial_spearman`).
     """
-    seen = [task for task in competent if task in set(scores["task"])]
+    scored = set(scores["task"])
+    seen = [task for task in competent if task in scored]
     metrics = {
         metric: {model: float(scores_of(scores, metric, model).reindex(seen).mean()) for model in SCORED_MODELS}
-        for metric in dict.fromkeys(scores["metric"])
+        for metric in scores["metric"].unique()
     }
     metric = INFORMATION if INFORMATION in metrics else EXACT_MATCH
     values = {model: scores_of(scores, metric, model) for model in SCORED_MODELS}

@@ -12,10 +12,11 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.findings.ability import find_ability
 from mossa_jax.findings.ceiling import find_ceiling, variance_parts
+from mossa_jax.findings.cells import OWN, Cells, cells_of
 from mossa_jax.findings.claims import MARGIN, judge
 from mossa_jax.findings.clusters import clusters_differ, rank_clusters, task_levels
 from mossa_jax.findings.competence import find_competence
-from mossa_jax.findings.controls import kinds
+from mossa_jax.findings.controls import kind_matrix
 from mossa_jax.findings.curves import (
     HEADLINE,
     REPORTED_ESTIMATORS,
@@ -27,10 +28,13 @@ from mossa_jax.findings.curves import (
     task_layer_matrix,
 )
 from mossa_jax.findings.evidence import gather_evidence
+from mossa_jax.findings.factors import find_factors
 from mossa_jax.findings.json_types import to_json_types
+from mossa_jax.findings.profile import find_profile
 from mossa_jax.findings.robustness import add_to_evidence, find_robustness
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
+from mossa_jax.findings.trajectory import convergence_summary
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.units import equivalence_p, estimate, t_interval, unit_means
 from mossa_jax.findings.unseen import find_unseen
@@ -71,19 +75,21 @@ def find(
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
-      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `robustness` (the main
-      results by the biased estimator), `panel` (whether other measures agree) and `findings` (a list of
-      `claims.Finding`). Curves show all tasks; every other result rests on competent tasks alone.
+      `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `factors`,
+      `convergence` (None without snapshots), `robustness` (the main results by the biased estimator), `panel` (whether
+      other measures agree) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other result rests
+      on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
     """
     table, scores = _checked(table, scores)
-    layers = block_layers(table)
+    cells = cells_of(table)
+    layers = block_layers(cells)
     # The upper half, fixed in advance: layers chosen by a rise would favour a rise.
     half = layers[len(layers) // 2 :]
-    competence = find_competence(table, scores)
-    sound = table[~table["task"].isin(competence["incompetent"])]
+    competence = find_competence(cells, scores)
+    sound = cells.without(competence["incompetent"])
     results = {name: _by_estimator(sound, scores, layers, name, (seed, draws)) for name in REPORTED_ESTIMATORS}
     headline = results[HEADLINE]
     levels = task_levels(sound, half)
@@ -92,16 +98,26 @@ def find(
         "seed": seed,
         "draws": draws,
         "competence": competence,
-        "curves": curve_rows(table, held_out=False),
-        "curves_held_out": curve_rows(table, held_out=True),
+        "curves": curve_rows(cells, held_out=False),
+        "curves_held_out": curve_rows(cells, held_out=True),
         "half": {"layers": half, "name": f"layers {half[0]} to {half[-1]} (upper half)"},
         **{key: headline[key] for key in ("sections", "shared", "shift", "unseen", "specificity", "ceiling")},
         "clusters": {"ranking": rank_clusters(levels, scores), "differ": headline["differ"], "layers": half},
         "scores": headline["ability"],
-        "variance": _variance(sound, levels, half, change),
-        "trust": find_trust(table, prompts),
+        "variance": _variance(sound, levels, half, change, _template_errors(table, levels, half)),
+        "trust": find_trust(table, prompts, cells),
         "robustness": results,
         "changed_tasks": _changed_tasks(change, half, list(levels.index)),
+        "profile": find_profile(
+            (analyses or {}).get("profile"),
+            sound,
+            {name: result["sections"] for name, result in results.items()},
+            layers,
+            seed,
+            draws,
+        ),
+        "factors": find_factors(analyses, competence["incompetent"], half, seed, draws),
+        "convergence": convergence_summary(analyses, competence["incompetent"]),
     }
     analysis["panel"] = find_robustness((analyses or {}).get("measures"), analysis, competence["incompetent"])
     analysis = to_json_types(analysis)
@@ -112,23 +128,22 @@ def find(
 
 
 def _by_estimator(
-    table: pd.DataFrame, scores: pd.DataFrame, layers: list[str], estimator: str, random: tuple[int, int]
+    cells: Cells, scores: pd.DataFrame, layers: list[str], estimator: str, random: tuple[int, int]
 ) -> dict[str, Any]:
     """Returns the results that both estimators give.
 
     Args:
-      table: competent tasks only; may have no rows.
+      cells: of competent tasks only; there may be none.
       scores: the task scores.
       layers: all block outputs.
       estimator: `debiased` or `biased`.
       random: seed and draws.
     """
     seed, draws = random
-    table = table[table["estimator"] == estimator]
-    half, cluster_of = layers[len(layers) // 2 :], clusters_of(table)
-    mixture = table[~table["held_out"].astype(bool)]
-    tuned = task_layer_matrix(table, TUNED, estimator, False, layers)
-    change = differences(table, estimator, False, layers)
+    half, cluster_of = layers[len(layers) // 2 :], clusters_of(cells)
+    mixture = cells.only(~cells.held_out)
+    tuned = task_layer_matrix(cells, TUNED, estimator, False, layers)
+    change = differences(cells, estimator, False, layers)
     tasks = list(change.index)
     clusters = [cluster_of[task] for task in tasks]
     ceiling = find_ceiling(mixture, tasks, layers, estimator)
@@ -144,18 +159,18 @@ def _by_estimator(
     values = mean_defined(change[half].to_numpy())
     shift = dict(estimate(values, clusters, (seed, 20), draws))
     shift |= _equivalence(values, clusters) | _share_of_ceiling(ceiling, half, values, tasks)
-    levels = task_levels(table, half, estimator)
+    levels = task_levels(cells, half, estimator)
     return {
         "sections": sections,
         "shift": shift,
         "shared": _shared(change, sections, clusters, (seed, draws)),
         "differ": clusters_differ(levels, PRETRAINED),
-        "unseen": find_unseen(table, layers, half, estimator, seed, draws),
+        "unseen": find_unseen(cells, layers, half, estimator, seed, draws),
         "specificity": find_specificity(
             mixture, {task: cluster_of[task] for task in tasks}, (layers, half), estimator, seed, draws
         ),
         "ceiling": ceiling,
-        "ability": find_ability(task_levels(table, half, estimator, None), scores, tasks, seed, draws),
+        "ability": find_ability(task_levels(cells, half, estimator, None), scores, tasks, seed, draws),
     }
 
 
@@ -193,13 +208,25 @@ def _shared(
 
 
 def _variance(
-    table: pd.DataFrame, levels: pd.DataFrame, half: list[str], change: pd.DataFrame | None
+    cells: Cells,
+    levels: pd.DataFrame,
+    half: list[str],
+    change: pd.DataFrame | None,
+    template_errors: np.ndarray | None,
 ) -> list[dict[str, Any]]:
     errors = None
     if change is not None and "error_rows" in change:
         rows = change[(change["estimator"] == HEADLINE) & change["layer"].astype(str).isin(half)]
         errors = rows.groupby("task")["error_rows"].mean().reindex(levels.index).to_numpy(float)
-    return variance_parts(table, list(levels.index), list(levels["cluster"]), half, errors)
+    return variance_parts(cells, list(levels.index), list(levels["cluster"]), half, errors, template_errors)
+
+
+def _template_errors(table: pd.DataFrame, levels: pd.DataFrame, half: list[str]) -> np.ndarray | None:
+    """Returns the standard errors over templates of each task's CKA with E, [T, L]; None if there are none."""
+    if "error_template" not in table.columns:
+        return None
+    errors = cells_of(table[table["control"] == table["task"]], "error_template")
+    return kind_matrix(errors, TUNED, OWN, half, list(levels.index)).to_numpy()
 
 
 def _changed_tasks(change: pd.DataFrame | None, half: list[str], tasks: list[str]) -> dict[str, list[str]] | None:
@@ -218,7 +245,7 @@ def _changed_tasks(change: pd.DataFrame | None, half: list[str], tasks: list[str
 
 
 def _checked(table: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the table with optional columns filled up and the kinds of its controls, and the scores.
+    """Returns the table with optional columns filled up, and the scores.
 
     Raises:
       Refusal: 3 for a missing column, or a table without a block layer.
@@ -233,5 +260,8 @@ def _checked(table: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFrame, p
     if not block_layers(table):
         raise Refusal(BAD_INPUT, "results table: it has no block output (layers 1..L); compare at least one layer")
     absent = [column for column in _OPTIONAL if column not in table.columns]
-    table = table.assign(**{column: np.nan for column in absent}, kind=kinds(table))
-    return table, scores if len(scores) else pd.DataFrame(columns=SCORE_COLUMNS)
+    table = table.assign(**{column: np.nan for column in absent})
+    if not len(scores):
+        return table, pd.DataFrame(columns=SCORE_COLUMNS)
+    # Names as Python's own strings: columns of Arrow strings take several times as long to select from.
+    return table, scores.astype(dict.fromkeys(("task", "cluster", "model", "metric"), object))

@@ -13,7 +13,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.findings.controls import OWN, SEED, kind_matrix
+from mossa_jax.findings.cells import OWN, SEED, Cells, cells_of
+from mossa_jax.findings.controls import kind_matrix
 from mossa_jax.findings.curves import HEADLINE, mean_defined
 from mossa_jax.findings.units import unit_codes, unit_means
 
@@ -21,11 +22,13 @@ CONTROL = "control"
 """Value of `experimental` in rows that compare two seeds of a specialist."""
 
 
-def find_ceiling(table: pd.DataFrame, tasks: list[str], layers: list[str], estimator: str = HEADLINE) -> dict[str, Any]:
+def find_ceiling(
+    table: pd.DataFrame | Cells, tasks: list[str], layers: list[str], estimator: str = HEADLINE
+) -> dict[str, Any]:
     """Averages the ceiling over the tasks that have a second specialist.
 
     Args:
-      table: the results table with a column `kind` (`controls.kinds`).
+      table: the results table, or its cells.
       tasks: competent tasks.
       layers: the layers, in network order.
       estimator: `debiased` or `biased`.
@@ -34,6 +37,7 @@ def find_ceiling(table: pd.DataFrame, tasks: list[str], layers: list[str], estim
       `measured`; `tasks`: those with a second specialist; `by_layer`: mean ceiling per layer, NaN without;
       `tuned_share` and `pretrained_share`: CKA of E and of the base over the ceiling, by layer, over the same tasks.
     """
+    table = cells_of(table)
     own = kind_matrix(table, CONTROL, SEED, layers, tasks, estimator)
     own = own[own.notna().any(axis=1)]
     seeded = list(own.index)
@@ -48,11 +52,12 @@ def find_ceiling(table: pd.DataFrame, tasks: list[str], layers: list[str], estim
 
 
 def variance_parts(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     tasks: list[str],
     clusters: list[str],
     layers: list[str],
     row_errors: Float[np.ndarray, " T"] | None = None,
+    template_errors: Float[np.ndarray, "T L"] | None = None,
 ) -> list[dict[str, Any]]:
     """Splits the variance of a task's change, and of the headline (its mean over units), into parts.
 
@@ -60,16 +65,18 @@ def variance_parts(
     variance, negative parts cut to zero). The seed of E is common to all tasks, so averaging does not lower it.
 
     Args:
-      table: the results table with a column `kind`.
+      table: the results table, or its cells.
       tasks: competent tasks of the mixture.
       clusters: their clusters.
       layers: the layers that the headline averages.
       row_errors: standard error over rows of each task's change, averaged over the layers; None if it is not known.
+      template_errors: standard error over templates of each task's CKA with E, per layer; None if it is not known.
 
     Returns:
       Rows `part, cell, headline, reason`: standard deviations of one task's change and of the headline; NaN, with a
       reason, where a part was not measured.
     """
+    table = cells_of(table)
     changes = _changes(table, TUNED, OWN, layers, tasks)
     keep = np.isfinite(changes)
     if keep.sum() < 3:
@@ -82,7 +89,7 @@ def variance_parts(
 
     rows = _mean_square(row_errors)
     parts["row"] = (rows, rows * task_share, "" if np.isfinite(rows) else "intervals over rows were not computed")
-    template = _template_variance(table, tasks, layers)
+    template = _mean_square(template_errors)
     known = np.isfinite(template)
     parts["template"] = (template, template * task_share, "" if known else "fewer than three templates are known")
     seed = _seed_variance(table, tasks, layers, changes)
@@ -100,7 +107,7 @@ def variance_parts(
     ]
 
 
-def _changes(table: pd.DataFrame, tuned: str, kind: str, layers: list[str], tasks: list[str]) -> np.ndarray:
+def _changes(table: Cells, tuned: str, kind: str, layers: list[str], tasks: list[str]) -> np.ndarray:
     """Returns each task's mean change over layers with controls of one kind, [T]."""
     after = kind_matrix(table, tuned, kind, layers, tasks).to_numpy()
     before = kind_matrix(table, PRETRAINED, kind, layers, tasks).to_numpy()
@@ -113,20 +120,7 @@ def _mean_square(errors: np.ndarray | None) -> float:
     return float(np.mean(finite**2)) if finite.size else float("nan")
 
 
-def _template_variance(table: pd.DataFrame, tasks: list[str], layers: list[str]) -> float:
-    if "error_template" not in table.columns:
-        return float("nan")
-    rows = table[
-        (table["kind"] == OWN)
-        & (table["experimental"] == TUNED)
-        & (table["estimator"] == HEADLINE)
-        & table["task"].isin(tasks)
-        & table["layer"].astype(str).isin(layers)
-    ]
-    return _mean_square(rows["error_template"].to_numpy(float))
-
-
-def _seed_variance(table: pd.DataFrame, tasks: list[str], layers: list[str], changes: np.ndarray) -> float:
+def _seed_variance(table: Cells, tasks: list[str], layers: list[str], changes: np.ndarray) -> float:
     """Returns the variance of a task's change over seeds of its specialist, from pairs of seeds."""
     half = _changes(table, TUNED, SEED, layers, tasks) - changes
     half = half[np.isfinite(half)]
@@ -134,10 +128,10 @@ def _seed_variance(table: pd.DataFrame, tasks: list[str], layers: list[str], cha
 
 
 def _experimental_variance(
-    table: pd.DataFrame, tasks: list[str], clusters: list[str], layers: list[str]
+    table: Cells, tasks: list[str], clusters: list[str], layers: list[str]
 ) -> tuple[float, float]:
     """Returns the variance over seeds of E of a task's change, and that of the headline; NaN with one seed."""
-    names = [TUNED, *sorted({str(n) for n in table["experimental"] if str(n).startswith(f"{TUNED}.seed")})]
+    names = [TUNED, *(name for name in table.experimentals() if name.startswith(f"{TUNED}.seed"))]
     if len(names) < 2:
         return float("nan"), float("nan")
     changes = np.stack([_changes(table, name, OWN, layers, tasks) for name in names])  # [seeds, T]

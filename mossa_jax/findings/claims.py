@@ -107,6 +107,22 @@ CLAIMS = (
         "of the specialist.",
         "training",
     ),
+    Claim(
+        "gain",
+        EXPLORATORY,
+        "Which layers carry the gain",
+        "The layers in which tuning changes similarity most carry more of what tuning adds to the answers than as many "
+        "other layers do.",
+        "profile",
+    ),
+    Claim(
+        "within_answer",
+        EXPLORATORY,
+        "Beyond the answer",
+        "Among prompts with the same answer, tuning still brings the model nearer to the specialists in the upper "
+        "half.",
+        "factors",
+    ),
 )
 """All claims, by importance: if units are few, the first ones alone are tested."""
 
@@ -158,6 +174,11 @@ class Evidence:
     is_measured: bool = True
     too_few: str = ""
     reservations: list[str] = field(default_factory=list)
+
+    def qualify(self, sentence: str) -> None:
+        """Adds what a reader should know beside the result; the verdict stays. Nothing for an empty sentence."""
+        if sentence and self.is_measured:
+            self.sentence = f"{self.sentence} {sentence}"
 
 
 def judge(evidence: dict[str, Evidence]) -> list[Finding]:

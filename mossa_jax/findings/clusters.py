@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.findings.cells import Cells, cells_of
 from mossa_jax.findings.competence import BASE, CONTROL, INFORMATION, scores_of
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, clusters_of, mean_defined, task_layer_matrix
 from mossa_jax.findings.units import t_interval
@@ -22,12 +23,12 @@ MIN_TASKS_FOR_TEST = 6
 
 
 def task_levels(
-    table: pd.DataFrame, layers: list[str], estimator: str = HEADLINE, held_out: bool | None = False
+    table: pd.DataFrame | Cells, layers: list[str], estimator: str = HEADLINE, held_out: bool | None = False
 ) -> pd.DataFrame:
     """Averages each task's CKA with its own specialist over layers.
 
     Args:
-      table: the results table.
+      table: the results table, or its cells.
       layers: the layers to average over.
       estimator: `debiased` or `biased`.
       held_out: as in `task_layer_matrix`.
@@ -35,6 +36,7 @@ def task_levels(
     Returns:
       Columns `cluster`, `pretrained`, `tuned` and `change`; the index is the task.
     """
+    table = cells_of(table)
     matrices = {name: task_layer_matrix(table, name, estimator, held_out, layers) for name in EXPERIMENTALS}
     columns = {
         name: pd.Series(mean_defined(matrix.to_numpy()), index=matrix.index) for name, matrix in matrices.items()
@@ -68,14 +70,15 @@ def rank_clusters(levels: pd.DataFrame, scores: pd.DataFrame) -> list[dict[str, 
       `information_share`, the base's information as a share of the specialists', NaN if it was not scored.
     """
     base, control = (scores_of(scores, INFORMATION, model) for model in (BASE, CONTROL))
+    base, control = base.reindex(levels.index), control.reindex(levels.index)
     rows = []
     for cluster, group in levels.groupby("cluster", sort=True):
         n_tasks = int(np.isfinite(group[PRETRAINED]).sum())
         row: dict[str, Any] = {"cluster": cluster, "n_tasks": n_tasks, "tasks": list(group.index)}
         row |= {key: _mean_and_interval(group[key].to_numpy()) for key in (PRETRAINED, TUNED, "change")}
         row["reason"] = "" if n_tasks >= 3 else f"too few tasks with defined cells for an interval ({n_tasks})"
-        total = control.reindex(group.index).sum(min_count=1)
-        row["information_share"] = base.reindex(group.index).sum(min_count=1) / total if total > 0 else float("nan")
+        total = control[group.index].sum(min_count=1)
+        row["information_share"] = base[group.index].sum(min_count=1) / total if total > 0 else float("nan")
         rows.append(row)
     rows.sort(
         key=lambda row: (

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mossa_jax.findings.cells import Cells
+from mossa_jax.findings.curves import clusters_of
+
 INFORMATION, EXACT_MATCH = "information", "exact_match"
 
 CONTROL, BASE, MAJORITY = "control", "base", "majority"
@@ -22,18 +25,19 @@ ENOUGH = 0.5
 
 def scores_of(scores: pd.DataFrame, metric: str, model: str, column: str = "value") -> pd.Series:
     """Returns one column of one model's scores by one metric, per task; float64."""
-    rows = scores[(scores["metric"] == metric) & (scores["model"] == model)]
-    return rows.drop_duplicates("task", keep="last").set_index("task")[column].astype(float)
+    keep = ((scores["metric"] == metric) & (scores["model"] == model)).to_numpy(bool)
+    values = pd.Series(scores[column].to_numpy()[keep].astype(float), pd.Index(scores["task"][keep], name="task"))
+    return values[~values.index.duplicated(keep="last")]
 
 
-def find_competence(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+def find_competence(table: pd.DataFrame | Cells, scores: pd.DataFrame) -> dict[str, Any]:
     """Tells which tasks have a competent specialist.
 
     A specialist is competent if the interval of its information is above zero and, where exact match was scored and
     some answer repeats, if it is right more often than the most frequent answer.
 
     Args:
-      table: the results table.
+      table: the results table, or its cells.
       scores: the task scores.
 
     Returns:
@@ -42,18 +46,14 @@ def find_competence(table: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]
       less than `ENOUGH`; `tasks`: per task `task, cluster, competent, reason`, information of `base` and `control` with
       `low` and `high`.
     """
-    low = scores_of(scores, INFORMATION, CONTROL, "low")
-    high = scores_of(scores, INFORMATION, CONTROL, "high")
-    value = scores_of(scores, INFORMATION, CONTROL)
-    base = scores_of(scores, INFORMATION, BASE)
-    right = scores_of(scores, EXACT_MATCH, CONTROL)
-    majority = scores_of(scores, EXACT_MATCH, MAJORITY)
+    low = scores_of(scores, INFORMATION, CONTROL, "low").to_dict()
+    high = scores_of(scores, INFORMATION, CONTROL, "high").to_dict()
+    value = scores_of(scores, INFORMATION, CONTROL).to_dict()
+    base = scores_of(scores, INFORMATION, BASE).to_dict()
+    right = scores_of(scores, EXACT_MATCH, CONTROL).to_dict()
+    majority = scores_of(scores, EXACT_MATCH, MAJORITY).to_dict()
     rows: list[dict[str, Any]] = []
-    for task, cluster in (
-        table.drop_duplicates("task")[["task", "cluster"]]
-        .sort_values(["cluster", "task"])
-        .itertuples(index=False, name=None)
-    ):
+    for task, cluster in sorted(clusters_of(table).items(), key=lambda pair: (pair[1], pair[0])):
         reason = ""
         known = bool(np.isfinite(low.get(task, np.nan)))
         if known and low[task] <= 0:

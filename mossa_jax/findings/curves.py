@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.findings.cells import OWN, Cells, cells_of, ordered_layers
 
 EXPERIMENTALS = (PRETRAINED, TUNED)
 HEADLINE = "debiased"
@@ -13,22 +14,20 @@ REPORTED_ESTIMATORS = (HEADLINE, "biased")
 """The estimators in the order of the report: the headline first, then the one that checks it."""
 
 
-def block_layers(table: pd.DataFrame) -> list[str]:
+def block_layers(table: pd.DataFrame | Cells) -> list[str]:
     """Returns the names of the block outputs present in the table, in network order: `["1", ..., "L"]`."""
-    names = {str(name) for name in table["layer"].unique()}
-    return sorted((name for name in names if name.isdigit()), key=int)
+    return [name for name in layer_order(table) if name.isdigit()]
 
 
-def layer_order(table: pd.DataFrame) -> list[str]:
+def layer_order(table: pd.DataFrame | Cells) -> list[str]:
     """Returns every layer name present, in network order: `embed`, `1..L`, `final_norm`."""
-    names = {str(name) for name in table["layer"].unique()}
-    head = ["embed"] if "embed" in names else []
-    tail = sorted(name for name in names if not name.isdigit() and name != "embed")
-    return [*head, *block_layers(table), *tail]
+    if isinstance(table, Cells):
+        return list(table.layers)
+    return ordered_layers(str(name) for name in table["layer"].unique())
 
 
 def task_layer_matrix(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     experimental: str,
     estimator: str = HEADLINE,
     held_out: bool | None = False,
@@ -38,34 +37,33 @@ def task_layer_matrix(
     """Spreads one column out over tasks and layers, for each task's own (matched) control.
 
     Args:
-      table: the results table.
+      table: the results table, or its cells.
       experimental: `pretrained` or `tuned`.
       estimator: `debiased` or `biased`.
       held_out: the tasks to keep: those trained on (False), those held out (True), or all (None).
       layers: the columns of the result, in this order. None: every layer of the table.
-      column: the column of the table to spread out.
+      column: the column of the table to spread out. Cells have one already.
 
     Returns:
       [tasks, layers] float64. Rows are sorted by cluster, then by task; undefined cells are NaN.
     """
     layers = layer_order(table) if layers is None else layers
-    keep = (
-        (table["control"] == table["task"])
-        & (table["experimental"] == experimental)
-        & (table["estimator"] == estimator)
-    )
-    if held_out is not None:
-        keep &= table["held_out"].astype(bool) == held_out
-    rows = table[keep]
-    values = pd.to_numeric(rows[column], errors="coerce").where(rows["undefined"].fillna("") == "")
-    rows = rows.assign(layer=rows["layer"].astype(str), value=values.astype(float))
-    order = rows.drop_duplicates("task").sort_values(["cluster", "task"])["task"]
-    matrix = rows.pivot_table(index="task", columns="layer", values="value", aggfunc="mean", dropna=False)
-    return matrix.reindex(index=list(order), columns=layers).astype(float)
+    if not isinstance(table, Cells):
+        is_own = table["control"] == table["task"]
+        table = table[is_own & (table["experimental"] == experimental) & (table["estimator"] == estimator)]
+    cells, key = cells_of(table, column), (experimental, OWN, estimator)
+    tasks = cells.present(key, held_out)
+    return matrix_frame(cells.matrix(key, tasks, layers), tasks, layers)
+
+
+def matrix_frame(values: np.ndarray, tasks: list[str], layers: list[str]) -> pd.DataFrame:
+    """Labels a [T, L] matrix with its tasks and layers."""
+    # Labels as Python's own strings: an index of Arrow strings takes several times as long to select from.
+    return pd.DataFrame(values, pd.Index(tasks, object, name="task"), pd.Index(layers, object, name="layer"))
 
 
 def differences(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     estimator: str = HEADLINE,
     held_out: bool | None = False,
     layers: list[str] | None = None,
@@ -87,8 +85,10 @@ def differences(
     return tuned.loc[tasks] - pretrained.loc[tasks]
 
 
-def clusters_of(table: pd.DataFrame) -> dict[str, str]:
+def clusters_of(table: pd.DataFrame | Cells) -> dict[str, str]:
     """Returns the cluster of every task of the table."""
+    if isinstance(table, Cells):
+        return dict(zip(table.tasks, table.clusters, strict=True))
     return dict(table.drop_duplicates("task")[["task", "cluster"]].itertuples(index=False, name=None))
 
 
@@ -101,7 +101,7 @@ def mean_defined(values: np.ndarray, axis: int = 1) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def curve_rows(table: pd.DataFrame, held_out: bool | None = False) -> list[dict[str, Any]]:
+def curve_rows(table: pd.DataFrame | Cells, held_out: bool | None = False) -> list[dict[str, Any]]:
     """Summarises tasks per layer, experimental model and estimator.
 
     Quartiles are linear interpolations (`numpy.quantile`), as box plots draw them.
@@ -118,21 +118,30 @@ def curve_rows(table: pd.DataFrame, held_out: bool | None = False) -> list[dict[
     rows = []
     for experimental in EXPERIMENTALS:
         for estimator in REPORTED_ESTIMATORS:
-            matrix = task_layer_matrix(table, experimental, estimator, held_out, layers)
-            for layer in layers:
-                values = matrix[layer].to_numpy()
-                values = values[np.isfinite(values)]
-                low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]) if values.size else [np.nan] * 3
+            matrix = task_layer_matrix(table, experimental, estimator, held_out, layers).to_numpy()
+            low, middle, high = _quartiles(matrix)
+            mean, counts = mean_defined(matrix, axis=0), np.isfinite(matrix).sum(0)
+            for index, layer in enumerate(layers):
                 rows.append(
                     {
                         "experimental": experimental,
                         "estimator": estimator,
                         "layer": layer,
-                        "median": middle,
-                        "q1": low,
-                        "q3": high,
-                        "mean": values.mean() if values.size else np.nan,
-                        "n_tasks": int(values.size),
+                        "median": middle[index],
+                        "q1": low[index],
+                        "q3": high[index],
+                        "mean": mean[index],
+                        "n_tasks": int(counts[index]),
                     }
                 )
     return rows
+
+
+def _quartiles(values: np.ndarray) -> np.ndarray:
+    """Returns the three quartiles of the defined entries of each column, [3, columns]; NaN without any."""
+    levels, finite = [0.25, 0.5, 0.75], np.isfinite(values)
+    if len(values) and finite.all():
+        return np.quantile(values, levels, axis=0)
+    columns = [column[defined] for column, defined in zip(values.T, finite.T, strict=True)]
+    empty = [np.nan] * len(levels)
+    return np.array([np.quantile(column, levels) if column.size else empty for column in columns]).T

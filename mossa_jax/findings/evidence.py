@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mossa_jax.findings.claims import MARGIN, Evidence, sizes_agree
+from mossa_jax.findings.factors import parts_sentence, within_evidence
+from mossa_jax.findings.profile import gain_evidence, section_sentence
 from mossa_jax.findings.shapes import SHAPES
+from mossa_jax.findings.trajectory import convergence_sentence
 from mossa_jax.findings.units import LEVEL
 
 Analysis = dict[str, Any]
@@ -25,7 +28,12 @@ def gather_evidence(analysis: Analysis) -> dict[str, Evidence]:
         "shared": _shared(analysis["sections"], analysis["shared"], biased["shared"]),
         "clusters": _clusters(analysis, biased["differ"]),
         "ability": _ability(analysis["scores"], biased["ability"]["link"]),
+        "gain": gain_evidence(analysis["profile"]),
+        "within_answer": within_evidence(analysis["factors"]),
     }
+    evidence["transition"].sentence += section_sentence(analysis["profile"])
+    evidence["shift"].qualify(parts_sentence(analysis["factors"]))
+    evidence["shift"].qualify(convergence_sentence(analysis.get("convergence")))
     preface = competence_sentence(analysis["competence"], only_if_few=True)
     first = next((item for item in evidence.values() if item.is_measured), None)
     if preface and first:

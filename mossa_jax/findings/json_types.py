@@ -16,6 +16,8 @@ def to_json_types(value: Any) -> Any:
     Returns:
       The same value with NumPy scalars, arrays and Series unwrapped, keys as strings, NaN and infinities as None.
     """
+    if type(value) in (str, int, bool):
+        return value
     if isinstance(value, dict):
         return {str(key): to_json_types(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray | pd.Series):

@@ -21,14 +21,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mossa_jax.findings.ramps import (
     bootstrap_counts,
     break_interval,
+    depth_p_values,
     fit_ramps,
     layer_weights,
-    rise_p_value,
+    ordered_counts,
     robust_curves,
 )
 from mossa_jax.findings.shapes import SHAPES, TRANSITION, Curves, name_shape
@@ -112,8 +113,7 @@ def find_sections(
     boot = robust_curves(values, counts)
     result["crossing"] = _crossing(np.nanmean(units, axis=0), boot, at, len(units))
     fit, indices, mean_indices = _fit(values, names, weights, at, robust, boot)
-    rng = np.random.default_rng([seed, 2])
-    p_rise, p_fall = rise_p_value(units, at, draws, rng), rise_p_value(-units, at, draws, rng)
+    p_rise, p_fall = depth_p_values(units, at, draws, np.random.default_rng([seed, 2]))
     shape = name_shape(Curves(own, values, names, robust[0]), indices, mean_indices, p_rise, p_fall)
     step = np.nanmean(units[:, indices[1]] - units[:, indices[0]])
     own_units = unit_means(own, names)
@@ -215,36 +215,42 @@ def _crossing(
     mean: Float[np.ndarray, " L"], boot: Float[np.ndarray, "B L"], at: tuple[int, ...], units: int
 ) -> dict[str, Any]:
     """Finds the layer from which the mean change stays above zero."""
-    draws = np.array([first_for_good(curve > 0, at) for curve in boot])
+    draws = first_for_good(boot > 0, at)
     crossed = draws[np.isfinite(draws)]
     enough = crossed.size >= 0.5 * len(draws)
     return {
-        "first": first_for_good(mean > 0, at),
+        "first": float(first_for_good(mean > 0, at)),
         "interval": break_interval(crossed, units) if enough else None,
         "share_of_draws": crossed.size / len(draws),
     }
 
 
-def first_for_good(is_true: np.ndarray, at: tuple[int, ...]) -> float:
+def first_for_good(is_true: Bool[np.ndarray, "... L"], at: tuple[int, ...]) -> np.ndarray:
     """Returns the first layer from which a statement holds up to the last; NaN if it never does."""
-    if not is_true[-1]:
-        return float("nan")
-    false = np.flatnonzero(~is_true)
-    return float(at[int(false[-1]) + 1 if false.size else 0])
+    # Reversed, the statement first fails right before that layer.
+    failures = ~is_true[..., ::-1]
+    held = np.where(failures.any(-1), failures.argmax(-1), len(at))
+    return np.where(held > 0, np.array(at, float)[len(at) - np.maximum(held, 1)], np.nan)
 
 
-def plateau_of(quartile: np.ndarray, reference: np.ndarray, at: tuple[int, ...], after: int = 0) -> tuple[float, float]:
+def plateau_of(
+    quartile: Float[np.ndarray, "... L"], reference: Float[np.ndarray, "... L"], at: tuple[int, ...], after: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first and the last layer of the longest run in which `quartile` reaches `reference`; NaN without.
 
-    Layers up to number `after` do not count: in the first layers all models are alike, since little has happened yet.
+    The first of several longest runs counts. Layers up to number `after` do not: in the first layers all models are
+    alike, since little has happened yet.
     """
-    reached = np.concatenate([[False], (quartile >= reference) & (np.array(at) > after), [False]])
-    starts = np.flatnonzero(reached[1:] & ~reached[:-1])
-    stops = np.flatnonzero(~reached[1:] & reached[:-1])
-    if not starts.size:
-        return float("nan"), float("nan")
-    longest = int(np.argmax(stops - starts))
-    return float(at[starts[longest]]), float(at[stops[longest] - 1])
+    reached = (quartile >= reference) & (np.array(at) > after)
+    run = np.zeros(reached.shape[:-1], int)
+    longest, last = run.copy(), run.copy()
+    for layer in range(len(at)):
+        run = np.where(reached[..., layer], run + 1, 0)
+        last = np.where(run > longest, layer, last)
+        longest = np.maximum(longest, run)
+    layers = np.array(at, float)
+    first = np.maximum(last - longest + 1, 0)
+    return np.where(longest > 0, layers[first], np.nan), np.where(longest > 0, layers[last], np.nan)
 
 
 def _plateau(
@@ -267,13 +273,13 @@ def _plateau(
     """
     counted = np.array(at) > after
 
-    def reference(quartile: np.ndarray) -> np.ndarray:
+    def reference(quartiles: np.ndarray) -> np.ndarray:
         if ceiling is not None:
             return np.where(np.isfinite(ceiling), ceiling, np.inf) - CEILING_MARGIN
-        return np.full(len(at), np.nanmax(quartile[counted]) - PEAK_MARGIN)
+        return np.fmax.reduce(quartiles[..., counted], axis=-1, keepdims=True) - PEAK_MARGIN
 
     quartile = _quartiles(tuned, np.ones((1, len(tuned))))[0]
-    first, last = plateau_of(quartile, reference(quartile), at, after)
+    first, last = (float(layer) for layer in plateau_of(quartile, reference(quartile), at, after))
     result: dict[str, Any] = {
         "first": first,
         "last": last,
@@ -285,7 +291,8 @@ def _plateau(
     }
     if counts is None:
         return result
-    draws = np.array([plateau_of(row, reference(row), at, after)[0] for row in _quartiles(tuned, counts)])
+    quartiles = _quartiles(tuned, counts)
+    draws = plateau_of(quartiles, reference(quartiles), at, after)[0]
     reached = draws[np.isfinite(draws)]
     result["share_of_draws"] = reached.size / len(draws)
     if reached.size >= 0.5 * len(draws):
@@ -295,15 +302,9 @@ def _plateau(
 
 def _quartiles(values: Float[np.ndarray, "T L"], counts: Float[np.ndarray, "B T"]) -> Float[np.ndarray, "B L"]:
     """Returns the lower quartile over tasks of every draw and layer; NaN where a draw has no defined task."""
-    quartiles = np.full((len(counts), values.shape[1]), np.nan)
-    for layer in range(values.shape[1]):
-        column = values[:, layer]
-        order = np.argsort(column)
-        order = order[np.isfinite(column[order])]
-        if not order.size:
-            continue
-        weight = np.cumsum(counts[:, order], 1)  # [B, t]
-        total = weight[:, -1]
-        place = (weight >= 0.25 * total[:, None]).argmax(1)
-        quartiles[:, layer] = np.where(total > 0, column[order][place], np.nan)
-    return quartiles
+    quartiles = np.full((values.shape[1], len(counts)), np.nan)
+    for layer, (column, weight) in enumerate(ordered_counts(values, counts)):
+        if column.size:
+            place = (weight < 0.25 * weight[-1]).sum(0)
+            quartiles[layer] = np.where(weight[-1] > 0, column[place], np.nan)
+    return np.ascontiguousarray(quartiles.T)

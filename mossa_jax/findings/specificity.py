@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mossa_jax.config import TUNED
-from mossa_jax.findings.controls import OTHER, OWN, TWIN, kind_matrix
+from mossa_jax.findings.cells import OTHER, OWN, TWIN, Cells, cells_of
+from mossa_jax.findings.controls import kind_matrix
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, mean_defined
 from mossa_jax.findings.units import MIN_UNITS, estimate, t_interval, unit_means
 
 
 def find_specificity(
-    table: pd.DataFrame,
+    table: pd.DataFrame | Cells,
     clusters: dict[str, str],
     layers: tuple[list[str], list[str]],
     estimator: str = HEADLINE,
@@ -27,7 +29,7 @@ def find_specificity(
     too, which raises own minus other, most of all in the first layers.
 
     Args:
-      table: the results table of the mixture's competent tasks, with a column `kind` (`controls.kinds`).
+      table: the results table of the mixture's competent tasks, or its cells.
       clusters: task -> cluster.
       layers: all block outputs, and those to average over.
       estimator: `debiased` or `biased`.
@@ -41,7 +43,8 @@ def find_specificity(
     """
     result: dict[str, Any] = {}
     every, averaged = layers
-    present = set(table["task"].unique())
+    table = cells_of(table)
+    present = set(table.tasks)
     tasks = [task for task in clusters if task in present]
     names = [clusters[task] for task in tasks]
     for index, (name, kind) in enumerate((("twin", TWIN), ("other", OTHER))):
@@ -60,11 +63,11 @@ def find_specificity(
 
 
 def _by_layer(gap: pd.DataFrame, clusters: list[str]) -> list[dict[str, Any]]:
+    values = gap.to_numpy()
+    means, counts = unit_means(values, clusters), np.isfinite(values).sum(0)  # [U, L] and [L]
     rows = []
-    for layer in gap.columns:
-        values = gap[layer].to_numpy()
-        means = unit_means(values, clusters)
-        low, high = t_interval(means)
-        mean = mean_defined(means[None])[0]
-        rows.append({"layer": layer, "mean": mean, "low": low, "high": high, "n_tasks": int(gap[layer].notna().sum())})
+    for index, layer in enumerate(gap.columns):
+        low, high = t_interval(means[:, index])
+        mean = mean_defined(means[None, :, index])[0]
+        rows.append({"layer": layer, "mean": mean, "low": low, "high": high, "n_tasks": int(counts[index])})
     return rows

@@ -5,18 +5,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mossa_jax.findings.cells import OWN, Cells, cells_of
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS, block_layers, layer_order
 
 FDR = 0.05
 _MAX_EXAMPLES = 3
 
 
-def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> dict[str, Any]:
+def find_trust(
+    table: pd.DataFrame, prompts: dict[str, int] | None = None, cells: Cells | None = None
+) -> dict[str, Any]:
     """Checks all cells of the table.
 
     Args:
       table: the results table.
       prompts: as in `find`.
+      cells: of the table, if they were read already.
 
     Returns:
       `cells` and `undefined`: numbers of rows, both estimators together.
@@ -29,6 +33,7 @@ def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> di
       correlation over cells.
       `offsets`: the largest offset per layer.
     """
+    cells = cells_of(table) if cells is None else cells
     has_value = table["undefined"].fillna("") == ""
     matched = table[(table["control"] == table["task"]) & has_value]
     q = matched.loc[matched["estimator"] == HEADLINE, "q"].dropna()
@@ -41,7 +46,7 @@ def find_trust(table: pd.DataFrame, prompts: dict[str, int] | None = None) -> di
         "prompts": {"smallest": counts.min(), "largest": counts.max()},
         "above_null": {"share": (q <= FDR).mean() if len(q) else None, "cells": len(q), "fdr": FDR},
         "null_mean": null.max() if len(null) else None,
-        "estimator_gap": _estimator_gaps(matched, block_layers(table)),
+        "estimator_gap": _estimator_gaps(cells, block_layers(cells)),
         "offsets": _offsets(table),
     }
 
@@ -56,20 +61,21 @@ def _reasons(undefined: pd.DataFrame) -> list[dict[str, Any]]:
     return sorted(reasons, key=lambda row: (-row["cells"], row["reason"]))
 
 
-def _estimator_gaps(matched: pd.DataFrame, layers: list[str]) -> dict[str, dict[str, float | None]]:
+def _estimator_gaps(cells: Cells, layers: list[str]) -> dict[str, dict[str, float | None]]:
     """Measures biased minus debiased over block outputs where both are defined, per experimental model."""
-    key = ["experimental", "task", "layer"]
-    wide = matched.pivot_table(index=key, columns="estimator", values="cka").reindex(columns=list(REPORTED_ESTIMATORS))
-    wide = wide.dropna().reset_index()
     gaps: dict[str, dict[str, float | None]] = {}
     for experimental in EXPERIMENTALS:
-        rows = wide[(wide["experimental"] == experimental) & wide["layer"].astype(str).isin(layers)]
-        gap = (rows["biased"] - rows["debiased"]).to_numpy(float)
-        varies = len(rows) > 2 and rows["biased"].nunique() > 1 and rows["debiased"].nunique() > 1
+        debiased, biased = (
+            cells.matrix((experimental, OWN, name), cells.tasks, layers).ravel() for name in REPORTED_ESTIMATORS
+        )
+        keep = np.isfinite(debiased) & np.isfinite(biased)
+        debiased, biased = debiased[keep], biased[keep]
+        gap = biased - debiased
+        varies = len(gap) > 2 and np.ptp(biased) > 0 and np.ptp(debiased) > 0
         gaps[experimental] = {
             "median": float(np.median(gap)) if gap.size else None,
             "largest": float(np.abs(gap).max()) if gap.size else None,
-            "rank_correlation": float(rows["biased"].corr(rows["debiased"], method="spearman")) if varies else None,
+            "rank_correlation": float(pd.Series(biased).corr(pd.Series(debiased), "spearman")) if varies else None,
         }
     return gaps
 
@@ -77,5 +83,5 @@ def _estimator_gaps(matched: pd.DataFrame, layers: list[str]) -> dict[str, dict[
 def _offsets(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Returns the largest offset of the mean against the spread, per layer and side."""
     sides = ["offset_a", "offset_b"]
-    largest = table.assign(layer=table["layer"].astype(str)).groupby("layer")[sides].max()
+    largest = table[sides].groupby(table["layer"].astype(str)).max()
     return [{"layer": layer} | {side: largest[side].get(layer) for side in sides} for layer in layer_order(table)]

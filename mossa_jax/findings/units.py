@@ -12,6 +12,7 @@ Shape letters: T tasks, U units, G signs (draws of a sign-flip test).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypedDict
 
 import numpy as np
@@ -76,8 +77,15 @@ def unit_name(clusters: Sequence[str]) -> str:
 
 def unit_codes(clusters: Sequence[str]) -> np.ndarray:
     """Numbers the units: returns the unit of each task, [T] int64 from 0. A task without a cluster is a unit alone."""
+    return _unit_codes(tuple(clusters))
+
+
+@lru_cache(maxsize=64)
+def _unit_codes(clusters: tuple[str, ...]) -> np.ndarray:
     names = [f"\0{index}" if cluster in (NO_CLUSTER, "") else str(cluster) for index, cluster in enumerate(clusters)]
-    return np.unique(np.asarray(names, object).astype(str), return_inverse=True)[1]
+    codes = np.unique(np.asarray(names, object).astype(str), return_inverse=True)[1]
+    codes.flags.writeable = False
+    return codes
 
 
 def unit_means(values: Float[np.ndarray, "T ..."], clusters: Sequence[str]) -> Float[np.ndarray, "U ..."]:
@@ -134,9 +142,17 @@ def sign_table(units: int, draws: int, rng: np.random.Generator) -> tuple[Float[
       Signs of +1 and -1, and whether they are all 2^units combinations, which makes the test exact.
     """
     if units < 31 and 2**units <= max(draws, _EXACT):
-        codes = np.arange(2**units)[:, None] >> np.arange(units)[None, :]
-        return 1.0 - 2.0 * (codes & 1), True
+        return all_signs(units), True
     return rng.choice([-1.0, 1.0], size=(draws, units)), False
+
+
+@lru_cache(maxsize=4)
+def all_signs(units: int) -> Float[np.ndarray, "G U"]:
+    """Returns all 2^units combinations of signs. Those of the second half are the first half's opposites."""
+    codes = np.arange(2**units)[:, None] >> np.arange(units)[None, :]
+    signs = 1.0 - 2.0 * (codes & 1)
+    signs.flags.writeable = False
+    return signs
 
 
 def p_value(observed: float, null: np.ndarray, exact: bool) -> float:

@@ -88,6 +88,7 @@ def make_pairs(
     max_tokens: int,
     truncation: str,
     seed: Sequence[int],
+    swaps: int = SWAPS,
 ) -> AnswerPairs:
     """Pairs prompts with their own answers and with those of other prompts, at most `max_tokens` ids each.
 
@@ -100,6 +101,7 @@ def make_pairs(
       max_tokens: the most ids of a pair.
       truncation: which end of a prompt is cut, as in `tokens.tokenizer.cut_prompt`.
       seed: of the swaps.
+      swaps: other answers that each prompt is asked about, at most; a power of two.
     """
     prompts: list[list[int]] = []
     answers: list[list[int]] = []
@@ -107,16 +109,16 @@ def make_pairs(
         prompt, ids = examples.prompt(index).tolist(), examples.gather(np.asarray([index])).tolist()
         prompts.append(prompt)
         answers.append(cut_pair(tokenizer, prompt, ids[len(prompt) :], max_tokens, truncation)[1])
-    swaps = draw_swaps(items, seed)
+    others = draw_swaps(items, seed, swaps)
     lengths = np.asarray([len(ids) for ids in answers])
-    longest = np.max([lengths, *lengths[swaps]], axis=0)
+    longest = np.max([lengths, *lengths[others]], axis=0)
     prompts = [
         cut_prompt(tokenizer, ids, max_tokens - int(most), truncation)
         for ids, most in zip(prompts, longest, strict=True)
     ]
-    sources = [np.arange(len(prompts)), *swaps]
+    sources = [np.arange(len(prompts)), *others]
     pairs = [Encoded(prompts[i], answers[j]) for source in sources for i, j in enumerate(source)]
-    return AnswerPairs(in_memory(pairs), swaps, items)
+    return AnswerPairs(in_memory(pairs), others, items)
 
 
 def answer_nll(pairs: AnswerPairs, likelihoods: Float[np.ndarray, " pairs"]) -> Estimate:

@@ -5,7 +5,7 @@ Shape letters: A models, n pairs, B packed rows of a batch, S positions, M answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -144,30 +144,51 @@ def log_likelihoods(
       [A, n] float64, the sum over the answer's ids, in nats.
     """
     arch, mesh = model.architecture, model.mesh
-    packed = config.pack(arch, pairs)
     if shape is None:
-        shape = config.shape([[PackedSize.of(rows) for rows in packed]], mesh)
+        shape = config.shape([[PackedSize.of(rows) for rows in config.pack(arch, pairs)]], mesh)
     placed, models = place_adapters(mesh, adapters), len(next(iter(jax.tree.leaves(adapters))))
+    common = {"prefix": shape.prefix, "max_own": shape.max_own}
+
+    def losses(batch: Batch) -> Float[Array, "A B M"]:
+        return pair_losses(arch, mesh, model.state, placed, batch, **common)
+
+    return sum_by_pair(losses, models, model, pairs, config, shape)
+
+
+def sum_by_pair(
+    losses: Callable[[Batch], Float[Array, "A B M"]],
+    models: int,
+    model: Model,
+    pairs: Examples,
+    config: PairConfig,
+    shape: PairShape,
+) -> Float[np.ndarray, "A n"]:
+    """Runs a program over all batches of packed pairs, and sums up what it says of each pair's answer tokens.
+
+    Args:
+      losses: batch -> the loss of every answer token by each of A models, in nats.
+      models: A.
+      model: the base model, for its architecture and mesh.
+      pairs: prompts and answers; the last id of a whole answer is EOS.
+      config: how pairs are packed and read.
+      shape: of the batches.
+
+    Returns:
+      [A, n] float64, the log probability of each pair's answer, in nats.
+    """
+    mesh = model.mesh
     different, index_of = _distinct(pairs)
     result = np.zeros((models, len(different)))
     room = {rows.length: rows for rows in shape.rows}
-    for rows in packed:
+    for rows in config.pack(model.architecture, pairs):
         size = room[rows.length]
         for start in range(0, len(rows), size.rows):
             sign()
             index = np.arange(start, min(start + size.rows, len(rows)))
             batch = _fill(rows.take(index, size.answers), size.rows)
-            losses = pair_losses(
-                arch,
-                mesh,
-                model.state,
-                placed,
-                place_batch(mesh, batch),
-                prefix=shape.prefix,
-                max_own=shape.max_own,
-            )
             # [A, B, M], whole on every process. Labels stand in the order of the rows' answers.
-            nats = np.asarray(jax.device_put(losses, mesh_lib.replicated(mesh)), np.float64)[:, batch.labels >= 0]
+            nats = jax.device_put(losses(place_batch(mesh, batch)), mesh_lib.replicated(mesh))
+            nats = np.asarray(nats, np.float64)[:, batch.labels >= 0]
             items = rows.plan.take(index).items
             lengths = rows.examples.answer_lengths[items]
             result[:, items] = -np.add.reduceat(nats, np.cumsum(lengths) - lengths, axis=1)

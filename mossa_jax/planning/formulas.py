@@ -37,6 +37,12 @@ def forward_flops(arch: Architecture, positions: float, row_length: int) -> floa
     return positions * (2 * blocks + 4 * arch.heads * arch.head_dim * keys)
 
 
+def likelihood_flops(arch: Architecture, positions: float, row_length: int, answers: int) -> float:
+    """Counts the operations of one model that reads given answers: its blocks, and the head at each row's `answers`."""
+    head = 2 * arch.vocab * arch.hidden * answers * positions / row_length
+    return forward_flops(arch, positions, row_length) + head
+
+
 def similarity_flops(
     arch: Architecture,
     models: int,
@@ -138,6 +144,12 @@ def score_bytes(arch: Architecture, layout: BatchLayout, new_tokens: int) -> flo
     return cache + max(cache, _forward_bytes(arch, layout)) + gathered_bytes(arch, layout)
 
 
+def likelihood_bytes(arch: Architecture, layout: BatchLayout) -> float:
+    """Returns the temporary bytes of reading given answers: those of a forward pass, and one chunk of the head."""
+    head = HEAD_TOKENS * arch.vocab / layout.mesh.tensor * _FLOAT32
+    return _forward_bytes(arch, layout) + gathered_bytes(arch, layout) + (1 if layout.is_gpu else 2) * head
+
+
 def gathered_bytes(arch: Architecture, layout: BatchLayout) -> float:
     """Returns the bytes of one block's matrices, gathered over `fsdp`."""
     return _block_parameters(arch) * layout.itemsize / layout.mesh.tensor if layout.mesh.fsdp > 1 else 0.0
@@ -212,6 +224,13 @@ def score_transfers(arch: Architecture, layout: BatchLayout, new_tokens: int) ->
     sums = 2 * arch.layers * layout.models * layout.batch.rows * width * layout.itemsize
     decoding = new_tokens * sums / mesh.tensor * (mesh.fsdp - 1) / mesh.fsdp
     return transfers | {("all-reduce", "fsdp"): decoding}
+
+
+def likelihood_transfers(arch: Architecture, layout: BatchLayout) -> Transfers:
+    """Returns the bytes that a chip receives while a batch of given answers is read: a forward pass, and the head."""
+    mesh, transfers = layout.mesh, states_transfers(arch, layout)
+    head = (mesh.fsdp - 1) / mesh.fsdp * arch.vocab * arch.hidden * layout.itemsize / mesh.tensor
+    return transfers | {("all-gather", "fsdp"): transfers["all-gather", "fsdp"] + head}
 
 
 def _forward_bytes(arch: Architecture, layout: BatchLayout) -> float:

@@ -25,7 +25,9 @@ from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_by
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.cache import build_once
 from mossa_jax.files.write import write_json
+from mossa_jax.function.likelihood import pair_losses
 from mossa_jax.llama import generate
+from mossa_jax.llama.adapters import abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import choose_body
 from mossa_jax.llama.cudnn import takes_heads
@@ -41,6 +43,7 @@ from mossa_jax.states import forward as states
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
+from mossa_jax.tuning.batch import abstract_batch
 
 # Increased when `collectives` reads programs in another way, so that figures in the cache are read again.
 _READER = 2
@@ -232,6 +235,31 @@ def score_program(base: Base, adapters: AdapterSize, batch: BatchSize, new_token
         return generate.greedy.lower(arch, *arguments, eos=arch.eos, new_tokens=new_tokens, mesh=base.grid)
 
     return Program(base.grid, arguments, lower, attention_body(base), open_iterations=new_tokens)
+
+
+def likelihood_program(
+    base: Base, adapters: AdapterSize, batch: BatchSize, answers: int, *, prefix: PrefixSize = NO_PREFIX
+) -> Program:
+    """Returns the reading of given answers by several models, teacher-forced.
+
+    Args:
+      base: on a mesh whose adapter axis is 1.
+      adapters: that read at once.
+      batch: packed pairs of prompt and answer, rounded up to the fsdp axis.
+      answers: the most answer tokens in a row.
+      prefix: ids that all pairs share.
+    """
+    arch, grid, batch = base.arch, base.grid, batch.filling(base.grid)
+    arguments = (
+        abstract_base(arch, grid, base.dtype),
+        abstract_adapters(arch, grid, adapters.models, adapters.rank, adapters.targets),
+        abstract_batch(grid, (batch.rows,), batch.row_length, answers),
+    )
+
+    def lower() -> jax.stages.Lowered:
+        return pair_losses.lower(arch, grid, *arguments, prefix=prefix.columns, max_own=prefix.max_own)
+
+    return Program(grid, arguments, lower, attention_body(base))
 
 
 def compile_program(program: Program) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The five stages of a run on some hardware: each with its program, its formulas and how often it runs."""
+"""The six stages of a run on some hardware: each with its program, its formulas and how often it runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import bytes_on_device
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, rows_that_fit
+from mossa_jax.function.information import SWAPS
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.planning import formulas, programs
@@ -30,11 +31,11 @@ from mossa_jax.tuning import population
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.slots import plan_slots
 
-STAGES = ("E", "controls", "scores", "states", "similarity")
+STAGES = ("E", "controls", "scores", "likelihoods", "states", "similarity")
 
 # The most programs per stage: full batches and a task's last one. Ids that prompts share are one more, counted as long
-# as a batch. E and the controls have one step each.
-_PROGRAMS = {"scores": 2, "states": 2, "similarity": 2}
+# as a batch. E and the controls have one step each. Likelihoods have one for each number of models.
+_PROGRAMS = {"scores": 2, "likelihoods": 2, "states": 2, "similarity": 2}
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,12 @@ class PlannedRun:
             "E": self._experimental,
             "controls": self._controls,
             "scores": self._scores,
+            "likelihoods": self._likelihoods,
             "states": self._states,
             "similarity": self._similarity,
         }
         if not self.config.tuning.score_prompts:
-            del builders["scores"]
+            del builders["scores"], builders["likelihoods"]
         if self._is_streamed:
             # The forward pass sums the moments, from which similarities follow at once.
             del builders["similarity"]
@@ -239,6 +241,32 @@ class PlannedRun:
             read_bytes=new_tokens * (weights + cache),
             filled_share=usual_length / width,
             programs=_PROGRAMS["scores"],
+        )
+
+    def _likelihoods(self) -> Stage:
+        """Returns the stage that reads given answers: each scored prompt's own one, and those of other prompts."""
+        config, base, length = self.config, self._base(adapters=False), self.config.tokens.row_length
+        pairs = min(config.tuning.score_prompts, self.work.prompts) * (1 + SWAPS)
+        shared, models = self._shared_ids, self._compared_models - config.compare.mismatched
+        positions = self.work.positions(pairs, length, shared)
+        rows = mesh_lib.round_up(min(config.compare.batch_rows, ceil(positions / length)), base.grid.shape["fsdp"])
+        batch, adapters = BatchSize(rows, length), self._adapters(models)
+        layout, runs = BatchLayout.of(base, models, batch), ceil(positions / (rows * length))
+        each = formulas.likelihood_flops(self.arch, positions, length, self.answers)
+        scored = sum(tasks * (lineup.models - config.compare.mismatched) for lineup, tasks in self._lineups.items())
+        prefix = PrefixSize(
+            mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
+        )
+        return Stage(
+            name="likelihoods",
+            layout=layout,
+            models=models,
+            runs=self.work.tasks * runs,
+            flops=scored * each / (self.work.tasks * runs),
+            program=lambda _: programs.likelihood_program(base, adapters, batch, self.answers, prefix=prefix),
+            temporary_bytes=lambda _: formulas.likelihood_bytes(self.arch, layout),
+            transfers=lambda _: formulas.likelihood_transfers(self.arch, layout),
+            programs=_PROGRAMS["likelihoods"],
         )
 
     def _states(self) -> Stage:

@@ -16,9 +16,11 @@ from etils import epath
 from mossa_jax.config import MINIATURE, TUNED
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.write import read_parquet, write_parquet
+from mossa_jax.function import profile
 from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, rows_that_fit
-from mossa_jax.function.information import AnswerPairs, make_pairs
+from mossa_jax.function.information import SWAPS, AnswerPairs, make_pairs
 from mossa_jax.function.likelihood import PackedSize, PairConfig, PairShape
+from mossa_jax.function.variants import VariantShape, variant_shape
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
@@ -235,10 +237,16 @@ class Run(Places):
             labels += [None] * (max(len(self.scored_models(each)) for each in self.suite.tasks) - len(labels))
         return labels
 
-    def answer_pairs(self, task: Task) -> AnswerPairs:
-        """Returns a task's scored prompts with their answers and with those of other prompts."""
+    def answer_pairs(self, task: Task, limit: int | None = None, swaps: int = SWAPS) -> AnswerPairs:
+        """Returns a task's first test prompts with their answers and with those of other prompts.
+
+        Args:
+          task: whose prompts are taken.
+          limit: at most so many of them; those that are scored by default.
+          swaps: other answers for each prompt.
+        """
         encoded, tokens = self.encoded(task, "test"), self.config.tokens
-        rows = np.arange(min(self.score_prompts, len(encoded)))
+        rows = np.arange(min(self.score_prompts if limit is None else limit, len(encoded)))
         return make_pairs(
             self.tokenizer,
             encoded.examples.select(rows),
@@ -246,6 +254,7 @@ class Run(Places):
             max_tokens=tokens.max_tokens,
             truncation=tokens.truncation,
             seed=self.seed(task.name),
+            swaps=swaps,
         )
 
     @property
@@ -262,6 +271,22 @@ class Run(Places):
             pairs = (self.answer_pairs(task).pairs for task in self.suite.tasks)
             sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
             return config.shape(sizes, self.mesh)
+
+    def profile_pairs(self, task: Task) -> AnswerPairs:
+        """Returns a task's prompts with the two answers that its layer profile asks about: the own one and another."""
+        return self.answer_pairs(task, self.config.analyse.profile_prompts, swaps=1)
+
+    @cached_property
+    def profile_shape(self) -> VariantShape:
+        """The shapes of the layer profiles' batches and schedule, the same for all tasks."""
+        config, arch, itemsize = self.pair_config, self.architecture, jnp.dtype(self.config.dtype).itemsize
+        variants = profile.sources(profile.profile_variants(arch.layers, self.config.analyse.profile_layers))
+        # The smallest device of all processes decides.
+        memory = min(agreement.everywhere(memory_per_device()))
+        with goodput.lost("input"):
+            pairs = (self.profile_pairs(task).pairs for task in self.suite.tasks)
+            sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
+            return variant_shape(arch, self.mesh, sizes, variants, config, itemsize, memory)
 
     def unfinished(self, stage: str) -> list[Task]:
         """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""

@@ -46,6 +46,10 @@ class Places:
         """Returns the folder of a tuned model's PEFT adapter."""
         return self.folder / f"adapters/{slug(name)}"
 
+    def snapshot_folder(self, name: str, step: int) -> epath.Path:
+        """Returns the folder of a model's PEFT adapter as it was after so many of its steps."""
+        return self.folder / f"snapshots/{slug(name)}/{step}"
+
     def tuned_folder(self, name: str) -> epath.Path:
         """Returns the folder of a tuned model: a PEFT adapter, or a whole model as a Hugging Face folder."""
         return self.folder / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)

@@ -12,6 +12,7 @@ import jax
 
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.files.write import is_whole
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.base import base_can_share_prefix
 from mossa_jax.llama.files.load import Model
@@ -227,11 +228,16 @@ def _tune_together(run: Run, group: Group, label: str, members: list[Member], ba
             run.folder.flush()  # an exported model is not trained again, so its curve must be on disk before
             save_adapter(run.tuned_folder(member.name), adapter, run.base, group.records[member.name])
 
+    def keep_snapshot(member: Member, step: int, adapter: Adapter) -> None:
+        folder = run.snapshot_folder(member.name, step)
+        if run.folder.writer and not is_whole(folder):
+            save_adapter(folder, adapter, run.base, group.records[member.name] | {"steps": step})
+
     run.ahead.take_over(group.label)
     names = [member.name for member in members]
     exported = set(names) - set(run.untuned(names))
     context = TuningContext(run.config.tuning, run.folder, run.stop)
-    tune_population(label, members, base, run.schedule(names[0]), context, export, exported)
+    tune_population(label, members, base, run.schedule(names[0]), context, export, exported, keep_snapshot)
     agreement.wait_for_all("export")
 
 

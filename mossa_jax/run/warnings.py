@@ -6,6 +6,7 @@ from typing import Any
 
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.peft import read_about
+from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
 from mossa_jax.tasks.items import GUESSED
 from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS, LARGE_ITEM
@@ -51,7 +52,20 @@ def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]
         bad_rows = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad_rows:
             warnings.append(f"task {name}: left out {_count(bad_rows, 'unusable row')}")
-    return warnings + training_trouble(run.folder)
+    return warnings + unconverged_models(run) + training_trouble(run.folder)
+
+
+def unconverged_models(run: Run) -> list[str]:
+    """Warns of models that had not converged, where snapshots tell."""
+    table = read_tables(run).get("convergence")
+    if table is None:
+        return []
+    late = table[~table["converged"].astype(bool)]
+    shown = "; ".join(
+        f"{task}: {reason}" for task, reason in zip(late["task"][:_MAX_NAMES], late["reason"], strict=False)
+    )
+    more = "; ..." if len(late) > _MAX_NAMES else ""
+    return [f"models that have not converged: {len(late)} of {len(table)} ({shown}{more})"] if len(late) else []
 
 
 def few_steps(run: Run) -> list[str]:

@@ -21,12 +21,12 @@ def counted_rows(states: Float[Array, "M K n D"], valid: Bool[Array, " n"]) -> B
 
 
 def over_layers(
-    function: Callable[[jax.Array, jax.Array], Any],
+    function: Callable[[jax.Array, Any], Any],
     states: Float[Array, "M K n D"],
-    kept: Bool[Array, " n"],
+    kept: Any,
     mesh: Mesh | None,
 ) -> Any:
-    """Runs `function(states of one layer [M, n, D], kept [n])` for every layer; to be called under `jax.jit`.
+    """Runs `function(states of one layer [M, n, D], kept)` for every layer; to be called under `jax.jit`.
 
     On a mesh an all-to-all exchanges the sharding of the rows for one of the layers. No device ever holds more than its
     share of whole layers, and the function may sort, factorise and compare rows without any transfers.
@@ -34,7 +34,7 @@ def over_layers(
     Args:
       function: returns a pytree of arrays.
       states: [M, K, n, D], in any sharding.
-      kept: [n] bool.
+      kept: [n] bool, the rows that count; or a pytree with all that the function needs beside the states.
       mesh: the mesh that layers are dealt over, or None.
 
     Returns:
@@ -42,7 +42,7 @@ def over_layers(
     """
     layers = states.shape[1]
 
-    def run(states: jax.Array, kept: jax.Array) -> Any:
+    def run(states: jax.Array, kept: Any) -> Any:
         # One layer after the other, so that only one layer's temporaries are in memory.
         def one_layer(k: jax.Array) -> Any:
             return function(lax.dynamic_index_in_dim(states, k, axis=1, keepdims=False), kept)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,15 +25,18 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.similarity import gram
-from mossa_jax.similarity.checks import check_states, mesh_of
+from mossa_jax.similarity.checks import check_labels, check_states, mesh_of
 from mossa_jax.similarity.estimators import (
     ESTIMATORS,
     MIN_ROWS,
+    Items,
+    item_debiased,
     ratio,
     undefined_reasons,
     variance_missing,
     whole_products,
 )
+from mossa_jax.similarity.items import ItemRows, item_rows
 from mossa_jax.similarity.kahan import add_compensated
 from mossa_jax.similarity.layerwise import replicate
 
@@ -78,6 +82,8 @@ class MatrixSums(NamedTuple):
       r: [S, n] squared row norms.
       mean_square: [S] as in `gram.Centred`.
       exponent: [S] as in `gram.Centred`.
+      q: [S, n] as in `items.ItemSums`; None if every row is an item.
+      within: [S, S] sums over the pairs of rows of one item, a row with itself included; or None.
     """
 
     kept: Bool[Array, " n"]
@@ -85,6 +91,8 @@ class MatrixSums(NamedTuple):
     r: Float[Array, "S n"]
     mean_square: Float[Array, " S"]
     exponent: Int[Array, " S"]
+    q: Float[Array, "S n"] | None = None
+    within: Float[Array, "S S"] | None = None
 
 
 def tile_rows(states: int, rows: int, width: int, devices: int) -> int:
@@ -209,7 +217,12 @@ def off_diagonal_sums(
 
 @functools.partial(jax.jit, static_argnames=("tile", "mesh"))
 def matrix_sums(
-    states: Float[Array, "... n D"], valid: Bool[Array, " n"], *, tile: int, mesh: Mesh | None
+    states: Float[Array, "... n D"],
+    valid: Bool[Array, " n"],
+    *,
+    tile: int,
+    mesh: Mesh | None,
+    items: ItemRows | None = None,
 ) -> MatrixSums:
     """Computes everything of the matrix that needs the rows, in one program.
 
@@ -218,6 +231,7 @@ def matrix_sums(
       valid: [n] bool.
       tile: rows of a tile.
       mesh: the mesh that the rows are spread over, or None for one device.
+      items: which rows belong together; None if none do.
     """
     n = states.shape[-2]
     states = states.reshape(-1, *states.shape[-2:])  # [S, n, D]
@@ -254,10 +268,43 @@ def matrix_sums(
         off = run(states, kept, by)
     else:
         off = off_diagonal_sums(states, kept, by, tile, None)
-    return replicate(MatrixSums(kept[:n], off, r[:, :n], by.mean_square, by.exponent), mesh)
+    q = within = None
+    if items is not None:
+        q, within = _within_items(states, kept, by, items.padded(states.shape[1] - n))
+        q = q[:, :n]
+    return replicate(MatrixSums(kept[:n], off, r[:, :n], by.mean_square, by.exponent, q, within), mesh)
 
 
-def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -> Matrix:
+def _within_items(
+    states: Float[Array, "S n D"], kept: Bool[Array, " n"], by: gram.Centring, items: ItemRows
+) -> tuple[Float[Array, "S n"], Float[Array, "S S"]]:
+    """Returns `q` and `within` of `MatrixSums`."""
+    count, n, _ = states.shape
+
+    # As many steps as the largest item has rows: the number is no shape, so tasks share the program.
+    def step(d: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        at, q, within = carry
+
+        def of_state(s: jax.Array) -> jax.Array:
+            x = lax.dynamic_index_in_dim(states, s, 0)  # [1, n, D]
+            rows = gram.centred_rows(x, kept, jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, s, 1), by))[0]
+            # [n]: each row with the d-th behind it in its item.
+            return jnp.where(d < items.size, (rows * rows[at]).sum(1), 0)
+
+        products = lax.map(of_state, jnp.arange(count))  # [S, n]
+        return items.following[at], q + products, within + jnp.matmul(products, products.T, precision=gram.EXACT)
+
+    zeros = (jnp.zeros((count, n), jnp.float32), jnp.zeros((count, count), jnp.float32))
+    _, q, within = lax.fori_loop(0, items.depth, step, (jnp.arange(n, dtype=jnp.int32), *zeros))
+    return q, within
+
+
+def cka_matrix(
+    states: Float[Array, "... n D"],
+    valid: np.ndarray | jax.Array,
+    *,
+    items: np.ndarray | Sequence | None = None,
+) -> Matrix:
     """Computes exact linear CKA of every state against every other.
 
     On a mesh the rows stay spread: beside its own rows a device holds one gathered tile of one state and the tile's
@@ -267,6 +314,8 @@ def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -
     Args:
       states: [M, K, n, D] or [S, n, D] floating; if sharded by `NamedSharding`, the work is dealt over its mesh.
       valid: [n] bool, rows that are no padding; on the host or replicated.
+      items: [n] ids: rows with the same one are related, and pairs of them are left out of the debiased values, as in
+        `compare_states`. By default every row is an item of its own.
 
     Returns:
       The values of all pairs of states.
@@ -281,13 +330,38 @@ def cka_matrix(states: Float[Array, "... n D"], valid: np.ndarray | jax.Array) -
     mesh = mesh_of(states)
     rows, width = states.shape[-2:]
     tile = tile_rows(math.prod(states.shape[:-2]), rows, width, mesh.size if mesh else 1)
-    sums = jax.tree.map(np.asarray, matrix_sums(states, valid, tile=tile, mesh=mesh))
-    return _combine(sums, int(valid.sum()), float(jnp.finfo(states.dtype).eps))
+    check_labels(items, None, rows)
+    if items is not None and len(np.unique(np.asarray(items)[valid])) == valid.sum():
+        # Every row is its own item: the program without items has the same values, and may be compiled already.
+        items = None
+    related = None if items is None else item_rows(np.asarray(items), valid)
+    sums = jax.tree.map(np.asarray, matrix_sums(states, valid, tile=tile, mesh=mesh, items=related))
+    return _combine(sums, valid, float(jnp.finfo(states.dtype).eps), items)
 
 
-def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
+def _items_of(items: np.ndarray | Sequence, kept: Bool[np.ndarray, " n"]) -> Items:
+    """Returns the items of the rows that count."""
+    _, slot, sizes = np.unique(np.asarray(items)[kept], return_inverse=True, return_counts=True)
+    return Items(slot.reshape(-1), sizes)
+
+
+def _item_debiased(sums: MatrixSums, off: Float[np.ndarray, "S S"], items: Items) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the debiased products of rows that belong to items, and their rounding, each [S, S]."""
+    assert sums.q is not None and sums.within is not None
+    q = np.asarray(sums.q)[:, np.asarray(sums.kept)].astype(np.float64)  # [S, n]
+    within = np.asarray(sums.within, np.float64)
+    # One state against all others at a time: [S, S, n] would be large.
+    products = [item_debiased(off[s] - within[s], (np.broadcast_to(q[s], q.shape), q), items) for s in range(len(q))]
+    values, noise = (np.stack(part) for part in zip(*products, strict=True))
+    return (values + values.T) / 2, noise
+
+
+def _combine(
+    sums: MatrixSums, valid: Bool[np.ndarray, " n"], eps: float, items: np.ndarray | Sequence | None
+) -> Matrix:
     """Combines the sums of the devices in float64; `eps` is the machine epsilon of the stored states."""
     kept = np.asarray(sums.kept)
+    related = None if items is None else _items_of(items, kept)
     n = int(kept.sum())
     r = np.asarray(sums.r)[:, kept].astype(np.float64)  # [S, n]
     count = r.shape[0]
@@ -297,14 +371,18 @@ def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
         # [S] each, in the unit of the centred rows, so the ratio has none.
         offset = np.sqrt(mean_square * n / trace)
     values = {name: np.full((count, count), np.nan) for name in ESTIMATORS}
-    undefined = np.full((count, count, len(ESTIMATORS)), f"{n} finite rows; at least {MIN_ROWS} are needed", object)
+    units, what = (n, "finite rows") if related is None else (len(related.sizes), "items")
+    undefined = np.full((count, count, len(ESTIMATORS)), f"{units} {what}; at least {MIN_ROWS} are needed", object)
     participation_ratio = np.full(count, np.nan)
-    if n >= MIN_ROWS:
+    if units >= MIN_ROWS:
         off = np.asarray(sums.off, np.float64)  # [S, S]
         # The two triangles are equal up to rounding; this makes the values exactly symmetric.
         off = (off + off.T) / 2
         # Diagonals r_s . r_t and products of traces, for all pairs of states at once.
-        biased, debiased, noise = whole_products(off, r @ r.T, np.outer(trace, trace), n)  # each [S, S]
+        diagonal = r @ r.T
+        biased, debiased, noise = whole_products(off, diagonal, np.outer(trace, trace), n)  # each [S, S]
+        if related is not None:
+            debiased, noise = _item_debiased(sums, off + diagonal, related)
         is_flat = variance_missing(trace, mean_square, n, eps)
         # [S] bool each
         vanishing = np.diag(debiased) <= np.diag(noise)
@@ -312,6 +390,8 @@ def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
             participation_ratio = np.where(is_flat, np.nan, trace**2 / np.diag(biased))
         for e, (name, products) in enumerate(zip(ESTIMATORS, (biased, debiased), strict=True)):
             undefined[..., e] = undefined_reasons(name, (is_flat[:, None], is_flat), (vanishing[:, None], vanishing))
+            if name == "debiased" and related is not None and related.too_large:
+                undefined[..., e][undefined[..., e] == ""] = "one item has half of the rows or more"
             value = ratio(products, np.diag(products)[:, None], np.diag(products))
             values[name] = np.where(undefined[..., e] == "", value, np.nan)
     return Matrix(
@@ -320,5 +400,5 @@ def _combine(sums: MatrixSums, valid_rows: int, eps: float) -> Matrix:
         participation_ratio=participation_ratio,
         offset=offset,
         n=n,
-        dropped=valid_rows - n,
+        dropped=int(valid.sum()) - n,
     )

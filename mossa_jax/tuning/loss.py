@@ -129,8 +129,32 @@ def answer_losses(
       [B, M] float32; 0 where there is no label.
     """
     _, last, _ = run_blocks(model, arch, adapter, rows["tokens"], rows["positions"], visible, tap=lambda *_: None)
+    return losses_of_states(model, arch, last, rows, visible.mesh, head_tokens)
+
+
+def losses_of_states(
+    model: Llama,
+    arch: Architecture,
+    last: Float[Array, "B S D"],
+    rows: Batch,
+    mesh: jax.sharding.Mesh | None,
+    head_tokens: int = HEAD_TOKENS,
+) -> Float[Array, "B M"]:
+    """Returns the negative log likelihood of every answer token from final states; nothing is differentiated.
+
+    Args:
+      model: the base.
+      arch: its architecture.
+      last: output of the last block.
+      rows: the batch that it was computed from, [B, ...].
+      mesh: the devices that rows are spread over; None for one.
+      head_tokens: answer tokens whose logits a device holds at once.
+
+    Returns:
+      [B, M] float32, in nats; 0 where there is no label.
+    """
     columns = rows["labels"].shape[1]
-    size, head, answers, labels = _chunks(model, arch, last, rows["predict"], rows["labels"], visible.mesh, head_tokens)
+    size, head, answers, labels = _chunks(model, arch, last, rows["predict"], rows["labels"], mesh, head_tokens)
 
     def write(chunk: jax.Array, losses: jax.Array) -> jax.Array:
         part = _chunk_loss(chunk, model.final_norm, head, answers, labels, size)[0][..., 0]  # [B, C]

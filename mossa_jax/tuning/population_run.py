@@ -36,6 +36,7 @@ from mossa_jax.tuning.roster import Roster
 from mossa_jax.tuning.slot_arrays import SlotArrays
 
 Export = Callable[[Member, Adapter], None]
+KeepSnapshot = Callable[[Member, int, Adapter], None]
 
 
 def tune_population(
@@ -46,6 +47,7 @@ def tune_population(
     context: TuningContext,
     export: Export,
     exported: Collection[str] = (),
+    keep_snapshot: KeepSnapshot | None = None,
 ) -> None:
     """Trains all members, as many at once as there are slots, and exports each as soon as it is done.
 
@@ -62,6 +64,9 @@ def tune_population(
       export: called on every process with a finished member and its adapter on the host; after a restart it may be
         called again, with the same values.
       exported: names of members that were exported before; their recorded losses are not recorded again.
+      keep_snapshot: called on every process with a member, the number of steps that it has taken and its adapter on the
+        host, after each step of `snapshot_steps`; after a restart it may be called again, with the same values. None
+        for no snapshots, whatever `tuning.snapshots` says.
 
     Raises:
       Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
@@ -80,7 +85,8 @@ def tune_population(
             "%s: tuning.slots=%d leaves places on the mesh's adapter axis empty; raise it to %d",
             label, tuning.slots, roster.places,
         )  # fmt: skip
-    run = PopulationRun(label, roster, model, schedule, tuning, export, LossCurves(context.run_folder, exported))
+    curves = LossCurves(context.run_folder, exported)
+    run = PopulationRun(label, roster, model, schedule, tuning, export, curves, keep_snapshot)
     train(
         label,
         timeline.steps,
@@ -127,11 +133,12 @@ class PopulationRun:
         tuning: Tuning,
         export: Export,
         curves: LossCurves,
+        keep_snapshot: KeepSnapshot | None = None,
     ):
         """Prepares the training; nothing is compiled yet. Arguments as in `tune_population`."""
         self.roster = roster
         self._label, self._model, self._tuning, self._schedule = label, model, tuning, schedule
-        self._export, self._curves = export, curves
+        self._export, self._keep_snapshot, self._curves = export, keep_snapshot, curves
         self._optimizer = population.optimizer_for(tuning, schedule)
         self._arrays = SlotArrays(model.mesh, roster.places)
         self._refill = population.make_refill(self._optimizer, model.mesh)
@@ -189,6 +196,10 @@ class PopulationRun:
             state, new = self._step_rows(state, occupancy, which, active, batches)
             # The metrics of a model that takes no part in a batch mean nothing.
             metrics = jax.tree.map(partial(jnp.where, active), new, metrics) if metrics else new
+        # On disk before any checkpoint behind them: a run that resumes never passes this step again.
+        if self._keep_snapshot is not None:
+            for model in roster.at_snapshots(number, self._tuning.snapshots):
+                self._take_snapshot(state, number, model, self._keep_snapshot)
         # Exported right away: in the next step the slot may belong to another model.
         done = roster.ending_at(number)
         if done:
@@ -259,14 +270,22 @@ class PopulationRun:
             self._record(model, number, metrics)
         for model in models:
             member = self.roster.members[model]
-            # [L, D_in, r] and [L, r, D_out] on every host; the model's place among the slots is on
-            # one group of devices only.
-            trained = self._arrays.fetch_adapter(state.adapters, int(self.roster.timeline.slot[model]))
-            adapter = {target: {**leaves, "scale": self._layer_scale} for target, leaves in trained.items()}
+            adapter = self._fetch(state, model)
             if not adapters_lib.is_finite(adapter):
                 raise Refusal(NOT_FINITE, f"adapter {member.name!r} has values that are not finite; it is not exported")
             with goodput.lost("export"):
                 self._export(member, adapter)
+
+    def _take_snapshot(self, state: PopulationState, number: int, model: int, keep: KeepSnapshot) -> None:
+        """Hands on the adapter of a member that is still being trained."""
+        with goodput.lost("export"):
+            keep(self.roster.members[model], self.roster.own_step(model, number) + 1, self._fetch(state, model))
+
+    def _fetch(self, state: PopulationState, model: int) -> Adapter:
+        """Returns a member's adapter on every host: [L, D_in, r], [L, r, D_out] and [L]."""
+        # The model's place among the slots is on one group of devices only.
+        trained = self._arrays.fetch_adapter(state.adapters, int(self.roster.timeline.slot[model]))
+        return {target: {**leaves, "scale": self._layer_scale} for target, leaves in trained.items()}
 
     def _record(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
         slot = self.roster.timeline.slot[model]

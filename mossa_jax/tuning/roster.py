@@ -19,6 +19,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tuning.members import Member, RowLength, batches_for
 from mossa_jax.tuning.slots import Timeline, plan_slots
+from mossa_jax.tuning.snapshots import snapshot_steps
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class Roster:
         running = models[models >= 0]
         return running[self.timeline.stop[running] == step + 1].tolist()
 
+    def at_snapshots(self, step: int, count: int) -> list[int]:
+        """Returns the models that a step of the group brings to one of their `count` snapshots, in slot order."""
+        models = self.models_at(step)
+        return [
+            model
+            for model in models[models >= 0].tolist()
+            if self.own_step(model, step) + 1 in snapshot_steps(self.members[model].steps, count)
+        ]
+
     def own_step(self, model: int, step: int) -> int:
         """Returns the number of a model's own step, from 0, at a step of the group."""
         return step - int(self.timeline.start[model])
@@ -86,4 +96,7 @@ class Roster:
         slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
         # Shapes of the adapters follow from these, but for the number of places, which a restart may change.
         sizes = [arch.layers, [target_sizes(arch)[target] for target in tuning.targets]]
-        return digest([asdict(tuning), asdict(schedule), members, slots, sizes])
+        settings = asdict(tuning)
+        # Snapshots look on; the state is the same with any number of them.
+        del settings["snapshots"]
+        return digest([settings, asdict(schedule), members, slots, sizes])

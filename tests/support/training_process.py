@@ -1,14 +1,15 @@
 """Run by test_kills.py in processes of their own: a population's training that can be killed at any moment.
 
 Arguments: model folder, run folder. Nine models take turns in three slots, with a checkpoint every ten steps. Writes
-the number of every step that begins to steps.txt, digests of adapters to .txt files, and the last state's digest to
-state.txt.
+the number of every step that begins to steps.txt, digests of adapters and of their snapshots to .txt files, and the
+last state's digest to state.txt.
 """
 
 import hashlib
 import pathlib
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -41,6 +42,10 @@ def export(member, adapter):
     write_bytes(workdir / f"{member.name}.txt", digest(flat).encode())
 
 
+def keep_snapshot(member, step, adapter):
+    export(replace(member, name=f"{member.name}.step{step}"), adapter)
+
+
 def digest(tree) -> str:
     sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
@@ -69,11 +74,11 @@ def traced_train(label, total, state, step, report, **options):
 population_run.train = traced_train
 model = load_model(folder)
 members = [member(number, steps) for number, steps in enumerate((90, 13, 61, 34, 77, 50, 8, 70, 41))]
-tuning = Tuning(rank=2, targets=("q_proj", "v_proj"), slots=3, log_every=5, checkpoint_every=10)
+tuning = Tuning(rank=2, targets=("q_proj", "v_proj"), slots=3, log_every=5, checkpoint_every=10, snapshots=3)
 with Stop().listening() as stop:
     (workdir / "ready.txt").touch()
     try:
         schedule, context = Schedule(batch_rows=2, learning_rate=5e-3), TuningContext(tuning, RunFolder(workdir), stop)
-        population_run.tune_population("group", members, model, schedule, context, export)
+        population_run.tune_population("group", members, model, schedule, context, export, (), keep_snapshot)
     except Refusal as refusal:
         sys.exit(refusal.code)

@@ -11,7 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mossa_jax.run.analyse import measures, spectrum, stages
+from mossa_jax.run.analyse import (
+    correlates,
+    factors,
+    layers,
+    measures,
+    merged,
+    profile,
+    spectrum,
+    stages,
+    trajectory,
+    weights,
+)
+from mossa_jax.run.analyse import map as state_map
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.analyse.stages import task_states
 from mossa_jax.run.context import Run
@@ -22,7 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ANALYSES", "Analysis", "TaskStates", "analyse", "analyse_states", "announce", "read_tables", "task_states"]
 
-ANALYSES: Sequence[Analysis] = (spectrum.ANALYSIS, measures.ANALYSIS)
+ANALYSES: Sequence[Analysis] = (
+    state_map.ANALYSIS,
+    spectrum.ANALYSIS,
+    correlates.ANALYSIS,
+    factors.ANALYSIS,
+    measures.ANALYSIS,
+    layers.ANALYSIS,
+    weights.ANALYSIS,
+    merged.ANALYSIS,
+    profile.ANALYSIS,
+    trajectory.ANALYSIS,
+)
 """All analyses, in the order of the page."""
 
 

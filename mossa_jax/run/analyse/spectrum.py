@@ -21,16 +21,16 @@ def _price(_: Run) -> str:
 def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:
     assert states is not None
     kept = states.kept
-    # The base, E and the own control come first. Rows behind the last prompt only pad the array.
-    found = spectrum(kept.states[: OWN + 1, :, : kept.rows], kept.valid[: kept.rows])
+    # The base, E and the own control come first.
+    figures = spectrum(kept.states, kept.valid, models=OWN + 1, rows=kept.rows)
     return [
         {
             "model": model,
             "layer": layer,
-            "components_99": found.components[at, k],
-            "participation_ratio": found.participation_ratio[at, k],
-            "n": found.n,
-            "undefined": found.undefined[at, k],
+            "components_99": figures.components[at, k],
+            "participation_ratio": figures.participation_ratio[at, k],
+            "n": figures.n,
+            "undefined": figures.undefined[at, k],
         }
         for model, at in _MODELS.items()
         for k, layer in enumerate(kept.names)

@@ -45,7 +45,13 @@ class Spectrum:
     dropped: int
 
 
-def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, share: float = 0.99) -> Spectrum:
+def spectrum(
+    states: Float[Array, "M K n D"],
+    valid: np.ndarray | jax.Array,
+    share: float = 0.99,
+    models: int | None = None,
+    rows: int | None = None,
+) -> Spectrum:
     """Computes the effective dimension of every state, from the eigenvalues of its Gram or covariance matrix.
 
     The smaller of the two matrices is used.
@@ -54,6 +60,8 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
       states: [M, K, n, D] float32 or bfloat16 pooled states, possibly sharded on a mesh.
       valid: [n] bool, False on padding and on prompts left out; the same on every process.
       share: of the variance that `components` hold, 0 < share < 1.
+      models: only the first so many models; all by default. The others are not copied.
+      rows: all valid rows are among the first so many; n by default.
 
     Returns:
       The figures of every state.
@@ -67,7 +75,10 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
     states = jnp.asarray(states)
     check_states(states, valid)
     kept, along, within, mean_square, exponent = (
-        np.asarray(a) for a in _variances(states, valid, mesh=mesh_of(states))
+        np.asarray(a)
+        for a in _variances(
+            states, valid, models=models or len(states), rows=rows or states.shape[2], mesh=mesh_of(states)
+        )
     )
     n = int(kept.sum())
     # An eigenvalue below 0 is rounding.
@@ -96,9 +107,9 @@ def spectrum(states: Float[Array, "M K n D"], valid: np.ndarray | jax.Array, sha
     )
 
 
-@functools.partial(jax.jit, static_argnames=("mesh",))
+@functools.partial(jax.jit, static_argnames=("models", "rows", "mesh"))
 def _variances(
-    states: Float[Array, "M K n D"], valid: Bool[Array, " n"], *, mesh: Mesh | None
+    states: Float[Array, "M K n D"], valid: Bool[Array, " n"], *, models: int, rows: int, mesh: Mesh | None
 ) -> tuple[jax.Array, ...]:
     """Computes the variances of all layers, times n.
 
@@ -112,5 +123,6 @@ def _variances(
         x, mean_square, exponent = gram.centre(x, kept)
         return subspaces.variances(x), jnp.square(x).sum(1), mean_square, exponent
 
+    states, valid = states[:models, :, :rows], valid[:rows]
     kept = layerwise.counted_rows(states, valid)
     return layerwise.replicate((kept, *layerwise.over_layers(layer, states, kept, mesh)), mesh)

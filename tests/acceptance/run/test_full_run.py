@@ -371,6 +371,8 @@ def test_the_base_is_not_kept_while_a_model_is_tuned_in_full(tiny_config, tmp_pa
         ({"control": {"optimizer": "adafactor"}}, r"tuning\.control\.optimizer='adafactor': adapters"),
         ({"experimental": {"method": "full"}, "first_layer": 1}, r"tuning\.first_layer=1: must be 0"),
         ({"control": {"method": "full", "batch_rows": 4, "parts": 3}}, r"tuning\.control\.parts=3"),
+        ({"control": {"method": "full"}, "snapshots": 2}, r"tuning\.snapshots=2: only adapters are kept"),
+        ({"snapshots": -1}, r"tuning\.snapshots=-1: must be at least 0"),
     ],
 )
 def test_combinations_without_meaning_are_refused(tiny_config, change, words):

@@ -19,6 +19,13 @@ for n, spec in ((320, P(None, "fsdp")), (320, P(None, ("fsdp", "tensor"))), (300
     error = np.abs(np.stack([found.biased, found.debiased], -1) - exact).max()
     assert error < 1e-6 and (found.n, found.dropped) == (n - 2, 1), (n, spec, error)
 
+    items = np.random.default_rng(1).integers(0, n // 3, n)
+    spread = jax.device_put(states, NamedSharding(mesh, spec))
+    related = matrix.cka_matrix(spread, np.arange(n) != 5, items=items)
+    one = matrix.cka_matrix(jax.device_put(states, jax.devices()[0]), np.arange(n) != 5, items=items)
+    error = np.abs(related.debiased - one.debiased).max()
+    assert error < 1e-6 and np.abs(related.debiased - found.debiased).max() > 1e-4, (n, spec, error)
+
 # Many rows, compiled only: a device holds its rows and much less than all of them beside.
 shape = (24, 16384, 1024)
 states = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(None, ("fsdp", "tensor"))))

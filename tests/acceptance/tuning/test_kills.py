@@ -1,4 +1,4 @@
-"""Training that is killed or asked to stop at twenty random moments ends with the bits of an undisturbed run."""
+"""Training that is killed or asked to stop at twenty random moments has the bits of an undisturbed run all the way."""
 
 import json
 import random
@@ -48,6 +48,7 @@ def alone(root, tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kills") / "alone"
     assert begin(root, tiny, workdir).wait(timeout=300) == 0
     assert len(set(steps(workdir))) == len(steps(workdir)) > 100
+    assert len(list(workdir.glob("model*.step*.txt"))) == 9 * 3
     return workdir
 
 

@@ -15,6 +15,7 @@ from mossa_jax.llama.adapters import initial_adapter
 from mossa_jax.llama.files.peft import save_adapter
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
+from mossa_jax.run.analyse import profile, stages
 from mossa_jax.run.compare import compare
 from mossa_jax.run.score import score
 from tests.conftest import load_config
@@ -115,6 +116,22 @@ def test_twelve_tasks_share_programs_and_their_figures_are_those_of_a_task_alone
         rows = table[(table.task == task) & (table.control == task) & (table.experimental == "pretrained")]
         assert rows.layer.tolist() == again.layer.tolist() and set(rows.n) == {SIZES[number]}
         np.testing.assert_allclose(rows.cka, again.cka, atol=1e-5)
+
+
+def test_layer_profiles_of_twelve_tasks_are_one_program_and_end_in_the_scores(open_run):
+    run = open_run(SIZES, analyse__profile_prompts=12, tuning__score_prompts=12)
+    counts = compilations(lambda run: stages.analyse(run, [profile.ANALYSIS]), run)
+    assert counts["variant_losses"] == 1 and max(counts.values()) <= 4, counts
+    table = pd.read_parquet(run.folder / "results/profile.parquet")
+    assert set(table.n) == {12} and len(table) == 12 * 30
+    # With every layer a variant is the model itself, with none it is the base, whose losses the scores have too.
+    score(run)
+    for task in run.suite.tasks:
+        rows, scores = table[table.task == task.name], run.read_part("scores", task)
+        losses = scores[scores.metric == "answer_nll"].set_index("model")["value"]
+        for name, model, layer in (("base", "tuned", 0), ("tuned", "tuned", 3), ("control", "control", 3)):
+            (ours,) = rows[(rows.model == model) & (rows.kept == "upto") & (rows.layer == layer)].answer_nll
+            assert ours == pytest.approx(losses[name], rel=1e-5)
 
 
 @pytest.mark.slow

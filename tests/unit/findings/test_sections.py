@@ -12,7 +12,7 @@ from mossa_jax.benchmarks.planted_findings import (
     ramp,
     shape_changes,
 )
-from mossa_jax.findings.ramps import fit_ramps, rise_p_value, robust_curves
+from mossa_jax.findings.ramps import depth_p_values, fit_ramps, robust_curves
 from mossa_jax.findings.sections import find_sections, first_for_good, plateau_of, summary_sections
 
 LAYERS = tuple(range(1, 33))
@@ -103,7 +103,7 @@ def test_few_clusters_are_too_few():
 
 def test_a_rise_has_an_exact_p():
     curves = np.tile(ramp(8, 2, 4, 0.3), (6, 1)) + np.random.default_rng(6).normal(0, 1e-3, (6, 8))
-    assert rise_p_value(curves, tuple(range(1, 9)), 100, np.random.default_rng(0)) == pytest.approx(1 / 64)
+    assert depth_p_values(curves, tuple(range(1, 9)), 100, np.random.default_rng(0))[0] == pytest.approx(1 / 64)
 
 
 def test_a_plateau_is_measured_against_the_ceiling(planted):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mossa_jax.errors import Refusal
-from mossa_jax.similarity import compare_states, matrix
+from mossa_jax.similarity import compare_states, matrix, reference
 from tests.support.traps import benign, expected
 
 
@@ -101,3 +101,35 @@ def test_memory_holds_no_copy_of_the_states_and_nothing_of_size_n_by_n():
     held = compiled.memory_analysis().temp_size_in_bytes
     states, grams = 4 * np.prod(shape), 4 * 24 * 4096**2
     assert held < 0.6 * states and held < 0.1 * grams
+
+
+def test_pairs_of_rows_of_one_item_are_left_out_as_in_compare_states():
+    states = layered(n=60, d=12)
+    items = np.random.default_rng(0).integers(0, 21, 60)
+    valid = np.ones(60, bool)
+    valid[[3, 40]] = False
+    # A row that is not finite takes itself, and not its item, out of the sums.
+    states[1, 0, 7] = np.inf
+    found = matrix.cka_matrix(states, valid, items=items)
+    assert (found.n, found.dropped) == (57, 1)
+    pairs = [(a, b) for a in range(3) for b in range(3)]
+    kept = compare_states(states, valid, pairs, items=items)
+    for i, (a, b) in enumerate(pairs):
+        for k in range(2):
+            assert both(found)[2 * a + k, 2 * b + k] == pytest.approx(kept.value[i, k], abs=1e-6)
+    # Across layers, against the definition.
+    rows = valid & (np.arange(60) != 7)
+    x, y = states[0, 0, rows].astype(np.float64), states[2, 1, rows].astype(np.float64)
+    assert found.debiased[0, 5] == pytest.approx(reference.debiased_by_items(x, y, items[rows]), abs=1e-6)
+    plain = matrix.cka_matrix(states, valid)
+    assert plain.biased == pytest.approx(found.biased, abs=1e-12)
+    assert np.abs(plain.debiased - found.debiased).max() > 1e-3
+
+
+def test_an_item_with_half_of_the_rows_leaves_no_debiased_value():
+    states = layered(n=40, d=6)
+    found = matrix.cka_matrix(states, np.ones(40, bool), items=np.where(np.arange(40) < 20, 0, np.arange(40)))
+    assert np.isnan(found.debiased).all() and np.isfinite(found.biased).all()
+    assert (found.undefined[..., 1] == "one item has half of the rows or more").all()
+    few = matrix.cka_matrix(states, np.ones(40, bool), items=np.arange(40) % 3)
+    assert (few.undefined == "3 items; at least 4 are needed").all() and np.isnan(few.biased).all()

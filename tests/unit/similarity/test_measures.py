@@ -13,6 +13,7 @@ from mossa_jax.similarity.measures import distances, same_layer
 from mossa_jax.similarity.measures.same_layer import INVARIANCES, MEASURES, NEIGHBOUR_MEASURES, measure_states
 from tests.support.measure_oracles import ORACLES, K, rbf_cka, svcca, unit
 
+
 def related(n, d, models, layers, seed=0):
     """[models, layers, n, d] float32 that share factors to different degrees, under an offset of 20 times the noise."""
     rng = np.random.default_rng(seed)

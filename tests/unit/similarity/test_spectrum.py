@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from mossa_jax.errors import Refusal
 from mossa_jax.similarity.measures.spectrum import spectrum
@@ -71,3 +72,23 @@ def test_bad_arguments_are_refused():
         with pytest.raises(Refusal) as refused:
             spectrum(*arguments)
         assert refused.value.code == code
+
+
+def test_components_are_those_of_scikit_learn():
+    states = planted(200, 40)
+    figures = spectrum(states, np.ones(200, bool))
+    for m in range(2):
+        for k in range(2):
+            shares = PCA(svd_solver="full").fit(states[m, k].astype(np.float64)).explained_variance_ratio_
+            assert figures.components[m, k] == np.searchsorted(np.cumsum(shares), 0.99) + 1
+
+
+def test_first_models_and_rows_have_the_spectrum_that_they_have_alone():
+    states = planted(50, 120)
+    more = np.concatenate([states, np.full_like(states[:1], np.nan)])
+    more = np.pad(more, ((0, 0), (0, 0), (0, 14), (0, 0)))
+    figures = spectrum(more, np.arange(64) < 50, models=2, rows=50)
+    alone = spectrum(states, np.ones(50, bool))
+    assert figures.n == 50 and figures.components.shape == (2, 2)
+    np.testing.assert_array_equal(figures.components, alone.components)
+    np.testing.assert_allclose(figures.participation_ratio, alone.participation_ratio, rtol=1e-6)
