@@ -289,12 +289,12 @@ def _sentence(finding: dict[str, Any]) -> str:
     tasks = f"{finding['n_tasks']} task{'s' if finding['n_tasks'] != 1 else ''}"
     if finding["shared"]:
         return (
-            f"Other measures agree: {agree} of {total} in sign on {tasks}, and every view of the states shares the "
+            f"The panel of measures agrees: {agree} of {total} in sign on {tasks}, and every view of the states shares the "
             "finding."
         )
     missing = [view for view in finding["views"] if not view["shares"]]
     parts = [f"{view['name']} ({view['agree']} of {view['measures']}{_correlation(view)})" for view in missing]
-    return f"Of other measures {agree} of {total} agree in sign on {tasks}; not shared by: {', '.join(parts)}."
+    return f"Of the panel of measures {agree} of {total} agree in sign on {tasks}; not shared by: {', '.join(parts)}."
 
 
 def _correlation(view: dict[str, Any]) -> str:
