@@ -289,8 +289,8 @@ def _sentence(finding: dict[str, Any]) -> str:
     tasks = f"{finding['n_tasks']} task{'s' if finding['n_tasks'] != 1 else ''}"
     if finding["shared"]:
         return (
-            f"The panel of measures agrees: {agree} of {total} in sign on {tasks}, and every view of the states shares the "
-            "finding."
+            f"The panel of measures agrees: {agree} of {total} in sign on {tasks}, and every view of the states "
+            "shares the finding."
         )
     missing = [view for view in finding["views"] if not view["shares"]]
     parts = [f"{view['name']} ({view['agree']} of {view['measures']}{_correlation(view)})" for view in missing]
