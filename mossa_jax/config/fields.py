@@ -263,7 +263,8 @@ class Analyse:
     measures_tasks: tuple[str, ...] = ("one_per_cluster",)
     """Tasks whose states the other measures compare: names of tasks and clusters, or the words of `tuning.seeded`."""
     measures_prompts: int = 256
-    """Prompts per task that the other measures compare, at most: the first ones in random order, one of each item."""
+    """Prompts per task that the other measures compare, at most: the first ones in random order, those of new items
+    before further ones of the same item."""
     measures_layers: int = 8
     """Blocks that the other measures compare, at most: evenly spread, the first and the last one included."""
     measures_share: float = 0.2

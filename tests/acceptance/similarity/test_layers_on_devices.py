@@ -13,6 +13,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mossa_jax.planning.collectives import collectives
 from mossa_jax.similarity import compare_states, layerwise
+from mossa_jax.similarity.measures.panel import measure_panel
 from mossa_jax.similarity.measures.same_layer import MEASURES, measure_states
 from mossa_jax.similarity.measures.spectrum import spectrum
 from mossa_jax.similarity.measures.variants import standardised, unit_rows, without_top_components
@@ -43,6 +44,11 @@ for variant in (standardised, without_top_components, unit_rows):
     a, b = (compare_states(s, valid, pairs).value for s in (alone, changed))
     assert np.isfinite(a).all()
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+# The panel, on rows spread over all axes.
+for alone, spread in zip(measure_panel(states, valid, pairs), measure_panel(placed, valid, pairs), strict=True):
+    assert (alone.measure, alone.variant, alone.n) == (spread.measure, spread.variant, spread.n)
+    np.testing.assert_allclose(alone.value, spread.value, atol=1e-5, err_msg=f"{alone.measure}, {alone.variant}")
 
 # The rows' axis becomes the layers' without any device holding all of both.
 def norms(x, kept):
