@@ -159,6 +159,16 @@ def _depth_curves(profile: pd.DataFrame, model: str, measure: str, count: int) -
     return curves
 
 
+def carried_shares(profile: pd.DataFrame, model: str, count: int) -> pd.DataFrame:
+    """Returns the share of the gain that each block carries, m(l): [tasks, 1..L]; undefined tasks are left out."""
+    measure = next((name for name in MEASURES if _depth_curves(profile, model, name, count)), None)
+    if measure is None:
+        return pd.DataFrame(columns=range(1, count + 1), dtype=float)
+    curves = _depth_curves(profile, model, measure, count)
+    carried = (curves["upto"].diff(axis=1) - curves["from"].diff(axis=1)) / 2
+    return carried.drop(columns=0)
+
+
 def _table_curves(
     profile: pd.DataFrame,
     models: Sequence[str],
