@@ -85,7 +85,7 @@ def _digest(parts: pd.DataFrame, seed: int) -> str:
     sha256 = hashlib.sha256(str(seed).encode())
     sha256.update(parts.drop(columns="state").to_csv(index=False).encode())
     for state in parts["state"]:
-        sha256.update(np.ascontiguousarray(state, np.float32))
+        sha256.update(np.asarray(state, np.float32).tobytes())
     return sha256.hexdigest()[:16]
 
 
