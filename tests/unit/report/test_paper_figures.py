@@ -139,7 +139,7 @@ def test_correlates_name_the_layers_below_the_false_discovery_rate(inputs):
     table.loc[rows & (table.layer == "6"), ["r", "low", "high"]] = [0.98, 0.9, 0.99]
     changed = dataclasses.replace(inputs, analyses={**inputs.analyses, "correlates": table})
     sentences = correlates_section.SECTION.sentences(changed)
-    assert "tuned at most r = +0.98 [+0.90, +0.99] in layer 6, q <= 0.05 in layers 3, 6" in sentences[0]
+    assert "tuned strongest with r = +0.98 [+0.90, +0.99] in layer 6, q <= 0.05 in layers 3, 6" in sentences[0]
     assert sentences[2] == "Similarity and training rows: not defined, the same value for all tasks."
     assert "clusters" in sentences[3]
     (figure,) = draw(correlates_section.SECTION, changed).values()
