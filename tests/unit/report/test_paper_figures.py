@@ -124,6 +124,8 @@ def test_maps_draw_every_prompt_of_both_models_and_say_how_well_clusters_part(in
     names = [text.get_text() for text in figures["map_tsne"].legends[0].get_texts()]
     assert names[:-1] == sorted(inputs.table.cluster.unique()) and names[-1] == "held-out task"
     best = map_section.SECTION.sentences(inputs)[1]
+    templates = map_section.SECTION.sentences(inputs)[2]
+    assert "pre-trained 0.66 [0.40, 0.90], tuned 0.79 [0.40, 0.90], where chance gives 0.10" in templates
     assert best.startswith("Tuned") and "layer 8" in best and "0.79 [0.40, 0.90]" in best
 
 
