@@ -3,13 +3,15 @@
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4,v5p:2x2x4 [--price_per_chip_hour=1.2]
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 --suggest
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=h100:8,a100:8x2
+python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 --stage=analyses
 python -m launch.plan --shape=llama2-70b --topology=v5p:2x2x4 --stage=forward [--tensor=4]
 
 Programs are compiled as a run would compile them, for TPUs and for NVIDIA GPUs. This needs the extra `plan`, as in `pip
 install 'mossa_jax[plan]'`, but no TPU and no GPU. A program takes up to a minute, and its figures are then kept in the
-cache. Without a compiler for GPUs they are planned by formula, and the table says so. With --config the sizes are those
-of a run; its fields are overridden as in --config.mesh.fsdp=4, and the other flags override the config. A run that
-does not fit ends with exit code 3 and the bytes that are missing.
+cache. Without a compiler for GPUs they are planned by formula, and the table says so. A second table prices every
+analysis beside the comparison, by formula; --stage=analyses gives it alone and compiles nothing. With --config the
+sizes are those of a run; its fields are overridden as in --config.mesh.fsdp=4, and the other flags override the config.
+A run that does not fit ends with exit code 3 and the bytes that are missing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 flags.FLAGS.set_default("platform", "cpu")  # --topology names the hardware to compile for; nothing runs
 flags.FLAGS.set_default("compile_cache", "none")  # JAX cannot read back programs for devices that are not here
 
-_STAGES = ("all", "tune", "forward", "scores", "similarity")
+_STAGES = ("all", "tune", "forward", "scores", "similarity", "analyses")
 
 CONFIG = define_config_flag(required=False)
 STAGE = flags.DEFINE_enum("stage", None, _STAGES, "Stages to plan; default: all with --config, else forward.")
@@ -118,9 +120,10 @@ def _model(config: Config) -> tuple[Architecture, str, bool]:
 def main(_: object) -> None:
     """Prints a table per topology."""
     from mossa_jax.files.write import write_json
+    from mossa_jax.planning.analyses import plan_analyses
     from mossa_jax.planning.forecast import plan_run
     from mossa_jax.planning.hardware import find_hardware
-    from mossa_jax.planning.plan_table import format_plan
+    from mossa_jax.planning.plan_table import format_analyses, format_plan
     from mossa_jax.planning.programs import check_fits
     from mossa_jax.planning.stages import STAGES, PlannedRun
     from mossa_jax.planning.suggest import suggest
@@ -130,15 +133,21 @@ def main(_: object) -> None:
     arch, name, shape_alone = _model(config)
     work = count_work(config, example_ids=EXAMPLE_IDS.value, prompts=PROMPTS.value, has_tokenizer=not shape_alone)
     stage = STAGE.value or ("all" if CONFIG.value is not None else "forward")
-    stages = {"all": STAGES, "tune": ("E", "controls"), "forward": ("states",)}.get(stage, (stage,))
+    groups = {"all": STAGES, "tune": ("E", "controls"), "forward": ("states",), "scores": ("scores", "likelihoods")}
+    stages = (groups | {"analyses": ()}).get(stage, (stage,))
     tables = []
     for hardware in [find_hardware(topology) for topology in TOPOLOGY.value]:
         planned = PlannedRun(config, arch, name, work, hardware, ANSWERS.value, USE.value)
         if SUGGEST.value:
             planned, text = suggest(planned, stages)
             print(text)
-        tables.append(plan_run(planned, stages, PRICE.value))
-        print(format_plan(tables[-1]))
+        plan = plan_run(planned, stages, PRICE.value)
+        if stages:
+            print(format_plan(plan))
+        if stage in ("all", "analyses"):
+            plan["analyses"] = plan_analyses(planned, PRICE.value)
+            print(format_analyses(plan))
+        tables.append(plan)
     if OUT.value:
         write_json(OUT.value, tables)
     remedy = (

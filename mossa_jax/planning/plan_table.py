@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mossa_jax.planning.analyses import FACTORISATION_SHARE
+
+_ANALYSIS_COLUMNS = (
+    "analysis", "made", "tasks", "models", "prompts", "passes", "FLOPs", "host s", "GiB", "hours", "chip-hours",
+    "money",
+)  # fmt: skip
+
 _COLUMNS = (
     "stage", "mesh", "models", "batch", "base", "arguments", "temporary", "total", "free", "FLOPs a run", "GB received",
     "gathered", "s a run", "runs", "hours", "chip-hours",
@@ -34,6 +41,52 @@ def format_plan(plan: dict[str, Any]) -> str:
     if plan["price"]:
         lines.append(f"money: {plan['price']:,.2f}")
     return "\n".join([*lines, ""])
+
+
+def format_analyses(plan: dict[str, Any]) -> str:
+    """Returns the prices of `analyses.plan_analyses`, in the entry `analyses` of a plan, as lines for a terminal."""
+    analyses = plan["analyses"]
+    total = dict.fromkeys(_ANALYSIS_COLUMNS, "") | {
+        "analysis": "together",
+        "hours": f"{analyses['hours']:.2f}",
+        "chip-hours": f"{analyses['chip_hours']:.2f}",
+        "money": _money(analyses["price"]),
+    }
+    lines = [
+        f"Analyses of {plan['config']} ({plan['model']}) on {plan['topology']}, BY FORMULA:",
+        "",
+        *_align([_ANALYSIS_COLUMNS, *map(_analysis_cells, analyses["rows"]), tuple(total.values())]),
+        "",
+        f"Products at {plan['use']:g} of the peak, factorisations at {FACTORISATION_SHARE:g} of their speed (assumed).",
+        "Passes: of one model over a task's prompts. Host: seconds of one processor, for which all chips wait. GiB: on",
+        "a chip, beside the base. States are those of the comparison; a finished run that is asked for more analyses",
+        "computes them once more, at the price of the stage `states`.",
+    ]
+    for row in analyses["rows"]:
+        left_out = "" if row["wanted"] else f" (not made: {row['note'] or 'analyse.' + row['analysis'] + '=false'})"
+        lines.append(f"{row['analysis']}: {row['reason']}{left_out}")
+    return "\n".join([*lines, ""])
+
+
+def _analysis_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["analysis"],
+        "yes" if row["wanted"] else "no",
+        f"{row['tasks']:,}",
+        str(row["models"]),
+        f"{row['prompts']:,}",
+        f"{row['passes']:,.0f}",
+        f"{row['flops'] + row['factorisations']:.2e}",
+        f"{row['host_seconds']:,.0f}",
+        _gib(row["bytes"]),
+        f"{row['hours']:.2f}",
+        f"{row['chip_hours']:.2f}",
+        _money(row["price"]),
+    )
+
+
+def _money(price: float | None) -> str:
+    return "" if price is None else f"{price:,.2f}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -89,7 +142,7 @@ def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:
 
 def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Returns rows of cells as lines of a Markdown table, the first one as its head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]

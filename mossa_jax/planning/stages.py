@@ -124,7 +124,7 @@ class PlannedRun:
         }
         if not self.config.tuning.score_prompts:
             del builders["scores"], builders["likelihoods"]
-        if self._is_streamed:
+        if self.is_streamed:
             # The forward pass sums the moments, from which similarities follow at once.
             del builders["similarity"]
         return [build() for name, build in builders.items() if name in names]
@@ -157,7 +157,7 @@ class PlannedRun:
         return {plain: tasks - repeated, replace(plain, control_seeds=seeds, twins=int(bool(tuning.twins))): repeated}
 
     @cached_property
-    def _is_streamed(self) -> bool:
+    def is_streamed(self) -> bool:
         """Whether similarities come from moments, as `engine.choose` decides for this hardware."""
         compare = self.config.compare
         if compare.pool == "all":
@@ -279,7 +279,7 @@ class PlannedRun:
         batch, adapters = BatchSize(rows, length), self._adapters(models)
         layout = BatchLayout.of(base, models, batch)
         runs = self.work.tasks * ceil(positions / (rows * length))
-        pairs = self._pairs if self._is_streamed else ()
+        pairs = self._pairs if self.is_streamed else ()
         compared_rows = positions if pool == "all" else prompts
         flops = 0.0
         for lineup, tasks in self._lineups.items():

@@ -5,7 +5,8 @@ Lengths are not known before the data is tokenized. `Workload` holds all assumpt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -15,7 +16,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.model import can_share_prefix
 from mossa_jax.tasks import count_training_rows
-from mossa_jax.tasks.controls import control_models
+from mossa_jax.tasks.controls import chosen_tasks, control_models
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tokens.packing import WORTH
 
@@ -36,6 +37,8 @@ class Workload:
       example_ids: ids of an example, prompt and answer, without those of the template; assumed.
       template_ids: ids that the template puts before each example.
       repeated: of the tasks, those whose control has further seeds or a twin.
+      mixture_tasks: of the tasks, those that E is trained on.
+      chosen: analysis -> the tasks that it looks at, for those that look at some.
     """
 
     controls: tuple[int, ...]
@@ -46,6 +49,8 @@ class Workload:
     example_ids: float
     template_ids: int
     repeated: int = 0
+    mixture_tasks: int = 0
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Returns the `work` of a saved plan, under the names that its format gives them."""
@@ -92,6 +97,7 @@ def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenize
     suite, rows = count_training_rows(config.tasks)
     tuning = config.tuning
     controls = control_models(suite, tuning)
+    words = {name: getattr(config.analyse, f"{name}_tasks") for name in ("measures", "layers", "trajectory")}
     return Workload(
         controls=tuple(rows[control.task.name] for control in controls.values()),
         mixture=sum(mixture_counts(suite, rows, config.tasks).values()),
@@ -101,6 +107,8 @@ def count_work(config: Config, *, example_ids: float, prompts: int, has_tokenize
         example_ids=example_ids,
         template_ids=_template_ids(config, has_tokenizer),
         repeated=len({control.task.name for name, control in controls.items() if name != control.task.name}),
+        mixture_tasks=len(set(rows) - set(suite.held_out)),
+        chosen={name: len(chosen_tasks(suite, f"config.analyse.{name}_tasks", names)) for name, names in words.items()},
     )
 
 

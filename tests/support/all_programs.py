@@ -45,7 +45,7 @@ def architecture(family: str) -> Architecture:
 def all_programs(
     devices, mesh: Mesh, family: str, prefix: bool, targets: tuple[str, ...], dtype: str = "bfloat16"
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """Returns what lowers each program of a run: E, controls, scores, prefix, states, moments, similarity, full."""
+    """Returns what lowers each program of a run, by the name of its stage; also `prefix`, `moments` and `full`."""
     arch = architecture(family)
     grid, flat = mesh_lib.make_mesh(mesh, True, devices), mesh_lib.make_mesh(mesh, False, devices)
     tuned, compared = Base(arch, dtype, grid), Base(arch, dtype, flat)
@@ -61,6 +61,9 @@ def all_programs(
             tuned, adapters(controls), BatchSize(4, _LENGTH), answers, remat=True, parts=2, prefix=shared
         ).lower,
         "scores": programs.score_program(compared, adapters(3), BatchSize(rows, 96), 8).lower,
+        "likelihoods": programs.likelihood_program(
+            compared, adapters(3), BatchSize(rows, _LENGTH), answers, prefix=shared
+        ).lower,
         "states": programs.states_program(
             compared, adapters(4), BatchSize(rows, _LENGTH), _PROMPTS, prefix=shared
         ).lower,

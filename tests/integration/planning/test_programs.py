@@ -348,6 +348,7 @@ builders = {
     "controls": lambda: programs.tuning_program(population, adapters(4), batch, 8, remat=True),
     "E": lambda: programs.tuning_program(alone, adapters(1), batch, 8, remat=False, prefix=PrefixSize(4, 28)),
     "scores": lambda: programs.score_program(alone, adapters(3), BatchSize(8, 32), 4),
+    "likelihoods": lambda: programs.likelihood_program(alone, adapters(3), batch, 8, prefix=PrefixSize(4, 28)),
     "states": lambda: programs.states_program(alone, adapters(3), batch, 128, prefix=PrefixSize(32)),
     "moments": lambda: programs.states_program(alone, adapters(3), batch, 128, pool="all", pairs=pairs),
     "similarity": lambda: programs.similarity_program(alone, 3, 128, pairs, 2),
@@ -360,7 +361,7 @@ print(json.dumps({name: programs.compile_program(builders[name]()) | {"base": ba
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [("controls", "states", "similarity"), ("E", "scores", "moments")],
+    [("controls", "states", "similarity"), ("E", "scores", "moments", "likelihoods")],
     ids=" ".join,
 )
 def test_arguments_are_the_sum_of_their_shards_within_one_percent(root, names):
