@@ -257,7 +257,7 @@ class Analyse:
     factor_permutations: int = 199
     """Permutations of its levels by which each factor is tested."""
     factor_prompts: int = 4_000
-    """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
+    """Test prompts per task that are split by factors, the first ones; a device takes 144 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
     measures_tasks: tuple[str, ...] = ("one_per_cluster",)

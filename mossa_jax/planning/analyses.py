@@ -43,7 +43,7 @@ _OWN_MODELS = OWN + 1
 # The most models and pairs of the panel of measures, as `run.analyse` has them.
 _PANEL_MODELS, _PANEL_PAIRS = 5, 4
 # Matrices of n x n float32 numbers of a layer that is split by factors.
-_FACTOR_MATRICES = 30
+_FACTOR_MATRICES = 36
 # Depths of the map of states, each drawn for two models.
 _DEPTHS = 5
 # The most lanes of a layer profile, and the share of a chip's memory that its states may take.
