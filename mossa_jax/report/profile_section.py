@@ -119,8 +119,8 @@ def _form(profile: Row) -> str:
         _at(profile, "curves", k + 1, model="tuned", kept="from", measure=measure)
         for measure in ("information", "answer_nll")
     ]
-    shares = [row["mean"] if row else None for row in rows]
-    if None in shares or shares[1] <= shares[0]:
+    shares = [row["mean"] if row and row["mean"] is not None else float("nan") for row in rows]
+    if not shares[1] > shares[0]:
         return "The thin lines are shares of the likelihood, which includes the form of the answers."
     return (
         f"Without the adapters of {_first(k)} E keeps {_percent(rows[0])} of the information but {_percent(rows[1])} "
