@@ -1,6 +1,7 @@
 """Measures CKA side by side with the tools and procedures in common use that are installed.
 
-python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead] [--preset=110m] [--devices=1,2] [--out=F.json]
+python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead,profile] [--preset=110m] [--devices=1,2]
+    [--out=FILE.json]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .flags import require_choice, run
 if TYPE_CHECKING:
     from mossa_jax.benchmarks import random_models, ready_states
 
-_PARTS = ("states", "traps", "models", "prefix", "overhead")
+_PARTS = ("states", "traps", "models", "prefix", "overhead", "profile")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Any of {', '.join(_PARTS)}.")
 OUT = flags.DEFINE_string("out", None, "File for the JSON record; without it the record is printed as one line.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; medians are reported.")
@@ -30,15 +31,17 @@ LAYERS = flags.DEFINE_integer("layers", None, "Layers of each model; default: 12
 OFFSET = flags.DEFINE_float("offset", 0.0, "states: common offset, in units of the noise.")
 BATCH = flags.DEFINE_integer("batch", 256, "states: rows per batch, for tools that average over batches.")
 MEMORY = flags.DEFINE_bool("memory", True, "states: also measure extra peak memory, with each tool in its own process.")
-PRESET = flags.DEFINE_string("preset", None, "models, prefix, overhead: sizes by name, e.g. 110m.")
-HIDDEN = flags.DEFINE_integer("hidden", None, "models, prefix, overhead: width; default 256.")
-HEADS = flags.DEFINE_integer("heads", None, "models, prefix, overhead: heads; default 4.")
-VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead: vocabulary; default 1,024.")
+PRESET = flags.DEFINE_string("preset", None, "models, prefix, overhead, profile: sizes by name, e.g. 110m.")
+HIDDEN = flags.DEFINE_integer("hidden", None, "models, prefix, overhead, profile: width; default 256.")
+HEADS = flags.DEFINE_integer("heads", None, "models, prefix, overhead, profile: heads; default 4.")
+VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead, profile: vocabulary; default 1,024.")
 PROMPTS = flags.DEFINE_integer(
-    "prompts", None, "models, prefix, overhead: prompts (overhead: per device); default 512."
+    "prompts", None, "models, prefix, overhead, profile: prompts (overhead: per device); default 512."
 )
-TOKENS = flags.DEFINE_integer("tokens", None, "models, overhead: mean length of a prompt; default 64.")
-BATCH_ROWS = flags.DEFINE_integer("batch_rows", None, "models, prefix, overhead: packed rows per forward pass of ours.")
+TOKENS = flags.DEFINE_integer("tokens", None, "models, overhead, profile: mean length of a prompt; default 64.")
+BATCH_ROWS = flags.DEFINE_integer(
+    "batch_rows", None, "models, prefix, overhead, profile: packed rows per forward pass of ours."
+)
 POOLS = flags.DEFINE_list("pools", ",".join(CONFIG_POOLS), "overhead: poolings.")
 DEVICES = flags.DEFINE_list("devices", "1", "overhead: numbers of devices, virtual ones on a CPU.")
 
@@ -86,6 +89,7 @@ def main(_: object) -> None:
     from mossa_jax.benchmarks import (
         comparison_overhead,
         end_to_end,
+        layer_profiles,
         machine,
         numerical_traps,
         ready_states,
@@ -111,6 +115,7 @@ def main(_: object) -> None:
         "models": (lambda: end_to_end.measure(sizes), end_to_end.table),
         "prefix": (lambda: shared_prefix.measure(sizes), shared_prefix.table),
         "overhead": (lambda: comparison_overhead.measure(sizes, devices, POOLS.value), comparison_overhead.table),
+        "profile": (lambda: layer_profiles.measure(sizes), layer_profiles.table),
     }
     for name, (measure, table) in parts.items():
         if name not in PARTS.value:

@@ -16,6 +16,7 @@ The files, in the order in which to read them:
 - `end_to_end`, `end_to_end_tools`: from two models and token ids to CKA.
 - `shared_prefix`: the time that a shared prefix saves.
 - `comparison_overhead`: the time that the comparison adds to bare forward passes.
+- `layer_profiles`: the time of a layer profile beside plain passes over the same tokens.
 - `forward`: the forward pass against transformers.
 - `tuning`, `tuning_sides`, `tuning_data`: tuning against PEFT.
 - `device`: one visit to a GPU or TPU; its head names the files that begin with `device_`.

@@ -45,9 +45,10 @@ def find_factors(
 
     Returns:
       `measured`; `n_tasks`; `parts`: by factor, estimates `pretrained`, `tuned` and `change` over the competent tasks
-      of the mixture, where a factor that is not told apart counts as no part; `within`: by what rows are centred
-      within, the same three over the tasks where all four are defined and answers have levels; `task_changes`: of
-      these tasks, with their intervals by layer averaged; `left_out`: task -> why it is not among them.
+      of the mixture, where a factor that a task does not tell apart counts as no part of it; `within`: by what rows are
+      centred within, the same three over the tasks where that is defined within the answer and answers have levels;
+      `task_changes`: of these tasks, with their intervals by layer averaged; `left_out`: task -> why it is not among
+      them.
     """
     tables = analyses or {}
     if not {"factors", "within"} <= set(tables):
@@ -82,7 +83,8 @@ def defined_tasks(within: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
     found, left_out = [], {}
     for task, rows in within.groupby("task", sort=True):
         kind = str(rows["answer"].iloc[0])
-        reasons = [reason for reason in rows["undefined"] if reason]
+        # Within the template needs one, and the claim does not.
+        reasons = [reason for reason in rows.loc[rows["within"].isin(["none", "answer"]), "undefined"] if reason]
         if kind not in EQUAL_ANSWERS:
             left_out[str(task)] = "too few prompts have equal answers"
         elif reasons:
@@ -93,7 +95,9 @@ def defined_tasks(within: pd.DataFrame) -> tuple[list[str], dict[str, str]]:
 
 
 def _filled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Counts a factor that is not told apart as no part of a similarity that is defined."""
+    """Counts a factor that is not told apart as no part of a similarity, if some task tells it apart."""
+    if rows["cka"].isna().all():
+        return rows
     is_defined = rows["whole"].notna()
     filled = rows.assign(cka=rows["cka"].where(rows["cka"].notna() | ~is_defined, 0.0))
     is_tuned = is_defined & (rows["experimental"] == TUNED)
@@ -160,11 +164,12 @@ def within_evidence(factors: dict[str, Any]) -> Evidence:
     if change["mean"] is None:
         return Evidence("In no competent task do enough prompts have the same answer.", is_measured=False)
     every, both = factors["within"]["none"]["change"], factors["within"]["both"]["change"]
+    beside = "" if both["mean"] is None else f", and with the same template and answer {_with_interval(both)}"
     sentence = (
         f"Among prompts with the same answer, tuned minus pre-trained CKA with each task's specialist is "
         f"{_with_interval(change)} in the upper half, over {_units(change)} ({_count(change['n_tasks'], 'task')}: "
         f"{change['rises']} rise, {change['falls']} fall); among all prompts of these tasks it is "
-        f"{_with_interval(every)}, and with the same template and answer {_with_interval(both)}."
+        f"{_with_interval(every)}{beside}."
     )
     figures = {**change, "all_rows": every, "template_and_answer": both, "left_out": factors["left_out"]}
     if change["p"] is None:
@@ -181,10 +186,11 @@ def parts_sentence(factors: dict[str, Any]) -> str:
     """
     if not factors["measured"]:
         return ""
-    changes = {name: factors["parts"][name]["change"]["mean"] for name in FACTORS}
-    if any(value is None or not np.isfinite(value) for value in changes.values()):
+    means = {name: factors["parts"][name]["change"]["mean"] for name in FACTORS}
+    changes = {name: mean for name, mean in means.items() if mean is not None and np.isfinite(mean)}
+    if not changes:
         return ""
-    order = sorted(FACTORS, key=lambda name: -abs(changes[name]))
+    order = sorted(changes, key=lambda name: -abs(changes[name]))
     large = [f"{name} {changes[name]:+.3f}" for name in order if abs(changes[name]) >= LEAST_SHARE]
     small = [name for name in order if abs(changes[name]) < LEAST_SHARE]
     sentence = f"The change of {sum(changes.values()):+.3f} is made of: {', '.join(large) or 'no large part'}"
@@ -192,7 +198,8 @@ def parts_sentence(factors: dict[str, Any]) -> str:
         return f"{sentence}."
     verb = "is" if len(small) == 1 else "are"
     each = " each" if len(small) > 1 else ""
-    return f"{sentence}; {' and '.join(small)} {verb} below {LEAST_SHARE}{each}."
+    names = " and ".join([", ".join(small[:-1]), small[-1]]) if len(small) > 1 else small[0]
+    return f"{sentence}; {names} {verb} below {LEAST_SHARE}{each}."
 
 
 def _with_interval(estimate: dict[str, Any]) -> str:

@@ -60,10 +60,11 @@ def find_robustness(
       incompetent: tasks that are left out.
 
     Returns:
-      `measured`; `rule`: its numbers; `tasks`, `layers`, `prompts`: of the subset; `findings`: for each primary finding
-      that is measured on the subset `direction`, `n_tasks`, `n_units`, `views` (`view, name, agree, measures,
-      correlation, shares`), `members` (`view, measure, mean, low, high, units, n_units, correlation, agrees`) and
-      `shared`.
+      `measured`; `rule`: its numbers; `tasks`, `layers`, `prompts`: of the subset; `changes`: of each measure in each
+      view over the mixture's tasks, `view, measure, mean, low, high`, the last three by layer; `findings`: for each
+      primary finding that is measured on the subset `direction`, `n_tasks`, `n_units`, `views` (`view, name, agree,
+      measures, correlation, shares`), `members` (`view, measure, mean, low, high, units, n_units, n_tasks, correlation,
+      agrees`), `shared` and `sentence`.
     """
     rule = {"majority": MAJORITY, "least_correlation": LEAST_CORRELATION}
     result: dict[str, Any] = {"measured": False, "rule": rule, "findings": {}}
@@ -77,6 +78,7 @@ def find_robustness(
         "layers": block_layers(measures),
         "prompts": int(measures["n"].max()),
     }
+    result["changes"] = _changes(sound[~sound["held_out"].astype(bool)], result["layers"])
     for name in PRIMARY_FINDINGS:
         statistic = _statistic(name, analysis, result["layers"])
         if statistic is not None and len(sound):
@@ -85,7 +87,7 @@ def find_robustness(
             rows = sound[sound["held_out"].astype(bool) == held_out]
             finding = _hold(rows, direction, value, cells)
             if finding is not None:
-                result["findings"][name] = finding
+                result["findings"][name] = finding | {"sentence": _sentence(finding)}
     return result
 
 
@@ -94,11 +96,10 @@ def add_to_evidence(evidence: dict[str, Evidence], robustness: dict[str, Any]) -
     for name, finding in robustness["findings"].items():
         item = evidence[name]
         if item.is_measured:
-            sentence = _sentence(finding)
             if finding["shared"] or item.direction < 0:
-                item.sentence = f"{item.sentence} {sentence}"
+                item.sentence = f"{item.sentence} {finding['sentence']}"
             else:
-                item.reservations.append(sentence)
+                item.reservations.append(finding["sentence"])
 
 
 def _views(measures: pd.DataFrame) -> pd.Series:
@@ -108,6 +109,24 @@ def _views(measures: pd.DataFrame) -> pd.Series:
     main = variants.index[int(np.argmax(variants))]
     pool, variant = measures["pool"].astype(str), measures["variant"].astype(str)
     return variant.where(pool == main, pool)
+
+
+def _changes(rows: pd.DataFrame, layers: list[str]) -> list[dict[str, Any]]:
+    """Averages the change of every member over units, layer by layer."""
+    tasks, changes = sorted(rows["task"].unique()), []
+    clusters = _clusters(rows, tasks)
+    for (view, measure), own in rows.groupby(["view", "measure"], sort=False):
+        units = unit_means(_change(_matrices(own, tasks, layers)).to_numpy(float), clusters)
+        intervals = [t_interval(units[:, k]) for k in range(len(layers))]
+        low, high = zip(*intervals, strict=True)
+        mean = mean_defined(units, axis=0)
+        changes.append({"view": view, "measure": measure, "mean": list(mean), "low": list(low), "high": list(high)})
+    return changes
+
+
+def _clusters(rows: pd.DataFrame, tasks: list[str]) -> list[str]:
+    cluster_of = rows.drop_duplicates("task").set_index("task")["cluster"]
+    return [str(cluster_of[task]) for task in tasks]
 
 
 Statistic = tuple[int, Callable[[Matrices], np.ndarray], Callable[[Matrices], pd.DataFrame]]
@@ -167,8 +186,7 @@ def _hold(
 ) -> dict[str, Any] | None:
     """Holds all members of the panel against one finding; None if none has a value."""
     tasks = sorted(rows["task"].unique())
-    cluster_of = dict(rows.drop_duplicates("task")[["task", "cluster"]].itertuples(index=False, name=None))
-    clusters = [str(cluster_of[task]) for task in tasks]
+    clusters = _clusters(rows, tasks)
     members, ranked = [], {}
     for (view, measure), own in rows.groupby(["view", "measure"], sort=False):
         matrices = _matrices(own, tasks, block_layers(rows))

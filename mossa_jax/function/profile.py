@@ -3,8 +3,8 @@
 For E and for a task's specialist C_t, adapters are kept up to block k (`upto`), from block k (`from`) or in block k
 alone (`only`); the other blocks are the base's. In E, blocks up to k (`swap_upto`) or from k (`swap_from`) are
 exchanged for the specialist's. Each is measured, teacher-forced, by the negative log likelihood of the prompts' own
-answers, and by the information that it uses: most of the likelihood that tuning adds belongs to the form of the answers,
-which any layer can bring about; the information takes the form out.
+answers, and by the information that it uses: most of the likelihood that tuning adds belongs to the form of the
+answers, which any layer can bring about; the information takes the form out.
 
 Shape letters: N variants, L layers, n pairs.
 

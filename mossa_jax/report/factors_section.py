@@ -57,13 +57,19 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     ]
     change = within["answer"]["change"]
     if change["n_tasks"]:
+        both = within["both"]["change"]
+        beside = f"; with the same template and answer it is {words.interval(both)}" if both["n_tasks"] else ""
         sentences.append(
             f"Among prompts with the same answer the change is {words.interval(change)}, where it is "
-            f"{words.interval(within['none']['change'])} among all prompts; with the same template and answer it is "
-            f"{words.interval(within['both']['change'])} ({words.counted(change['n_tasks'], 'task')}, "
-            f"{words.units(change)})."
+            f"{words.interval(within['none']['change'])} among all prompts{beside} "
+            f"({words.counted(change['n_tasks'], 'task')}, {words.units(change)})."
         )
     notes = inputs.analyses["factors"]
+    kinds = notes.groupby("answer")["task"].nunique()
+    stands = {"first token": "the first token in which answers differ", "embedding": "the base's embedding of it"}
+    texts = [f"in {words.counted(int(kinds[kind]), 'task')} {text}" for kind, text in stands.items() if kind in kinds]
+    if texts:
+        sentences.append(f"Where few prompts have equal answers, something else stands for one: {', '.join(texts)}.")
     lost = notes[notes["note"].str.contains("cannot be told", na=False)].groupby("factor")["task"].nunique()
     if len(lost):
         counts = " and ".join(f"the {name} in {words.counted(int(count), 'task')}" for name, count in lost.items())
@@ -72,8 +78,8 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         )
     if found["left_out"]:
         reasons = pd.Series(found["left_out"]).value_counts()
-        texts = "; ".join(f"{words.counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
-        sentences.append(f"Not measured within the answer: {texts}.")
+        why = "; ".join(f"{words.counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
+        sentences.append(f"Not measured within the answer: {why}.")
     return sentences
 
 
@@ -152,6 +158,8 @@ def _draw_changes(axes: Axes, inputs: ReportInputs, left_out: list[str]) -> None
     for at, name in enumerate(WITHIN):
         label, colour, style, marker = _LEVELS[name]
         means = layer_means(*spread(rows[rows["within"] == name], "change", layers))
+        if not np.isfinite(means.mean).any():
+            continue
         axes.plot(x, means.mean, color=colour, ls=style, marker=marker, ms=3.5, lw=1.6, label=label)
         if name in ("none", "answer"):
             axes.fill_between(x, means.low, means.high, color=colour, alpha=0.18 if at else 0.12, lw=0)

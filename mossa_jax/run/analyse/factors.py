@@ -33,7 +33,7 @@ def _price(run: Run) -> str:
     prompts = min(max(len(run.encoded(task, "test")) for task in run.suite.tasks), run.config.analyse.factor_prompts)
     room = _MATRICES * 4 * prompts**2 / 2**20
     return (
-        f"no further passes; two programs, about {room:,.0f} MiB per device while a layer of {prompts:,} prompts is "
+        f"no further passes; a few programs, about {room:,.0f} MiB per device while a layer of {prompts:,} prompts is "
         f"split, {run.config.analyse.factor_permutations} permutations of each factor"
     )
 

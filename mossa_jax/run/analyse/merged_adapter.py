@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from etils import epath
 
 from mossa_jax.files.write import is_whole
 from mossa_jax.llama.adapters import Adapter
+from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.peft import load_adapter, read_about, save_adapter
 from mossa_jax.llama.updates import inner_products, mean_adapter, quotients
 from mossa_jax.log import log
@@ -60,8 +64,14 @@ def load_merged(run: Run) -> MergedAdapter:
         if run.folder.writer:
             _write(run, folder, names, settings)
         agreement.wait_for_all("merged")
-    about = read_about(folder)
-    return MergedAdapter(load_adapter(folder, run.architecture), np.asarray(about["squares"]))
+    return _read(os.fspath(folder), json.dumps(settings), run.architecture)
+
+
+# Once for all tasks: of a large model with many specialists it is a gigabyte. Other settings make another adapter in
+# the same folder.
+@lru_cache(maxsize=1)
+def _read(folder: str, _: str, arch: Architecture) -> MergedAdapter:
+    return MergedAdapter(load_adapter(folder, arch), np.asarray(read_about(folder)["squares"]))
 
 
 def _write(run: Run, folder: epath.Path, names: list[str], settings: dict) -> None:

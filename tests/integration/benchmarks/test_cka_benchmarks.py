@@ -13,6 +13,7 @@ from mossa_jax.benchmarks import (
     comparison_overhead,
     end_to_end,
     end_to_end_tools,
+    layer_profiles,
     machine,
     measuring,
     numerical_traps,
@@ -245,3 +246,10 @@ def test_sizes_that_cannot_be_measured_are_refused(work, words):
     with pytest.raises(Refusal, match=words) as caught:
         work.check()
     assert caught.value.code == 2
+
+
+def test_a_layer_profile_and_plain_passes_give_the_same_log_probabilities():
+    record = json.loads(json.dumps(layer_profiles.measure(dataclasses.replace(SMALL, tokens=12, layers=3))))
+    assert record["variants"] == 17 and record["passes"] == pytest.approx(29 / 3) and record["difference"] < 1e-5
+    assert [row["name"] for row in record["rows"]] == ["profile", "plain passes"]
+    assert all(row["name"] in layer_profiles.table(record) for row in record["rows"])
