@@ -1,4 +1,4 @@
-"""The demo in small: four tasks and few steps, for tests of what a run does and not of what it finds; without analyses."""
+"""The demo in small: four tasks, few steps, no analyses; for tests of what a run does and not of what it finds."""
 
 import dataclasses
 
