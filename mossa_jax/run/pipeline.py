@@ -29,6 +29,7 @@ from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
 from mossa_jax.processes.life import Process
 from mossa_jax.run.analyse import analyse
+from mossa_jax.run.analyse import check as check_analyses
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
@@ -89,6 +90,7 @@ def run_all(run: Run) -> dict[str, Any]:
     Returns:
       The findings, in the process that writes them; empty in the others.
     """
+    check_analyses(run)
     tune(run, {"compare": partial(compare_programs, run)})
     compare(run)
     analyse(run)

@@ -32,7 +32,17 @@ from mossa_jax.tasks import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ANALYSES", "Analysis", "TaskStates", "analyse", "analyse_states", "announce", "read_tables", "task_states"]
+__all__ = [
+    "ANALYSES",
+    "Analysis",
+    "TaskStates",
+    "analyse",
+    "analyse_states",
+    "announce",
+    "check",
+    "read_tables",
+    "task_states",
+]
 
 ANALYSES: Sequence[Analysis] = (
     state_map.ANALYSIS,
@@ -47,6 +57,11 @@ ANALYSES: Sequence[Analysis] = (
     trajectory.ANALYSIS,
 )
 """All analyses, in the order of the page."""
+
+
+def check(run: Run) -> None:
+    """Refuses names of tasks in `config.analyse` that the run does not have."""
+    stages.check(run, ANALYSES)
 
 
 def announce(run: Run) -> None:

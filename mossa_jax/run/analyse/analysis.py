@@ -46,6 +46,7 @@ class Analysis:
         None unless `needs_states`.
       tables: (run, all parts, which have columns `task`, `cluster` and `held_out`) -> table by name. The writer calls
         it alone.
+      needs: what a run without tasks for it lacks, for people.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Analysis:
     tasks: Callable[[Run], Sequence[Task]]
     rows: Callable[[Run, Task, TaskStates | None], list[dict[str, Any]]]
     tables: Callable[[Run, pd.DataFrame], Mapping[str, pd.DataFrame]]
+    needs: str = ""
 
     def is_wanted(self, run: Run) -> bool:
         """Returns whether the configuration asks for it."""

@@ -153,4 +153,5 @@ ANALYSIS = Analysis(
     tasks=_tasks,
     rows=_rows,
     tables=_tables,
+    needs="adapters over one base, of two specialists at least",
 )

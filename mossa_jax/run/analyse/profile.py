@@ -57,4 +57,5 @@ ANALYSIS = Analysis(
     tasks=_tasks,
     rows=_rows,
     tables=one_table("profile"),
+    needs="adapters over one base",
 )

@@ -30,10 +30,23 @@ def wanted(run: Run, analyses: Sequence[Analysis]) -> list[Analysis]:
     return [analysis for analysis in chosen if not analysis.needs_states or run.config.compare.pool != "all"]
 
 
+def check(run: Run, analyses: Sequence[Analysis]) -> None:
+    """Reads which tasks each analysis looks at, so that a word that names none is refused before anything is tuned.
+
+    Raises:
+      Refusal: 2 for a name that is no task or cluster.
+    """
+    for analysis in analyses:
+        if analysis.is_wanted(run):
+            analysis.tasks(run)
+
+
 def announce(run: Run, analyses: Sequence[Analysis]) -> None:
     """Says what each analysis with work to do costs, and removes parts that other settings made."""
     for analysis in analyses:
-        if analysis.is_wanted(run) and analysis.needs_states and run.config.compare.pool == "all":
+        if analysis.is_wanted(run) and not analysis.tasks(run):
+            log.info("%s: left out, since it needs %s", analysis.name, analysis.needs or "tasks")
+        elif analysis.is_wanted(run) and analysis.needs_states and run.config.compare.pool == "all":
             log.info("%s: left out, since compare.pool='all' keeps no states", analysis.name)
     for analysis in wanted(run, analyses):
         _match_settings(run, analysis)

@@ -211,4 +211,5 @@ ANALYSIS = Analysis(
     tasks=_tasks,
     rows=_rows,
     tables=_tables,
+    needs="snapshots (tuning.snapshots)",
 )

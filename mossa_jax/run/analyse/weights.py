@@ -79,4 +79,5 @@ ANALYSIS = Analysis(
     tasks=_tasks,
     rows=_rows,
     tables=one_table("weights"),
+    needs="adapters over one base",
 )

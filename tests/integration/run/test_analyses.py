@@ -1,16 +1,18 @@
 """Analyses beside the comparison: interrupted anywhere and continued, they give the same tables, byte for byte."""
 
+import copy
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import initial_adapter
 from mossa_jax.llama.files.peft import save_adapter
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import context, pipeline
-from mossa_jax.run.analyse import ANALYSES, analyse
+from mossa_jax.run.analyse import ANALYSES, analyse, announce
 from mossa_jax.run.analyse.stages import wanted
 from mossa_jax.run.compare import compare
 from tests.conftest import load_config
@@ -140,3 +142,24 @@ def test_an_analysis_of_a_finished_run_computes_its_states_once_more_and_changes
     run.folder.close()
     assert all_tables(run) == whole_run[1]
     assert (run.folder / "results/cka.parquet").read_bytes() == similarities
+
+
+@pytest.mark.parametrize("field", ["measures_tasks", "layers_tasks", "trajectory_tasks"])
+def test_a_name_that_is_no_task_is_refused_before_anything_is_tuned(tuned_config, tmp_path, field):
+    config = copy.deepcopy(tuned_config)
+    config.tuning.snapshots = 1
+    setattr(config.analyse, field, ("task9",))
+    run = pipeline.Run(config, pipeline.open_run(config, str(tmp_path / "run")), Stop())
+    try:
+        with pytest.raises(Refusal, match=f"config.analyse.{field}.*task9") as caught:
+            pipeline.run_all(run)
+    finally:
+        run.folder.close()
+    assert caught.value.code == 2 and not (run.folder / "adapters").exists()
+
+
+def test_an_analysis_that_the_run_has_nothing_for_is_named_with_its_reason(whole_run, caplog):
+    run, _ = whole_run
+    with caplog.at_level("INFO", logger="mossa_jax"):
+        announce(run)
+    assert "trajectory: left out, since it needs snapshots (tuning.snapshots)" in caplog.text
