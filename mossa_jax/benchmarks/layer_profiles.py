@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from mossa_jax.function import profile
 from mossa_jax.function.likelihood import PackedSize, PairConfig, log_likelihoods
 from mossa_jax.function.variant_schedule import make_schedule
 from mossa_jax.function.variants import variant_likelihoods, variant_shape
-from mossa_jax.llama.adapters import HostAdapters, initial_adapter, stack
+from mossa_jax.llama.adapters import Adapter, HostAdapters, initial_adapter, stack
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.similarity.engine import memory_per_device
@@ -30,7 +31,8 @@ ANSWER_IDS = 4
 
 def _sources(arch: Architecture) -> HostAdapters:
     """Draws a base without an adapter, E and a specialist, as tuning leaves them."""
-    rng, adapters = np.random.default_rng(0), [{}]
+    rng = np.random.default_rng(0)
+    adapters: list[Adapter] = [{}]
     for seed in (1, 2):
         adapter = initial_adapter(arch, ("q_proj", "v_proj"), 8, 16.0, 0, (seed,))
         for matrices in adapter.values():
@@ -73,7 +75,7 @@ def measure(work: Workload) -> dict[str, Any]:
         return np.concatenate(passes)[: len(variants)]
 
     profiled = partial(variant_likelihoods, model, sources, variants, pairs, config, shape)
-    runs = {"profile": profiled, "plain passes": plain_passes}
+    runs: dict[str, Callable[[], np.ndarray]] = {"profile": profiled, "plain passes": plain_passes}
     ours, plain = (run() for run in runs.values())
     times = measuring.time_in_turns(runs, work.rounds)
     rows = [{"name": name} | measuring.summarize(times[name], times["plain passes"]) for name in runs]

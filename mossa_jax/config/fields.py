@@ -257,13 +257,14 @@ class Analyse:
     factor_permutations: int = 199
     """Permutations of its levels by which each factor is tested."""
     factor_prompts: int = 4_000
-    """Test prompts per task that are split by factors, the first ones; a device takes 120 bytes times their square."""
+    """Test prompts per task that are split by factors, the first ones; a device takes 144 bytes times their square."""
     measures: bool = True
     """Other measures of similarity on a subset, fixed in advance, and whether they agree with each finding."""
     measures_tasks: tuple[str, ...] = ("one_per_cluster",)
     """Tasks whose states the other measures compare: names of tasks and clusters, or the words of `tuning.seeded`."""
     measures_prompts: int = 256
-    """Prompts per task that the other measures compare, at most: the first ones in random order, one of each item."""
+    """Prompts per task that the other measures compare, at most: the first ones in random order, those of new items
+    before further ones of the same item."""
     measures_layers: int = 8
     """Blocks that the other measures compare, at most: evenly spread, the first and the last one included."""
     measures_share: float = 0.2

@@ -17,6 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from jaxtyping import Float
 
 from mossa_jax.findings.cells import Cells
 from mossa_jax.findings.claims import Evidence, sizes_agree
-from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, clusters_of, differences, mean_defined
+from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, differences, mean_defined
 from mossa_jax.findings.units import estimate, t_interval, unit_means
 
 MEASURES = {"information": "share_of_information", "answer_nll": "share_of_gain"}
@@ -59,54 +60,96 @@ def find_profile(
       draws: number of flips.
 
     Returns:
-      `measured`; `measure`, a key of `MEASURES`; `tasks`; `curves`: per model, kept, layer and measure the mean share
-      over units with its t interval; `exchange`: the same of what exchanged layers cost, in nats; `interaction` by
-      depth; `layers`: per block the share that it carries; `most`, the block that carries most; `by_change`: by
-      estimator `rise`, the layers in which the change rises by the fit of the sections (None without one), and `top`,
-      those over which it rises most one by one, each with `layers`, `share_of_layers` and the `Estimate`s `carried`,
-      `upto` and `from` (by one direction alone) and `excess` (carried beyond their part of all layers); `correlation`,
-      over layers, of the ranks of the rise with those of what a layer carries; `is_transition`.
+      `measured`; `shown`: what `Gain.summary` returns, over competent tasks or, if none of them gains anything, over
+      all tasks of the mixture (then nothing is measured, since no finding may rest on them); None without either;
+      `by_change`: by estimator `rise`, the layers in which the change rises by the fit of the sections (None without
+      one), and `top`, those over which it rises most one by one, each with `layers`, `share_of_layers` and the
+      `Estimate`s `carried`, `upto` and `from` (by one direction alone) and `excess` (carried beyond their part of all
+      layers); `correlation`, over layers, of the ranks of the rise with those of what a layer carries; `is_transition`.
     """
-    absent = {"measured": False, "tasks": []}
     if profile is None or profile.empty:
-        return absent
+        return {"measured": False, "shown": None}
+    profile = profile[~profile["held_out"].astype(bool)]
     changes = {name: differences(cells, name, False, list(layers)) for name in sections}
-    cluster_of, count = clusters_of(cells), len(layers)
-    candidates = [task for task in changes[HEADLINE].index if task in set(profile["task"])]
-    profile = profile[profile["task"].isin(candidates)]
-    measure = next((name for name in MEASURES if _depth_curves(profile, "tuned", name, count)), None)
-    if measure is None:
-        return absent
-    curves = _depth_curves(profile, "tuned", measure, count)
-    tasks = list(curves["upto"].index)
-    names = [cluster_of[task] for task in tasks]
-    upto, from_ = (curves[kept].to_numpy() for kept in DIRECTIONS)  # [T, L + 1]
-    parts = {"upto": np.diff(upto, axis=1), "from": -np.diff(from_, axis=1)}
-    carried = (parts["upto"] + parts["from"]) / 2  # [T, L]
-    by_block = _summaries(carried, names)
-    result: dict[str, Any] = {
-        "measured": True,
-        "measure": measure,
-        "tasks": tasks,
-        "curves": _table_curves(profile, MODELS, cluster_of, MEASURES, ("upto", "from", "only")),
-        "exchange": _table_curves(profile, MODELS[:1], cluster_of, COSTS, EXCHANGES),
-        "interaction": [{"depth": k, **each} for k, each in enumerate(_summaries(upto + from_ - 1, names))],
-        "layers": [{"layer": k, **each} for k, each in enumerate(by_block, 1)],
-        "most": int(np.argmax([each["mean"] for each in by_block])) + 1,
-        "by_change": {},
-    }
+    gain = Gain.of(profile[profile["task"].isin(changes[HEADLINE].index)], len(layers))
+    if gain is None:
+        rest = Gain.of(profile, len(layers))
+        return {"measured": False, "shown": rest and rest.summary()}
+    by_change: dict[str, Any] = {}
     for number, name in enumerate(REPORTED_ESTIMATORS):
         # The embedding is the same for all models: its change is zero.
-        rise = np.diff(changes[name].reindex(tasks).to_numpy(float), axis=1, prepend=0.0)
+        rise = np.diff(changes[name].reindex(gain.tasks).to_numpy(float), axis=1, prepend=0.0)
         random = (seed, 70, number)
-        correlation = estimate(_rank_correlations(rise, carried), names, (*random, 9), draws)
-        spans = {"rise": _ramp(sections[name]), "top": _top_layers(rise, names)}
-        result["by_change"][name] = {"correlation": correlation} | {
-            key: span and _carried_by(span, {"carried": carried, **parts}, names, random, draws)
-            for key, span in spans.items()
+        correlations = _rank_correlations(rise, gain.carried["carried"])
+        spans = {"rise": _ramp(sections[name]), "top": _top_layers(rise, gain.clusters)}
+        by_change[name] = {
+            "correlation": estimate(correlations, gain.clusters, (*random, 9), draws),
+            "is_transition": sections[name]["is_transition"],
+            **{
+                key: span and _carried_by(span, gain.carried, gain.clusters, random, draws)
+                for key, span in spans.items()
+            },
         }
-        result["by_change"][name]["is_transition"] = sections[name]["is_transition"]
-    return result
+    return {"measured": True, "shown": gain.summary(), "by_change": by_change}
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Where the gain of some tasks sits.
+
+    Attributes:
+      profile: the rows of tasks of the mixture.
+      measure: a key of `MEASURES`.
+      tasks: those with a defined gain of E.
+      clusters: the cluster of each.
+      shares: `upto` and `from`, [T, L + 1] by depth.
+      carried: what each layer carries, [T, L]: by `upto` alone, by `from` alone, and `carried`, their mean.
+    """
+
+    profile: pd.DataFrame
+    measure: str
+    tasks: list[str]
+    clusters: list[str]
+    shares: dict[str, Float[np.ndarray, "T L+1"]]
+    carried: dict[str, Float[np.ndarray, "T L"]]
+
+    @classmethod
+    def of(cls, profile: pd.DataFrame, layers: int) -> Gain | None:
+        """Reads the gain from the rows of some tasks; None if none of them has a gain by any measure."""
+        measure = next((name for name in MEASURES if _depth_curves(profile, "tuned", name, layers)), None)
+        if measure is None:
+            return None
+        curves = _depth_curves(profile, "tuned", measure, layers)
+        tasks = list(curves["upto"].index)
+        cluster_of = _clusters_of(profile)
+        shares = {kept: curve.to_numpy() for kept, curve in curves.items()}
+        parts = {"upto": np.diff(shares["upto"], axis=1), "from": -np.diff(shares["from"], axis=1)}
+        parts["carried"] = (parts["upto"] + parts["from"]) / 2
+        return cls(profile, measure, tasks, [cluster_of[task] for task in tasks], shares, parts)
+
+    def summary(self) -> dict[str, Any]:
+        """Summarises the gain over units.
+
+        Returns:
+          `measure`; `tasks`; `curves`: per model, kept, layer and measure the mean share over units with its t
+          interval; `exchange`: the same of what exchanged layers cost, in nats; `interaction` by depth; `layers`: per
+          layer the share that it carries; `most`, the layer that carries most.
+        """
+        by_layer = _summaries(self.carried["carried"], self.clusters)
+        interaction = _summaries(self.shares["upto"] + self.shares["from"] - 1, self.clusters)
+        return {
+            "measure": self.measure,
+            "tasks": self.tasks,
+            "curves": _table_curves(self.profile, MODELS, MEASURES, ("upto", "from", "only")),
+            "exchange": _table_curves(self.profile, MODELS[:1], COSTS, EXCHANGES),
+            "interaction": [{"depth": depth, **each} for depth, each in enumerate(interaction)],
+            "layers": [{"layer": layer, **each} for layer, each in enumerate(by_layer, 1)],
+            "most": int(np.argmax([each["mean"] for each in by_layer])) + 1,
+        }
+
+
+def _clusters_of(profile: pd.DataFrame) -> dict[str, str]:
+    return dict(profile.drop_duplicates("task")[["task", "cluster"]].itertuples(index=False, name=None))
 
 
 def _ramp(sections: dict[str, Any]) -> list[int] | None:
@@ -159,15 +202,24 @@ def _depth_curves(profile: pd.DataFrame, model: str, measure: str, count: int) -
     return curves
 
 
+def carried_shares(profile: pd.DataFrame, model: str, count: int) -> pd.DataFrame:
+    """Returns the share of the gain that each block carries, m(l): [tasks, 1..L]; undefined tasks are left out."""
+    measure = next((name for name in MEASURES if _depth_curves(profile, model, name, count)), None)
+    if measure is None:
+        return pd.DataFrame(columns=range(1, count + 1), dtype=float)
+    curves = _depth_curves(profile, model, measure, count)
+    carried = (curves["upto"].diff(axis=1) - curves["from"].diff(axis=1)) / 2
+    return carried.drop(columns=0)
+
+
 def _table_curves(
     profile: pd.DataFrame,
     models: Sequence[str],
-    cluster_of: Mapping[str, str],
     columns: Mapping[str, str],
     kept: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Averages columns of the table over units, for each model, kind of variant and layer."""
-    rows = []
+    rows, cluster_of = [], _clusters_of(profile)
     for measure, column in columns.items():
         for (model, kind, layer), group in profile.groupby(["model", "kept", "layer"], sort=True):
             if model in models and kind in kept:
@@ -212,15 +264,16 @@ def gain_evidence(profile: dict[str, Any]) -> Evidence:
         return Evidence("What layers do for the answers was not measured.", is_measured=False)
     headline, check = (profile["by_change"][name] for name in REPORTED_ESTIMATORS)
     kinds = [kind for kind in ("rise", "top") if headline[kind]]
-    most, correlation = profile["layers"][profile["most"] - 1], headline["correlation"]
+    shown, correlation = profile["shown"], headline["correlation"]
+    most = shown["layers"][shown["most"] - 1]
     sentence = "; ".join(_carried_sentence(headline, kind) for kind in kinds)
     first = headline[kinds[0]]
     sentence = (
-        f"Of {_gain(profile)}, {sentence} (means of both directions over {_units(first['excess'])}). Layer "
-        f"{profile['most']} alone carries {_with_interval(most)}. Over layers, the rise of the change goes with the "
+        f"Of {_gain(shown)}, {sentence} (means of both directions over {_units(first['excess'])}). Layer "
+        f"{shown['most']} alone carries {_with_interval(most)}. Over layers, the rise of the change goes with the "
         f"share that a layer carries at a rank correlation of {_number(correlation['mean'])}{_interval(correlation)}."
     )
-    figures = {**first["excess"], "by_change": headline, "most": profile["most"], "measure": profile["measure"]}
+    figures = {**first["excess"], "by_change": headline, "most": shown["most"], "measure": shown["measure"]}
     reason = next((headline[kind]["excess"]["reason"] for kind in kinds if headline[kind]["excess"]["p"] is None), "")
     if reason:
         return Evidence(sentence, figures, too_few=reason)
@@ -242,7 +295,8 @@ def section_sentence(profile: dict[str, Any]) -> str:
         return ""
     headline = profile["by_change"][HEADLINE]
     part = _carried_sentence(headline, "rise" if headline["rise"] else "top")
-    return f" By function, of {_gain(profile)}, {part}; layer {profile['most']} carries most of it."
+    shown = profile["shown"]
+    return f" By function, of {_gain(shown)}, {part}; layer {shown['most']} carries most of it."
 
 
 def _carried_sentence(by_change: dict[str, Any], kind: str) -> str:
@@ -263,11 +317,11 @@ def _span(layers: list[int]) -> str:
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
 
 
-def _gain(profile: dict[str, Any]) -> str:
+def _gain(shown: dict[str, Any]) -> str:
     return {
         "information": "the information that tuning adds",
         "answer_nll": "the likelihood that tuning adds to the answers",
-    }[profile["measure"]]
+    }[shown["measure"]]
 
 
 def _units(figures: dict[str, Any]) -> str:

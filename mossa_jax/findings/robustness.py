@@ -31,6 +31,9 @@ LEAST_CORRELATION = 0.5
 MIN_CELLS = 6
 """Fewer tasks and layers have no rank correlation; the signs alone then decide."""
 
+RESOLUTION = 1e-6
+"""Values with less spread than this are equal but for rounding, and have no ranks."""
+
 REFERENCE = ("cka_debiased", "raw")
 """Measure and variant, in the comparison's pooling, that the others are held against."""
 
@@ -45,8 +48,11 @@ VIEWS = {
 
 PRIMARY_FINDINGS = ("transition", "shift", "specificity", "unseen")
 
+FOREIGN = "foreign"
+"""E against a foreign control, beside `pretrained` and `tuned` against the task's own."""
+
 Matrices = Mapping[str, pd.DataFrame]
-"""`pretrained`, `tuned` and `foreign` (E against a foreign control) -> [tasks, layers] of one measure."""
+"""`pretrained`, `tuned`, `foreign` -> [tasks, layers] of one measure."""
 
 
 def find_robustness(
@@ -61,7 +67,8 @@ def find_robustness(
 
     Returns:
       `measured`; `rule`: its numbers; `tasks`, `layers`, `prompts`: of the subset; `changes`: of each measure in each
-      view over the mixture's tasks, `view, measure, mean, low, high`, the last three by layer; `findings`: for each
+      view over the mixture's tasks, `view, measure, mean, low, high`, the last three by layer (of all tasks if none is
+      competent); `findings`: for each
       primary finding that is measured on the subset `direction`, `n_tasks`, `n_units`, `views` (`view, name, agree,
       measures, correlation, shares`), `members` (`view, measure, mean, low, high, units, n_units, n_tasks, correlation,
       agrees`), `shared` and `sentence`.
@@ -70,15 +77,16 @@ def find_robustness(
     result: dict[str, Any] = {"measured": False, "rule": rule, "findings": {}}
     if measures is None or measures.empty:
         return result
+    measures = measures.assign(layer=measures["layer"].astype(str), view=_views(measures))
     sound = measures[~measures["task"].isin(incompetent)]
-    sound = sound.assign(layer=sound["layer"].astype(str), view=_views(measures))
     result |= {
         "measured": True,
         "tasks": sorted(sound["task"].unique()),
         "layers": block_layers(measures),
         "prompts": int(measures["n"].max()),
     }
-    result["changes"] = _changes(sound[~sound["held_out"].astype(bool)], result["layers"])
+    shown = sound if len(sound) else measures
+    result["changes"] = _changes(shown[~shown["held_out"].astype(bool)], result["layers"])
     for name in PRIMARY_FINDINGS:
         statistic = _statistic(name, analysis, result["layers"])
         if statistic is not None and len(sound):
@@ -115,8 +123,8 @@ def _changes(rows: pd.DataFrame, layers: list[str]) -> list[dict[str, Any]]:
     """Averages the change of every member over units, layer by layer."""
     tasks, changes = sorted(rows["task"].unique()), []
     clusters = _clusters(rows, tasks)
-    for (view, measure), own in rows.groupby(["view", "measure"], sort=False):
-        units = unit_means(_change(_matrices(own, tasks, layers)).to_numpy(float), clusters)
+    for (view, measure), matrices in _members(rows, layers).items():
+        units = unit_means(_change(matrices).to_numpy(float), clusters)
         intervals = [t_interval(units[:, k]) for k in range(len(layers))]
         low, high = zip(*intervals, strict=True)
         mean = mean_defined(units, axis=0)
@@ -175,7 +183,7 @@ def _change(matrices: Matrices) -> pd.DataFrame:
 
 
 def _own_minus_foreign(matrices: Matrices) -> pd.DataFrame:
-    return matrices[TUNED] - matrices["foreign"]
+    return matrices[TUNED] - matrices[FOREIGN]
 
 
 def _hold(
@@ -188,8 +196,7 @@ def _hold(
     tasks = sorted(rows["task"].unique())
     clusters = _clusters(rows, tasks)
     members, ranked = [], {}
-    for (view, measure), own in rows.groupby(["view", "measure"], sort=False):
-        matrices = _matrices(own, tasks, block_layers(rows))
+    for (view, measure), matrices in _members(rows, block_layers(rows)).items():
         values, ranked[view, measure] = value(matrices), cells(matrices).to_numpy(float)
         units = unit_means(values, clusters)
         units = units[np.isfinite(units)]
@@ -225,20 +232,22 @@ def _hold(
     }
 
 
-def _matrices(rows: pd.DataFrame, tasks: list[str], layers: list[str]) -> Matrices:
-    """Spreads one measure's rows out over tasks and layers, for each pair of models."""
+def _members(rows: pd.DataFrame, layers: list[str]) -> dict[tuple[str, str], Matrices]:
+    """Spreads the rows of each view and measure out over tasks and layers, for each pair of models."""
+    tasks = sorted(rows["task"].unique())
     is_own = rows["control"] == rows["task"]
-    parts = {
-        PRETRAINED: is_own & (rows["experimental"] == PRETRAINED),
-        TUNED: is_own & (rows["experimental"] == TUNED),
-        "foreign": ~is_own & (rows["experimental"] == TUNED),
-    }
+    pair = rows["experimental"].where(is_own, rows["experimental"].astype(str) + " foreign")
+    pairs = {PRETRAINED: PRETRAINED, TUNED: TUNED, FOREIGN: f"{TUNED} foreign"}
+    keys = ["view", "measure", "pair"]
+    wide = rows.assign(pair=pair).pivot_table(index=[*keys, "task"], columns="layer", values="value", aggfunc="mean")
+    blocks = {key: block.droplevel(keys) for key, block in wide.groupby(level=keys)}
+    absent = pd.DataFrame(index=tasks, columns=layers, dtype=float)
     return {
-        name: rows[keep]
-        .pivot_table(index="task", columns="layer", values="value", aggfunc="mean")
-        .reindex(index=tasks, columns=layers)
-        .astype(float)
-        for name, keep in parts.items()
+        (view, measure): {
+            name: blocks.get((view, measure, pair), absent).reindex(index=tasks, columns=layers).astype(float)
+            for name, pair in pairs.items()
+        }
+        for view, measure in rows[["view", "measure"]].drop_duplicates().itertuples(index=False)
     }
 
 
@@ -250,7 +259,7 @@ def _rank_correlation(values: Float[np.ndarray, "T K"], reference: Float[np.ndar
         return None
     both = np.isfinite(values) & np.isfinite(reference)
     a, b = values[both], reference[both]
-    if len(a) < MIN_CELLS or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if len(a) < MIN_CELLS or np.ptp(a) < RESOLUTION or np.ptp(b) < RESOLUTION:
         return None
     return float(spearmanr(a, b)[0])
 
@@ -280,12 +289,12 @@ def _sentence(finding: dict[str, Any]) -> str:
     tasks = f"{finding['n_tasks']} task{'s' if finding['n_tasks'] != 1 else ''}"
     if finding["shared"]:
         return (
-            f"Other measures agree: {agree} of {total} in sign on {tasks}, and every view of the states shares the "
-            "finding."
+            f"The panel of measures agrees: {agree} of {total} in sign on {tasks}, and every view of the states "
+            "shares the finding."
         )
     missing = [view for view in finding["views"] if not view["shares"]]
     parts = [f"{view['name']} ({view['agree']} of {view['measures']}{_correlation(view)})" for view in missing]
-    return f"Of other measures {agree} of {total} agree in sign on {tasks}; not shared by: {', '.join(parts)}."
+    return f"Of the panel of measures {agree} of {total} agree in sign on {tasks}; not shared by: {', '.join(parts)}."
 
 
 def _correlation(view: dict[str, Any]) -> str:

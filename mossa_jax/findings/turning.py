@@ -10,6 +10,7 @@ import pandas as pd
 
 from mossa_jax.findings.curves import HEADLINE, block_layers
 from mossa_jax.findings.layer_means import layer_means, sound_rows, spread
+from mossa_jax.findings.profile import carried_shares
 from mossa_jax.findings.units import estimate, unit_means
 from mossa_jax.similarity.turning import rank_correlation
 
@@ -19,9 +20,17 @@ PREDICTORS = ("novelty", "turning")
 OUTCOMES = ("departure_step", "change_step")
 """What a block adds to E's departure from the base, and to the size of d."""
 
+CARRIED = "carried"
+"""What a block's adapter carries of E's gain, by the layer profiles."""
+
 
 def find_turning(
-    table: pd.DataFrame, incompetent: Iterable[str], seed: int = 0, draws: int = 2000, estimator: str = HEADLINE
+    table: pd.DataFrame,
+    incompetent: Iterable[str],
+    seed: int = 0,
+    draws: int = 2000,
+    estimator: str = HEADLINE,
+    profile: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Correlates, over the layers of each task, how the base turns with where E departs from it.
 
@@ -34,12 +43,14 @@ def find_turning(
       seed: of the sign flips.
       draws: of the sign flips.
       estimator: `debiased` or `biased`.
+      profile: the table `results/profile`, for what a block's adapter carries of E's gain; None if it was not made.
 
     Returns:
       `layers`: the K block outputs; `means`: for each predictor and outcome the `LayerMeans`, with the size of
       `change_step`; `turns_at`: the layer where the base turns most, on average; `turning`: how much; `agree`: in how
       many units it is there; `n_units`; `links`: for each predictor, outcome and kind (`plain`, or `beyond_depth` with
-      depth held constant) the `Estimate` of the rank correlation; `n_tasks`.
+      depth held constant) the `Estimate` of the rank correlation, with the outcome `carried` where there is a profile;
+      `n_tasks`.
     """
     rows = sound_rows(table[table["estimator"] == estimator], incompetent)
     layers = block_layers(rows)
@@ -52,10 +63,16 @@ def find_turning(
     means = {name: layer_means(each, clusters) for name, each in values.items()}
     at = _largest(means["turning"].mean)
     depth = np.arange(len(layers), dtype=float)
+    outcomes = [*OUTCOMES]
+    if profile is not None and len(profile):
+        outcomes.append(CARRIED)
+        tasks = rows.drop_duplicates("task").sort_values(["cluster", "task"])["task"]
+        carried = carried_shares(profile, "tuned", len(layers))
+        values[CARRIED] = carried.reindex(index=list(tasks)).to_numpy(float)
     links: dict[str, dict[str, dict[str, Any]]] = {}
     for i, predictor in enumerate(PREDICTORS):
         links[predictor] = {}
-        for j, outcome in enumerate(OUTCOMES):
+        for j, outcome in enumerate(outcomes):
             pairs = list(zip(values[predictor], values[outcome], strict=True))
             kinds = {"plain": None, "beyond_depth": depth}
             links[predictor][outcome] = {

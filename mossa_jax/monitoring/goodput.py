@@ -111,7 +111,8 @@ class Ledger:
         finally:
             _open.reset(before)
             try:
-                stage.close()
+                # A stage that others contain comes back many times; the last time it is alone, and is logged.
+                stage.close(logged=outer is None)
             finally:
                 if outer:
                     outer.resume()
@@ -214,8 +215,8 @@ class Stage:
         self._compiled += more
         self.lost["compile"] += more
 
-    def close(self) -> None:
-        """Books, records and logs the stage's time; a stage in which nothing was done leaves no record."""
+    def close(self, logged: bool = True) -> None:
+        """Books and records the stage's time, and logs it if asked; one in which nothing was done leaves no record."""
         if self._trace:
             with self.spending("profile"):
                 self._trace.close()
@@ -224,7 +225,8 @@ class Stage:
         self._devices.close()
         if self._has_worked:
             self.record()
-            log.info("%s", self._line())
+            if logged:
+                log.info("%s", self._line())
 
     def record(self) -> None:
         """Writes the time so far to metrics.jsonl; a later record of the same attempt replaces this one."""

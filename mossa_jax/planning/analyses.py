@@ -43,21 +43,21 @@ _OWN_MODELS = OWN + 1
 # The most models and pairs of the panel of measures, as `run.analyse` has them.
 _PANEL_MODELS, _PANEL_PAIRS = 5, 4
 # Matrices of n x n float32 numbers of a layer that is split by factors.
-_FACTOR_MATRICES = 30
+_FACTOR_MATRICES = 36
 # Depths of the map of states, each drawn for two models.
 _DEPTHS = 5
 # The most lanes of a layer profile, and the share of a chip's memory that its states may take.
 _LANES, _STATES_SHARE = 16, 0.5
 _FLOAT32 = 4
 
-# Seconds of one processor, measured (docs/measurements.md, "Analyses"): to tell states apart, per pair of states and
-# dimension; their map by t-SNE, per state; to read a prompt; the angles of two updates, per block and target; their
-# mean, per block, target, width and squared rank.
-_APART = 1.1 / (1_920**2 * 512)
-_MAP = 42.0 / 1_920
-_READ = 0.94 / 256
-_ANGLES = 0.007
-_MEAN = 0.13 / (8_192 * 480**2)
+# Seconds of one processor, measured on a busy one (docs/measurements.md): to tell states apart, per pair of states and
+# dimension; their two maps, per state; to read a prompt; the angles of an update with three others, per block and
+# target; the mean of updates, per width and squared rank.
+_APART = 2.1 / (1_920**2 * 1_024)
+_MAPS = 50.0 / 1_920
+_READ = 0.96 / 256
+_ANGLES = 0.006
+_MEAN = 0.15 / (8_192 * 480**2)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class AnalysisWork:
             prompts = min(prompts, self.run.config.analyse.prompts)
         return prompts if most is None else min(prompts, most)
 
-    def _pass(self, models: int, examples: float, tasks: int, rank: int = 0) -> dict[str, float]:
+    def _pass(self, models: int, examples: int, tasks: int, rank: int = 0) -> dict[str, float]:
         """Returns the flops and transfer_seconds of forward passes over so many examples of each task.
 
         Args:
@@ -215,7 +215,7 @@ class AnalysisWork:
         return AnalysisCost(
             self._tasks, 2, n, "on the host: neighbours and probes of T n states, 2 K times, and t-SNE 10 times",
             flops=self._exact * 2 * points * 2 * self._states * self.run.arch.hidden * width,
-            host_seconds=2 * self._states * _APART * points**2 * width + 2 * _DEPTHS * _MAP * points,
+            host_seconds=2 * self._states * _APART * points**2 * width + 2 * _DEPTHS * _MAPS * points,
         )  # fmt: skip
 
     def correlates(self) -> AnalysisCost:

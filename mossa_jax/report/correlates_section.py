@@ -53,7 +53,7 @@ def _sentences(inputs: ReportInputs) -> list[str]:
             clear = [each for each in rows.index if rows.loc[each, "q"] <= _LEVEL]
             interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(row["low"]) else ""
             parts.append(
-                f"{name.split(' (')[0]} at most r = {row['r']:+.2f}{interval} in layer {layer}, "
+                f"{name.split(' (')[0]} strongest with r = {row['r']:+.2f}{interval} in layer {layer}, "
                 + (f"q <= {_LEVEL} in layers {', '.join(clear)}" if clear else f"q <= {_LEVEL} in no layer")
             )
         if parts:

@@ -31,12 +31,17 @@ _PANELS = (
     (PRETRAINED, "control"),
     (TUNED, "control"),
 )
-_LINKS = {"departure_step": "E's departure from the base", "change_step": "the change d"}
+_LINKS = {
+    "departure_step": "add most to E's departure from the base",
+    "change_step": "add most to the change d",
+    "carried": "carry most of E's gain",
+}
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
     seed, draws = words.random_of(inputs)
-    return find_turning(inputs.analyses["turning"], words.incompetent(inputs), seed, draws)
+    profile = inputs.analyses.get("profile")
+    return find_turning(inputs.analyses["turning"], words.incompetent(inputs), seed, draws, profile=profile)
 
 
 def _sentences(inputs: ReportInputs) -> list[str]:
@@ -49,10 +54,12 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     )
     sentences = [first]
     for outcome, name in _LINKS.items():
+        if outcome not in found["links"]["novelty"]:
+            continue
         own, beyond = (found["links"]["novelty"][outcome][kind] for kind in ("plain", "beyond_depth"))
         near = found["links"]["turning"][outcome]["plain"]
         sentences.append(
-            f"Whether that foretells the blocks that add most to {name}: mean rank correlation over layers of the "
+            f"Whether that foretells the blocks that {name}: mean rank correlation over layers of the "
             f"base's turn across a block {words.interval(own, 2)} over {words.units(own)} ({words.p_value(own)}), "
             f"{words.interval(beyond, 2)} with depth held constant ({words.p_value(beyond)}); of the turn from both "
             f"neighbours {words.interval(near, 2)} ({words.p_value(near)})."

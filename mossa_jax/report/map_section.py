@@ -212,7 +212,23 @@ def _sentences(inputs: ReportInputs) -> list[str]:
             )
     if not sentences:
         sentences.append("Clusters cannot be told apart here: fewer than two of them have several tasks.")
-    return sentences
+    return [*sentences, *_template_sentence(table, blocks)]
+
+
+def _template_sentence(table: pd.DataFrame, blocks: list[str]) -> list[str]:
+    """Says how often templates are recognised in the last block; nothing where they are not known."""
+    cells = {
+        name: _measure(table, model, blocks[-1], (TEMPLATE, ITEM), NEIGHBOURS) for model, name in MODEL_NAMES.items()
+    }
+    known = {name: cell for name, cell in cells.items() if cell is not None and np.isfinite(cell["value"])}
+    if not known:
+        return []
+    shares = ", ".join(f"{name} {_with_interval(cell)}" for name, cell in known.items())
+    chance = next(iter(known.values()))["chance"]
+    return [
+        f"Within a task, the nearest prompt of another item in the last block has the same template for a share of "
+        f"{shares}, where chance gives {chance:.2f}."
+    ]
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:

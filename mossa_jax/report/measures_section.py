@@ -47,6 +47,11 @@ _VIEW_TITLES = {
 }
 _VIEW_COLOURS = {"raw": BLUE, "standardised": ORANGE, "top_removed": PURPLE, "last": SKY_BLUE, "mean": GREEN}
 
+_NO_TASK = "No task of the mixture is in the subset."
+_NONE_COMPETENT = (
+    "No specialist of the subset uses its prompts: all of its tasks are shown, and nothing is concluded from them."
+)
+
 _MOST_NUMBERS = 10
 """With more layers than this the cells are too narrow for numbers."""
 
@@ -59,7 +64,9 @@ def _panel(inputs: ReportInputs) -> dict[str, Any]:
 def _sentences(inputs: ReportInputs) -> list[str]:
     panel = _panel(inputs)
     if not panel:
-        return ["No task of the subset has a competent specialist."]
+        return [_NO_TASK]
+    if not panel["tasks"]:
+        return [_NONE_COMPETENT]
     titles = {claim.name: claim.title for claim in CLAIMS}
     rule = panel["rule"]
     lines = [
@@ -78,7 +85,7 @@ def _sentences(inputs: ReportInputs) -> list[str]:
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
     titles = {claim.name: claim.title for claim in CLAIMS}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, finding in _panel(inputs).get("findings", {}).items():
         for view in finding["views"]:
             correlation = view["correlation"]
@@ -105,7 +112,7 @@ def draw_panel(inputs: ReportInputs) -> Figure:
 
     panel = _panel(inputs)
     if not panel:
-        return _empty("No task of the subset has a competent specialist.")
+        return _empty(_NO_TASK)
     views, layers, findings = _views(panel), panel["layers"], [n for n in PRIMARY_FINDINGS if n in panel["findings"]]
     by_member = {(change["view"], change["measure"]): _array(change["mean"]) for change in panel["changes"]}
     measures = [name for name in MEASURE_NAMES if any((view, name) in by_member for view in views)]
@@ -137,7 +144,7 @@ def draw_panel(inputs: ReportInputs) -> Figure:
             axes.axhline(edge, color="white", lw=2)
     for axes in subplots[:, 0]:
         axes.set_yticks(range(len(measures)), [MEASURE_NAMES[name] for name in measures], fontsize=8)
-    figure.supxlabel("layer (output of the block)", fontsize=9)
+    _name_layers(figure, panel)
     assert image is not None
     bar = figure.colorbar(image, ax=list(subplots.flat), location="right", shrink=0.5, aspect=30, pad=0.02)
     bar.set_label("tuned minus pre-trained similarity\n(mean over clusters)", fontsize=8)
@@ -173,8 +180,8 @@ def _mark(axes: Axes, panel: dict[str, Any], view: str, measures: list[str], fin
         for row, measure in enumerate(measures):
             if measure in members:
                 agrees = members[measure]["agrees"]
-                marker = {"marker": "o", "color": GREEN} if agrees else {"marker": "X", "color": VERMILLION}
-                axes.scatter(x, row, s=34, lw=0, zorder=3, **marker)
+                marker, colour = ("o", GREEN) if agrees else ("X", VERMILLION)
+                axes.scatter(x, row, s=34, lw=0, zorder=3, marker=marker, color=colour)
         shares = {each["view"]: each["shares"] for each in panel["findings"][name]["views"]}.get(view)
         colour = {True: GREEN, False: VERMILLION, None: "#777777"}[shares]
         label = _FINDINGS[name] if shares is not False else f"{_FINDINGS[name]}: not shared"
@@ -193,6 +200,11 @@ def _legend(figure: Figure) -> None:
     figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
 
 
+def _name_layers(figure: Figure, panel: dict[str, Any]) -> None:
+    warning = "" if panel["tasks"] else "; all tasks: no specialist of the subset uses its prompts"
+    figure.supxlabel(f"layer (output of the block){warning}", fontsize=9)
+
+
 def _empty(reason: str) -> Figure:
     figure = elements.new_figure(7.0, 2.4)
     elements.empty_panel(figure.subplots(), reason)
@@ -203,7 +215,7 @@ def draw_curves(inputs: ReportInputs) -> Figure:
     """Draws the change of each measure over layers, a line per view, with the interval of the states as they are."""
     panel = _panel(inputs)
     if not panel:
-        return _empty("No task of the subset has a competent specialist.")
+        return _empty(_NO_TASK)
     layers, views = panel["layers"], _views(panel)
     figure = elements.new_figure(10.0, 7.0)
     grid = figure.subplots(3, 3, sharex=True, sharey=True)
@@ -222,7 +234,7 @@ def draw_curves(inputs: ReportInputs) -> Figure:
         axes.set_xticks(at, layers, fontsize=8)
         axes.grid(axis="y", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
-    figure.supxlabel("layer (output of the block)", fontsize=9)
+    _name_layers(figure, panel)
     figure.supylabel("tuned minus pre-trained similarity (band: 95 % interval over clusters)", fontsize=9)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(views), fontsize=8)
     return figure

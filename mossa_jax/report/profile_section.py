@@ -21,7 +21,7 @@ _NAMES = {"tuned": "E", "control": "specialists"}
 _STYLES = {"upto": ("-", "o"), "from": ("--", "s"), "swap_upto": ("-", "o"), "swap_from": ("--", "s")}
 _UNITS = {"information": "information", "answer_nll": "likelihood"}
 _COST_UNITS = {"information": "nats per prompt", "answer_nll": "nats per token"}
-_NOTHING = "no competent task of the mixture\ngains anything from tuning"
+_NOTHING = "no task of the mixture\ngains anything from tuning"
 
 Row = dict[str, Any]
 
@@ -60,10 +60,24 @@ def _nats(row: Row | None) -> str:
 
 
 def _sentences(inputs: ReportInputs) -> list[str]:
-    profile = inputs.analysis["profile"]
-    if not profile["measured"]:
-        return ["Nothing can be said: no competent task of the mixture gains anything from tuning."]
-    return [*(_gain(profile, model) for model in _NAMES), _interaction(profile), _form(profile), _exchange(profile)]
+    profile = inputs.analysis["profile"]["shown"]
+    if profile is None:
+        return ["Nothing can be said: no task of the mixture gains anything from tuning."]
+    first = [] if inputs.analysis["profile"]["measured"] else [_all_tasks(profile)]
+    return [
+        *first,
+        *(_gain(profile, model) for model in _NAMES),
+        _interaction(profile),
+        _form(profile),
+        _exchange(profile),
+    ]
+
+
+def _all_tasks(profile: Row) -> str:
+    return (
+        f"No competent task gains anything: shown are all tasks of the mixture that gain ({len(profile['tasks'])}), "
+        "and no finding rests on them."
+    )
 
 
 def _gain(profile: Row, model: str) -> str:
@@ -86,7 +100,7 @@ def _interaction(profile: Row) -> str:
     lowest = min(defined, key=lambda row: row["mean"])
     k = lowest["depth"]
     if lowest["mean"] >= 0:
-        return "In E, what layers add does not depend on the layers above them."
+        return "No part of E's gain needs lower and upper layers at once."
     last = profile["layers"][-1]["layer"]
     turned = {key: None if lowest[key] is None else -lowest[key] for key in ("mean", "low", "high")}
     turned["low"], turned["high"] = turned["high"], turned["low"]
@@ -105,8 +119,8 @@ def _form(profile: Row) -> str:
         _at(profile, "curves", k + 1, model="tuned", kept="from", measure=measure)
         for measure in ("information", "answer_nll")
     ]
-    shares = [row["mean"] if row else None for row in rows]
-    if None in shares or shares[1] <= shares[0]:
+    shares = [row["mean"] if row and row["mean"] is not None else float("nan") for row in rows]
+    if not shares[1] > shares[0]:
         return "The thin lines are shares of the likelihood, which includes the form of the answers."
     return (
         f"Without the adapters of {_first(k)} E keeps {_percent(rows[0])} of the information but {_percent(rows[1])} "
@@ -115,21 +129,21 @@ def _form(profile: Row) -> str:
 
 
 def _exchange(profile: Row) -> str:
-    measure, k = profile["measure"], profile["most"]
+    measure, k = profile["measure"], min(profile["most"], profile["layers"][-1]["layer"] - 1)
     below = _at(profile, "exchange", k, kept="swap_upto", measure=measure)
     above = _at(profile, "exchange", k + 1, kept="swap_from", measure=measure)
     every = _at(profile, "exchange", 1, kept="swap_from", measure=measure)
     return (
-        f"Exchanging E's layers for the specialist's, in {_COST_UNITS[measure]}: {_first(k)} costs {_nats(below)}, "
+        f"Cost of exchanging E's layers for the specialist's, in {_COST_UNITS[measure]}: {_first(k)} {_nats(below)}, "
         f"from layer {k + 1} on {_nats(above)}, all layers {_nats(every)} (below zero: the specialist knows more)."
     )
 
 
 def _draw(inputs: ReportInputs) -> Figure:
-    profile, layers = inputs.analysis["profile"], block_layers(inputs.table)
+    profile, layers = inputs.analysis["profile"]["shown"], block_layers(inputs.table)
     figure = elements.new_figure(10.0, 7.0)
     panels = figure.subplots(2, 2)
-    if not profile["measured"]:
+    if profile is None:
         for axes in panels.flat:
             elements.empty_panel(axes, _NOTHING)
         return figure
@@ -229,8 +243,8 @@ def _add_legend(figure: Figure, measure: str) -> None:
 
 
 def _table(inputs: ReportInputs) -> list[tuple[str, ...]]:
-    profile = inputs.analysis["profile"]
-    if not profile["measured"]:
+    profile = inputs.analysis["profile"]["shown"]
+    if profile is None:
         return []
     measure = profile["measure"]
     rows = []

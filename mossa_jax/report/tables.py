@@ -15,7 +15,11 @@ from mossa_jax.report.inputs import ReportInputs, left_out, scores_by_model
 _NOTHING = "–"
 
 # What the estimate of a claim is, where it is not a change of CKA.
-_ESTIMATES = {"clusters": ("eta_squared", "η² = {:.2f}"), "ability": ("rho", "ρ = {:+.2f}")}
+_ESTIMATES = {
+    "clusters": ("eta_squared", "η² = {:.2f}"),
+    "ability": ("rho", "ρ = {:+.2f}"),
+    "gain": ("mean", "{:+.0%} beyond their number"),
+}
 
 
 def claim_rows(findings: list[dict[str, Any]]) -> list[dict[str, str]]:

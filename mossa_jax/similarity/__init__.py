@@ -9,6 +9,7 @@ Read in this order:
   compare.py  same-layer CKA of pairs of models from kept rows; combine.py  from its sums to values
   changes.py  changes of CKA; cells.py  values as tidy rows
   pairwise.py    CKA of two arrays; matrix.py  CKA of every state against every other
+  turning.py     where the base turns along its depth, read off that matrix
   streamed/      CKA from sums that need no rows
   engine.py      the choice between kept rows and streamed sums, by what each costs
   measures/      similarity measures beside CKA

@@ -53,10 +53,14 @@ def over_layers(
         return run(states, kept)
     # [M, K', n, D]: padded with layers of zeros to a multiple of the devices, so that each takes the same number.
     states = jnp.pad(states, ((0, 0), (0, -layers % mesh.size), (0, 0), (0, 0)))
+    # Layers are dealt first over the devices that share columns, then over those that share rows: one all-to-all each.
+    # Asked for both at once, XLA gives every device the whole array first.
+    inner = tuple(name for name in mesh.axis_names if name == "tensor")
+    outer = tuple(name for name in mesh.axis_names if name != "tensor")
+    states = lax.with_sharding_constraint(states, NamedSharding(mesh, P(None, inner, outer)))
+    spec = P(None, (*inner, *outer))
     # The specification asks for whole layers per device; `jit` inserts the all-to-all that brings them there.
-    dealt = jax.shard_map(
-        run, mesh=mesh, in_specs=(P(None, mesh.axis_names), P()), out_specs=P(mesh.axis_names), check_vma=False
-    )
+    dealt = jax.shard_map(run, mesh=mesh, in_specs=(spec, P()), out_specs=P(spec[1]), check_vma=False)
     # Results of the padding are cut off again.
     return jax.tree.map(lambda a: a[:layers], dealt(states, kept))
 

@@ -1,4 +1,8 @@
-"""The demo in small: four tasks and few steps, for tests of what a run does and not of what it finds."""
+"""The demo in small: four tasks, few steps, no analyses; for tests of what a run does and not of what it finds."""
+
+import dataclasses
+
+from mossa_jax.config import Analyse
 
 SMALL = (
     "--config.tasks.only=('facts_country','sentiment_review','reading_who','struct_owner')",
@@ -12,4 +16,5 @@ SMALL = (
     "--config.tuning.score_prompts=16",
     "--config.compare.permutations=20",
     "--config.compare.draws=100",
+    *(f"--config.analyse.{field.name}=False" for field in dataclasses.fields(Analyse) if field.type in (bool, "bool")),
 )

@@ -17,8 +17,9 @@ def labels(rng, rows=N, templates=10, answers=12, items=None) -> dict[str, np.nd
 def planted(rng, levels, shares, layers=1, rest_width=24, private=0.0) -> np.ndarray:
     """[3, layers, n, D] float32: three equal models whose CKA is made of parts of these shares.
 
-    Each factor has dimensions of its own, so that its share is that of its squared covariance. Without private noise
-    the CKA is 1.
+    Each factor has dimensions of its own, so that its share is that of its squared covariance: of the levels that are
+    there for templates and answers, of the population that items and the rest are drawn from. Without private noise the
+    CKA is 1.
     """
     rows = len(levels["template"])
     blocks = []
@@ -26,10 +27,11 @@ def planted(rng, levels, shares, layers=1, rest_width=24, private=0.0) -> np.nda
         if name == "rest":
             block = rng.normal(size=(layers, rows, rest_width)) / rest_width**0.25
         else:
-            effects = rng.normal(size=(layers, levels[name].max() + 1, 16))
-            effects -= effects.mean(1, keepdims=True)
-            covariance = np.einsum("kli,klj->kij", effects, effects) / effects.shape[1]
-            effects /= np.sqrt(np.linalg.norm(covariance, axis=(1, 2)))[:, None, None]
+            effects = rng.normal(size=(layers, levels[name].max() + 1, 16)) / 16**0.25
+            if name != "item":
+                effects -= effects.mean(1, keepdims=True)
+                covariance = np.einsum("kli,klj->kij", effects, effects) / effects.shape[1]
+                effects /= np.sqrt(np.linalg.norm(covariance, axis=(1, 2)))[:, None, None]
             block = effects[:, levels[name]]
         blocks.append(block * share**0.25)
     x = np.concatenate(blocks, 2)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from mossa_jax.config import Analyse
 from mossa_jax.tasks.miniature import TOKENIZER
 
 LAYERS = 3
@@ -197,7 +198,7 @@ def write_tasks(folder: pathlib.Path, train: int = 24, test: int = 12) -> pathli
 
 
 CONFIG = """
-from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.config import Analyse, Compare, Config, Schedule, Tasks, Tokens, Tuning
 
 
 def get_config():
@@ -215,11 +216,14 @@ def get_config():
             log_every=2,
         ),
         compare=Compare(permutations=20, batch_rows=8, draws=50),
+        analyse=Analyse({analyses}),
     )
 """
 
 
-def write_config(path: pathlib.Path, base: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """A config file for `launch.run` on a tiny model and a tiny suite."""
-    path.write_text(CONFIG.format(base=str(base), folder=str(folder)))
+def write_config(path: pathlib.Path, base: pathlib.Path, folder: pathlib.Path, analyses: bool = False) -> pathlib.Path:
+    """A config file for `launch.run` on a tiny model and a tiny suite, with all analyses or without any."""
+    names = [field.name for field in dataclasses.fields(Analyse) if field.type in (bool, "bool")]
+    off = "" if analyses else ", ".join(f"{name}=False" for name in names)
+    path.write_text(CONFIG.format(base=str(base), folder=str(folder), analyses=off))
     return path

@@ -26,7 +26,7 @@ _EXPERIMENTALS = (PRETRAINED, TUNED)
 _CHANGE = ("change", "change_low", "change_high", "change_p")
 _NONE = dict.fromkeys(_CHANGE, np.nan)
 # Matrices of float32 that a device has of one layer at a time.
-_MATRICES = 30
+_MATRICES = 36
 
 
 def _price(run: Run) -> str:

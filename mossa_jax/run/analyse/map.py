@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.files.write import read_parquet, write_parquet
 from mossa_jax.findings.separation import Sample, separation_rows
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks
 from mossa_jax.run.context import Run
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MODELS = {PRETRAINED: BASE, TUNED: E}
+_TABLES = ("map", "separation")
 
 # The paper's layers 1, 10, 15, 20 and 32 of 32.
 _DEPTHS = (0.0, 10 / 32, 15 / 32, 20 / 32, 1.0)
@@ -39,7 +42,7 @@ def _price(run: Run) -> str:
     size = len(_MODELS) * (arch.layers + 2) * config.map_prompts * width * 4 * len(run.suite.tasks)
     return (
         f"{config.map_prompts} prompts per task, {width} dimensions of each state of the comparison "
-        f"({size / 1e6:,.0f} MB in all on the writer); no further passes"
+        f"({size / 1e6:,.0f} MB in all), laid out in one thread of the writer; no further passes"
     )
 
 
@@ -68,6 +71,31 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
 
 
 def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
+    """Returns the tables; those of equal parts are read, since a layout of thousands of prompts takes minutes."""
+    folder = run.folder / "results/parts/map_tables"
+    places = {name: folder / f"{name}.{_digest(parts, run.config.seed)}.parquet" for name in _TABLES}
+    if not all(place.exists() for place in places.values()):
+        folder.rmtree(missing_ok=True)
+        for name, table in make_tables(run, parts).items():
+            write_parquet(places[name], table)
+    return {name: read_parquet(place) for name, place in places.items()}
+
+
+def _digest(parts: pd.DataFrame, seed: int) -> str:
+    sha256 = hashlib.sha256(str(seed).encode())
+    sha256.update(parts.drop(columns="state").to_csv(index=False).encode())
+    for state in parts["state"]:
+        sha256.update(np.asarray(state, np.float32).tobytes())
+    return sha256.hexdigest()[:16]
+
+
+def make_tables(run: Run, parts: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Computes maps and separation from the sampled states of all tasks.
+
+    Args:
+      run: gives layers and seed.
+      parts: columns of `rows`, and `task`, `cluster` and `held_out`.
+    """
     import pandas as pd
     from threadpoolctl import threadpool_limits
 
@@ -110,7 +138,7 @@ def _maps(rows: pd.DataFrame, points: np.ndarray, seed: int) -> list[pd.DataFram
 ANALYSIS = Analysis(
     name="map",
     settings=("map_prompts", "map_dimensions"),
-    table_names=("map", "separation"),
+    table_names=_TABLES,
     needs_states=True,
     price=_price,
     tasks=all_tasks,

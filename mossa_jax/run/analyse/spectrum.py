@@ -14,8 +14,11 @@ from mossa_jax.tasks import Task
 _MODELS = {PRETRAINED: BASE, TUNED: E, "control": OWN}
 
 
-def _price(_: Run) -> str:
-    return "eigenvalues of the states that the comparison computes; no further passes"
+def _price(run: Run) -> str:
+    tasks, arch = run.suite.tasks, run.architecture
+    size = min(max(len(run.encoded(task, "test")) for task in tasks), arch.hidden)
+    count = len(_MODELS) * (arch.layers + 2) * len(tasks)
+    return f"eigenvalues of {count:,} matrices of {size:,} rows at most, dealt over the devices; no further passes"
 
 
 def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:

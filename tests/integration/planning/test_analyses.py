@@ -106,7 +106,7 @@ def test_products_of_states_are_counted_by_hand():
     long = rows_of(plan_analyses(planned_run(prompts=10_000)))
     assert long["spectrum"]["flops"] == 6 * 60 * 3 * 34 * 2 * 10_000 * 4_096**2
     # Cut to 4,000 prompts.
-    assert long["factors"]["prompts"] == 4_000 and long["factors"]["bytes"] == 120 * 4_000**2
+    assert long["factors"]["prompts"] == 4_000 and long["factors"]["bytes"] == 144 * 4_000**2
     assert long["factors"]["flops"] / rows["factors"]["flops"] == pytest.approx(64, rel=0.25)
 
 

@@ -11,6 +11,9 @@ from mossa_jax.report.analyses import sections_of
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
 LAYERS = ("embed", "1", "2", "3", "4", "final_norm")
+DEEP = ("embed", "1", "2", "3", "4", "5", "6", "final_norm")
+"""Layers of the matrix: rank correlations need five blocks."""
+
 MODELS = ("pretrained", "tuned", "control")
 INCOMPETENT = ("t05",)
 SECTIONS = (layer_matrix_section.SECTION, weights_section.SECTION, merged_section.SECTION)
@@ -28,7 +31,7 @@ def places(table):
 def layer_tables(table):
     """The base turns at layer 3: CKA falls with the layers between two states, and by 0.3 across that turn."""
     cells, turning = [], []
-    states = [(model, layer) for model in range(3) for layer in range(len(LAYERS))]
+    states = [(model, layer) for model in range(3) for layer in range(len(DEEP))]
     for place in places(table):
         for i, (a, k) in enumerate(states):
             for b, m in states[i:]:
@@ -36,13 +39,13 @@ def layer_tables(table):
                 for estimator in ("debiased", "biased"):
                     cells.append(
                         {
-                            **place, "model_a": MODELS[a], "model_b": MODELS[b], "layer_a": LAYERS[k],
-                            "layer_b": LAYERS[m], "estimator": estimator, "cka": cka if k and m else np.nan, "n": 9,
+                            **place, "model_a": MODELS[a], "model_b": MODELS[b], "layer_a": DEEP[k],
+                            "layer_b": DEEP[m], "estimator": estimator, "cka": cka if k and m else np.nan, "n": 9,
                             "undefined": "" if k and m else "no variance in a",
                         }
                     )  # fmt: skip
-        for block in range(1, 5):
-            novelty = 0.05 + 0.3 * (block == 3)
+        for block in range(1, 7):
+            novelty = 0.05 + 0.3 * (block == 3) + 0.001 * (block % 2)
             row = {**place, "layer": str(block), "estimator": "debiased", "novelty": novelty, "turning": novelty}
             step = {"departure": 0.2, "departure_step": novelty / 2, "change": 0.1, "change_step": -novelty}
             turning.append(row | step)

@@ -14,9 +14,9 @@ from tests.support.planted_report import report_inputs, report_scores, report_ta
 CARRIED = np.array([0.1, 0.1, 0.4, 0.2, 0.1, 0.1, 0.0, 0.0])
 
 
-def inputs_with(information=True, share=None, layers=8, cuts=0):
+def inputs_with(information=True, share=None, layers=8, cuts=0, incompetent=()):
     table = report_table((2,) * 8, layers, held_out=1)
-    scores = report_scores(table)
+    scores = report_scores(table, incompetent)
     tasks = dict(table.drop_duplicates("task")[["task", "cluster"]].to_numpy())
     carried = CARRIED if layers == 8 else np.full(layers, 1 / layers)
     profile = planted_profile(tasks, carried, synergy=0.2, noise=0.03, cuts=cuts, information=information)
@@ -45,7 +45,7 @@ def test_the_figure_draws_the_mean_of_each_direction_for_both_models(planted):
         for kept in ("upto", "from"):
             rows = [
                 each
-                for each in planted.analysis["profile"]["curves"]
+                for each in planted.analysis["profile"]["shown"]["curves"]
                 if (each["model"], each["kept"], each["measure"]) == (model, kept, "information")
             ]
             means = [each["mean"] for each in sorted(rows, key=lambda row: row["layer"]) if 1 <= each["layer"] <= 8]
@@ -79,8 +79,15 @@ def test_shares_of_likelihood_say_so():
     assert "likelihood" in draw(inputs).axes[0].get_ylabel()
 
 
+def test_without_a_competent_task_all_are_shown_and_the_page_says_so():
+    inputs = inputs_with(incompetent=tuple(f"t{task:02}" for task in range(16)))
+    assert not inputs.analysis["profile"]["measured"]
+    assert SECTION.sentences(inputs)[0].startswith("No competent task gains anything: shown are all tasks")
+    assert len(SECTION.rows(inputs)) == 8 and len(draw(inputs).axes[0].lines) > 2
+
+
 def test_without_any_gain_each_panel_says_so():
     inputs = inputs_with(share=np.nan)
     assert "Nothing can be said" in SECTION.sentences(inputs)[0] and SECTION.rows(inputs) == []
     for axes in draw(inputs).axes:
-        assert "no competent task" in axes.texts[0].get_text()
+        assert "no task of the mixture" in axes.texts[0].get_text()

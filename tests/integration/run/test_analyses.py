@@ -41,7 +41,7 @@ def write_tasks(folder):
 def tuned_config(tiny, tmp_path_factory):
     """A configuration over four small tasks."""
     place = tmp_path_factory.mktemp("analyses")
-    config = load_config(write_config(place / "config.py", tiny.folder, write_tasks(place / "tasks")))
+    config = load_config(write_config(place / "config.py", tiny.folder, write_tasks(place / "tasks"), analyses=True))
     config.tokens.max_tokens = config.tokens.row_length = 96
     config.tuning.score_prompts, config.compare.permutations = 8, 3
     return config

@@ -51,7 +51,9 @@ def open_run(tiny, tmp_path):
 
     def open_it(sizes, **changes):
         place = tmp_path / str(len(folders))
-        config = load_config(write_config(tmp_path / "config.py", tiny.folder, write_suite(place / "tasks", sizes)))
+        config = load_config(
+            write_config(tmp_path / "config.py", tiny.folder, write_suite(place / "tasks", sizes), analyses=True)
+        )
         config.tokens.max_tokens = config.tokens.row_length = 96
         config.tuning.score_prompts, config.compare.permutations = 70, 3
         for name, value in changes.items():

@@ -32,7 +32,9 @@ def open_run(config, folder):
 
 @pytest.fixture(scope="module")
 def config(tiny, tasks_folder, tmp_path_factory):
-    config = load_config(write_config(tmp_path_factory.mktemp("trajectory") / "config.py", tiny.folder, tasks_folder))
+    config = load_config(
+        write_config(tmp_path_factory.mktemp("trajectory") / "config.py", tiny.folder, tasks_folder, True)
+    )
     config.tuning.score_prompts, config.tuning.snapshots = 0, 2
     config.tuning.twins = ()
     config.analyse.trajectory_prompts = PROMPTS

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mossa_jax.config import Config, Schedule, Tasks, Tuning, check, describe_fields
+from mossa_jax.config import Analyse, Config, Schedule, Tasks, Tuning, check, describe_fields
 from mossa_jax.errors import Refusal
 
 
@@ -48,6 +48,9 @@ def test_the_defaults_are_accepted():
             "config.tuning.control.parts=3: must be at least 1",
         ),
         (Config(tuning=Tuning(control=Schedule(optimizer="adafactor"))), "adapters are tuned by adamw only"),
+        (Config(analyse=Analyse(layers_prompts=3)), "config.analyse.layers_prompts=3: must be at least 4"),
+        (Config(analyse=Analyse(merged_rank=0)), "config.analyse.merged_rank=0: must be at least 1"),
+        (Config(analyse=Analyse(merged_scale=0.0)), "config.analyse.merged_scale=0.0: must be above 0"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_it_may_be(config, message):

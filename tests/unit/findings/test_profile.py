@@ -53,7 +53,9 @@ def finding(table, profile):
 
 def test_what_a_layer_carries_is_what_was_planted(profile_of):
     result = profile_of(carried=IN_FIRST, synergy=0.3)
-    assert result["measured"] and result["measure"] == "information" and result["most"] == 1
+    assert result["measured"]
+    result = result["shown"]
+    assert result["measure"] == "information" and result["most"] == 1
     means = np.asarray([each["mean"] for each in result["layers"]])
     # Alone, the inner layers are worth what was planted; the first and the last share what only both directions give.
     np.testing.assert_allclose(means[1:-1], IN_FIRST[1:-1], atol=1e-12)
@@ -70,7 +72,7 @@ def test_intervals_are_over_clusters(profile_of):
     result = profile_of(carried=IN_RAMP, noise=0.05)
     (row,) = (
         each
-        for each in result["curves"]
+        for each in result["shown"]["curves"]
         if (each["measure"], each["model"], each["kept"], each["layer"]) == ("information", "tuned", "upto", 3)
     )
     from scipy.stats import t
@@ -125,20 +127,20 @@ def test_tasks_without_a_gain_and_incompetent_ones_are_left_out(table):
     scores = planted_scores(SIZES, np.random.default_rng(1))
     useless = (scores["task"] == "t05") & (scores["model"] == "control") & (scores["metric"] == "information")
     scores.loc[useless, ["value", "low", "high"]] = [0.0, -0.1, 0.1]
-    tasks = find(table, scores, draws=100, analyses={"profile": profile})["profile"]["tasks"]
+    tasks = find(table, scores, draws=100, analyses={"profile": profile})["profile"]["shown"]["tasks"]
     assert tasks == sorted(set(TASKS) - {"t00", "t05"}, key=tasks.index) and len(tasks) == 22
 
 
 def test_without_information_shares_are_of_the_likelihood(profile_of):
     result = profile_of(carried=IN_RAMP, information=False)
-    assert result["measure"] == "answer_nll"
+    assert result["shown"]["measure"] == "answer_nll"
     assert "likelihood" in gain_evidence(result).sentence
 
 
 def test_few_depths_are_interpolated(profile_of):
     result = profile_of(carried=np.repeat([0.3, 0.1, 0.08, 0.02], 2), cuts=4)
     np.testing.assert_allclose(
-        [each["mean"] for each in result["layers"]], np.repeat([0.3, 0.1, 0.08, 0.02], 2), atol=1e-12
+        [each["mean"] for each in result["shown"]["layers"]], np.repeat([0.3, 0.1, 0.08, 0.02], 2), atol=1e-12
     )
 
 

@@ -55,6 +55,27 @@ def test_the_correlations_are_scipys_averaged_over_clusters():
     assert found["mean"] == pytest.approx(expected, abs=1e-12)
 
 
+def profile_of(turns):
+    """Layer profiles in which each block carries what the base turns there, and blocks do not interact."""
+    shares = np.append(0, np.cumsum(turns / turns.sum()))
+    rows = []
+    for task in range(2 * CLUSTERS + 1):
+        for depth, share in enumerate(shares):
+            row = {"task": f"t{task:02}", "model": "tuned", "share_of_gain": np.nan}
+            rows.append({**row, "kept": "upto", "layer": depth, "share_of_information": share})
+            rows.append({**row, "kept": "from", "layer": depth + 1, "share_of_information": 1 - share})
+    return pd.DataFrame(rows)
+
+
+def test_what_a_block_carries_of_the_gain_is_linked_where_there_are_profiles():
+    rows, turns = table(link=0.0)
+    links = find_turning(rows, ["t00"], profile=profile_of(turns))["links"]["novelty"]
+    assert links["carried"]["plain"]["mean"] > 0.9 and links["carried"]["plain"]["n_units"] == CLUSTERS
+    backwards = find_turning(rows, ["t00"], profile=profile_of(1 - turns))["links"]["novelty"]["carried"]["plain"]
+    assert backwards["mean"] < -0.9
+    assert "carried" not in find_turning(rows, ["t00"])["links"]["novelty"]
+
+
 def test_a_trend_with_depth_is_no_link_beyond_depth():
     rows, _ = table(link=0.0, trend=0.2)
     links = find_turning(rows, [])["links"]["novelty"]["departure_step"]

@@ -124,6 +124,8 @@ def test_maps_draw_every_prompt_of_both_models_and_say_how_well_clusters_part(in
     names = [text.get_text() for text in figures["map_tsne"].legends[0].get_texts()]
     assert names[:-1] == sorted(inputs.table.cluster.unique()) and names[-1] == "held-out task"
     best = map_section.SECTION.sentences(inputs)[1]
+    templates = map_section.SECTION.sentences(inputs)[2]
+    assert "pre-trained 0.66 [0.40, 0.90], tuned 0.79 [0.40, 0.90], where chance gives 0.10" in templates
     assert best.startswith("Tuned") and "layer 8" in best and "0.79 [0.40, 0.90]" in best
 
 
@@ -139,7 +141,7 @@ def test_correlates_name_the_layers_below_the_false_discovery_rate(inputs):
     table.loc[rows & (table.layer == "6"), ["r", "low", "high"]] = [0.98, 0.9, 0.99]
     changed = dataclasses.replace(inputs, analyses={**inputs.analyses, "correlates": table})
     sentences = correlates_section.SECTION.sentences(changed)
-    assert "tuned at most r = +0.98 [+0.90, +0.99] in layer 6, q <= 0.05 in layers 3, 6" in sentences[0]
+    assert "tuned strongest with r = +0.98 [+0.90, +0.99] in layer 6, q <= 0.05 in layers 3, 6" in sentences[0]
     assert sentences[2] == "Similarity and training rows: not defined, the same value for all tasks."
     assert "clusters" in sentences[3]
     (figure,) = draw(correlates_section.SECTION, changed).values()

@@ -16,7 +16,7 @@ def inputs():
 
 def test_every_claim_has_its_figures(inputs):
     rows = {row["id"]: row for row in tables.claim_rows(inputs.analysis["findings"])}
-    assert list(rows) == "transition shift specificity unseen shared clusters ability".split()
+    assert list(rows) == "transition shift specificity unseen shared clusters ability gain within_answer".split()
     shift, figures = rows["shift"], inputs.analysis["shift"]
     assert shift["estimate"] == f"{figures['mean']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]"
     assert shift["units"] == "8 clusters, 15 tasks" and shift["least_p"] == "0.0078" and shift["p"] == "0.008"

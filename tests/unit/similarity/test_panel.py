@@ -76,7 +76,7 @@ def finding(analysis, name):
 def test_a_change_that_all_measures_show_stays_supported(planted):
     shift = finding(planted["honest"], "shift")
     assert shift["verdict"] == "supported", shift["sentence"]
-    assert "Other measures agree: 36 of 36 in sign on 8 tasks" in shift["sentence"]
+    assert "The panel of measures agrees: 36 of 36 in sign on 8 tasks" in shift["sentence"]
     assert all(view["shares"] for view in planted["honest"]["panel"]["findings"]["shift"]["views"])
 
 
