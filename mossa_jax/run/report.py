@@ -90,7 +90,7 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         facts=run_facts(run, record, environment, table, analysis["trust"]["prompts"]),
         command=environment["command"],
         versions=environment["packages"] | {"python": environment["python"]},
-        warnings=run_warnings(run, record, analysis["trust"]["prompts"]["smallest"]),
+        warnings=run_warnings(run, record, analysis["trust"]["prompts"]["smallest"], analyses.get("convergence")),
     )
 
 

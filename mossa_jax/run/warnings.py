@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.peft import read_about
-from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
 from mossa_jax.tasks.items import GUESSED
 from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS, LARGE_ITEM
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _POOLING = {
     "all": "every token is a row: tokens with which all prompts begin (BOS, a template) are equal rows, and raise the "
@@ -28,13 +30,16 @@ _TRAINING = {
 _MAX_NAMES = 5
 
 
-def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]:
+def run_warnings(
+    run: Run, record: dict[str, Any], smallest: float, convergence: pd.DataFrame | None = None
+) -> list[str]:
     """Returns the warnings of a run, one sentence each.
 
     Args:
       run: the run.
       record: of its data (`read_record`).
       smallest: number of test prompts of the smallest task.
+      convergence: the table `results/convergence`; None without snapshots.
     """
     warnings = []
     if smallest < FEW_PROMPTS:
@@ -52,12 +57,11 @@ def run_warnings(run: Run, record: dict[str, Any], smallest: float) -> list[str]
         bad_rows = task["train"]["bad_rows"] + task["test"]["bad_rows"]
         if bad_rows:
             warnings.append(f"task {name}: left out {_count(bad_rows, 'unusable row')}")
-    return warnings + unconverged_models(run) + training_trouble(run.folder)
+    return warnings + unconverged_models(convergence) + training_trouble(run.folder)
 
 
-def unconverged_models(run: Run) -> list[str]:
+def unconverged_models(table: pd.DataFrame | None) -> list[str]:
     """Warns of models that had not converged, where snapshots tell."""
-    table = read_tables(run).get("convergence")
     if table is None:
         return []
     late = table[~table["converged"].astype(bool)]

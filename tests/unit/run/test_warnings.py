@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pandas as pd
+
 from mossa_jax.run.warnings import related_prompts, repeated_prompts, run_warnings, training_trouble
 from mossa_jax.tasks.thresholds import FEW_PROMPTS
 
@@ -26,13 +28,15 @@ def test_a_sound_run_has_no_warning():
 def test_every_cause_has_its_warning():
     record = {"tasks": {"a": data_of_task(bad_rows=3), "b": data_of_task(distinct=90)}, "missing": ["c", "d"]}
     metrics = [{"model": "a", "skipped": 1}, {"model": "a", "skipped": 2}, {"stage": "data"}]
-    warnings = run_warnings(run_of("all", metrics), record, FEW_PROMPTS - 1)
+    convergence = pd.DataFrame({"task": ["a", "b"], "converged": [True, False], "reason": ["", "its loss still falls"]})
+    warnings = run_warnings(run_of("all", metrics), record, FEW_PROMPTS - 1, convergence)
     words = [
         f"{FEW_PROMPTS - 1} test prompts",
         "every token is a row",
         "10 test prompts",
         "c, d",
         "task a: left out 3",
+        "not converged: 1 of 2 (b: its loss still falls)",
         "not finite: 2",
     ]
     assert len(warnings) == len(words)
