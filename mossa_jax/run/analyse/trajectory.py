@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax.config import TUNED
+from mossa_jax.devices.mesh import round_up
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import is_whole
 from mossa_jax.findings.trajectory import find_convergence, find_settling, loss_trend
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CONTROL = "control"
+_STEPS = 1024  # numbers of steps are rounded up to a multiple of this
 _COLUMNS = (
     "task", "cluster", "held_out", "model", "step", "share_of_steps", "share_of_rate", "layer", "cka", "low", "high",
     "n", "ceiling", "undefined",
@@ -170,7 +172,9 @@ def _adapters(run: Run, path: _Path) -> list[Adapter]:
 def _rates(run: Run, path: _Path) -> np.ndarray:
     """Returns the learning rate of each of a model's steps, [steps]."""
     optimizer = optimizer_for(run.config.tuning, run.schedule(path.name))
-    return np.asarray(optimizer.rate(jnp.arange(path.steps), jnp.full(path.steps, path.steps)), np.float64)
+    # Each length of an array is a program of its own, so models of similar lengths share one.
+    steps = jnp.arange(round_up(path.steps, _STEPS))
+    return np.asarray(optimizer.rate(steps, jnp.asarray(path.steps)), np.float64)[: path.steps]
 
 
 def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
