@@ -139,11 +139,12 @@ def draw_panel(inputs: ReportInputs) -> Figure:
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.tick_params(length=0)
+        axes.tick_params(axis="y", labelsize=8)
         # Between CKA, measures of all distances, and measures of neighbours.
         for edge in (1.5, 5.5):
             axes.axhline(edge, color="white", lw=2)
     for axes in subplots[:, 0]:
-        axes.set_yticks(range(len(measures)), [MEASURE_NAMES[name] for name in measures], fontsize=8)
+        axes.set_yticks(range(len(measures)), [MEASURE_NAMES[name] for name in measures])
     _name_layers(figure, panel)
     assert image is not None
     bar = figure.colorbar(image, ax=list(subplots.flat), location="right", shrink=0.5, aspect=30, pad=0.02)
