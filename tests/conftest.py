@@ -15,6 +15,7 @@ import pytest
 
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
+from mossa_jax.run.analyse import factors, layers, merged, stages, weights
 from tests.support.paths import ROOT, SHARED
 from tests.support.tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
 
@@ -95,27 +96,52 @@ def stories() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_config(tiny, tasks_folder, tmp_path_factory) -> pathlib.Path:
-    """A config file of a whole run on `tiny` and `tasks_folder`."""
-    return write_config(tmp_path_factory.mktemp("configs") / "tiny.py", tiny.folder, tasks_folder)
+def tiny_config(tiny, tasks_folder) -> pathlib.Path:
+    """A config file of a whole run on `tiny` and `tasks_folder`, written by one worker for all."""
+    folder = pathlib.Path(os.environ["MOSSA_TESTS"]) / "tiny_run"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "tiny.py").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_config(folder / "writing.py", tiny.folder, tasks_folder).rename(folder / "tiny.py")
+    return folder / "tiny.py"
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config) -> tuple[object, pathlib.Path]:
     """The finished run of that config, made by one worker for all: (config, run folder)."""
-    folder = pathlib.Path(os.environ["MOSSA_TESTS"]) / "tiny_run"
+    folder = tiny_config.parent
     with filelock.FileLock(f"{folder}.lock"):
         if not (folder / "tiny").exists():
             (folder / "making").mkdir(parents=True, exist_ok=True)
-            shutil.copy(tiny_config, folder / "tiny.py")
-            config = load_config(folder / "tiny.py")
+            config = load_config(tiny_config)
             run_folder = pipeline.open_run(config, str(folder / "making/tiny"))
             try:
                 pipeline.run_all(pipeline.Run(config, run_folder, Stop()))
             finally:
                 run_folder.close()
             (folder / "making/tiny").rename(folder / "tiny")
-    return load_config(folder / "tiny.py"), folder / "tiny"
+    return load_config(tiny_config), folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def analysed_run(tiny_run) -> tuple[object, pathlib.Path]:
+    """A copy of that run with the parts of similarities, layers and updates, made by one worker for all."""
+    config, finished = tiny_run
+    folder = finished.parent / "analysed"
+    chosen = [factors.ANALYSIS, layers.ANALYSIS, weights.ANALYSIS, merged.ANALYSIS]
+    for analysis in chosen:
+        setattr(config.analyse, analysis.name, True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            making = finished.parent / "making/analysed"
+            shutil.copytree(finished, making, ignore=shutil.ignore_patterns(".lock", ".holder"))
+            run_folder = pipeline.open_run(config, str(making))
+            try:
+                stages.analyse(pipeline.Run(config, run_folder, Stop()), chosen)
+            finally:
+                run_folder.close()
+            making.rename(folder)
+    return config, folder
 
 
 def load_config(path: pathlib.Path) -> object:

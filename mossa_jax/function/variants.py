@@ -66,6 +66,13 @@ class Turns(NamedTuple):
         leaves = (bounds, schedule.read, schedule.write, schedule.source)
         return cls(*(mesh_lib.place(mesh, leaf, (None, None)) for leaf in leaves))
 
+    @classmethod
+    def abstract(cls, mesh: jax.sharding.Mesh, layers: int, size: ScheduleSize) -> Turns:
+        """Describes schedules of this size by shape, dtype and sharding; `layers` is L."""
+        shapes = ((layers, 2), *[(size.turns, size.lanes)] * 3)
+        leaves: Any = (mesh_lib.abstract(mesh, shape, (None, None), jnp.int32) for shape in shapes)
+        return cls(*leaves)
+
 
 @dataclass(frozen=True)
 class VariantShape:

@@ -9,6 +9,10 @@ import numpy as np
 
 from mossa_jax.config import Mesh, Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.function.profile import profile_variants, sources
+from mossa_jax.function.variant_schedule import schedule_size
+from mossa_jax.function.variants import Turns, variant_losses
+from mossa_jax.llama.adapters import abstract_adapters
 from mossa_jax.llama.architecture import Architecture, architecture_from_config
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.placement import abstract_base
@@ -18,6 +22,7 @@ from mossa_jax.similarity.lineup import Lineup
 from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec, read_prefix
 from mossa_jax.tuning import full_finetuning, population
+from mossa_jax.tuning.batch import abstract_batch
 
 _COMMON = {
     "vocab_size": 512, "hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 3, "head_dim": 128,
@@ -45,7 +50,7 @@ def architecture(family: str) -> Architecture:
 def all_programs(
     devices, mesh: Mesh, family: str, prefix: bool, targets: tuple[str, ...], dtype: str = "bfloat16"
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """Returns what lowers each program of a run, by the name of its stage; also `prefix`, `moments` and `full`."""
+    """Returns what lowers each program of a run, by its stage; also `prefix`, `moments`, `full`, `profile`."""
     arch = architecture(family)
     grid, flat = mesh_lib.make_mesh(mesh, True, devices), mesh_lib.make_mesh(mesh, False, devices)
     tuned, compared = Base(arch, dtype, grid), Base(arch, dtype, flat)
@@ -72,6 +77,7 @@ def all_programs(
         ).lower,
         "similarity": programs.similarity_program(compared, 4, _PROMPTS, pairs, 20).lower,
         "full": lambda: _full(arch, flat, rows, answers, shared),
+        "profile": lambda: _profile(arch, flat, rows, answers, shared, targets),
     }
     if prefix:
         lowered["prefix"] = lambda: _prefix(arch, flat, targets)
@@ -85,6 +91,23 @@ def _prefix(arch: Architecture, mesh: jax.sharding.Mesh, targets: tuple[str, ...
     )
     tokens = mesh_lib.abstract(mesh, (1, _PREFIX), (None, None), jnp.int32)
     return read_prefix.lower(arch, mesh, base, adapters, tokens, mesh_lib.abstract(mesh, (), (), jnp.int32))
+
+
+def _profile(
+    arch: Architecture, mesh: jax.sharding.Mesh, rows: int, answers: int, shared: PrefixSize, targets: tuple[str, ...]
+) -> jax.stages.Lowered:
+    size = schedule_size(sources(profile_variants(arch.layers)), 2)
+    return variant_losses.lower(
+        arch,
+        mesh,
+        abstract_base(arch, mesh, jnp.bfloat16),
+        abstract_adapters(arch, mesh, 3, 4, targets),
+        Turns.abstract(mesh, arch.layers, size),
+        abstract_batch(mesh, (rows,), _LENGTH, answers),
+        slots=size.slots,
+        prefix=shared.columns,
+        max_own=0,
+    )
 
 
 def _full(

@@ -14,15 +14,15 @@ from tests.support.tiny_llama import torch_model
 
 
 @pytest.fixture(scope="module")
-def results(tiny_run):
+def results(analysed_run):
     """Reads a table of the finished run."""
-    return lambda name: pd.read_parquet(tiny_run[1] / f"results/{name}.parquet")
+    return lambda name: pd.read_parquet(analysed_run[1] / f"results/{name}.parquet")
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run, tmp_path_factory):
+def run(analysed_run, tmp_path_factory):
     """The finished run, opened again in a folder of its own."""
-    config, workdir = tiny_run
+    config, workdir = analysed_run
     folder = tmp_path_factory.mktemp("factors") / "run"
     run = pipeline.Run(config, pipeline.open_run(config, str(folder)), Stop())
     (folder / "adapters").symlink_to(workdir / "adapters")
@@ -58,10 +58,10 @@ def test_within_none_repeats_the_comparison_and_its_change(results):
     np.testing.assert_allclose(both["change"], both["change_compared"], atol=1e-6)
 
 
-def test_a_task_computed_again_gives_the_same_bytes(tiny_run, run, states):
+def test_a_task_computed_again_gives_the_same_bytes(analysed_run, run, states):
     task, kept = states
     again = pd.DataFrame(factors.ANALYSIS.rows(run, task, kept))
-    part = pd.read_parquet(tiny_run[1] / f"results/parts/factors/{task.name}.parquet")
+    part = pd.read_parquet(analysed_run[1] / f"results/parts/factors/{task.name}.parquet")
     pd.testing.assert_frame_equal(again, part, check_exact=True)
 
 

@@ -51,9 +51,7 @@ def open_run(tiny, tmp_path):
 
     def open_it(sizes, **changes):
         place = tmp_path / str(len(folders))
-        config = load_config(
-            write_config(tmp_path / "config.py", tiny.folder, write_suite(place / "tasks", sizes), analyses=True)
-        )
+        config = load_config(write_config(tmp_path / "config.py", tiny.folder, write_suite(place / "tasks", sizes)))
         config.tokens.max_tokens = config.tokens.row_length = 96
         config.tuning.score_prompts, config.compare.permutations = 70, 3
         for name, value in changes.items():
@@ -121,7 +119,7 @@ def test_twelve_tasks_share_programs_and_their_figures_are_those_of_a_task_alone
 
 
 def test_layer_profiles_of_twelve_tasks_are_one_program_and_end_in_the_scores(open_run):
-    run = open_run(SIZES, analyse__profile_prompts=12, tuning__score_prompts=12)
+    run = open_run(SIZES, analyse__profile=True, analyse__profile_prompts=12, tuning__score_prompts=12)
     counts = compilations(lambda run: stages.analyse(run, [profile.ANALYSIS]), run)
     assert counts["variant_losses"] == 1 and max(counts.values()) <= 4, counts
     table = pd.read_parquet(run.folder / "results/profile.parquet")

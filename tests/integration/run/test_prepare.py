@@ -1,6 +1,7 @@
 """A run's data: what is recorded, what a change does, and that the suite may lie anywhere."""
 
 import json
+import pathlib
 import runpy
 import shutil
 
@@ -42,8 +43,9 @@ def edit(path, change):
     path.write_text(json.dumps(record))
 
 
-def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny, tasks_folder):
-    _, workdir = tiny_run
+def test_the_record_counts_rows_and_names_the_template(tiny_run, tiny):
+    config, workdir = tiny_run
+    tasks_folder = pathlib.Path(config.tasks.folder)
     record = json.loads((workdir / "data.json").read_text())
     assert record["template"]["name"] == "none" and record["template"]["text"] == "{content}"
     assert record["missing"] == [] and list(record["tasks"]) == ["last_word", "copy_first", "count_words"]

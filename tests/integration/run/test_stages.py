@@ -19,7 +19,8 @@ import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.files import lease
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import compare, parity, pipeline, report
+from mossa_jax.run import compare, lineup, parity, pipeline, report
+from mossa_jax.run import models as run_models
 from mossa_jax.similarity import engine
 
 TASKS = ["last_word", "copy_first", "count_words"]
@@ -210,8 +211,9 @@ def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch,
     assert "<p>Not checked: model folder &#39;" in section and "<table>" not in section
 
 
-def test_the_same_run_again_does_nothing_twice(tiny_run):
-    config, workdir = tiny_run
+def test_the_same_run_again_does_nothing_twice(tiny_run, tmp_path):
+    config, finished = tiny_run
+    workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     before = stamps(workdir)
     run_folder = pipeline.open_run(config, str(workdir))
     known = len(run_folder.metrics())
@@ -239,12 +241,20 @@ def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_p
     run_folder = pipeline.open_run(config, str(workdir))
     os.unlink(workdir / "results/parts/cka/copy_first.parquet")
     asked = []
-    monkeypatch.setattr(compare, "_choose_engine", lambda run, tasks: asked.extend(tasks) or engine.KEPT)
+
+    def choose(run, models, prompts, pairs):
+        asked.append((models, prompts))
+        return engine.KEPT
+
+    monkeypatch.setattr(run_models, "choose_engine", choose)
+    opened = pipeline.Run(config, run_folder, Stop())
     try:
-        compare.compare(pipeline.Run(config, run_folder, Stop()))
+        compare.compare(opened)
     finally:
         run_folder.close()
-    assert [task.name for task in asked] == TASKS
+    # Of the task with the most models and the most prompts, not of the one that is left.
+    lineups = [lineup.line_up(opened, task).lineup.models for task in opened.suite.tasks]
+    assert asked == [(max(lineups), max(len(opened.encoded(task, "test")) for task in opened.suite.tasks))]
 
 
 def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
@@ -259,14 +269,14 @@ def test_other_specialists_are_drawn_for_each_task_among_tasks_of_the_mixture():
             config=SimpleNamespace(compare=SimpleNamespace(mismatched=2)),
         )
 
-    drawn = {task.name: compare.draw_mismatched(run(), task) for task in tasks}
-    assert drawn == {task.name: compare.draw_mismatched(run(), task) for task in reversed(tasks)}
+    drawn = {task.name: lineup.draw_mismatched(run(), task) for task in tasks}
+    assert drawn == {task.name: lineup.draw_mismatched(run(), task) for task in reversed(tasks)}
     cluster = {task.name: task.cluster for task in tasks}
     for name, others in drawn.items():
         assert len(set(others)) == 2 and not set(others) & suite.held_out
         assert cluster[name] not in {cluster[other] for other in others}
     assert len({other for others in drawn.values() for other in others}) > 35  # of 54, 120 draws
-    assert compare.draw_mismatched(run(set(names)), tasks[0])  # where there are no others, any
+    assert lineup.draw_mismatched(run(set(names)), tasks[0])  # where there are no others, any
 
 
 def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):

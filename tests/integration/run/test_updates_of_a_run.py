@@ -19,15 +19,15 @@ TARGETS = ("q_proj", "v_proj")
 
 
 @pytest.fixture(scope="module")
-def results(tiny_run):
+def results(analysed_run):
     """Reads a table of the finished run."""
-    return lambda name: pd.read_parquet(tiny_run[1] / f"results/{name}.parquet")
+    return lambda name: pd.read_parquet(analysed_run[1] / f"results/{name}.parquet")
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run, tmp_path_factory):
+def run(analysed_run, tmp_path_factory):
     """The finished run, opened again in a folder of its own."""
-    config, workdir = tiny_run
+    config, workdir = analysed_run
     folder = tmp_path_factory.mktemp("updates") / "run"
     run = pipeline.Run(config, pipeline.open_run(config, str(folder)), Stop())
     (folder / "adapters").symlink_to(workdir / "adapters")
@@ -45,8 +45,8 @@ def update(workdir, name, target, layer):
     return config["lora_alpha"] / config["r"] * b @ a
 
 
-def test_weights_are_those_of_the_dense_products(tiny_run, results, tiny):
-    _, workdir = tiny_run
+def test_weights_are_those_of_the_dense_products(analysed_run, results, tiny):
+    _, workdir = analysed_run
     table = results("weights")
     assert len(table) == len(TASKS) * len(TARGETS) * LAYERS
     base = torch_model(tiny.folder).state_dict()
@@ -84,8 +84,8 @@ def last_states(model, prompts):
     return {layer: np.stack([each[layer][-1] for each in states]).astype(np.float64) for layer in NAMES}
 
 
-def test_the_mean_of_the_specialists_is_the_model_with_their_mean_update(tiny_run, results, run, tiny):
-    _, workdir = tiny_run
+def test_the_mean_of_the_specialists_is_the_model_with_their_mean_update(analysed_run, results, run, tiny):
+    _, workdir = analysed_run
     table, scores = results("merged"), results("merged_scores")
     assert len(table) == len(TASKS) * len(NAMES) * 2
     models = {name: specialist(workdir, tiny.folder, [name]) for name in ("tuned", "count_words")}
@@ -115,8 +115,8 @@ def test_the_mean_of_the_specialists_is_the_model_with_their_mean_update(tiny_ru
     assert set(scores.model) == {"merged"} and set(scores.metric) == {"answer_nll", "information"}
 
 
-def test_the_updates_of_the_mean_are_those_of_the_dense_mean(tiny_run, results):
-    _, workdir = tiny_run
+def test_the_updates_of_the_mean_are_those_of_the_dense_mean(analysed_run, results):
+    _, workdir = analysed_run
     rows = results("merged")
     for row in rows[rows.layer.str.isdigit()].itertuples():
         layer = int(row.layer) - 1
@@ -132,7 +132,7 @@ def test_the_updates_of_the_mean_are_those_of_the_dense_mean(tiny_run, results):
     assert rows[~rows.layer.str.isdigit()].update_size_tuned.isna().all()
 
 
-def test_layers_against_layers_are_those_of_the_states(tiny_run, results, run):
+def test_layers_against_layers_are_those_of_the_states(analysed_run, results, run):
     table = results("layers")
     assert set(table.task) == {"last_word", "count_words"}  # the first of each cluster
     pairs = 3 * len(NAMES) * (len(NAMES) + 1) // 2 + 3 * len(NAMES) ** 2
