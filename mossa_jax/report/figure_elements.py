@@ -143,13 +143,14 @@ def ceiling_line(axes: Axes, values: list[float | None] | None) -> None:
         axes.plot(range(len(line)), line, color=CEILING, lw=1.4, ls="--", zorder=4, label=CEILING_LABEL)
 
 
-def model_legend(axes: Axes, fontsize: float = 8) -> None:
-    """Adds the legend of pre-trained and tuned, and of the ceiling where it is drawn."""
+def model_legend(axes: Axes) -> None:
+    """Adds the legend of pre-trained and tuned, and of the ceiling where `axes` has it, above all panels."""
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(color=MODEL_COLOURS[key], label=name, alpha=0.75) for key, name in MODEL_NAMES.items()]
     handles += [line for line in axes.lines if line.get_label() == CEILING_LABEL]
-    axes.legend(handles=handles, loc="lower left", ncols=3, fontsize=fontsize)
+    # Inside the axes it would hide boxes.
+    axes.figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8)
 
 
 def grey_labels(axes: Axes, rows: list[int]) -> None:

@@ -120,7 +120,7 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     for axes in list(panels.flat)[len(ranking) :]:
         axes.set_axis_off()
     if ranking:
-        elements.model_legend(panels[0, 0], fontsize=7)
+        elements.model_legend(panels[0, 0])
         figure.supxlabel("layer", fontsize=9)
         figure.supylabel(f"CKA ({HEADLINE})", fontsize=9)
     else:
