@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: tiny models and a tiny run, made once per session."""
 
+import copy
 import hashlib
 import os
 import pathlib
@@ -126,7 +127,7 @@ def tiny_run(tiny_config) -> tuple[object, pathlib.Path]:
 @pytest.fixture(scope="session")
 def analysed_run(tiny_run) -> tuple[object, pathlib.Path]:
     """A copy of that run with the parts of similarities, layers and updates, made by one worker for all."""
-    config, finished = tiny_run
+    config, finished = copy.deepcopy(tiny_run[0]), tiny_run[1]
     folder = finished.parent / "analysed"
     chosen = [factors.ANALYSIS, layers.ANALYSIS, weights.ANALYSIS, merged.ANALYSIS]
     for analysis in chosen:
