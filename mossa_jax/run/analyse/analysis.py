@@ -65,7 +65,9 @@ class Analysis:
 
     def settings_of(self, run: Run) -> dict[str, Any]:
         """Returns the values of its settings, ready for JSON."""
-        values = {name: getattr(run.config.analyse, name) for name in self.settings}
+        # Where the comparison streams sums, states are kept of so many prompts only.
+        names = (*self.settings, "prompts") if self.needs_states else self.settings
+        values = {name: getattr(run.config.analyse, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

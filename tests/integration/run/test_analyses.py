@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -163,3 +164,20 @@ def test_an_analysis_that_the_run_has_nothing_for_is_named_with_its_reason(whole
     with caplog.at_level("INFO", logger="mossa_jax"):
         announce(run)
     assert "trajectory: left out, since it needs snapshots (tuning.snapshots)" in caplog.text
+
+
+def test_changed_settings_remove_the_parts_that_rest_on_them_and_no_others(tuned_config, whole_run, tmp_path):
+    config = copy.deepcopy(tuned_config)
+    folder = shutil.copytree(
+        whole_run[0].folder.path, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder")
+    )
+    config.analyse.prompts += 1
+    run = open_run(config, folder)
+    announce(run)
+    left = {
+        analysis.name: len(list((folder / f"results/parts/{analysis.name}").glob("*.parquet")))
+        for analysis in wanted(run, ANALYSES)
+    }
+    run.folder.close()
+    for analysis in wanted(run, ANALYSES):
+        assert left[analysis.name] == (0 if analysis.needs_states else len(analysis.tasks(run))), analysis.name
