@@ -23,6 +23,7 @@ from .help import help_text, show
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process
+    from mossa_jax.run.options import Options
 
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 
@@ -70,8 +71,21 @@ def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     workdir = flags.DEFINE_string("workdir", None, "Run folder; the same command continues where it stopped.")
     text = "Longest time in seconds between two signs of life (a step, a batch, a file read); 0: no limit."
     flags.DEFINE_float("step_timeout", 1800, text, lower_bound=0)
+    flags.DEFINE_string("from", "", "Run folder whose models and results are taken over where they would be the same.")
+    text = (
+        "Models that were tuned on other rows than the run has today, as tasks came, went or changed: refuse them, "
+        "retrain them, or keep E as it is and count the tasks that came as unseen."
+    )
+    flags.DEFINE_enum("stale", "refuse", ["refuse", "retrain", "keep"], text)
     flags.mark_flag_as_required("workdir")
     return config, workdir
+
+
+def run_options() -> Options:
+    """Returns what the flags of the commands that work in a run folder ask of this attempt."""
+    from mossa_jax.run.options import Options
+
+    return Options(take_from=flags.FLAGS["from"].value, stale=flags.FLAGS.stale)
 
 
 def define_profile_flag() -> flags.FlagHolder:

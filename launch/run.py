@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .flags import define_profile_flag, define_run_flags, run
+from .flags import define_profile_flag, define_run_flags, run, run_options
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process
@@ -20,7 +20,9 @@ def main(process: Process) -> None:
     """Tunes, compares and reports; prints the findings and the path of the page."""
     from mossa_jax.run import pipeline
 
-    report = pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.run_all, PROFILE.value)
+    report = pipeline.in_run_folder(
+        process, CONFIG.value, WORKDIR.value, pipeline.run_all, PROFILE.value, run_options()
+    )
     if report:
         print(pipeline.summary(report, WORKDIR.value))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .flags import define_profile_flag, define_run_flags, run
+from .flags import define_profile_flag, define_run_flags, run, run_options
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process
@@ -20,7 +20,7 @@ def main(process: Process) -> None:
     """Tunes and scores."""
     from mossa_jax.run import pipeline
 
-    pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.tune, PROFILE.value)
+    pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.tune, PROFILE.value, run_options())
 
 
 if __name__ == "__main__":

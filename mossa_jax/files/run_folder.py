@@ -12,17 +12,14 @@ import filelock
 from etils import epath
 
 from mossa_jax.config import Config
+from mossa_jax.config.kinds import differences, kind_of, variant_name
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
 from mossa_jax.files.growing import GrowingText
 from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, is_remote
 from mossa_jax.files.write import storing, write_json, write_text
 
-# Fields of the configuration that say where a run executes or is watched, or that each analysis checks for itself
-# (`run.analyse`); no other result depends on them.
-_NOT_IDENTITY = ("mesh", "track", "analyse")
-
-RESULTS = 3
+RESULTS = 4
 """The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
 
 
@@ -41,6 +38,7 @@ class RunFolder:
 
     Attributes:
       path: the folder.
+      variant: name of the variant of results that the configuration asks for; "" for that of config.json.
       writer: True in the one process that writes; the others only read.
       trackers: called with each record after it is added to metrics.jsonl, and closed with the folder; None for none.
     """
@@ -62,6 +60,7 @@ class RunFolder:
                 BAD_CONFIG,
                 f"--workdir={path}: {error}; install the missing package, or name a local folder or gs://...",
             ) from None
+        self.variant = ""
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
         self._lease: Lease | None = None
@@ -71,19 +70,35 @@ class RunFolder:
     def __truediv__(self, name: str) -> epath.Path:
         return self.path / name
 
+    @property
+    def place(self) -> epath.Path:
+        """The folder of the variant's tables, figures and page."""
+        return self.path / "variants" / self.variant if self.variant else self.path
+
+    def variants(self) -> list[str]:
+        """Returns the names of all variants of results in the folder but that of config.json."""
+        folder = self.path / "variants"
+        paths = sorted(folder.iterdir()) if folder.exists() else []
+        return [path.name for path in paths if (path / "config.json").exists()]
+
     def open(self, config: Config, environment: dict[str, Any]) -> None:
         """Claims the folder for a configuration, and records the configuration and the environment there.
+
+        A configuration that differs from the folder's in later fields (`config.kinds`) gets a variant of its own.
 
         Args:
           config: the configuration.
           environment: versions, devices and the command; JSON-ready.
 
         Raises:
-          Refusal: 2 when the folder belongs to another configuration or is in use; 4 when an object store cannot be
-            reached.
+          Refusal: 2 when the folder's models or data belong to another configuration, or it is in use; 4 when an object
+            store cannot be reached.
         """
-        record = dataclasses.asdict(config) | {"results_format": RESULTS}
-        self._check_belongs(record, dataclasses.asdict(type(config)()))
+        record = _as_json(dataclasses.asdict(config) | {"results_format": RESULTS})
+        main = self._read_config()
+        # A field that is newer than the folder had its default.
+        default = _as_json(dataclasses.asdict(type(config)()))
+        self.variant = "" if main is None else self._variant_of(_completed(main, default), record)
         if not self.writer:
             return
         self._acquire()
@@ -91,11 +106,12 @@ class RunFolder:
             for depth in range(4):
                 for leftover in self.path.glob("*/" * depth + ".*.tmp"):
                     leftover.rmtree() if leftover.is_dir() else leftover.unlink()
-        if not (self.path / "config.json").exists():
-            write_json(self.path / "config.json", _as_json(record))
+        if not (self.place / "config.json").exists():
+            write_json(self.place / "config.json", record)
         write_json(self.path / "environment.json", environment)
 
-    def _check_belongs(self, record: dict[str, Any], default: dict[str, Any]) -> None:
+    def _read_config(self) -> dict[str, Any] | None:
+        """Reads config.json; None if the folder is new."""
         path = self.path / "config.json"
         try:
             if self.path.exists() and not self.path.is_dir():
@@ -112,20 +128,26 @@ class RunFolder:
                 "network and the credentials of this machine",
             ) from None
         if text is None:
-            return
+            return None
         try:
-            old = json.loads(text)
+            return json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
-        # A field that is newer than the folder had its default.
-        complete = _completed(old, _as_json(default))
-        differences = _differences(_identity(complete), _identity(_as_json(record)))
-        if differences:
+
+    def _variant_of(self, main: dict[str, Any], record: dict[str, Any]) -> str:
+        """Returns the name of the variant that a configuration asks for in a folder of another one."""
+        changed = {name: both for name, both in differences(main, record).items() if kind_of(name) != "free"}
+        earlier = [
+            f"{name} was {old!r}, now {new!r}" for name, (old, new) in changed.items() if kind_of(name) != "later"
+        ]
+        if earlier:
             raise Refusal(
                 BAD_CONFIG,
-                f"--workdir={self.path} belongs to another config ({'; '.join(differences[:3])}"
-                f"{'; ...' if len(differences) > 3 else ''}); name a new folder or restore these values",
+                f"--workdir={self.path} belongs to another config ({'; '.join(earlier[:3])}"
+                f"{'; ...' if len(earlier) > 3 else ''}); restore these values, or name a new folder with "
+                f"--from={self.path}, which takes over what rests on the same values",
             )
+        return variant_name({name: new for name, (_, new) in changed.items()})
 
     def _acquire(self) -> None:
         if is_remote(self.path):
@@ -207,16 +229,3 @@ def _completed(record: dict[str, Any], default: dict[str, Any]) -> dict[str, Any
         else value
         for key, value in both.items()
     }
-
-
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in _NOT_IDENTITY}
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        differences = []
-        for key in sorted({*old, *new}):
-            differences += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return differences
-    return [] if old == new else [f"{prefix} was {old!r}, now {new!r}"]

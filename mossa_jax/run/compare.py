@@ -20,13 +20,22 @@ from mossa_jax.run.change import CHANGE_ERROR, CONTROL, change_table
 from mossa_jax.run.context import Run
 from mossa_jax.run.lineup import Compared, line_up
 from mossa_jax.run.noise import add_errors
+from mossa_jax.run.parts import PartKind
 from mossa_jax.run.prepare import prepare
+from mossa_jax.run.score import SCORES
 from mossa_jax.similarity import Similarities
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
 from mossa_jax.similarity.changes import paired_changes
 from mossa_jax.similarity.engine import KEPT
 from mossa_jax.similarity.lineup import BASE, OWN, E
 from mossa_jax.tasks import Task
+
+SIMILARITIES = PartKind(
+    "cka",
+    models=lambda run, task: [name for name in line_up(run, task).kept_names if name is not None],
+    settings=lambda run: {name: getattr(run.config.compare, name) for name in ("pool", "engine", "permutations")},
+)
+"""The cells of a task."""
 
 FIRST_COLUMNS = ("experimental", "control", "task", "cluster", "held_out")
 
@@ -57,7 +66,7 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
             BAD_INPUT,
             f"{run.folder.path} has no adapter or model of {untuned[0]!r} yet; run launch.tune or launch.run first",
         )
-    unfinished = run.unfinished("cka")
+    unfinished = run.unfinished(SIMILARITIES)
     done = len(tasks) - len(unfinished)
     progress = Progress("compare", len(tasks), done)
     engine = engine_of(run) if unfinished else ""
@@ -68,7 +77,7 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
                 states = task_states(run, task, compared.names)
             rows, summary = _compare_task(run, task, compared, states)
         goodput.running(())  # the similarities are on the host: no program runs any more
-        run.write_part("cka", task, rows)
+        run.write_part(SIMILARITIES, task, rows)
         if states is not None:
             analyse_states(run, task, states)
         progress.line(number, f"{task.name}: {summary}")
@@ -76,20 +85,20 @@ def _compare_tasks(run: Run) -> pd.DataFrame | None:
     table = None
     if run.folder.writer:
         untouched = _untouched_layers(run)
-        cells = pd.concat([run.read_part("cka", task) for task in tasks], ignore_index=True)
+        cells = pd.concat([run.read_part(SIMILARITIES, task) for task in tasks], ignore_index=True)
         table = add_errors(add_q_values(cells, untouched))
         between = [name for name in table.columns if name not in (*FIRST_COLUMNS, "undefined", CHANGE_ERROR)]
-        write_table(run.folder / "results/change.parquet", change_table(table, _scores(run), untouched))
+        write_table(run.results / "change.parquet", change_table(table, _scores(run), untouched))
         table = table[[*FIRST_COLUMNS, *between, "undefined"]]
-        write_table(run.folder / "results/cka.parquet", table)
+        write_table(run.results / "cka.parquet", table)
     agreement.wait_for_all("table")
     return table
 
 
 def _scores(run: Run) -> pd.DataFrame:
     """Returns the scores of all tasks that have them."""
-    parts = [run.read_part("scores", task) for task in run.suite.tasks if run.part("scores", task).exists()]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    scores = run.read_parts(SCORES)
+    return pd.DataFrame() if scores is None else scores
 
 
 def _compare_task(run: Run, task: Task, compared: Compared, states: TaskStates | None) -> tuple[list[dict], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,8 @@ from etils import epath
 
 from mossa_jax.config import MINIATURE, TUNED
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.files.write import read_parquet, write_parquet
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.write import is_whole, read_parquet, write_parquet
 from mossa_jax.function import profile
 from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, rows_that_fit
 from mossa_jax.function.information import SWAPS, AnswerPairs, make_pairs
@@ -25,6 +26,7 @@ from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
+from mossa_jax.llama.files.peft import read_about
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.goodput import Ledger
@@ -33,7 +35,11 @@ from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run.ahead import Ahead
 from mossa_jax.run.base_model import BaseModel
+from mossa_jax.run.basis import base_identity, basis_digest, control_basis, experimental_basis, mixture_of
+from mossa_jax.run.options import Options
+from mossa_jax.run.parts import PartKind, part_name, take_part
 from mossa_jax.run.places import Places
+from mossa_jax.run.record import read_record
 from mossa_jax.similarity.engine import memory_per_device
 from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tasks import Example, Suite, Task, load_suite
@@ -56,11 +62,17 @@ class Run(Places):
     Attributes:
       stop: whether somebody asked the run to stop.
       profile: the steps to trace, if any.
+      options: what else is asked of this attempt.
+      is_prepared: whether this attempt has read the rows of its tasks.
     """
 
     stop: Stop
     profile: Profile | None = None
+    options: Options = field(default_factory=Options)
     _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
+    is_prepared: bool = False
+    _record: dict[str, Any] | None = field(default=None, repr=False)
+    _parts: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -74,8 +86,65 @@ class Run(Places):
 
     @cached_property
     def suite(self) -> Suite:
-        """The tasks."""
-        return load_suite(self.config.tasks)
+        """The tasks. Where E is kept although tasks came after it was tuned, these count as held out."""
+        suite = load_suite(self.config.tasks)
+        seen = self._seen_by_kept_model()
+        unseen = () if seen is None else (task.name for task in suite.tasks if task.name not in seen)
+        return replace(suite, held_out=tuple(dict.fromkeys([*suite.held_out, *unseen])))
+
+    def _seen_by_kept_model(self) -> list[str] | None:
+        """Returns the tasks that E was tuned on, if it is kept as it is; None otherwise."""
+        before = read_record(self.folder)
+        was_kept = before is not None and bool(before["kept"]) and self.options.stale != "retrain"
+        if self.options.stale != "keep" and not was_kept:
+            return None
+        mixture = read_about(self.tuned_folder(TUNED)).get("mixture")
+        return None if mixture is None else list(mixture)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The record of the run's data: that of `prepare`, or else the one in the run folder.
+
+        Raises:
+          Refusal: 3 if there is none.
+        """
+        if self._record is None:
+            self._record = read_record(self.folder)
+        if self._record is None:
+            raise Refusal(BAD_INPUT, f"{self.folder.path} has no data.json yet; run launch.run first")
+        return self._record
+
+    @record.setter
+    def record(self, record: dict[str, Any]) -> None:
+        self._record, self.is_prepared = record, True
+        self._parts.clear()
+
+    @cached_property
+    def base_identity(self) -> dict[str, Any]:
+        """What tells the base model from others."""
+        return base_identity(self.config)
+
+    def model_basis(self, name: str) -> dict[str, Any]:
+        """Returns what a model has to rest on, by the configuration and the rows of today; ready for JSON."""
+        config, base, record, seed = self.config, self.base_identity, self.record, self.seed(name)
+        if name in self.experimental_names:
+            return experimental_basis(config, base, record, mixture_of(self.suite, config, record), seed)
+        return control_basis(config, base, record, self.controls[name], seed)
+
+    def model_digest(self, name: str) -> str:
+        """Returns the digest of what a model rests on; of one that is kept, of what it was tuned on."""
+        return self.record["kept"].get(name) or basis_digest(self.model_basis(name))
+
+    def is_tuned(self, name: str) -> bool:
+        """Returns whether a model that rests on what it has to is exported, as this process sees it."""
+        folder = self.tuned_folder(name)
+        return is_whole(folder) and read_about(folder).get("digest") == self.model_digest(name)
+
+    def untuned(self, names: Iterable[str]) -> list[str]:
+        """Returns the models that are not exported yet, as process 0 sees it; all processes call this together."""
+        names = list(names)
+        is_done = agreement.agreed([self.folder.writer and self.is_tuned(name) for name in names])
+        return [name for name, done in zip(names, is_done, strict=True) if not done]
 
     @cached_property
     def controls(self) -> dict[str, Control]:
@@ -288,18 +357,42 @@ class Run(Places):
             sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
             return variant_shape(arch, self.mesh, sizes, variants, config, itemsize, memory)
 
-    def unfinished(self, stage: str) -> list[Task]:
-        """Returns the tasks that have no rows of a stage's table yet; all processes call this together."""
-        return self.without_part(stage, self.suite.tasks)
+    def part(self, kind: PartKind, task: Task) -> epath.Path:
+        """Returns the file of a task's share of a stage's table; another one whenever what it rests on is other."""
+        key = kind.stage, task.name
+        if key not in self._parts:
+            self._parts[key] = part_name(task.name, basis_digest(kind.rests_on(self, task)))
+        return self.folder / f"results/parts/{kind.stage}/{self._parts[key]}"
 
-    def read_part(self, stage: str, task: Task) -> pd.DataFrame:
+    def has_part(self, kind: PartKind, task: Task) -> bool:
+        """Returns whether a task's part exists, after taking it over from `options.take_from` (writer only)."""
+        path = self.part(kind, task)
+        return path.exists() or take_part(self.options.take_from, path)
+
+    def without_part(self, kind: PartKind, tasks: Sequence[Task]) -> list[Task]:
+        """Returns the tasks that lack their part of a stage, as process 0 sees it; called by all together."""
+        is_done = agreement.agreed([self.folder.writer and self.has_part(kind, task) for task in tasks])
+        return [task for task, done in zip(tasks, is_done, strict=True) if not done]
+
+    def unfinished(self, kind: PartKind) -> list[Task]:
+        """Returns the run's tasks that lack their part of a stage; all processes call this together."""
+        return self.without_part(kind, self.suite.tasks)
+
+    def read_part(self, kind: PartKind, task: Task) -> pd.DataFrame:
         """Reads a task's rows of a stage's table, with columns that name the task."""
         held_out = task.name in self.suite.held_out
-        return read_parquet(self.part(stage, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)
+        return read_parquet(self.part(kind, task)).assign(task=task.name, cluster=task.cluster, held_out=held_out)
 
-    def write_part(self, stage: str, task: Task, rows: list[dict[str, Any]]) -> None:
+    def read_parts(self, kind: PartKind) -> pd.DataFrame | None:
+        """Reads the rows of all tasks that have their part of a stage; None if no task has (writer only)."""
+        import pandas as pd
+
+        tables = [self.read_part(kind, task) for task in self.suite.tasks if self.part(kind, task).exists()]
+        return pd.concat(tables, ignore_index=True) if tables else None
+
+    def write_part(self, kind: PartKind, task: Task, rows: list[dict[str, Any]]) -> None:
         """Writes a task's rows of a stage's table (writer only)."""
         if self.folder.writer:
             import pandas as pd
 
-            write_parquet(self.part(stage, task), pd.DataFrame(rows))
+            write_parquet(self.part(kind, task), pd.DataFrame(rows))

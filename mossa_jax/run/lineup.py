@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
+import json
 from dataclasses import dataclass
-
-import numpy as np
 
 from mossa_jax.config import TUNED
 from mossa_jax.run.context import Run
@@ -26,6 +27,11 @@ class Compared:
     names: tuple[str | None, ...]
     lineup: Lineup
     fillers: frozenset[int]
+
+    @property
+    def kept_names(self) -> list[str | None]:
+        """The models whose cells are kept."""
+        return [name for at, name in enumerate(self.names) if at not in self.fillers]
 
 
 def line_up(run: Run, task: Task) -> Compared:
@@ -59,5 +65,15 @@ def draw_mismatched(run: Run, task: Task) -> list[str]:
     suite = run.suite
     others = [other.name for other in suite.tasks if other.cluster != task.cluster]
     others = [name for name in others if name not in suite.held_out] or others
-    order = np.random.default_rng((*run.seed(task.name), 4)).permutation(len(others))
-    return [others[index] for index in order[: run.config.compare.mismatched]]
+    return heapq.nsmallest(run.config.compare.mismatched, others, key=lambda name: _rank(run, task, name))
+
+
+def _rank(run: Run, task: Task, other: str) -> bytes:
+    """Returns the place of another task in a task's draw, which does not depend on what further tasks there are.
+
+    So a task that is added or taken away changes few draws.
+
+    References:
+      Thaler and Ravishankar 1998, "Using name-based mappings to increase hit rates" (highest random weight).
+    """
+    return hashlib.sha256(json.dumps([run.config.seed, task.name, other]).encode()).digest()

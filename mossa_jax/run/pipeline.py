@@ -33,14 +33,21 @@ from mossa_jax.run.analyse import check as check_analyses
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
+from mossa_jax.run.options import Options
 from mossa_jax.run.report import report
+from mossa_jax.run.takeover import check_source
 from mossa_jax.run.tune import tune
 
 _Result = TypeVar("_Result")
 
 
 def in_run_folder(
-    process: Process, config: Config, workdir: str, stage: Callable[[Run], _Result], profile: str = ""
+    process: Process,
+    config: Config,
+    workdir: str,
+    stage: Callable[[Run], _Result],
+    profile: str = "",
+    options: Options | None = None,
 ) -> _Result:
     """Runs one stage in a run folder that it claims, with the log copied there, and releases the folder.
 
@@ -50,13 +57,17 @@ def in_run_folder(
       workdir: the run folder's path.
       stage: the work.
       profile: the steps to trace, as in `Profile.parse`.
+      options: what else is asked of this attempt.
 
     Raises:
-      Refusal: 2 for a bad configuration or profile, or a folder of another configuration.
+      Refusal: 2 for a bad configuration or profile, a folder of another configuration, or an `options.take_from` that
+        is no run folder.
     """
+    options = options or Options()
     trace = Profile.parse(profile)
+    check_source(options.take_from, workdir)
     run_folder = open_run(config, workdir)
-    run = Run(config, run_folder, process.stop, trace)
+    run = Run(config, run_folder, process.stop, trace, options)
     process.runs_native_code.append(lambda: run.ahead.is_working)
     # An object store gets growing files only now and then, so a process that is ended has to write the rest.
     process.before_leaving.append(run_folder.flush)

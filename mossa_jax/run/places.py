@@ -1,8 +1,7 @@
-"""The places of a run: where each tuned model and each task's results lie, and which of them exist."""
+"""The places of a run: where each tuned model, and each variant's results, lie."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from etils import epath
@@ -10,9 +9,6 @@ from etils import epath
 from mossa_jax.config import TUNED, Config, Schedule
 from mossa_jax.files.names import slug
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import is_whole
-from mossa_jax.processes import agreement
-from mossa_jax.tasks import Task
 from mossa_jax.tasks.controls import seed_name
 
 
@@ -54,21 +50,17 @@ class Places:
         """Returns the folder of a tuned model: a PEFT adapter, or a whole model as a Hugging Face folder."""
         return self.folder / f"models/{slug(name)}" if self.is_whole(name) else self.adapter_folder(name)
 
-    def is_tuned(self, name: str) -> bool:
-        """Returns whether a model is tuned and exported, as this process sees it."""
-        return is_whole(self.tuned_folder(name))
+    @property
+    def results(self) -> epath.Path:
+        """The folder of the tables of this variant of results."""
+        return self.folder.place / "results"
 
-    def untuned(self, names: Iterable[str]) -> list[str]:
-        """Returns the models that are not exported yet, as process 0 sees it; all processes call this together."""
-        names = list(names)
-        is_done = agreement.agreed([self.folder.writer and self.is_tuned(name) for name in names])
-        return [name for name, done in zip(names, is_done, strict=True) if not done]
+    @property
+    def figures(self) -> epath.Path:
+        """The folder of this variant's figures."""
+        return self.folder.place / "figures"
 
-    def part(self, stage: str, task: Task) -> epath.Path:
-        """Returns the file of a task's rows of a stage's table."""
-        return self.folder / f"results/parts/{stage}/{slug(task.name)}.parquet"
-
-    def without_part(self, stage: str, tasks: Sequence[Task]) -> list[Task]:
-        """Returns the tasks that have no rows of a stage's table yet, as process 0 sees it; called by all together."""
-        is_done = agreement.agreed([self.folder.writer and self.part(stage, task).exists() for task in tasks])
-        return [task for task, done in zip(tasks, is_done, strict=True) if not done]
+    @property
+    def page(self) -> epath.Path:
+        """This variant's page."""
+        return self.folder.place / "report.html"

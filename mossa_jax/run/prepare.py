@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.names import digest
-from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import write_json
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
+from mossa_jax.run.record import FILE, changes, read_record
+from mossa_jax.run.stale import match_models
 from mossa_jax.tokens.encoded import EncodedSplit
 from mossa_jax.tokens.test_prompts import TestPrompts
-
-_FILE = "data.json"
 
 
 def prepare(run: Run) -> dict[str, Any]:
     """Encodes all training rows and test prompts, and records them in data.json.
 
-    A bad row is refused here, before anything is computed. So is a run folder whose data or prompt template changed
-    since the run began.
+    A bad row is refused here, before anything is computed. So is a run folder whose prompt template changed since the
+    run began, and one whose models rest on other rows, unless `Options.stale` says what becomes of them.
 
     Returns:
-      The record: `template` (`Tokenizer.record`), `missing` (tasks that no source has) and `tasks`: name -> `source`,
-      and for each of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint`;
-      for `test` also those of `_prompts_record`.
+      The record: `suite` (its name), `template` (`Tokenizer.record`), `missing` (tasks that no source has), `history`
+      (what `record.changes` found at later attempts), `kept` (`stale.match_models`) and `tasks`: name -> `cluster`,
+      `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows`
+      (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for `test` also those of
+      `_prompts_record`.
 
     Raises:
       Refusal: 3 for bad or changed data, and whatever the sources raise.
@@ -51,6 +51,8 @@ def _prepare(run: Run) -> dict[str, Any]:
         prompts = run.test_prompts(task)
         distinct = len(prompts)
         tasks[task.name] = {
+            "cluster": task.cluster,
+            "held_out": task.name in suite.held_out,
             "source": task.source,
             "train": _split_record(train),
             "test": _split_record(test) | _prompts_record(prompts),
@@ -58,16 +60,27 @@ def _prepare(run: Run) -> dict[str, Any]:
         distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
         progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
         run.stop.leave_if_asked()
-    record = {"template": run.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
+    record: dict[str, Any] = {
+        "suite": suite.name,
+        "template": run.tokenizer.record,
+        "missing": list(suite.missing),
+        "tasks": tasks,
+        "history": [],
+        "kept": {},
+    }
     _check_processes_agree(record)
     before = read_record(run.folder)
+    run.record = record
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
-        _check_unchanged(before, record)
-    elif run.folder.writer:
-        write_json(run.folder / _FILE, record)
+        change = changes(before, record)
+        kept = match_models(run, before, change)
+        history = before["history"] + ([change] if change else [])
+        run.record = {**record, "kept": kept, "history": history}
+    if run.folder.writer and run.record != before:
+        write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")
-    return record
+    return run.record
 
 
 def _split_record(encoded: EncodedSplit) -> dict[str, Any]:
@@ -77,6 +90,7 @@ def _split_record(encoded: EncodedSplit) -> dict[str, Any]:
         "cut": int(encoded.cut.sum()),
         "bad_rows": encoded.bad_rows,
         "fingerprint": encoded.fingerprint,
+        "digest": encoded.digest,
     }
 
 
@@ -112,25 +126,3 @@ def _check_processes_agree(record: dict[str, Any]) -> None:
             f"process {others[0]} of {len(digests)} reads other rows than process 0, or has another prompt template; "
             "give all hosts the same files (a shared tasks.folder, a revision in tasks.sources)",
         )
-
-
-def read_record(run_folder: RunFolder) -> dict[str, Any] | None:
-    """Reads the record that `prepare` wrote into a run folder; None if there is none."""
-    path = run_folder / _FILE
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _check_unchanged(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that the rows are those with which the run began.
-
-    Raises:
-      Refusal: 3 for a task whose rows changed.
-    """
-    for name, task in now["tasks"].items():
-        for split in ("train", "test"):
-            if task[split]["fingerprint"] != before["tasks"][name][split]["fingerprint"]:
-                raise Refusal(
-                    BAD_INPUT,
-                    f"task {name!r}: its {split} rows in {task['source'] or 'the suite'} have changed since this run "
-                    "began; restore them, or name a new --workdir",
-                )

@@ -21,7 +21,8 @@ from mossa_jax.report import ReportInputs, write_figures, write_page
 from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
 from mossa_jax.run.parity import base_parity
-from mossa_jax.run.prepare import read_record
+from mossa_jax.run.record import recorded_suite
+from mossa_jax.run.score import SCORES
 from mossa_jax.run.warnings import run_warnings
 
 
@@ -34,44 +35,42 @@ def report(run: Run) -> dict[str, Any]:
     Raises:
       Refusal: 3 if there is no table of similarities yet.
     """
+    if not run.is_prepared:
+        # What was computed is shown, whatever has become of the tasks' files since.
+        run.suite = recorded_suite(run.record, str(run.folder.path))
     with run.ledger.stage("report"), goodput.useful():
         return _report(run)
 
 
 def _report(run: Run) -> dict[str, Any]:
     run_folder = run.folder
-    table_path = run_folder / "results/cka.parquet"
+    table_path = run.results / "cka.parquet"
     if not all(agreement.agreed([run_folder.writer and table_path.exists()])):
-        raise Refusal(
-            BAD_INPUT, f"{run_folder.path} has no results/cka.parquet yet; run launch.compare or launch.run first"
-        )
+        raise Refusal(BAD_INPUT, f"{table_path} is not there yet; run launch.run first")
     run.stop.leave_if_asked()
     parity = base_parity(run)
     run.stop.leave_if_asked()
     if not run_folder.writer:
         return {}
     inputs = gather_inputs(run, read_parquet(table_path), parity)
-    write_table(run_folder / "results/scores.parquet", inputs.scores)
-    write_table(run_folder / "results/curves.parquet", inputs.curves)
-    write_json(run_folder / "results/findings.json", inputs.analysis)
-    figures = run_folder / "figures"
-    write_figures(inputs, figures)
+    write_table(run.results / "scores.parquet", inputs.scores)
+    write_table(run.results / "curves.parquet", inputs.curves)
+    write_json(run.results / "findings.json", inputs.analysis)
+    write_figures(inputs, run.figures)
     # The page shows the time of this stage, too, up to its own writing.
     goodput.record()
     inputs = replace(inputs, times=goodput.times(run_folder.metrics()))
-    write_page(run_folder / "report.html", inputs, figures)
-    log.info("report: %s", run_folder / "report.html")
+    write_page(run.page, inputs, run.figures)
+    log.info("report: %s", run.page)
     return inputs.analysis
 
 
 def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> ReportInputs:
     """Gathers what the report shows from the run folder, and derives the findings; `times` is left open."""
-    record = read_record(run.folder)
-    if record is None:
-        raise Refusal(BAD_INPUT, f"{run.folder.path} has no data.json; run launch.compare or launch.run first")
+    record = run.record
     environment = json.loads((run.folder / "environment.json").read_text())
     scores = task_scores(run)
-    change_path = run.folder / "results/change.parquet"
+    change_path = run.results / "change.parquet"
     change = read_parquet(change_path) if change_path.exists() else None
     seed, draws = run.config.seed, run.config.compare.draws
     analyses = read_tables(run)
@@ -105,8 +104,8 @@ def _distinct_prompts(run: Run, record: dict[str, Any]) -> dict[str, int] | None
 
 def task_scores(run: Run) -> pd.DataFrame:
     """Joins the scores of all tasks that have them, columns `SCORE_COLUMNS`."""
-    tables = [run.read_part("scores", task) for task in run.suite.tasks if run.part("scores", task).exists()]
-    return pd.concat(tables, ignore_index=True)[SCORE_COLUMNS] if tables else pd.DataFrame(columns=SCORE_COLUMNS)
+    scores = run.read_parts(SCORES)
+    return pd.DataFrame(columns=SCORE_COLUMNS) if scores is None else scores[SCORE_COLUMNS]
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:

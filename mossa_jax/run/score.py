@@ -7,20 +7,28 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import ask
+from mossa_jax.run.parts import PartKind
 from mossa_jax.tasks import Task
+
+SCORES = PartKind(
+    "scores",
+    models=lambda run, task: run.scored_models(task).values(),
+    settings=lambda run: {"prompts": run.config.tuning.score_prompts, "tokens": run.config.tuning.score_tokens},
+)
+"""The scores of a task's models."""
 
 _SHOWN = {"base": "base", "tuned": "E", "control": "control"}
 
 
 def score(run: Run) -> None:
     """Scores the models of each task on its test prompts; tasks that are scored already are left as they are."""
-    tasks, unfinished = run.suite.tasks, run.unfinished("scores")
+    tasks, unfinished = run.suite.tasks, run.unfinished(SCORES)
     done = len(tasks) - len(unfinished)
     progress = Progress("scores", len(tasks), done)
     for number, task in enumerate(unfinished, done + 1):
         with goodput.useful("score", number - 1):
             rows = score_task(run, task)
-        run.write_part("scores", task, rows)
+        run.write_part(SCORES, task, rows)
         progress.line(number, f"{task.name}: {_summary(rows)}")
         run.stop.leave_if_asked()
 

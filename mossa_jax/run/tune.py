@@ -12,12 +12,13 @@ import jax
 
 from mossa_jax.config import MINIATURE, TUNED, Schedule
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.files.write import is_whole
+from mossa_jax.files.paths import copy_folder
+from mossa_jax.files.write import is_whole, new_folder
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.base import base_can_share_prefix
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import save_adapter
+from mossa_jax.llama.files.peft import read_about, save_adapter
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
@@ -26,7 +27,9 @@ from mossa_jax.run.ahead import Programs
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
+from mossa_jax.run.rounds import end_round, next_round
 from mossa_jax.run.score import score
+from mossa_jax.run.takeover import take_models
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, concatenate
@@ -77,6 +80,7 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     prepare(run)
+    take_models(run)
     first_layer, layers = config.tuning.first_layer, run.architecture.layers
     if not 0 <= first_layer < layers:
         raise Refusal(
@@ -152,7 +156,10 @@ def _experimental_group(run: Run) -> Group:
         cut = sum(int(encoded[name].cut[index].sum()) for name, index in items.items())
         first = _pack_member(run, TUNED, mixture, config.tuning.experimental)
     data = {"tasks": sorted(shares), "rows": len(mixture), "truncated_rows": cut, "mixture": shares}
-    members = [replace(first, name=name, seed=run.seed(name)) for name in run.experimental_names]
+    members = [
+        replace(first, name=name, seed=run.seed(name), rests_on=run.model_digest(name))
+        for name in run.experimental_names
+    ]
     return Group("E", members, {member.name: _record(run, member, data) for member in members})
 
 
@@ -182,7 +189,8 @@ def _control_group(run: Run) -> Group:
 def _pack_member(run: Run, name: str, examples: Examples, schedule: Schedule) -> Member:
     """Packs a model's examples and counts its steps."""
     rows = Packing.of(run.config.tokens).examples(examples, base_can_share_prefix(run.config))
-    return Member(name, rows, steps_for(schedule, Batches.of(rows, schedule.batch_rows)), run.seed(name))
+    steps = steps_for(schedule, Batches.of(rows, schedule.batch_rows))
+    return Member(name, rows, steps, run.seed(name), run.model_digest(name))
 
 
 def _row_count(member: Member) -> int:
@@ -199,6 +207,8 @@ def _record(run: Run, member: Member, data: Mapping[str, Any]) -> dict[str, Any]
         "seed": list(member.seed),
         "template": run.tokenizer.record,
         "tuning": asdict(run.config.tuning),
+        "rests_on": run.model_basis(member.name),
+        "digest": member.rests_on,
     }
 
 
@@ -212,12 +222,12 @@ def _tune_group(run: Run, group: Group, base: Callable[[], Model]) -> None:
 
 def _tune_adapters(run: Run, group: Group, base: Model) -> None:
     """Tunes adapters over one base, together; exports them as PEFT folders."""
-    _tune_together(run, group, group.label, group.members, base)
-    # The group's checkpoint is past a model that was exported once and whose folder is missing now: it is tuned anew.
-    missing = run.untuned(group.names)
-    if missing:
-        members = [member for member in group.members if member.name in missing]
-        _tune_together(run, group, f"{group.label} again", members, base)
+    models = {member.name: member.rests_on for member in group.members}
+    while missing := run.untuned(group.names):
+        current = next_round(run, group.label, models, missing)
+        members = [member for member in group.members if member.name in current.names]
+        _tune_together(run, group, current.label, members, base)
+        end_round(run, group.label)
 
 
 def _tune_together(run: Run, group: Group, label: str, members: list[Member], base: Model) -> None:
@@ -226,11 +236,12 @@ def _tune_together(run: Run, group: Group, label: str, members: list[Member], ba
     def export(member: Member, adapter: Adapter) -> None:
         if run.folder.writer and not run.is_tuned(member.name):
             run.folder.flush()  # an exported model is not trained again, so its curve must be on disk before
+            _set_aside(run, member.name)
             save_adapter(run.tuned_folder(member.name), adapter, run.base, group.records[member.name])
 
     def keep_snapshot(member: Member, step: int, adapter: Adapter) -> None:
         folder = run.snapshot_folder(member.name, step)
-        if run.folder.writer and not is_whole(folder):
+        if run.folder.writer and read_about(folder).get("digest") != member.rests_on:
             save_adapter(folder, adapter, run.base, group.records[member.name] | {"steps": step})
 
     run.ahead.take_over(group.label)
@@ -239,6 +250,14 @@ def _tune_together(run: Run, group: Group, label: str, members: list[Member], ba
     context = TuningContext(run.config.tuning, run.folder, run.stop)
     tune_population(label, members, base, run.schedule(names[0]), context, export, exported, keep_snapshot)
     agreement.wait_for_all("export")
+
+
+def _set_aside(run: Run, name: str) -> None:
+    """Copies an adapter that rests on other rows to `replaced/`, before a new one takes its place."""
+    folder = run.tuned_folder(name)
+    if is_whole(folder):
+        with new_folder(run.folder / f"replaced/{folder.name}.{read_about(folder).get('digest', 'old')}") as new:
+            copy_folder(folder, new)
 
 
 def _tune_in_full(run: Run, group: Group) -> None:
@@ -255,7 +274,8 @@ def _tune_in_full(run: Run, group: Group) -> None:
     schedule = run.schedule(group.names[0])
     programs = FullPrograms(group.label, group.members, outline, schedule, run.config.tuning)
     for number, member in enumerate(members, done + 1):
-        label = f"{group.label} {member.name}"
+        group_label = f"{group.label} {member.name}"
+        label = next_round(run, group_label, {member.name: member.rests_on}, [member.name]).label
         run.release()  # the parameters take the base's place; `run.weights` reads it once more at the first step
         parameters = tune_full(label, member, programs, run.weights, context)
         with goodput.lost("export"):
@@ -265,4 +285,5 @@ def _tune_in_full(run: Run, group: Group) -> None:
         agreement.wait_for_all("export")
         if run.folder.writer:
             checkpoint_folder(run.folder, label).rmtree(missing_ok=True)
+        end_round(run, group_label)
         progress.line(number, f"{member.name} exported")

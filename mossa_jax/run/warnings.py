@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mossa_jax.config import TUNED
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.peft import read_about
 from mossa_jax.run.context import Run
+from mossa_jax.run.record import data_notes
 from mossa_jax.tasks.items import GUESSED
 from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS, LARGE_ITEM
 
@@ -46,6 +48,7 @@ def run_warnings(
         warnings.append(
             f"the smallest task has {smallest} test prompts; with fewer than {FEW_PROMPTS} every interval is wide"
         )
+    warnings += data_notes(record, list(read_about(run.tuned_folder(TUNED)).get("mixture", [])))
     warnings += few_steps(run)
     if run.config.compare.pool in _POOLING:
         warnings.append(_POOLING[run.config.compare.pool])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
 
 # Version of the cached files; another number encodes everything anew.
-_FORMAT = 2
+_FORMAT = 3
 # Rows that are encoded at once.
 _CHUNK = 1_000
 _IDS = "ids.int32"
@@ -121,6 +122,7 @@ class EncodedSplit:
       item_source: where the items come from: "column", "guessed" (test prompts only) or "rows" (each its own).
       bad_rows: how many unusable rows were left out.
       fingerprint: identifies the rows that were encoded.
+      digest: hex digits of everything above, whatever the rows' source: equal ones train or prompt alike.
     """
 
     examples: Examples
@@ -130,6 +132,7 @@ class EncodedSplit:
     item_source: str
     bad_rows: int
     fingerprint: str
+    digest: str
 
     def __len__(self) -> int:
         return len(self.cut)
@@ -162,7 +165,13 @@ def encode_split(
 
     def build(folder: Path) -> None:
         item_source = _encode(folder, take_rows(task, split, limit, seed), tokenizer, tokens, split == "test")
-        about = {"task": task.name, "split": split, "bad_rows": task.bad_rows.get(split, 0), "item_source": item_source}
+        about = {
+            "task": task.name,
+            "split": split,
+            "bad_rows": task.bad_rows.get(split, 0),
+            "item_source": item_source,
+            "digest": _digest(folder),
+        }
         (folder / "about.json").write_text(json.dumps(about))
 
     folder = build_once(f"tokens/{key}", build)
@@ -172,7 +181,18 @@ def encode_split(
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
     about = json.loads((folder / "about.json").read_text())
     examples = from_flat(flat, prompt_lengths, answer_lengths)
-    return EncodedSplit(examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint)
+    return EncodedSplit(
+        examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint, about["digest"]
+    )
+
+
+def _digest(folder: Path) -> str:
+    """Returns hex digits of the ids and the columns that `_encode` wrote."""
+    sha256 = hashlib.sha256()
+    for name in (_IDS, *(f"{column}.npy" for column in _COLUMNS)):
+        with (folder / name).open("rb") as file:
+            sha256.update(hashlib.file_digest(file, "sha256").digest())
+    return sha256.hexdigest()[:16]
 
 
 def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, prompt_only: bool) -> str:

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
+from mossa_jax.config.kinds import tuning_identity
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import compile_step
 from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
@@ -176,7 +177,9 @@ def tune_full(
     # Only shapes go in: with a checkpoint to resume from, no first state takes room beside the one that is read.
     shapes = mesh_lib.abstract_tree(jax.eval_shape(programs.initialize, model.state), programs.shardings)
     # Checkpoints of another model or of other settings are refused by this digest.
-    config = digest([asdict(tuning), asdict(programs.schedule), member.name, member.steps, member.seed])
+    config = digest(
+        [tuning_identity(tuning), asdict(programs.schedule), member.name, member.steps, member.seed, member.rests_on]
+    )
     state = train(
         label,
         member.steps,

@@ -43,12 +43,14 @@ class Member:
       rows: what it learns from: packed short rows, and long ones where there are any.
       steps: optimizer steps.
       seed: what its initial adapter and its order of rows are drawn from; independent of its group.
+      rests_on: digest of everything that the tuned model follows from; checkpoints of another one are refused.
     """
 
     name: str
     rows: tuple[PackedExamples, ...]
     steps: int
     seed: tuple[int, ...]
+    rests_on: str = ""
 
 
 def steps_for(schedule: Schedule, batches: Batches) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mossa_jax.config import Schedule, Tuning
+from mossa_jax.config.kinds import tuning_identity
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.files.names import digest
 from mossa_jax.llama.adapters import target_sizes
@@ -92,11 +93,8 @@ class Roster:
 
     def digest(self, arch: Architecture, tuning: Tuning, schedule: Schedule) -> str:
         """Identifies what a checkpoint belongs to: the models, how they are trained, and in which slots."""
-        members = [(member.name, member.steps, member.seed) for member in self.members]
+        members = [(member.name, member.steps, member.seed, member.rests_on) for member in self.members]
         slots = (self.timeline.slot.tolist(), self.timeline.start.tolist())
         # Shapes of the adapters follow from these, but for the number of places, which a restart may change.
         sizes = [arch.layers, [target_sizes(arch)[target] for target in tuning.targets]]
-        settings = asdict(tuning)
-        # Snapshots look on; the state is the same with any number of them.
-        del settings["snapshots"]
-        return digest([settings, asdict(schedule), members, slots, sizes])
+        return digest([tuning_identity(tuning), asdict(schedule), members, slots, sizes])

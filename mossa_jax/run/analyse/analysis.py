@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mossa_jax.config import TUNED
 from mossa_jax.run.context import Run
+from mossa_jax.run.lineup import line_up
+from mossa_jax.run.parts import PartKind
 from mossa_jax.states import KeptStates
 from mossa_jax.tasks import Task
 from mossa_jax.tokens.test_prompts import TestPrompts
@@ -37,7 +40,8 @@ class Analysis:
 
     Attributes:
       name: of its field in `config.analyse`, of its stage, and of its parts in the run folder.
-      settings: fields of `config.analyse` that its parts depend on; if one changes, the parts are computed anew.
+      settings: fields of `config.analyse` that its parts rest on.
+      models: (run, task) -> the tuned models that a task's part rests on.
       table_names: of the tables that it writes to `results/`.
       needs_states: whether `rows` gets the states of the comparison.
       price: says in a clause what it costs: passes, programs, memory.
@@ -57,7 +61,13 @@ class Analysis:
     tasks: Callable[[Run], Sequence[Task]]
     rows: Callable[[Run, Task, TaskStates | None], list[dict[str, Any]]]
     tables: Callable[[Run, pd.DataFrame], Mapping[str, pd.DataFrame]]
+    models: Callable[[Run, Task], Iterable[str]]
     needs: str = ""
+
+    @property
+    def parts(self) -> PartKind:
+        """Its parts in the run folder."""
+        return PartKind(self.name, self.models, self.settings_of)
 
     def is_wanted(self, run: Run) -> bool:
         """Returns whether the configuration asks for it."""
@@ -65,10 +75,29 @@ class Analysis:
 
     def settings_of(self, run: Run) -> dict[str, Any]:
         """Returns the values of its settings, ready for JSON."""
-        # Where the comparison streams sums, states are kept of so many prompts only.
-        names = (*self.settings, "prompts") if self.needs_states else self.settings
-        values = {name: getattr(run.config.analyse, name) for name in names}
+        values = {name: getattr(run.config.analyse, name) for name in self.settings}
+        if self.needs_states:
+            # Where the comparison streams sums, states are kept of so many prompts only.
+            values |= {"prompts": run.config.analyse.prompts, "engine": run.config.compare.engine}
+        values["pool"] = run.config.compare.pool
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def no_models(run: Run, task: Task) -> Iterable[str]:
+    """Returns no model, for analyses of the rows alone."""
+    del run, task
+    return ()
+
+
+def own_models(run: Run, task: Task) -> Iterable[str]:
+    """Returns E and the task's own control."""
+    del run
+    return TUNED, task.name
+
+
+def compared_models(run: Run, task: Task) -> Iterable[str]:
+    """Returns every tuned model that the comparison runs over the task's prompts."""
+    return [name for name in line_up(run, task).kept_names if name is not None]
 
 
 def all_tasks(run: Run) -> Sequence[Task]:

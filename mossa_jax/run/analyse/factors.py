@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, own_models
 from mossa_jax.run.analyse.answer_factor import answer_factor, gold_answers
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.changes import interval_of
@@ -173,6 +173,7 @@ def _tables(_: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
 
 ANALYSIS = Analysis(
     name="factors",
+    models=own_models,
     settings=("factor_permutations", "factor_prompts"),
     table_names=("factors", "within"),
     needs_states=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, one_table
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, one_table, own_models
 from mossa_jax.run.analyse.sample import first_rows, rows_of
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.estimators import ESTIMATORS
@@ -117,6 +117,7 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
 
 ANALYSIS = Analysis(
     name="layers",
+    models=own_models,
     settings=("layers_tasks", "layers_prompts"),
     table_names=("layers", "turning"),
     needs_states=True,

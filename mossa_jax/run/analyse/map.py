@@ -11,7 +11,7 @@ import numpy as np
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.files.write import read_parquet, write_parquet
 from mossa_jax.findings.separation import Sample, separation_rows
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, own_models
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.lineup import BASE, E
 from mossa_jax.similarity.maps import PCA, TSNE, neighbour_map, principal_plane
@@ -75,7 +75,6 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
     folder = run.folder / "results/parts/map_tables"
     places = {name: folder / f"{name}.{_digest(parts, run.config.seed)}.parquet" for name in _TABLES}
     if not all(place.exists() for place in places.values()):
-        folder.rmtree(missing_ok=True)
         for name, table in make_tables(run, parts).items():
             write_parquet(places[name], table)
     return {name: read_parquet(place) for name, place in places.items()}
@@ -137,6 +136,7 @@ def _maps(rows: pd.DataFrame, points: np.ndarray, seed: int) -> list[pd.DataFram
 
 ANALYSIS = Analysis(
     name="map",
+    models=own_models,
     settings=("map_prompts", "map_dimensions"),
     table_names=_TABLES,
     needs_states=True,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.run import models
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, one_table
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, compared_models, one_table
 from mossa_jax.run.analyse.measures_subset import MODELS, OTHER_POOL_MODELS, Subset, choose_subset, panel_tasks
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.lineup import BASE, OWN, E
@@ -180,6 +180,7 @@ def _cells(
 
 ANALYSIS = Analysis(
     name="measures",
+    models=compared_models,
     settings=("measures_tasks", "measures_prompts", "measures_layers", "measures_share"),
     table_names=("measures",),
     needs_states=True,

@@ -43,6 +43,11 @@ def _tasks(run: Run) -> Sequence[Task]:
     return [] if tunes_whole_models(run.config) or len(specialists(run)) < 2 else all_tasks(run)
 
 
+def _models(run: Run, task: Task) -> list[str]:
+    """Returns E, the task's control and all specialists that are merged."""
+    return [TUNED, task.name, *specialists(run)]
+
+
 def _price(run: Run) -> str:
     config, arch = run.config, run.architecture
     count, widths = len(specialists(run)), target_sizes(arch)
@@ -146,6 +151,7 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
 
 ANALYSIS = Analysis(
     name="merged",
+    models=_models,
     settings=("merged_rank", "merged_scale", "merged_prompts"),
     table_names=("merged", "merged_scores"),
     needs_states=True,

@@ -46,7 +46,7 @@ def block_squares(adapter: Adapter) -> np.ndarray:
 
 def merged_folder(run: Run) -> epath.Path:
     """Returns the folder of the mean of the specialists."""
-    return run.folder / "merged"
+    return run.folder.place / "merged"
 
 
 def specialists(run: Run) -> list[str]:
@@ -58,7 +58,8 @@ def load_merged(run: Run) -> MergedAdapter:
     """Loads the mean of the specialists; it is made and written on first use."""
     folder, names = merged_folder(run), specialists(run)
     analyse = run.config.analyse
-    settings = {"specialists": names, "max_rank": analyse.merged_rank, "scale": analyse.merged_scale}
+    models = {name: run.model_digest(name) for name in names}
+    settings = {"specialists": models, "max_rank": analyse.merged_rank, "scale": analyse.merged_scale}
     is_there = run.folder.writer and is_whole(folder) and read_about(folder).get("settings") == settings
     if not all(agreement.agreed([is_there])):
         if run.folder.writer:

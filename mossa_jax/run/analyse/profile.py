@@ -11,7 +11,7 @@ from mossa_jax.config import TUNED
 from mossa_jax.function.profile import profile_rows, profile_variants, sources
 from mossa_jax.function.variant_schedule import make_schedule
 from mossa_jax.function.variants import row_bytes, variant_likelihoods
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table, own_models
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import model_groups, tunes_whole_models
 from mossa_jax.tasks import Task
@@ -50,6 +50,7 @@ def _rows(run: Run, task: Task, _: TaskStates | None) -> list[dict[str, Any]]:
 
 ANALYSIS = Analysis(
     name="profile",
+    models=own_models,
     settings=("profile_prompts", "profile_layers"),
     table_names=("profile",),
     needs_states=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
+from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table, own_models
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.lineup import BASE, OWN, E
 from mossa_jax.similarity.measures.spectrum import spectrum
@@ -42,6 +42,7 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
 
 ANALYSIS = Analysis(
     name="spectrum",
+    models=own_models,
     settings=(),
     table_names=("spectrum",),
     needs_states=True,

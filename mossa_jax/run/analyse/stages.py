@@ -6,12 +6,11 @@ after the comparison has them computed again, once for all analyses that need th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from mossa_jax.files.write import read_parquet, write_json, write_table
+from mossa_jax.files.write import read_parquet, write_table
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
@@ -42,30 +41,17 @@ def check(run: Run, analyses: Sequence[Analysis]) -> None:
 
 
 def announce(run: Run, analyses: Sequence[Analysis]) -> None:
-    """Says what each analysis with work to do costs, and removes parts that other settings made."""
+    """Says what each analysis with work to do costs."""
     for analysis in analyses:
         if analysis.is_wanted(run) and not analysis.tasks(run):
             log.info("%s: left out, since it needs %s", analysis.name, analysis.needs or "tasks")
         elif analysis.is_wanted(run) and analysis.needs_states and run.config.compare.pool == "all":
             log.info("%s: left out, since compare.pool='all' keeps no states", analysis.name)
     for analysis in wanted(run, analyses):
-        _match_settings(run, analysis)
-        missing = run.without_part(analysis.name, analysis.tasks(run))
+        missing = run.without_part(analysis.parts, analysis.tasks(run))
         if missing:
             log.info("%s, %d of %d tasks to do: %s", analysis.name, len(missing), len(analysis.tasks(run)),
                      analysis.price(run))  # fmt: skip
-
-
-def _match_settings(run: Run, analysis: Analysis) -> None:
-    folder, settings = run.folder / f"results/parts/{analysis.name}", analysis.settings_of(run)
-    if run.folder.writer:
-        path = folder / "settings.json"
-        if not path.exists() or json.loads(path.read_text()) != settings:
-            if folder.exists():
-                log.info("%s: its settings changed, so that it is computed anew", analysis.name)
-                folder.rmtree()
-            write_json(path, settings)
-    agreement.wait_for_all("settings")
 
 
 def task_states(run: Run, task: Task, names: Sequence[str | None], most: int | None = None) -> TaskStates:
@@ -90,13 +76,13 @@ def analyse_states(run: Run, task: Task, states: TaskStates, analyses: Sequence[
     for analysis in wanted(run, analyses):
         if analysis.needs_states and _is_missing(run, analysis, task):
             with run.ledger.stage(analysis.name), goodput.useful():
-                run.write_part(analysis.name, task, analysis.rows(run, task, states))
+                run.write_part(analysis.parts, task, analysis.rows(run, task, states))
                 goodput.record()
 
 
 def _is_missing(run: Run, analysis: Analysis, task: Task) -> bool:
     names = {each.name for each in analysis.tasks(run)}
-    return task.name in names and bool(run.without_part(analysis.name, [task]))
+    return task.name in names and bool(run.without_part(analysis.parts, [task]))
 
 
 def analyse(run: Run, analyses: Sequence[Analysis]) -> None:
@@ -106,8 +92,6 @@ def analyse(run: Run, analyses: Sequence[Analysis]) -> None:
       Refusal: 3 if a model is not tuned yet, or was tuned with another prompt template.
     """
     chosen = wanted(run, analyses)
-    for analysis in chosen:
-        _match_settings(run, analysis)
     _states_of_finished_tasks(run, [analysis for analysis in chosen if analysis.needs_states])
     for analysis in chosen:
         with run.ledger.stage(analysis.name):
@@ -145,26 +129,26 @@ def engine_of(run: Run) -> str:
 
 def _make_parts(run: Run, analysis: Analysis) -> None:
     tasks = analysis.tasks(run)
-    missing = run.without_part(analysis.name, tasks)
+    missing = run.without_part(analysis.parts, tasks)
     done = len(tasks) - len(missing)
     progress = Progress(analysis.name, len(tasks), done)
     for number, task in enumerate(missing, done + 1):
         with goodput.useful(analysis.name, number - 1):
             rows = analysis.rows(run, task, None)
-        run.write_part(analysis.name, task, rows)
+        run.write_part(analysis.parts, task, rows)
         progress.line(number, task.name)
         run.stop.leave_if_asked()
 
 
 def _write_tables(run: Run, analysis: Analysis) -> None:
     if run.folder.writer:
-        parts = pd.concat([run.read_part(analysis.name, task) for task in analysis.tasks(run)], ignore_index=True)
+        parts = pd.concat([run.read_part(analysis.parts, task) for task in analysis.tasks(run)], ignore_index=True)
         for name, table in analysis.tables(run, parts).items():
-            write_table(run.folder / f"results/{name}.parquet", table)
+            write_table(run.results / f"{name}.parquet", table)
 
 
 def read_tables(run: Run, analyses: Sequence[Analysis]) -> Mapping[str, pd.DataFrame]:
     """Reads the tables of the analyses that this run makes, as far as they exist (writer only)."""
     names = [name for analysis in wanted(run, analyses) for name in analysis.table_names]
-    paths = {name: run.folder / f"results/{name}.parquet" for name in names}
+    paths = {name: run.results / f"{name}.parquet" for name in names}
     return {name: read_parquet(path) for name, path in paths.items() if path.exists()}

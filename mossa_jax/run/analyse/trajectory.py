@@ -89,6 +89,12 @@ def _paths(run: Run, task: Task) -> list[_Path]:
     return paths
 
 
+def _models(run: Run, task: Task) -> list[str]:
+    """Returns E and the task's control, each with its second seed if there is one."""
+    names = (TUNED, seed_name(TUNED, 1), task.name, seed_name(task.name, 1))
+    return [name for name in names if name in {*run.experimental_names, *run.controls}]
+
+
 def _steps(run: Run, name: str) -> int:
     return int(read_about(run.tuned_folder(name))["steps"])
 
@@ -208,6 +214,7 @@ def _losses(run: Run) -> pd.DataFrame:
 
 ANALYSIS = Analysis(
     name="trajectory",
+    models=_models,
     settings=("trajectory_tasks", "trajectory_prompts"),
     table_names=("trajectory", "settling", "convergence"),
     needs_states=False,

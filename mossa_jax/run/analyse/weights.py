@@ -57,6 +57,12 @@ def _rows(run: Run, task: Task, _: TaskStates | None) -> list[dict[str, Any]]:
     return rows
 
 
+def _models(run: Run, task: Task) -> list[str]:
+    """Returns E, the task's control, a further seed of it and another task's control."""
+    seeds = [name for name in (seed_name(task.name, 1),) if name in run.controls]
+    return [TUNED, task.name, *seeds, *draw_mismatched(run, task)[:1]]
+
+
 def _update(adapter: Adapter | None, target: str) -> Update | None:
     return None if adapter is None else adapter.get(target)
 
@@ -72,6 +78,7 @@ def _angles(x: Update, y: Update | None, suffix: str) -> dict[str, np.ndarray]:
 
 ANALYSIS = Analysis(
     name="weights",
+    models=_models,
     settings=(),
     table_names=("weights",),
     needs_states=False,

@@ -1,0 +1,81 @@
+"""What rests on which field of the configuration: nothing, the results beside the models, or the models themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+from mossa_jax.config.fields import Schedule, Tuning
+
+Kind = Literal["free", "later", "earlier"]
+"""`free`: no result depends on the field, beyond rounding. `later`: scores, similarities, analyses or findings do, and
+another value gives a variant of them over the same models. `earlier`: data or models do."""
+
+# Names of fields, or of groups of fields. The rows of a folder are told by their content, wherever it lies.
+_FREE = (
+    "name", "track", "mesh", "tasks.folder", "compare.batch_rows", "tuning.log_every", "tuning.checkpoint_every",
+    "tuning.skips",
+)  # fmt: skip
+_LATER = ("compare", "analyse", "tuning.score_prompts", "tuning.score_tokens")
+# Fields of `tuning` that decide which models there are, and how they fit the devices: each model is the same, up to
+# rounding, whatever they say.
+_NOT_OF_A_MODEL = ("seeds", "control_seeds", "seeded", "twins", "slots", "remat", "control", "experimental")
+
+
+def kind_of(name: str) -> Kind:
+    """Returns what kind a field is of, given its dotted name."""
+    if _is_among(name, _FREE):
+        return "free"
+    return "later" if _is_among(name, _LATER) else "earlier"
+
+
+def _is_among(name: str, groups: tuple[str, ...]) -> bool:
+    return any(name == group or name.startswith(f"{group}.") for group in groups)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields that differ between two configurations, given as JSON: dotted name -> (old, new)."""
+    before, now = dict(_flat(old)), dict(_flat(new))
+    names = sorted({*before, *now})
+    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+
+
+def _flat(record: Mapping[str, Any], above: str = "") -> Any:
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def variant_name(values: Mapping[str, Any]) -> str:
+    """Names a variant, and its folder, by the later fields in which it differs: `compare.pool=mean`; "" for none."""
+    texts = {
+        name: "+".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in values.items()
+    }
+    name = ",".join(f"{field}={text}" for field, text in texts.items())
+    if re.fullmatch(r"[A-Za-z0-9_.,=+-]{0,100}", name):
+        return name
+    # Too long for a folder's name, or with characters that it may not have.
+    plain = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", name)[:80]
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
+def tuning_identity(tuning: Tuning) -> dict[str, Any]:
+    """Returns the fields of `tuning` on which its checkpoints rest: all that are neither free nor later."""
+    # Snapshots look on; the state is the same with any number of them.
+    return {
+        name: value
+        for name, value in asdict(tuning).items()
+        if kind_of(f"tuning.{name}") == "earlier" and name != "snapshots"
+    }
+
+
+def model_identity(tuning: Tuning, schedule: Schedule) -> dict[str, Any]:
+    """Returns the settings on which one tuned model rests, whatever other models are tuned beside it."""
+    settings = {name: value for name, value in tuning_identity(tuning).items() if name not in _NOT_OF_A_MODEL}
+    own = {name: value for name, value in asdict(schedule).items() if name != "parts"}
+    return {**settings, "snapshots": tuning.snapshots, "schedule": own}

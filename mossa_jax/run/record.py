@@ -1,0 +1,82 @@
+"""The record of a run's data, data.json: which tasks, which rows, and how they changed since the run began."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.tasks.suite import Suite, Task
+
+FILE = "data.json"
+
+_SPLITS = ("train", "test")
+
+
+def read_record(run_folder: RunFolder) -> dict[str, Any] | None:
+    """Reads the record that `prepare` wrote into a run folder; None if there is none."""
+    path = run_folder / FILE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the names of tasks that were `added`, `removed` or `changed` between two records; only those with any.
+
+    A task has changed if its training rows or test rows have, as the run encodes them.
+    """
+    old, new = before["tasks"], now["tasks"]
+    found = {
+        "added": [name for name in new if name not in old],
+        "removed": [name for name in old if name not in new],
+        "changed": [name for name in new if name in old and changed_splits(old[name], new[name])],
+    }
+    return {kind: names for kind, names in found.items() if names}
+
+
+def changed_splits(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns the splits of a task whose rows differ between two records of it."""
+    return [split for split in _SPLITS if before[split]["digest"] != now[split]["digest"]]
+
+
+def describe_changes(found: Mapping[str, Sequence[str]]) -> str:
+    """Says what `changes` found, in a clause."""
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in found.items())
+
+
+def recorded_suite(record: Mapping[str, Any], place: str) -> Suite:
+    """Returns the suite as it was recorded, for what needs no rows.
+
+    Args:
+      record: of the run's data.
+      place: of the run folder, for the refusal that reading a row raises.
+    """
+
+    def read(_: str) -> NoReturn:
+        raise Refusal(BAD_INPUT, f"{place} holds no rows of its tasks; launch.run reads them from their source")
+
+    tasks = tuple(Task(name, task["cluster"], read, task["source"]) for name, task in record["tasks"].items())
+    held_out = tuple(name for name, task in record["tasks"].items() if task["held_out"])
+    return Suite(record["suite"], tasks, held_out, tuple(record["missing"]))
+
+
+def data_notes(record: Mapping[str, Any], mixture: Sequence[str]) -> list[str]:
+    """Returns what a reader should know of tasks that came or went since the run began, one sentence each.
+
+    Args:
+      record: of the run's data.
+      mixture: names of the tasks that E was tuned on.
+    """
+    tasks, notes = record["tasks"], []
+    for change in record["history"]:
+        notes.append(f"the run's tasks were changed after it began: {describe_changes(change)}")
+    gone = [name for name in mixture if name not in tasks]
+    if gone:
+        notes.append(f"E was tuned on a mixture that also had {', '.join(gone)}, which the run no longer has")
+    if record["kept"]:
+        came = [name for change in record["history"] for name in change.get("added", []) if name in tasks]
+        unseen = [name for name in dict.fromkeys(came) if name not in mixture and tasks[name]["held_out"]]
+        if unseen:
+            notes.append(f"E was tuned before {', '.join(unseen)} came, so that these count as unseen")
+    return notes

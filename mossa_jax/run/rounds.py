@@ -1,0 +1,103 @@
+"""Rounds of tuning: which models are tuned together, so that a restart finds the checkpoints of the same group.
+
+The first round of a group has all of its models. Models that come later, because a task or an adapter is new, are tuned
+in further rounds. A round is recorded before its first step: its checkpoints hold exactly its models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mossa_jax.files.write import write_json
+from mossa_jax.log import log
+from mossa_jax.processes import agreement
+from mossa_jax.run.context import Run
+from mossa_jax.tuning.checkpoints import checkpoint_folder
+
+_FILE = "rounds.json"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Models that are tuned together.
+
+    Attributes:
+      label: of progress lines and of the folder of checkpoints.
+      names: of the models.
+    """
+
+    label: str
+    names: tuple[str, ...]
+
+
+def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequence[str]) -> Round:
+    """Returns the round to go on with; all processes call this together.
+
+    Args:
+      run: the run.
+      label: of the group.
+      models: of the group: name -> digest of what each rests on.
+      missing: names of those that are not tuned yet; at least one.
+    """
+    if run.folder.writer:
+        rounds = _read(run)
+        own = rounds.setdefault(label, [])
+        # Goes on with a round only if it would tune the same models again, and leads to one that is missing.
+        open_round = own[-1] if own and not own[-1]["done"] else None
+        if open_round is not None:
+            members = open_round["models"]
+            is_same = all(models.get(name) == digest for name, digest in members.items())
+            if not is_same or not set(missing) & set(members):
+                _give_up(run, open_round)
+                open_round = None
+        if open_round is None:
+            number = len(own) + 1
+            own.append(
+                {
+                    "label": label if number == 1 else f"{label} {number}",
+                    "models": {name: models[name] for name in models if name in missing},
+                    "done": False,
+                }
+            )
+        write_json(run.folder / _FILE, rounds)
+    agreement.wait_for_all("round")
+    current = _read(run)[label][-1]
+    return Round(current["label"], tuple(current["models"]))
+
+
+def end_round(run: Run, label: str) -> None:
+    """Records that the last round of a group has taken all of its steps; all processes call this together."""
+    if run.folder.writer:
+        rounds = _read(run)
+        rounds[label][-1]["done"] = True
+        write_json(run.folder / _FILE, rounds)
+    agreement.wait_for_all("round")
+
+
+def interrupted(run: Run) -> list[str]:
+    """Returns the models of rounds that were not finished, where they rested on something else than today."""
+    open_rounds = [own[-1] for own in _read(run).values() if own and not own[-1]["done"]]
+    known = {*run.experimental_names, *run.controls}
+    return [
+        name
+        for each in open_rounds
+        for name, digest in each["models"].items()
+        if name in known and digest != run.model_digest(name)
+    ]
+
+
+def _read(run: Run) -> dict[str, list[dict[str, Any]]]:
+    path = run.folder / _FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _give_up(run: Run, old: dict[str, Any]) -> None:
+    """Ends a round whose models are no longer those that are asked for; what it has exported stays."""
+    folder = checkpoint_folder(run.folder, old["label"])
+    if folder.exists():
+        log.warning("%s: its checkpoints belong to other models than today's and are given up", old["label"])
+        folder.rmtree()
+    old["done"] = True
