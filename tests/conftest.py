@@ -136,6 +136,7 @@ def analysed_run(tiny_run) -> tuple[object, pathlib.Path]:
         if not folder.exists():
             making = finished.parent / "making/analysed"
             shutil.copytree(finished, making, ignore=shutil.ignore_patterns(".lock", ".holder"))
+            (making / "config.json").unlink()  # else these analyses would be a variant beside the run's own results
             run_folder = pipeline.open_run(config, str(making))
             try:
                 stages.analyse(pipeline.Run(config, run_folder, Stop()), chosen)

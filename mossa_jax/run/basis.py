@@ -38,28 +38,25 @@ def mixture_of(suite: Suite, config: Config, record: Mapping[str, Any]) -> dict[
 
 
 def experimental_basis(
-    config: Config, base: Mapping[str, Any], record: Mapping[str, Any], mixture: Mapping[str, int], seed: Sequence[int]
+    config: Config, record: Mapping[str, Any], mixture: Mapping[str, int], seed: Sequence[int]
 ) -> dict[str, Any]:
     """Returns what a model of E rests on, ready for JSON.
 
     Args:
       config: of the run.
-      base: from `base_identity`.
       record: of the run's data (`run.prepare`).
       mixture: rows of each task.
       seed: of the model.
     """
     rows = {name: [_digest_of(record, name), count] for name, count in mixture.items()}
-    return _basis(config, base, record, seed, config.tuning.experimental, rows) | {"order": list(mixture)}
+    return _basis(config, record, seed, config.tuning.experimental, rows) | {"order": list(mixture)}
 
 
-def control_basis(
-    config: Config, base: Mapping[str, Any], record: Mapping[str, Any], control: Control, seed: Sequence[int]
-) -> dict[str, Any]:
+def control_basis(config: Config, record: Mapping[str, Any], control: Control, seed: Sequence[int]) -> dict[str, Any]:
     """Returns what a control model rests on, ready for JSON. Arguments as in `experimental_basis`."""
     rows = {control.task.name: [_digest_of(record, control.task.name), None]}
     answers = "permuted" if control.is_twin else "own"
-    return _basis(config, base, record, seed, config.tuning.control, rows) | {"answers": answers}
+    return _basis(config, record, seed, config.tuning.control, rows) | {"answers": answers}
 
 
 def _digest_of(record: Mapping[str, Any], task: str) -> str:
@@ -68,7 +65,6 @@ def _digest_of(record: Mapping[str, Any], task: str) -> str:
 
 def _basis(
     config: Config,
-    base: Mapping[str, Any],
     record: Mapping[str, Any],
     seed: Sequence[int],
     schedule: Any,
@@ -77,7 +73,7 @@ def _basis(
     tokens = asdict(config.tokens)
     return {
         "results_format": RESULTS,
-        "base": dict(base),
+        "base": record["base"],
         "template": record["template"],
         "seed": list(seed),
         # Template and truncation are in the rows; these decide how rows are packed.

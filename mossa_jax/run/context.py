@@ -35,7 +35,7 @@ from mossa_jax.processes import agreement
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run.ahead import Ahead
 from mossa_jax.run.base_model import BaseModel
-from mossa_jax.run.basis import base_identity, basis_digest, control_basis, experimental_basis, mixture_of
+from mossa_jax.run.basis import basis_digest, control_basis, experimental_basis, mixture_of
 from mossa_jax.run.options import Options
 from mossa_jax.run.parts import PartKind, part_name, take_part
 from mossa_jax.run.places import Places
@@ -119,17 +119,12 @@ class Run(Places):
         self._record, self.is_prepared = record, True
         self._parts.clear()
 
-    @cached_property
-    def base_identity(self) -> dict[str, Any]:
-        """What tells the base model from others."""
-        return base_identity(self.config)
-
     def model_basis(self, name: str) -> dict[str, Any]:
         """Returns what a model has to rest on, by the configuration and the rows of today; ready for JSON."""
-        config, base, record, seed = self.config, self.base_identity, self.record, self.seed(name)
+        config, record, seed = self.config, self.record, self.seed(name)
         if name in self.experimental_names:
-            return experimental_basis(config, base, record, mixture_of(self.suite, config, record), seed)
-        return control_basis(config, base, record, self.controls[name], seed)
+            return experimental_basis(config, record, mixture_of(self.suite, config, record), seed)
+        return control_basis(config, record, self.controls[name], seed)
 
     def model_digest(self, name: str) -> str:
         """Returns the digest of what a model rests on; of one that is kept, of what it was tuned on."""

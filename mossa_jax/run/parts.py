@@ -39,7 +39,7 @@ class PartKind:
     def rests_on(self, run: Run, task: Task) -> dict[str, Any]:
         """Returns what a task's part rests on, ready for JSON."""
         return {
-            "base": run.base_identity,
+            "base": run.record["base"],
             "seed": run.config.seed,
             "rows": run.record["tasks"][task.name]["test"]["digest"],
             "models": {name: run.model_digest(name) for name in self.models(run, task) if name is not None},

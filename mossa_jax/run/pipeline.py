@@ -28,6 +28,7 @@ from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
 from mossa_jax.processes.life import Process
+from mossa_jax.run import takeover
 from mossa_jax.run.analyse import analyse
 from mossa_jax.run.analyse import check as check_analyses
 from mossa_jax.run.compare import compare
@@ -35,7 +36,6 @@ from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.options import Options
 from mossa_jax.run.report import report
-from mossa_jax.run.takeover import check_source
 from mossa_jax.run.tune import tune
 
 _Result = TypeVar("_Result")
@@ -65,7 +65,7 @@ def in_run_folder(
     """
     options = options or Options()
     trace = Profile.parse(profile)
-    check_source(options.take_from, workdir)
+    takeover.check_source(options.take_from, workdir)
     run_folder = open_run(config, workdir)
     run = Run(config, run_folder, process.stop, trace, options)
     process.runs_native_code.append(lambda: run.ahead.is_working)

@@ -11,6 +11,7 @@ from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
+from mossa_jax.run.basis import base_identity
 from mossa_jax.run.context import Run
 from mossa_jax.run.record import FILE, changes, read_record
 from mossa_jax.run.stale import match_models
@@ -25,11 +26,11 @@ def prepare(run: Run) -> dict[str, Any]:
     run began, and one whose models rest on other rows, unless `Options.stale` says what becomes of them.
 
     Returns:
-      The record: `suite` (its name), `template` (`Tokenizer.record`), `missing` (tasks that no source has), `history`
-      (what `record.changes` found at later attempts), `kept` (`stale.match_models`) and `tasks`: name -> `cluster`,
-      `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows`
-      (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for `test` also those of
-      `_prompts_record`.
+      The record: `suite` (its name), `base` (`basis.base_identity`), `template` (`Tokenizer.record`), `missing` (tasks
+      that no source has), `history` (what `record.changes` found at later attempts), `kept` (`stale.match_models`) and
+      `tasks`: name -> `cluster`, `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that were
+      too long), `bad_rows` (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for `test`
+      also those of `_prompts_record`.
 
     Raises:
       Refusal: 3 for bad or changed data, and whatever the sources raise.
@@ -62,6 +63,7 @@ def _prepare(run: Run) -> dict[str, Any]:
         run.stop.leave_if_asked()
     record: dict[str, Any] = {
         "suite": suite.name,
+        "base": base_identity(run.config),
         "template": run.tokenizer.record,
         "missing": list(suite.missing),
         "tasks": tasks,

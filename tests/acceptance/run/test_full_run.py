@@ -23,6 +23,7 @@ from mossa_jax.run import pipeline
 from mossa_jax.run.models import ask, model_states
 from mossa_jax.tuning import full_finetuning as full
 from tests.support.processes import together
+from tests.support.run_folders import part_of
 from tests.support.tiny_llama import distance, torch_model, torch_states
 
 TASKS = ["copy_first", "count_words", "last_word"]
@@ -233,7 +234,7 @@ def test_a_model_of_another_template_is_not_compared(full_controls, tiny, tmp_pa
     about = json.loads(path.read_text())
     about["template"].update(name="llama2", digest="other")
     path.write_text(json.dumps(about))
-    (copy / "results/parts/cka/copy_first.parquet").unlink()
+    part_of(copy, "cka", "copy_first").unlink()
     run = bench_in(config, copy)
     try:
         with pytest.raises(Refusal, match=r"model 'copy_first' was tuned with template 'llama2'") as caught:

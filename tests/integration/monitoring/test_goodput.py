@@ -357,7 +357,7 @@ def test_a_control_that_is_trained_once_more_waits_for_its_rows(tiny_run, tmp_pa
     finally:
         run_folder.close()
     record = last(run_folder, "controls")
-    assert record["label"] == "controls again" and record["step"] == len(steps) > 0
+    assert record["label"] == "controls 2" and record["step"] == len(steps) > 0
     assert record["lost"]["restart"] > 0 and record["lost"]["input"] > 0.05 * len(steps)
     new = run_folder.metrics()[before:]
     data = [one for one in new if one.get("stage") == "data"][-1]

@@ -16,6 +16,7 @@ from mossa_jax.run import context, pipeline
 from mossa_jax.run.analyse import ANALYSES, analyse, announce
 from mossa_jax.run.analyse.stages import wanted
 from mossa_jax.run.compare import compare
+from mossa_jax.run.prepare import prepare
 from tests.conftest import load_config
 from tests.support.tiny_llama import random_texts, write_config
 
@@ -53,12 +54,14 @@ def tuned_config(tiny, tmp_path_factory):
 def open_run(config, folder):
     """Opens a run whose adapters are random; those of one name are the same in every folder."""
     run = pipeline.Run(config, pipeline.open_run(config, str(folder)), Stop())
+    prepare(run)
     for seed, name in enumerate(["tuned", *run.controls]):
         if not run.is_tuned(name):
             adapter = initial_adapter(run.architecture, ("q_proj", "v_proj"), 2, 16.0, 0, (seed,))
             for matrices in adapter.values():
                 matrices["b"] = 0.2 * np.random.default_rng(seed).standard_normal(matrices["b"].shape, np.float32)
-            save_adapter(run.tuned_folder(name), adapter, run.base, {"template": run.tokenizer.record})
+            about = {"template": run.tokenizer.record, "digest": run.model_digest(name)}
+            save_adapter(run.tuned_folder(name), adapter, run.base, about)
     return run
 
 
@@ -89,7 +92,7 @@ def test_every_analysis_has_its_tables_with_a_row_for_every_task_it_looks_at(who
     run, tables = whole_run
     assert len(tables) >= 2 * len(wanted(run, ANALYSES)) > 0
     for analysis in wanted(run, ANALYSES):
-        parts = pd.concat([run.read_part(analysis.name, task) for task in analysis.tasks(run)])
+        parts = pd.concat([run.read_part(analysis.parts, task) for task in analysis.tasks(run)])
         assert set(parts.task) == {task.name for task in analysis.tasks(run)}
         assert all(len(pd.read_parquet(run.folder / f"results/{name}.parquet")) for name in analysis.table_names)
 
@@ -105,10 +108,10 @@ def test_a_run_that_is_killed_in_an_analysis_continues_to_the_same_bytes(
     # The last part of the analysis but one is not written.
     doomed = analysis.tasks(run)[-1].name
 
-    def write_or_die(self, stage, task, rows):
-        if stage == analysis.name and task.name == doomed:
+    def write_or_die(self, kind, task, rows):
+        if kind.stage == analysis.name and task.name == doomed:
             raise Killed
-        write(self, stage, task, rows)
+        write(self, kind, task, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(context.Run, "write_part", write_or_die)
@@ -166,18 +169,19 @@ def test_an_analysis_that_the_run_has_nothing_for_is_named_with_its_reason(whole
     assert "trajectory: left out, since it needs snapshots (tuning.snapshots)" in caplog.text
 
 
-def test_changed_settings_remove_the_parts_that_rest_on_them_and_no_others(tuned_config, whole_run, tmp_path):
+def test_changed_settings_ask_for_new_parts_of_what_rests_on_them_alone(tuned_config, whole_run, tmp_path):
     config = copy.deepcopy(tuned_config)
     folder = shutil.copytree(
         whole_run[0].folder.path, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder")
     )
     config.analyse.prompts += 1
     run = open_run(config, folder)
-    announce(run)
-    left = {
-        analysis.name: len(list((folder / f"results/parts/{analysis.name}").glob("*.parquet")))
-        for analysis in wanted(run, ANALYSES)
-    }
-    run.folder.close()
     for analysis in wanted(run, ANALYSES):
-        assert left[analysis.name] == (0 if analysis.needs_states else len(analysis.tasks(run))), analysis.name
+        missing = run.without_part(analysis.parts, analysis.tasks(run))
+        assert missing == (list(analysis.tasks(run)) if analysis.needs_states else []), analysis.name
+    run.folder.close()
+    assert run.folder.variant == f"analyse.prompts={config.analyse.prompts}"
+    # Nothing is removed: the settings of before find their parts again.
+    before = open_run(tuned_config, folder)
+    assert not any(before.without_part(analysis.parts, analysis.tasks(before)) for analysis in wanted(before, ANALYSES))
+    before.folder.close()

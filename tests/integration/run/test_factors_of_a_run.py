@@ -10,6 +10,7 @@ from mossa_jax.run.analyse import answer_factor as answers
 from mossa_jax.run.analyse import factors, task_states
 from mossa_jax.run.lineup import line_up
 from mossa_jax.similarity.projections import FACTORS
+from tests.support.run_folders import part_of
 from tests.support.tiny_llama import torch_model
 
 
@@ -61,7 +62,7 @@ def test_within_none_repeats_the_comparison_and_its_change(results):
 def test_a_task_computed_again_gives_the_same_bytes(analysed_run, run, states):
     task, kept = states
     again = pd.DataFrame(factors.ANALYSIS.rows(run, task, kept))
-    part = pd.read_parquet(analysed_run[1] / f"results/parts/factors/{task.name}.parquet")
+    part = pd.read_parquet(part_of(analysed_run[1], "factors", task.name))
     pd.testing.assert_frame_equal(again, part, check_exact=True)
 
 

@@ -17,7 +17,8 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
 from mossa_jax.run.analyse import profile, stages
 from mossa_jax.run.compare import compare
-from mossa_jax.run.score import score
+from mossa_jax.run.prepare import prepare
+from mossa_jax.run.score import SCORES, score
 from tests.conftest import load_config
 from tests.support.tiny_llama import random_texts, write_config
 
@@ -59,11 +60,13 @@ def open_run(tiny, tmp_path):
             setattr(getattr(config, part), field, value)
         run = pipeline.Run(config, pipeline.open_run(config, str(place / "run")), Stop())
         folders.append(run.folder)
+        prepare(run)
         for seed, name in enumerate(["tuned", *run.controls]):
             adapter = initial_adapter(run.architecture, ("q_proj", "v_proj"), 2, 16.0, 0, (seed,))
             for matrices in adapter.values():
                 matrices["b"] = 0.2 * np.random.default_rng(seed).standard_normal(matrices["b"].shape, np.float32)
-            save_adapter(run.tuned_folder(name), adapter, run.base, {"template": run.tokenizer.record})
+            about = {"template": run.tokenizer.record, "digest": run.model_digest(name)}
+            save_adapter(run.tuned_folder(name), adapter, run.base, about)
         return run
 
     yield open_it
@@ -127,7 +130,7 @@ def test_layer_profiles_of_twelve_tasks_are_one_program_and_end_in_the_scores(op
     # With every layer a variant is the model itself, with none it is the base, whose losses the scores have too.
     score(run)
     for task in run.suite.tasks:
-        rows, scores = table[table.task == task.name], run.read_part("scores", task)
+        rows, scores = table[table.task == task.name], run.read_part(SCORES, task)
         losses = scores[scores.metric == "answer_nll"].set_index("model")["value"]
         for name, model, layer in (("base", "tuned", 0), ("tuned", "tuned", 3), ("control", "control", 3)):
             (ours,) = rows[(rows.model == model) & (rows.kept == "upto") & (rows.layer == layer)].answer_nll

@@ -17,6 +17,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare, warnings
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
+from tests.support.run_folders import part_of
 
 
 def run_in(config, workdir):
@@ -148,7 +149,7 @@ def test_rows_that_changed_since_the_run_began_are_refused(again):
 def test_adapters_of_another_template_are_not_compared(again, tiny):
     folder = again.folder.path / "adapters/copy_first"
     edit(folder / "mossa.json", lambda about: about["template"].update(name="llama2", digest="other"))
-    (again.folder.path / "results/parts/cka/copy_first.parquet").unlink()
+    part_of(again.folder.path, "cka", "copy_first").unlink()
     with pytest.raises(Refusal, match=r"copy_first.*tuned with template 'llama2'") as caught:
         pipeline.compare(again)
     assert caught.value.code == 3

@@ -22,6 +22,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
 from mossa_jax.similarity import engine
+from tests.support.run_folders import part_of
 
 TASKS = ["last_word", "copy_first", "count_words"]
 NAMES = ["embed", "1", "2", "3", "final_norm"]
@@ -219,14 +220,15 @@ def test_the_same_run_again_does_nothing_twice(tiny_run, tmp_path):
     known = len(run_folder.metrics())
     pipeline.tune(pipeline.Run(config, run_folder, Stop()))
     # A part that got lost is made again, alone.
-    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    part = part_of(workdir, "cka", "copy_first")
+    os.unlink(part)
     wanted = pd.read_parquet(workdir / "results/cka.parquet")
     found = compare.compare(pipeline.Run(config, run_folder, Stop()))
     run_folder.close()
     after = stamps(workdir)
     changed = {str(path.relative_to(workdir)) for path in after if after[path] != before.get(path)}
     assert changed - {".holder", ".lock", "environment.json"} == {
-        "results/parts/cka/copy_first.parquet", "results/cka.parquet", "results/cka.csv",
+        str(part.relative_to(workdir)), "results/cka.parquet", "results/cka.csv",
         "results/change.parquet", "results/change.csv", "metrics.jsonl",
     }  # fmt: skip
     new = run_folder.metrics()[known:]  # nothing but where the time of doing it again went
@@ -239,7 +241,7 @@ def test_the_engine_is_that_of_the_whole_run_wherever_it_goes_on(tiny_run, tmp_p
     config, finished = tiny_run
     workdir = shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     run_folder = pipeline.open_run(config, str(workdir))
-    os.unlink(workdir / "results/parts/cka/copy_first.parquet")
+    os.unlink(part_of(workdir, "cka", "copy_first"))
     asked = []
 
     def choose(run, models, prompts, pairs):

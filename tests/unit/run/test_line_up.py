@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from mossa_jax.config import TUNED, Tuning
-from mossa_jax.run.lineup import line_up
+from mossa_jax.run.lineup import draw_mismatched, line_up
 from mossa_jax.similarity.lineup import BASE, OWN, E, Lineup
 from mossa_jax.tasks.controls import control_models
 from mossa_jax.tasks.suite import Suite, Task
@@ -16,7 +16,7 @@ def make_run(**tuning):
         suite=suite,
         controls=control_models(suite, tuning),
         experimental_names=[TUNED, *[f"{TUNED}.seed{number}" for number in range(1, tuning.seeds)]],
-        config=SimpleNamespace(tuning=tuning, compare=SimpleNamespace(mismatched=1)),
+        config=SimpleNamespace(tuning=tuning, compare=SimpleNamespace(mismatched=1), seed=0),
         seed=lambda name: (0, len(name)),
     )
 
@@ -50,3 +50,17 @@ def test_tasks_with_one_of_the_two_have_the_lineup_of_both_but_not_its_cells():
     assert ("t1", "t1") not in names_of(run, 1)
     alone = make_run(control_seeds=1, twins=())
     assert {line_up(alone, task).lineup for task in alone.suite.tasks} == {Lineup(mismatched=1)}
+
+
+def test_a_task_that_comes_changes_a_draw_only_where_it_is_drawn_itself():
+    def draws(count):
+        tasks = tuple(Task(f"t{number}", f"c{number}", read=lambda split: []) for number in range(count))
+        config = SimpleNamespace(seed=3, compare=SimpleNamespace(mismatched=6))
+        run = SimpleNamespace(suite=Suite("s", tasks), config=config)
+        return {task.name: draw_mismatched(run, task) for task in tasks}
+
+    before, after = draws(30), draws(31)
+    changed = [name for name in before if before[name] != after[name]]
+    assert all("t30" in after[name] for name in changed) and 0 < len(changed) < 15
+    assert all(name not in drawn and len(set(drawn)) == 6 for name, drawn in after.items())
+    assert len({other for drawn in after.values() for other in drawn}) > 15

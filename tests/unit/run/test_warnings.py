@@ -17,16 +17,24 @@ def run_of(pool="last", metrics=()):
     """A run with no tasks of its own: what is recorded of its data is passed beside it."""
     compare = SimpleNamespace(pool=pool)
     folder = SimpleNamespace(metrics=lambda: list(metrics))
-    return SimpleNamespace(config=SimpleNamespace(compare=compare), suite=SimpleNamespace(tasks=[]), folder=folder)
+    return SimpleNamespace(
+        config=SimpleNamespace(compare=compare),
+        suite=SimpleNamespace(tasks=[]),
+        folder=folder,
+        tuned_folder=lambda name: f"nowhere/{name}",
+    )
 
 
 def test_a_sound_run_has_no_warning():
-    record = {"tasks": {"a": data_of_task()}, "missing": []}
+    record = {"tasks": {"a": data_of_task()}, "missing": [], "history": [], "kept": {}}
     assert run_warnings(run_of(), record, FEW_PROMPTS) == []
 
 
 def test_every_cause_has_its_warning():
-    record = {"tasks": {"a": data_of_task(bad_rows=3), "b": data_of_task(distinct=90)}, "missing": ["c", "d"]}
+    record = {"tasks": {"a": data_of_task(bad_rows=3), "b": data_of_task(distinct=90)}, "missing": ["c", "d"]} | {
+        "history": [],
+        "kept": {},
+    }
     metrics = [{"model": "a", "skipped": 1}, {"model": "a", "skipped": 2}, {"stage": "data"}]
     convergence = pd.DataFrame({"task": ["a", "b"], "converged": [True, False], "reason": ["", "its loss still falls"]})
     warnings = run_warnings(run_of("all", metrics), record, FEW_PROMPTS - 1, convergence)
