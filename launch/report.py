@@ -21,7 +21,7 @@ def main(process: Process) -> None:
 
     report = pipeline.in_run_folder(process, CONFIG.value, WORKDIR.value, pipeline.report)
     if report:
-        print(pipeline.summary(report, WORKDIR.value))
+        print(pipeline.summary(report))
 
 
 if __name__ == "__main__":

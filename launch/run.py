@@ -24,7 +24,7 @@ def main(process: Process) -> None:
         process, CONFIG.value, WORKDIR.value, pipeline.run_all, PROFILE.value, run_options()
     )
     if report:
-        print(pipeline.summary(report, WORKDIR.value))
+        print(pipeline.summary(report))
 
 
 if __name__ == "__main__":

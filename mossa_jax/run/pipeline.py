@@ -108,13 +108,16 @@ def run_all(run: Run) -> dict[str, Any]:
     return report(run)
 
 
-def summary(findings: dict[str, Any], workdir: str) -> str:
-    """Returns the findings in words, with the path of the page, for people at a terminal."""
+def summary(findings: dict[str, Any]) -> str:
+    """Returns what `report` returned in words, with the path of the page, for people at a terminal."""
     lines = [competence_sentence(findings["competence"])]
     for finding in findings["findings"]:
         family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
         lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {finding['sentence']}")
-    return "\n".join(["", "Findings", *lines, "", f"Report: {os.path.join(workdir, 'report.html')}"])
+    places = [f"Report: {findings['page']}"]
+    if findings["variants"]:
+        places.append(f"Variants beside the first results: {'; '.join(findings['variants'])}")
+    return "\n".join(["", "Findings", *lines, "", *places])
 
 
 def open_run(config: Config, workdir: str) -> RunFolder:

@@ -28,9 +28,9 @@ def prepare(run: Run) -> dict[str, Any]:
     Returns:
       The record: `suite` (its name), `base` (`basis.base_identity`), `template` (`Tokenizer.record`), `missing` (tasks
       that no source has), `history` (what `record.changes` found at later attempts), `kept` (`stale.match_models`) and
-      `tasks`: name -> `cluster`, `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that were
-      too long), `bad_rows` (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for `test`
-      also those of `_prompts_record`.
+      `tasks`: name -> `cluster`, `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that
+      were too long), `bad_rows` (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for
+      `test` also those of `_prompts_record`.
 
     Raises:
       Refusal: 3 for bad or changed data, and whatever the sources raise.

@@ -30,7 +30,8 @@ def report(run: Run) -> dict[str, Any]:
     """Writes findings, figures and the page from the tables of the run folder.
 
     Returns:
-      The analysis (`mossa_jax.findings.find`); empty on processes that do not write.
+      The analysis (`mossa_jax.findings.find`), with the path of the `page` and the names of all `variants` of results
+      beside the first one; empty on processes that do not write.
 
     Raises:
       Refusal: 3 if there is no table of similarities yet.
@@ -62,7 +63,7 @@ def _report(run: Run) -> dict[str, Any]:
     inputs = replace(inputs, times=goodput.times(run_folder.metrics()))
     write_page(run.page, inputs, run.figures)
     log.info("report: %s", run.page)
-    return inputs.analysis
+    return {**inputs.analysis, "page": str(run.page), "variants": run.folder.variants()}
 
 
 def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> ReportInputs:
