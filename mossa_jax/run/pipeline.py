@@ -33,6 +33,7 @@ from mossa_jax.run.analyse import check as check_analyses
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
+from mossa_jax.run.options import Options
 from mossa_jax.run.report import report
 from mossa_jax.run.tune import tune
 
@@ -40,7 +41,12 @@ _Result = TypeVar("_Result")
 
 
 def in_run_folder(
-    process: Process, config: Config, workdir: str, stage: Callable[[Run], _Result], profile: str = ""
+    process: Process,
+    config: Config,
+    workdir: str,
+    stage: Callable[[Run], _Result],
+    profile: str = "",
+    options: Options | None = None,
 ) -> _Result:
     """Runs one stage in a run folder that it claims, with the log copied there, and releases the folder.
 
@@ -50,6 +56,7 @@ def in_run_folder(
       workdir: the run folder's path.
       stage: the work.
       profile: the steps to trace, as in `Profile.parse`.
+      options: what is asked of this attempt; None for the defaults.
 
     Raises:
       Refusal: 2 for a bad configuration or profile, or a folder of another configuration.
@@ -57,14 +64,16 @@ def in_run_folder(
     trace = Profile.parse(profile)
     run_folder = open_run(config, workdir)
     run = Run(config, run_folder, process.stop, trace)
-    process.runs_native_code.append(lambda: run.ahead.is_working)
+    ahead = run.ahead
+    # The process keeps this, and must not keep the run: a sweep's next run needs its memory.
+    process.runs_native_code.append(lambda: ahead.is_working)
     # An object store gets growing files only now and then, so a process that is ended has to write the rest.
     process.before_leaving.append(run_folder.flush)
     try:
         with _log_in(run_folder):
             return stage(run)
     finally:
-        run.ahead.close()
+        ahead.close()
         process.before_leaving.remove(run_folder.flush)
         run_folder.close()
 
