@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mossa_jax.config import Config, check, config_to_data, load_config, load_runs, varied_fields, with_fields
+from mossa_jax.config.data import field_values
 from mossa_jax.config.reading import RECORD, SWEEP_RECORD, read_fields, read_file
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
@@ -24,6 +25,7 @@ class ConfigSource(flags.ArgumentParser):
 
     Attributes:
       runs: the runs of the sweep that --config names, by name; empty if it names one configuration.
+      record: the config.json of the run folder that stands in for a --config that is not given; "" if it is given.
     """
 
     def __init__(self, takes_sweeps: bool):
@@ -31,10 +33,11 @@ class ConfigSource(flags.ArgumentParser):
         super().__init__()
         self._takes_sweeps = takes_sweeps
         self.runs: dict[str, Config] = {}
+        self.record = ""
 
     def parse(self, path: str) -> Config:
         """Returns the configuration; of a sweep, a copy of its first, which takes the overrides of the command line."""
-        where = f"--config={path}"
+        where = path if path == self.record else f"--config={path}"
         self.runs = {}
         if self._takes_sweeps:
             runs = load_runs(path, where)
@@ -72,6 +75,7 @@ def with_config_of_workdir(words: Sequence[str]) -> list[str]:
     record = _join(workdir, RECORD)
     if read_file(record, f"--workdir={workdir}") is None:
         raise Refusal(BAD_CONFIG, f"--workdir={workdir}: {_why_no_run_folder(workdir)}")
+    flags.FLAGS["config"].parser.record = record
     # The last word of a flag counts.
     return [*words[:1], f"--config={record}", *words[1:], *([f"--workdir={place}"] if is_variant else [])]
 
@@ -82,6 +86,8 @@ def check_takeover(source: str, workdir: str | None) -> str:
     Raises:
       Refusal: 2 when it is no run folder, or the one to work in.
     """
+    if not source:
+        raise Refusal(BAD_CONFIG, "--from= is empty; name the folder of a run, or leave it out")
     place = _run_folder(source)
     if read_file(_join(place, RECORD), f"--from={source}") is None:
         raise Refusal(BAD_CONFIG, f"--from={source}: {_why_no_run_folder(place, 'name the folder of a run')}")
@@ -102,26 +108,28 @@ def settle_config() -> None:
             raise Refusal(BAD_CONFIG, f"--overrides={path}: there is no --config whose fields it could override")
         return
     where = f"--overrides={path}"
-    values = read_fields(path, where) if path is not None else {}
+    values = field_values(read_fields(path, where), where) if path is not None else {}
     runs = flag.parser.runs
     if runs:
         varied = next(iter(varied_fields(runs).values()))
-        flag.parser.runs = runs = {name: _overridden(run, values, where) for name, run in runs.items()}
+        flag.parser.runs = runs = {name: _overridden(run, values) for name, run in runs.items()}
         left = next(iter(varied_fields(runs).values()))
         if lost := [field for field in varied if field not in left]:
             rule = "the sweep varies it; leave this override out, or change the sweep"
             raise Refusal(BAD_CONFIG, f"config.{lost[0]}: {rule}")
-    flag.value = _overridden(flag.value, values, where)
+    flag.value = _overridden(flag.value, values)
     for name, run in (runs or {"": flag.value}).items():
         try:
             check(run)
         except Refusal as refusal:
-            raise Refusal(refusal.code, f"{name}: {refusal}" if name else str(refusal)) from None
+            in_file = any(str(refusal).startswith(f"config.{field}=") for field in values)
+            source = where if in_file else f"the run {name} of the sweep" if name else ""
+            raise Refusal(refusal.code, f"{source}: {refusal}" if source else str(refusal)) from None
 
 
-def _overridden(config: Config, values: Mapping[str, Any], where: str) -> Config:
+def _overridden(config: Config, values: Mapping[str, Any]) -> Config:
     """Returns a copy with the values of a file, and over these the values of the command line."""
-    changed = with_fields(config, values, where)
+    changed = with_fields(config, values)
     for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
         group, _, field = name.rpartition(".")
         setattr(functools.reduce(getattr, filter(None, group.split(".")), changed), field, value)
@@ -164,7 +172,5 @@ def _why_no_run_folder(folder: str, remedy: str = "give --config=FILE to begin a
     if "://" not in folder and not Path(folder).is_dir():
         return f"is a file, and no run folder; {remedy}"
     if read_file(_join(folder, SWEEP_RECORD), folder) is not None:
-        return (
-            f"is the folder of a sweep; name one of its runs, as {_join(folder, 'NAME')}, or give the sweep's --config"
-        )
+        return f"is the folder of a sweep; name one of its runs, as {_join(folder, 'NAME')}, or give its own --config"
     return f"has no {RECORD}, so it is no run folder; {remedy}"

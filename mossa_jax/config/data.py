@@ -39,7 +39,13 @@ def config_from_data(data: Any, where: str) -> Config:
     """
     if not isinstance(data, Mapping):
         raise Refusal(BAD_CONFIG, f"{where}: holds {_kind(data)}; a configuration is an object of fields and values")
-    return with_fields(Config(), {name: value for name, value in data.items() if name not in _NO_FIELDS}, where)
+    values = {name: value for name, value in data.items() if name not in _NO_FIELDS}
+    if len(values) > 2 and not any(name in field_types() for name in values):
+        names = ", ".join(list(values)[:3])
+        raise Refusal(
+            BAD_CONFIG, f"{where}: has no field of a configuration, but {names}, ...; is it a model's, for config.base?"
+        )
+    return with_fields(Config(), values, where)
 
 
 def with_fields(config: Config, values: Mapping[str, Any], where: str = "config") -> Config:
@@ -55,15 +61,20 @@ def with_fields(config: Config, values: Mapping[str, Any], where: str = "config"
       Refusal: 2 for a field that does not exist or a value of another type; it names source, field and value.
     """
     changed = copy.deepcopy(config)
-    seen = set()
-    for name, value in _flat(values, "", where):
-        if name in seen:
-            raise Refusal(BAD_CONFIG, f"{where}: {name} is given twice; give it once")
-        seen.add(name)
+    for name, value in field_values(values, where).items():
         group, _, field = name.rpartition(".")
-        holder = functools.reduce(getattr, filter(None, group.split(".")), changed)
-        setattr(holder, field, _restored(name, value, where))
+        setattr(functools.reduce(getattr, filter(None, group.split(".")), changed), field, value)
     return changed
+
+
+def field_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the dotted name of each field -> its value, as the field holds it; the rest is as in `with_fields`."""
+    found: dict[str, Any] = {}
+    for name, value in _flat(values, "", where):
+        if name in found:
+            raise Refusal(BAD_CONFIG, f"{where}: {name} is given twice; give it once")
+        found[name] = _restored(name, value, where)
+    return found
 
 
 def parse_data(text: bytes, path: str, where: str) -> Any:

@@ -112,12 +112,14 @@ def _load(name: str, where: str, takes_sweeps: bool) -> dict[str, Config]:
     if path.endswith(FORMATS):
         return _from_data(path, word, where, takes_sweeps)
     if "://" in path or path.endswith((".yaml", ".yml")):
-        raise Refusal(BAD_CONFIG, f"{where}: must be a local Python file, or a JSON or TOML file, or a run folder")
+        raise Refusal(BAD_CONFIG, f"{where}: must be a local Python file, a JSON or TOML file, or a run folder")
     return _from_python(path, word, where, takes_sweeps)
 
 
 def _locate(name: str, where: str) -> tuple[str, str]:
     """Returns the file that a name stands for, and the word behind its colon."""
+    if not name:
+        raise Refusal(BAD_CONFIG, f"{where}: names nothing; give a file, a run folder or a published config")
     if "://" in name:
         is_file = name.endswith((*FORMATS, ".py", ".yaml", ".yml"))
         return (name if is_file else f"{name.rstrip('/')}/{RECORD}"), ""

@@ -72,6 +72,6 @@ def _is_choice(choice: Any, value: Any) -> bool:
 
 
 def did_you_mean(word: Any, words: Any) -> str:
-    """Returns "; did you mean ...?" with the words that are nearest to a wrong one; empty where none is near."""
-    close = difflib.get_close_matches(str(word), list(words), 3, 0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    """Returns "; did you mean ...?" with the word that is nearest to a wrong one; empty where none is near."""
+    close = difflib.get_close_matches(str(word), list(words), 1)
+    return f"; did you mean {close[0]}?" if close else ""
