@@ -10,15 +10,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from mossa_jax.config import Config, check, describe_fields, published_configs
+from mossa_jax.config import describe_fields
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
+from mossa_jax.run.options import STALE, Options
 
+from .config_source import ConfigSource, check_takeover, config_text, settle_config, with_config_of_workdir
 from .help import help_text, show
 
 if TYPE_CHECKING:
@@ -56,43 +57,63 @@ def run(main: Callable[[Process], object]) -> None:
     app.run(lambda argv: sys.exit(_live(main)), flags_parser=partial(_parse, usage))
 
 
-def define_config_flag(required: bool = True) -> flags.FlagHolder:
-    """Defines --config: a file, or the name of a published config."""
-    text = "Config file, e.g. configs/demo.py, or the name of a published config, e.g. demo."
+def define_config_flag(required: bool = True, sweeps: bool = False) -> flags.FlagHolder:
+    """Defines --config and what changes or shows the configuration.
+
+    Args:
+      required: whether the command needs --config.
+      sweeps: whether the command runs sweeps (`config_source.runs_of_sweep`).
+    """
+    text = (
+        "Python file with get_config(), JSON or TOML file of fields, run folder, or the name of a published config, "
+        "e.g. demo."
+    )
     config = config_flags.DEFINE_config_file("config", None, text)
+    flags.FLAGS["config"].parser = ConfigSource(sweeps)
+    text = "TOML or JSON file with values of fields; those of the command line, as in --config.seed=1, win."
+    flags.DEFINE_string("overrides", None, text)
+    text = "Print the configuration, with all overrides, as JSON that --config takes, and do nothing else."
+    flags.DEFINE_bool("print_config", False, text)
     if required:
         flags.mark_flag_as_required("config")
     return config
 
 
-def define_run_flags() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+def define_run_flags(sweeps: bool = False) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines the flags of the commands that work in a run folder, and returns --config and --workdir."""
-    config = define_config_flag()
-    workdir = flags.DEFINE_string("workdir", None, "Run folder; the same command continues where it stopped.")
+    config = define_config_flag(required=False, sweeps=sweeps)
+    workdir = flags.DEFINE_string(
+        "workdir",
+        None,
+        "Run folder. The same command continues where it stopped; without --config, with the configuration that the "
+        "folder has.",
+    )
     text = "Longest time in seconds between two signs of life (a step, a batch, a file read); 0: no limit."
     flags.DEFINE_float("step_timeout", 1800, text, lower_bound=0)
-    flags.DEFINE_string("from", "", "Run folder whose models and results are taken over where they would be the same.")
+    return config, workdir
+
+
+def define_tuning_flags() -> flags.FlagHolder:
+    """Defines the flags of the commands that tune, and returns --profile; `attempt_options` reads the others."""
+    flags.DEFINE_string(
+        "from", None, "Run folder whose models and results are taken over where they rest on the same things."
+    )
     text = (
         "Models that were tuned on other rows than the run has today, as tasks came, went or changed: refuse them, "
         "retrain them, or keep E as it is and count the tasks that came as unseen."
     )
-    flags.DEFINE_enum("stale", "refuse", ["refuse", "retrain", "keep"], text)
-    flags.mark_flag_as_required("workdir")
-    return config, workdir
-
-
-def run_options() -> Options:
-    """Returns what the flags of the commands that work in a run folder ask of this attempt."""
-    from mossa_jax.run.options import Options
-
-    return Options(take_from=flags.FLAGS["from"].value, stale=flags.FLAGS.stale)
-
-
-def define_profile_flag() -> flags.FlagHolder:
-    """Defines --profile, of the commands that tune."""
+    flags.DEFINE_enum("stale", "refuse", STALE, text)
     return flags.DEFINE_string(
         "profile", "", "Steps of each tuning stage to trace into WORKDIR/profile/: COUNT or FIRST:COUNT."
     )
+
+
+def attempt_options() -> Options:
+    """Returns what the flags of `define_tuning_flags` ask for."""
+    values = flags.FLAGS
+    source = values["from"].value
+    take_from = check_takeover(source, values["workdir"].value) if source is not None else ""
+    return Options(take_from=take_from, stale=values["stale"].value)
 
 
 def require_choice(flag: flags.FlagHolder, choices: Sequence[str]) -> None:
@@ -132,72 +153,67 @@ def _keep_compiled_programs() -> None:
 
 
 def _parse(usage: str, argv: Sequence[str]) -> list[str]:
-    """Parses the flags and checks the config; every mistake is refused in one line, with exit code 2."""
+    """Parses the flags and checks the config; every mistake is refused in one line, with exit code 2.
+
+    With --print_config it prints the configuration, and the command ends.
+    """
     if _HELP & set(argv[1:]):
         show(help_text(usage))
         sys.exit(DONE)
     try:
-        rest = flags.FLAGS(_resolve(argv))
+        words = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        _check_fields(words)
+        rest = flags.FLAGS(with_config_of_workdir(words))
         if len(rest) > 1:
             _refuse(f"stray word {rest[1]!r} on the command line; values are given as --flag=value")
-        _check_config()
+        _check_values()
+    except flags.IllegalFlagValueError as error:
+        # absl shows a tuple for a boolean.
+        _refuse(re.sub(r"\('Non-boolean argument to boolean flag', .*\)", "must be true or false", str(error)))
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", str(error))
         _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else str(error))
     except Refusal as refusal:
-        _refuse(str(refusal))
+        _refuse(str(refusal), refusal.code)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(f"--config: {_first_line(error)}; fields and their meaning: --help")
-    except (OSError, ImportError, SyntaxError) as error:
+    except OSError as error:
         _refuse(f"--config: the file cannot be read ({_first_line(error)})")
+    if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
+        show(config_text())
+        sys.exit(DONE)
     return rest
 
 
-def _resolve(argv: Sequence[str]) -> list[str]:
-    """Replaces the name of a published config, as in --config=demo, by its file, and checks names of files and fields.
-
-    Raises:
-      Refusal: 2 for a config that does not exist, or a field that no config has.
-    """
-    words, files = list(argv), published_configs()
-    for index, word in enumerate(words):
-        override = re.match(r"--?(?:no)?config\.([\w.]+)", word)
-        if override:
-            _check_field(override[1])
-        match = re.fullmatch(r"(--?config=)?(.*)", word, re.DOTALL)
-        is_value = index > 0 and words[index - 1] in ("--config", "-config")
-        if match and (match[1] or is_value):
-            prefix, name = (match[1], match[2]) if match[1] else ("", word)
-            path = files.get(name)
-            if path is not None and not Path(name).is_file():
-                words[index] = f"{prefix}{path}"
-            elif not Path(name.split(":")[0]).is_file():
-                raise Refusal(BAD_CONFIG, f"--config={name}: no such file; published configs are {', '.join(files)}")
-    return words
-
-
-def _check_field(name: str) -> None:
-    """Refuses a name that is neither a field of a config nor a group of fields."""
+def _check_fields(words: Sequence[str]) -> None:
+    """Refuses names that are neither fields of a config nor groups of fields."""
     names = [entry.name for entry in describe_fields()]
-    if name not in names and not any(known.startswith(f"{name}.") for known in names):
-        close = difflib.get_close_matches(name, names, 3)
-        hint = f"; there is {' or '.join(close)}" if close else ""
-        raise Refusal(BAD_CONFIG, f"--config.{name}: no such field{hint}; --help lists all")
+    for word in words:
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", word)
+        name = match[1] if match else ""
+        if name and name not in names and not any(known.startswith(f"{name}.") for known in names):
+            close = difflib.get_close_matches(name, names, 3)
+            hint = f"; there is {' or '.join(close)}" if close else ""
+            raise Refusal(BAD_CONFIG, f"--config.{name}: no such field{hint}; --help lists all")
 
 
-def _check_config() -> None:
-    """Checks the value of --config, where a command has this flag and it is given.
+def _check_values() -> None:
+    """Checks what the flags say together, and the configuration.
 
     Raises:
-      Refusal: 2 when it is no configuration, or one that cannot work.
+      Refusal: 2 for a flag that is missing, a value that cannot work, or --from that names no run.
     """
-    if "config" not in flags.FLAGS or flags.FLAGS["config"].value is None:
+    values = flags.FLAGS
+    if "config" not in values:
         return
-    config = flags.FLAGS["config"].value
-    if not isinstance(config, Config):
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise Refusal(BAD_CONFIG, f"--config={name}: its get_config() returns no mossa_jax Config")
-    check(config)
+    works_in_folder = "workdir" in values
+    if works_in_folder and not values.workdir and not values.print_config:
+        raise Refusal(BAD_CONFIG, "--workdir is not given; --help lists all flags")
+    if (works_in_folder or values.print_config) and values["config"].value is None:
+        raise Refusal(BAD_CONFIG, "--config is not given; --help lists all flags")
+    settle_config()
+    if "from" in values:
+        attempt_options()
 
 
 def _first_line(error: BaseException) -> str:
@@ -205,6 +221,6 @@ def _first_line(error: BaseException) -> str:
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(message: str, code: int = BAD_CONFIG) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(BAD_CONFIG)
+    sys.exit(code)

@@ -1,6 +1,6 @@
 """Writes findings, figures and page again from the tables of a run folder.
 
-python -m launch.report --config=demo --workdir=runs/demo
+python -m launch.report --workdir=runs/demo
 """
 
 from __future__ import annotations

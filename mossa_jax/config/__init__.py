@@ -1,11 +1,14 @@
 """The configuration of a run.
 
 fields.py      every field, with its unit, its default and the default's origin
-rules.py       what the fields may be
-published.py   the published configs, and what a config file gives
+values.py      what a value may be by the field's type; rules.py: what the fields may be, alone and together
+data.py        configurations as plain data, for JSON and TOML
+sweeps.py      several configurations of one experiment
+published.py   the published configs; reading.py: what a config file, a run folder or a published name gives
 reference.py   the fields and their meaning as data, for --help and the documentation
 """
 
+from mossa_jax.config.data import config_from_data, config_to_data, with_fields
 from mossa_jax.config.fields import (
     DTYPES,
     MINIATURE,
@@ -28,9 +31,11 @@ from mossa_jax.config.fields import (
     Tuning,
     recompute,
 )
-from mossa_jax.config.published import load_config, published_configs
+from mossa_jax.config.published import published_configs
+from mossa_jax.config.reading import load_config, load_runs
 from mossa_jax.config.reference import Field, describe_fields
 from mossa_jax.config.rules import check
+from mossa_jax.config.sweeps import sweep, varied_fields
 
 __all__ = [
     "DTYPES",
@@ -54,8 +59,14 @@ __all__ = [
     "Tokens",
     "Tuning",
     "check",
+    "config_from_data",
+    "config_to_data",
     "describe_fields",
     "load_config",
+    "load_runs",
     "published_configs",
     "recompute",
+    "sweep",
+    "varied_fields",
+    "with_fields",
 ]

@@ -2,9 +2,10 @@
 
 import functools
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 from mossa_jax.config.fields import REMAT, Config, Target
+from mossa_jax.config.values import field_value
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 _LEAST = {
@@ -57,7 +58,7 @@ def check(config: Config) -> None:
     Raises:
       Refusal: 2, naming the field, its value and what it may be.
     """
-    _check_choices(config, "")
+    _check_types(config, "")
     for name, least in _LEAST.items():
         _require(config, _value(config, name) >= least, name, f"must be at least {least}")
     _check_tasks(config)
@@ -76,17 +77,17 @@ def _require(config: Config, is_good: bool, name: str, rule: str) -> None:
         raise Refusal(BAD_CONFIG, f"config.{name}={_value(config, name)!r}: {rule}")
 
 
-def _check_choices(group: Any, above: str) -> None:
-    """Checks each field whose type is a choice of words, or a tuple of such words."""
+def _check_types(group: Any, above: str) -> None:
+    """Checks the value of each field by the field's type."""
     for entry in fields(group):
         value, name = getattr(group, entry.name), f"{above}{entry.name}"
-        is_tuple = get_origin(entry.type) is tuple
-        choice = get_args(entry.type)[0] if is_tuple else entry.type
         if is_dataclass(value):
-            _check_choices(value, f"{name}.")
-        elif get_origin(choice) is Literal and not set(value if is_tuple else [value]) <= set(get_args(choice)):
-            rule = f"must be {'some' if is_tuple else 'one'} of {', '.join(get_args(choice))}"
-            raise Refusal(BAD_CONFIG, f"config.{name}={value!r}: {rule}")
+            _check_types(value, f"{name}.")
+            continue
+        try:
+            field_value(entry.type, value)
+        except ValueError as error:
+            raise Refusal(BAD_CONFIG, f"config.{name}={value!r}: {error}") from None
 
 
 def _check_tasks(config: Config) -> None:

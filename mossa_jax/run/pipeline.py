@@ -68,14 +68,16 @@ def in_run_folder(
     takeover.check_source(options.take_from, workdir)
     run_folder = open_run(config, workdir)
     run = Run(config, run_folder, process.stop, trace, options)
-    process.runs_native_code.append(lambda: run.ahead.is_working)
+    ahead = run.ahead
+    # The process keeps this, and must not keep the run: a sweep's next run needs its memory.
+    process.runs_native_code.append(lambda: ahead.is_working)
     # An object store gets growing files only now and then, so a process that is ended has to write the rest.
     process.before_leaving.append(run_folder.flush)
     try:
         with _log_in(run_folder):
             return stage(run)
     finally:
-        run.ahead.close()
+        ahead.close()
         process.before_leaving.remove(run_folder.flush)
         run_folder.close()
 
