@@ -51,6 +51,25 @@ flags.DEFINE_float("heartbeat_timeout", 100, "Seconds of silence after which a p
 flags.DEFINE_enum("platform", "", ["", "tpu", "gpu", "cpu"], "Platform to run on; empty: whatever JAX finds.")
 
 
+class _HoursParser(flags.FloatParser):
+    """Parses a positive number of hours; a year is the most."""
+
+    def parse(self, argument: float | int | str) -> float:
+        """Returns the hours.
+
+        Raises:
+          ValueError: for anything else.
+        """
+        try:
+            hours = float(argument)
+        except ValueError:
+            hours = 0.0
+        # NaN fails both comparisons.
+        if not 0 < hours <= 8760:
+            raise ValueError("give hours above 0 (8760 at most), as in 8 or 0.5, or leave it out for no limit")
+        return hours
+
+
 def run(main: Callable[[Process], object]) -> None:
     """Parses the command line, runs `main` as a process of the run, and ends with the exit code that README lists."""
     usage = main.__globals__["__doc__"] or ""
@@ -90,6 +109,13 @@ def define_run_flags(sweeps: bool = False) -> tuple[flags.FlagHolder, flags.Flag
     )
     text = "Longest time in seconds between two signs of life (a step, a batch, a file read); 0: no limit."
     flags.DEFINE_float("step_timeout", 1800, text, lower_bound=0)
+    text = (
+        "Hours after which the command saves its state and ends with exit code 75, as on SIGTERM. They count from the "
+        "start of the process (of process 0, if there are several), imports and waiting for the others included, and "
+        "for this attempt alone: not what earlier ones took. Work that cannot be saved halfway, such as a compilation, "
+        "is finished first. Not given: no limit."
+    )
+    flags.DEFINE(_HoursParser(), "max_hours", None, text, serializer=flags.ArgumentSerializer())
     return config, workdir
 
 
@@ -142,6 +168,7 @@ def _live(main: Callable[[Process], object]) -> int:
         heartbeat_timeout=values.heartbeat_timeout,
         step_timeout=values["step_timeout"].value if "step_timeout" in values else 0,
         stops_on_request="workdir" in values,
+        max_hours=(values["max_hours"].value or 0) if "max_hours" in values else 0,
     )
     return Process(settings, _keep_compiled_programs).run(main)
 

@@ -1,7 +1,17 @@
 #!/usr/bin/env bash
 # A pod on this machine: N processes of one JAX run, each with D virtual CPU devices.
 #
-#   launch/local_pod.sh N [--devices=D] [--logs=DIR] [--port=P] [--retry=K] [--grace=S] [--dry_run] -- COMMAND...
+#   launch/local_pod.sh N [flags] -- COMMAND...
+#   launch/local_pod.sh 2 --devices=2 -- python -m launch.run --config=demo --workdir=runs/pod
+#
+#   --devices=D        virtual devices of each process (1)
+#   --logs=DIR         folder of the processes' output (runs/local_pod)
+#   --port=P           of process 0 (one that is free)
+#   --retry=K          starts again so often at most (0)
+#   --grace=S          seconds from SIGTERM to SIGKILL (60)
+#   --max_hours=H      asks all processes to stop after so many hours, restarts included, and starts no more (no limit)
+#   --dry_run          prints the commands, one per line, and runs none
+#   --help             prints this text
 #
 # COMMAND gets --processes, --coordinator and --process, as every `python -m launch.*` knows them. Output goes to
 # DIR/process-<i>.log (runs/local_pod). Ends with 0 when all did; else with the code of the process that failed first,
@@ -24,13 +34,18 @@ parse() {
       --port=*) port=${1#*=} ;;
       --retry=*) retry=${1#*=} ;;
       --grace=*) grace=${1#*=} ;;
+      --max_hours=*)
+        max_hours=${1#*=}
+        check_amount --max_hours "$max_hours"
+        ;;
       --dry_run) dry_run=1 ;;
+      --help) show_help "$here/local_pod.sh" ;;
       --)
         shift
         command=("$@")
         break
         ;;
-      -*) die "$1: unknown flag; known are --devices --logs --port --retry --grace --dry_run" ;;
+      -*) unknown_flag local_pod.sh "$1" ;;
       *)
         [ -z "$count" ] || die "$1: a second number of processes; the command comes behind --"
         count=$1
@@ -116,7 +131,9 @@ fi
 mkdir -p "$logs"
 for ((index = 0; index < count; index++)); do : >"$logs/process-$index.log"; done
 trap 'stop=1' TERM INT
-trap 'tell KILL' EXIT
+trap 'tell KILL; stop_clock' EXIT
+trap 'stop=1; say "--max_hours=$max_hours reached: all processes are asked to stop"' USR1
+if [ -n "$max_hours" ]; then set_clock "$(seconds_of "$max_hours")"; fi
 for ((attempt = 0; ; attempt++)); do
   start
   watch

@@ -6,6 +6,7 @@
 #   on_worker.sh follow                      prints its log until it has ended
 #   on_worker.sh code SECONDS                prints `code N` when it has ended; stops it after so many seconds
 #   on_worker.sh stop                        asks it to save and end
+#   on_worker.sh --help                      prints this text
 #
 # pid, log and exit code are kept in $MOSSA_POD (~/mossa_jax_pod). And for slurm.sbatch:
 #
@@ -100,6 +101,8 @@ rank() {
 }
 
 case ${1-} in
+  --help) show_help "$here/on_worker.sh" ;;
+  -*) unknown_flag on_worker.sh "$1" ;;
   setup) setup "${2:?HARDWARE}" ;;
   start)
     shift

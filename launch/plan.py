@@ -4,6 +4,8 @@ python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4,
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 --suggest
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=h100:8,a100:8x2
 python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 --stage=analyses
+python -m launch.plan --config=configs/llama2_7b_flan2021.py --topology=v5e:4x4 --measured=runs/pilot
+python -m launch.plan --prices
 python -m launch.plan --shape=llama2-70b --topology=v5p:2x2x4 --stage=forward [--tensor=4]
 
 Programs are compiled as a run would compile them, for TPUs and for NVIDIA GPUs. This needs the extra `plan`, as in `pip
@@ -11,7 +13,9 @@ install 'mossa_jax[plan]'`, but no TPU and no GPU. A program takes up to a minut
 cache. Without a compiler for GPUs they are planned by formula, and the table says so. A second table prices every
 analysis beside the comparison, by formula; --stage=analyses gives it alone and compiles nothing. With --config the
 sizes are those of a run; its fields are overridden as in --config.mesh.fsdp=4, and the other flags override the config.
-A run that does not fit ends with exit code 3 and the bytes that are missing.
+A run that does not fit ends with exit code 3 and the bytes that are missing. --nocompile plans by formula alone, in
+seconds and without any compiler. --measured=RUN adds a table of hours and money from the times that a finished pilot
+measured, with a range, beside those by formula.
 """
 
 from __future__ import annotations
@@ -58,10 +62,26 @@ ANSWERS = flags.DEFINE_integer("answers", 512, "The most answer tokens in a pack
 REMAT = flags.DEFINE_string("remat", None, "As config.tuning.remat.")
 PARTS = flags.DEFINE_integer("parts", None, "As config.tuning.control.parts and config.tuning.experimental.parts.")
 TEMPLATE = flags.DEFINE_enum("template", None, TEMPLATES, "As config.tokens.template.")
-EXAMPLE_IDS = flags.DEFINE_float("example_ids", 122, "Token ids per example, without the template's.")
+EXAMPLE_IDS = flags.DEFINE_float(
+    "example_ids",
+    None,
+    "Token ids per example, without the template's; not given: 122, which is FLAN's, or with --measured and other tasks "
+    "those of the pilot.",
+)
 EPOCHS = flags.DEFINE_float("epochs", None, "As config.tuning.control.epochs and config.tuning.experimental.epochs.")
 USE = flags.DEFINE_float("use", 0.4, "Share of the chips' bfloat16 peak that is achieved.", lower_bound=1e-6)
-PRICE = flags.DEFINE_float("price_per_chip_hour", 0, "Price of a chip or GPU per hour, in any currency.", lower_bound=0)
+PRICE = flags.DEFINE_float(
+    "price_per_chip_hour",
+    None,
+    "Price of a chip or GPU per hour, in any currency; not given: the list price that --prices shows, if there is one.",
+    lower_bound=0,
+)
+PRICES = flags.DEFINE_bool("prices", False, "Print the list prices of chips, and do nothing else.")
+COMPILE = flags.DEFINE_bool("compile", True, "Compile programs; --nocompile plans by formula, in seconds.")
+MEASURED = flags.DEFINE_string(
+    "measured", None, "Folder of a finished run whose measured times are taken to the planned run; see --config."
+)
+BRIEF = flags.DEFINE_bool("brief", False, "Print one line per topology instead of the tables.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
 
@@ -117,12 +137,51 @@ def _model(config: Config) -> tuple[Architecture, str, bool]:
     return read_architecture(locate(config.base, config.revision, config_only=True)), config.base, False
 
 
+def _check_flags() -> None:
+    """Refuses flags that contradict each other.
+
+    Raises:
+      Refusal: 2.
+    """
+    if MEASURED.value is None:
+        for topology in TOPOLOGY.value:
+            if topology.startswith("cpu:"):
+                raise Refusal(
+                    BAD_CONFIG, f"--topology={topology}: how fast a CPU is only --measured=RUN says, of a run on it"
+                )
+        return
+    if not MEASURED.value:
+        raise Refusal(BAD_CONFIG, "--measured: name the folder of a finished run")
+    if CONFIG.value is None:
+        raise Refusal(BAD_CONFIG, f"--measured={MEASURED.value}: give --config, the run that is planned, as well")
+    if STAGE.value not in (None, "all"):
+        raise Refusal(
+            BAD_CONFIG, f"--measured={MEASURED.value}: it plans whole runs; leave --stage={STAGE.value} out"
+        )
+
+
+def _price(topology: str) -> float:
+    """The price of a chip for an hour: the flag's, or else the list price; 0 if there is none."""
+    from mossa_jax.planning.prices import list_price
+
+    return list_price(topology) if PRICE.value is None else PRICE.value
+
+
 def main(_: object) -> None:
     """Prints a table per topology."""
+    from mossa_jax.planning.prices import price_lines
+
+    if PRICES.value:
+        print(price_lines())
+        return
+    _check_flags()
     from mossa_jax.files.write import write_json
     from mossa_jax.planning.analyses import plan_analyses
+    from mossa_jax.planning.extrapolate import extrapolate
     from mossa_jax.planning.forecast import plan_run
-    from mossa_jax.planning.hardware import find_hardware
+    from mossa_jax.planning.hardware import find_hardware, hardware_by_formula
+    from mossa_jax.planning.measured import read_measured
+    from mossa_jax.planning.measured_table import format_brief, format_forecast
     from mossa_jax.planning.plan_table import format_analyses, format_plan
     from mossa_jax.planning.programs import check_fits
     from mossa_jax.planning.stages import STAGES, PlannedRun
@@ -131,22 +190,36 @@ def main(_: object) -> None:
 
     config = _settings()
     arch, name, shape_alone = _model(config)
-    work = count_work(config, example_ids=EXAMPLE_IDS.value, prompts=PROMPTS.value, has_tokenizer=not shape_alone)
+    pilot = None if MEASURED.value is None else read_measured(MEASURED.value, ANSWERS.value, USE.value)
+    example_ids = EXAMPLE_IDS.value or 122
+    if pilot is not None and EXAMPLE_IDS.value is None and config.tasks.suite != "flan2021":
+        example_ids = pilot.planned.work.example_ids
+    work = count_work(config, example_ids=example_ids, prompts=PROMPTS.value, has_tokenizer=not shape_alone)
     stage = STAGE.value or ("all" if CONFIG.value is not None else "forward")
     groups = {"all": STAGES, "tune": ("E", "controls"), "forward": ("states",), "scores": ("scores", "likelihoods")}
     stages = (groups | {"analyses": ()}).get(stage, (stage,))
     tables = []
-    for hardware in [find_hardware(topology) for topology in TOPOLOGY.value]:
-        planned = PlannedRun(config, arch, name, work, hardware, ANSWERS.value, USE.value)
+    # The speed of a CPU is that of the pilot, and programs are not compiled for it.
+    names = [(name, COMPILE.value and not name.startswith("cpu:")) for name in TOPOLOGY.value]
+    for hardware in [find_hardware(name) if compiles else hardware_by_formula(name) for name, compiles in names]:
+        answers = min(ANSWERS.value, config.tokens.row_length)
+        planned, price = PlannedRun(config, arch, name, work, hardware, answers, USE.value), _price(hardware.name)
         if SUGGEST.value:
             planned, text = suggest(planned, stages)
             print(text)
-        plan = plan_run(planned, stages, PRICE.value)
-        if stages:
+        plan = plan_run(planned, stages, price)
+        if stages and not BRIEF.value:
             print(format_plan(plan))
         if stage in ("all", "analyses"):
-            plan["analyses"] = plan_analyses(planned, PRICE.value)
-            print(format_analyses(plan))
+            plan["analyses"] = plan_analyses(planned, price)
+            if not BRIEF.value:
+                print(format_analyses(plan))
+        if pilot is not None:
+            plan["measured"] = extrapolate(pilot, planned, plan, price)
+            if not BRIEF.value:
+                print(format_forecast(plan))
+        if BRIEF.value:
+            print(format_brief(plan))
         tables.append(plan)
     if OUT.value:
         write_json(OUT.value, tables)

@@ -71,9 +71,15 @@ _KINDS = {
 }  # fmt: skip
 
 
+def chip_name(kind: str) -> str | None:
+    """Returns the name in `TPUS` or `GPUS` of a device's `device_kind`; None if it is unknown."""
+    return next((chip for name, chip in _KINDS.items() if kind.startswith(name)), None)
+
+
 def chip_of(kind: str) -> Chip | None:
     """Returns the chip of a device's `device_kind`; None if it is unknown."""
-    return next(((TPUS | GPUS)[chip] for name, chip in _KINDS.items() if kind.startswith(name)), None)
+    name = chip_name(kind)
+    return None if name is None else (TPUS | GPUS)[name]
 
 
 def memory_of(kind: str) -> int | None:

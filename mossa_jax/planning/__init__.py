@@ -16,4 +16,7 @@ The files, in the order in which to read them:
 - `forecast`: memory, hours and money per stage, and their sums.
 - `suggest`: the mesh and the slots that take the fewest hours.
 - `plan_table`: a plan as a table for the terminal.
+- `prices`: list prices of chips.
+- `measured`, `extrapolate`: what a finished pilot measured, and what it says about a larger run.
+- `measured_table`: that forecast as a table.
 """

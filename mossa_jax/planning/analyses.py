@@ -155,7 +155,7 @@ class AnalysisWork:
     def _base(self) -> Base:
         run = self.run
         grid = programs.grid_for(run.hardware, run.config.mesh, run.arch, run.model, adapters=False)
-        return Base(run.arch, run.config.dtype, grid)
+        return Base(run.arch, run.config.dtype, grid, run.hardware.is_tpu)
 
     def _prompts(self, most: int | None = None) -> int:
         """Returns the prompts of a task whose states an analysis sees, at most `most`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,11 @@ class Hardware:
     fast_products: float = 3.0
     no_compiler: str = ""
 
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU slice."""
+        return self.name.partition(":")[0] in TPUS
+
     def receive_rate(self, grid: Mapping[str, int], axes: Sequence[str]) -> float:
         """Returns the bytes/s that a chip receives in a transfer over some axes of a mesh.
 
@@ -66,19 +72,32 @@ class Hardware:
         return self.link if members == nodes.size else min(self.link, members * self.network)
 
 
+# Shapes of slices by chips, as Cloud TPU gives them for an accelerator type.
+_FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBES = {
+    4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8",
+}  # fmt: skip
+# Accelerator type -> chip, chips per unit of its number, shapes. Types of v4 and v5p count cores, two per chip.
+_TYPES = {"v5litepod": ("v5e", 1, _FLAT), "v6e": ("v6e", 1, _FLAT), "v5p": ("v5p", 2, _CUBES), "v4": ("v4", 2, _CUBES)}
+
 # XLA_PYTHON_CLIENT_MEM_FRACTION of launch/xla_flags/h100.env.
 _GPU_SHARE = 0.9
+# FLOP/s, bytes/s from memory, over links and between nodes: of a CPU that nobody has.
+_CPU = (1e11, 1e10, 1e12, 1e12)
+_NOT_WANTED = "--nocompile"
 
 
 def find_hardware(name: str) -> Hardware:
     """Returns the hardware that a name stands for.
 
     Args:
-      name: of a TPU slice, e.g. "v5e:4x4", "v5p:2x2x4"; or GPUs per node, by nodes, e.g. "h100:8", "a100:8x2".
+      name: of a TPU slice, e.g. "v5e:4x4", "v5p:2x2x4", or its type on Cloud TPU, e.g. "v5litepod-16"; or GPUs per
+        node, by nodes, e.g. "h100:8", "a100:8x2".
 
     Raises:
       Refusal: 2 for an unknown name, or for a TPU slice if the package libtpu is not installed.
     """
+    name = _slice_of(name)
     chip_name, _, shape = name.partition(":")
     if chip_name in TPUS:
         devices = topology_devices(name)
@@ -89,7 +108,47 @@ def find_hardware(name: str) -> Hardware:
             devices, no_compiler = _gpu_devices(chip_name, int(node), int(nodes or 1))
         cluster = _hardware(name, GPUS[chip_name], int(node), _GPU_SHARE, devices)
         return replace(cluster, chips=int(node) * int(nodes or 1), no_compiler=no_compiler)
-    raise Refusal(
+    raise _unknown(name)
+
+
+def hardware_by_formula(name: str) -> Hardware:
+    """Returns the hardware that a name stands for without a compiler; no package for TPUs or GPUs is needed.
+
+    Args:
+      name: as in `find_hardware`; or "cpu:1" for devices of a CPU, whose figures stand for nothing: they serve where
+        times are those of a run on it.
+
+    Raises:
+      Refusal: 2 for an unknown name.
+    """
+    name = _slice_of(name)
+    chip, _, shape = name.partition(":")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", shape):
+        raise _unknown(name)
+    sizes = [int(size) for size in shape.split("x")]
+    if chip in TPUS and len(sizes) > 1:
+        return replace(_hardware(name, TPUS[chip], math.prod(sizes), 1.0, ()), no_compiler=_NOT_WANTED)
+    if chip in GPUS and len(sizes) < 3:
+        node = _hardware(name, GPUS[chip], sizes[0], _GPU_SHARE, ())
+        return replace(node, chips=math.prod(sizes), no_compiler=_NOT_WANTED)
+    if chip == "cpu" and len(sizes) == 1:
+        memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / sizes[0])
+        return Hardware(name, sizes[0], memory, *_CPU, node=sizes[0], no_compiler=_NOT_WANTED)
+    raise _unknown(name)
+
+
+def _slice_of(name: str) -> str:
+    """Returns the slice of an accelerator type of Cloud TPU, e.g. v5e:4x4 for v5litepod-16; other names as they are."""
+    kind, _, number = name.partition("-")
+    if kind in _TYPES and number.isdigit():
+        chip, each, shapes = _TYPES[kind]
+        if int(number) % each == 0 and int(number) // each in shapes:
+            return f"{chip}:{shapes[int(number) // each]}"
+    return name
+
+
+def _unknown(name: str) -> Refusal:
+    return Refusal(
         BAD_CONFIG,
         f"--topology={name} is unknown; give a TPU slice ({', '.join(TPUS)}) such as v5e:4x4, or GPUs per node by "
         f"nodes ({', '.join(GPUS)}) such as h100:8 or h100:8x2",

@@ -29,7 +29,7 @@ def format_plan(plan: dict[str, Any]) -> str:
         f"{plan['config']} ({plan['model']}) on {plan['topology']}: "
         f"{plan['chips']} chips of {_gib(room)} GiB, {source}",
         "",
-        *_align([_COLUMNS, *map(_cells, rows), _compilation_cells(plan), _sum_cells(plan)]),
+        *align([_COLUMNS, *map(_cells, rows), _compilation_cells(plan), _sum_cells(plan)]),
         "",
         "Mesh: adapter x fsdp x tensor. Memory in GiB per chip; the total includes outputs, code and what else is on",
         "the chip. GB received: by one chip from others in one run of the program; gathered: of these by all-gathers.",
@@ -55,7 +55,7 @@ def format_analyses(plan: dict[str, Any]) -> str:
     lines = [
         f"Analyses of {plan['config']} ({plan['model']}) on {plan['topology']}, BY FORMULA:",
         "",
-        *_align([_ANALYSIS_COLUMNS, *map(_analysis_cells, analyses["rows"]), tuple(total.values())]),
+        *align([_ANALYSIS_COLUMNS, *map(_analysis_cells, analyses["rows"]), tuple(total.values())]),
         "",
         f"Products at {plan['use']:g} of the peak, factorisations at {FACTORISATION_SHARE:g} of their speed (assumed).",
         "Passes: of one model over a task's prompts. Host: seconds of one processor, for which all chips wait. GiB: on",
@@ -140,7 +140,7 @@ def _sum_cells(plan: dict[str, Any]) -> tuple[str, ...]:
     return tuple(cells.values())
 
 
-def _align(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def align(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Returns rows of cells as lines of a Markdown table, the first one as its head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = [

@@ -107,8 +107,10 @@ def grid_for(hardware: Hardware, mesh: Mesh, arch: Architecture, name: str, adap
 
 
 def attention_body(base: Base) -> str:
-    """Returns the attention body of the base model; an abstract mesh stands for GPUs and gets theirs."""
+    """Returns the attention body of the base model; an abstract mesh gets that of what it stands for."""
     if isinstance(base.grid, AbstractMesh):
+        if base.is_tpu:
+            return "splash" if base.dtype != "float32" else "xla"
         return "cudnn" if base.dtype != "float32" and takes_heads(base.arch.head_dim) else "xla"
     return choose_body(base.grid, jnp.dtype(base.dtype), base.arch.head_dim)
 

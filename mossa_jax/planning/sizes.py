@@ -21,11 +21,13 @@ class Base:
       arch: its architecture.
       dtype: type of its weights, "float32" or "bfloat16".
       grid: the mesh, which may be abstract (`programs.grid_for`).
+      is_tpu: whether an abstract mesh stands for a TPU slice; otherwise it stands for GPUs.
     """
 
     arch: Architecture
     dtype: str
     grid: jax.sharding.Mesh
+    is_tpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ class BatchLayout:
     def of(cls, base: Base, models: int, batch: BatchSize, parts: int = 1) -> BatchLayout:
         """Returns the layout on the mesh of `base`, with the item size of its weights."""
         mesh = Mesh(*(base.grid.shape[axis] for axis in mesh_lib.AXES))
-        # An abstract mesh stands for GPUs: TPU slices always have devices.
-        is_gpu = isinstance(base.grid, AbstractMesh) or base.grid.devices.flat[0].platform == "gpu"
+        is_abstract = isinstance(base.grid, AbstractMesh)
+        is_gpu = not base.is_tpu if is_abstract else base.grid.devices.flat[0].platform == "gpu"
         return cls(mesh, models, batch, jnp.dtype(base.dtype).itemsize, parts, is_gpu)
 
     @property

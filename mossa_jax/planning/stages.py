@@ -174,7 +174,7 @@ class PlannedRun:
 
     def _base(self, adapters: bool) -> Base:
         grid = programs.grid_for(self.hardware, self.config.mesh, self.arch, self.model, adapters)
-        return Base(self.arch, self.config.dtype, grid)
+        return Base(self.arch, self.config.dtype, grid, self.hardware.is_tpu)
 
     def _adapters(self, models: int) -> AdapterSize:
         return AdapterSize(models, self.config.tuning.rank, tuple(self.config.tuning.targets))
@@ -189,7 +189,9 @@ class PlannedRun:
     def _tuning(self, name: str, schedule: Schedule, examples: Sequence[int], base: Base) -> Stage:
         """Returns a stage that trains one model on each of the numbers of `examples`."""
         tuning, tokens, shared = self.config.tuning, self.config.tokens, self._shared_ids
-        steps = [self.work.steps(count, schedule, tokens.row_length, shared) for count in examples]
+        steps = self.work.steps_taken.get(name) or [
+            self.work.steps(count, schedule, tokens.row_length, shared) for count in examples
+        ]
         timeline = plan_slots(steps, min(tuning.slots, len(steps)))
         places = mesh_lib.round_up(timeline.slots, base.grid.shape["adapter"])
         batch, adapters = BatchSize(schedule.batch_rows, tokens.row_length), self._adapters(places)

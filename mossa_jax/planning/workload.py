@@ -39,6 +39,7 @@ class Workload:
       repeated: of the tasks, those whose control has further seeds or a twin.
       mixture_tasks: of the tasks, those that E is trained on.
       chosen: analysis -> the tasks that it looks at, for those that look at some.
+      steps_taken: stage -> the steps of its models, in a run that is done; of other runs they are counted.
     """
 
     controls: tuple[int, ...]
@@ -51,6 +52,7 @@ class Workload:
     repeated: int = 0
     mixture_tasks: int = 0
     chosen: Mapping[str, int] = field(default_factory=dict)
+    steps_taken: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Returns the `work` of a saved plan, under the names that its format gives them."""

@@ -47,6 +47,8 @@ class Settings:
       heartbeat_timeout: seconds of silence after which another process counts as lost.
       step_timeout: seconds between two signs of life after which this process counts as stuck; 0 for no limit.
       stops_on_request: whether SIGTERM and SIGINT ask the work to save and leave; otherwise they end the process.
+      max_hours: hours since the start of the process after which the work is asked the same; 0 for no limit. The
+        clock of process 0 decides for all that have joined it.
     """
 
     platform: str = ""
@@ -58,6 +60,7 @@ class Settings:
     heartbeat_timeout: float = 100
     step_timeout: float = 0
     stops_on_request: bool = False
+    max_hours: float = 0
 
 
 class Process:
@@ -78,12 +81,13 @@ class Process:
           settings: how to start, and for how long to wait.
           prepare: called once the devices are available, before the work.
         """
-        self.stop = Stop()
+        self.stop = Stop(settings.max_hours)
         self.before_leaving: list[Callable[[], None]] = []
         self.runs_native_code: list[Callable[[], bool]] = []
         self._settings = settings
         self._prepare = prepare
         self._peers: Peers | None = None
+        self._index = 0
 
     def run(self, work: Callable[[Process], object]) -> int:
         """Does the work as one of the run's processes, ends together with the others, and returns the exit code.
@@ -109,7 +113,7 @@ class Process:
         # Requests to stop count from here on: devices may take a minute to start.
         listening = self.stop.listening() if self._settings.stops_on_request else contextlib.nullcontext()
         try:
-            with listening:
+            with listening, self.stop.in_time(lambda: self._peers is None or self._index == 0):
                 self._start()
                 work(self)
         except Refusal as refusal:
@@ -133,6 +137,7 @@ class Process:
             jax.config.update("jax_num_cpu_devices", settings.cpu_devices)
         place = find_place(settings.processes, settings.coordinator, settings.process, settings.start_timeout)
         if place is not None:
+            self._index = place.process
             self._peers = join(
                 place, settings.start_timeout, settings.heartbeat_timeout, self.stop, self._end_for_another
             )

@@ -6,7 +6,7 @@ it is alive, and at the end how it ends. A connection that breaks means that a p
 time-out means that a process was stopped or cut off. Process 0 tells the others what it noticed.
 
 Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (the reason), `ready` (all have
-joined), `alive`, `stop` (the run was asked to stop), `ends` (how a process ends: `code`, `why`), `over` (all have said
+joined), `alive`, `stop` (the run was asked to stop, and whether it is `late`: its time is over), `ends` (how a process ends: `code`, `why`), `over` (all have said
 how they end), `lost` (why the run ends, with which `code`, and whether a process `hangs`).
 """
 
@@ -124,7 +124,7 @@ class Peers:
             link.heard = time.monotonic()
             if process == 0:
                 link.send({"ready": len(links) + 1})
-        stop.pass_on = lambda: self._post({"stop": process})
+        stop.pass_on = lambda: self._post({"stop": process, "late": stop.is_out_of_time})
         # A Python handler waits while the main thread is in a collective; the signal's number arrives at once.
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._hold_aborts()
@@ -212,7 +212,7 @@ class Peers:
     def _take(self, message: dict[str, Any]) -> None:
         """Acts on a message, whichever process sent it."""
         if "stop" in message:
-            self._stop.asked = True
+            self._stop.ask(message.get("late", False))
         elif "ends" in message:
             self._ends.setdefault(message["ends"], (message["code"], message["why"], time.monotonic()))
         elif "over" in message:

@@ -1,10 +1,15 @@
-"""The polite stop on SIGTERM and SIGINT: the run saves its state and leaves; the same command resumes it."""
+"""The polite stop, on SIGTERM, SIGINT or after --max_hours: the run saves its state and leaves.
+
+The same command resumes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -15,18 +20,38 @@ from jax.experimental import multihost_utils
 from mossa_jax.errors import STOPPED, Refusal
 from mossa_jax.processes.watchdog import unlimited
 
+_IMPORTED = time.monotonic()
+
 
 class Stop:
     """Whether this process was asked to stop; long work checks this between units, and saves before it leaves.
 
     Attributes:
       asked: True once the process was asked.
-      pass_on: called, from a signal handler, on every request made to this process; None for nothing.
+      is_out_of_time: True once the time limit of the run asked for it.
+      pass_on: called, from a signal handler or a thread, on every request made to this process; None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_hours: float = 0) -> None:
+        """Starts no clock.
+
+        Args:
+          max_hours: hours after which the work is asked to stop, counted from the start of this process; 0 for no
+            limit.
+        """
         self.asked = False
+        self.is_out_of_time = False
         self.pass_on: Callable[[], None] | None = None
+        self._max_hours = max_hours
+
+    def ask(self, is_out_of_time: bool = False) -> None:
+        """Asks for a stop; a signal handler or a thread may call this.
+
+        Args:
+          is_out_of_time: whether the time limit asks.
+        """
+        self.is_out_of_time |= is_out_of_time
+        self.asked = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -36,7 +61,7 @@ class Stop:
             return
 
         def ask(number: int, frame: object) -> None:
-            self.asked = True
+            self.ask()
             if self.pass_on is not None:
                 self.pass_on()
             signal.signal(number, previous[signal.Signals(number)])
@@ -48,6 +73,31 @@ class Stop:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def in_time(self, decides: Callable[[], bool]) -> Iterator[None]:
+        """Asks for a stop once the time limit is over, if there is one and if the block still works then.
+
+        Args:
+          decides: whether the clock of this process is the one that counts; asked when the limit is reached.
+        """
+        if not self._max_hours:
+            yield
+            return
+
+        def ask() -> None:
+            if decides():
+                self.ask(is_out_of_time=True)
+                if self.pass_on is not None:
+                    self.pass_on()
+
+        timer = threading.Timer(max(3600 * self._max_hours - process_age(), 0.0), ask)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def asked_anywhere(self) -> bool:
         """Returns whether any process of the run was asked; all processes must call this at the same point."""
         with unlimited():  # the others may still be at work
@@ -57,8 +107,12 @@ class Stop:
         """Returns `asked_anywhere`, and the largest number of seconds that any process passes."""
         if jax.process_count() == 1:
             return self.asked, seconds
-        gathered = multihost_utils.process_allgather(np.asarray([self.asked, seconds], np.float32))  # [processes, 2]
-        return bool(gathered[:, 0].any()), float(gathered[:, 1].max())
+        values = np.asarray([self.asked, self.is_out_of_time, seconds], np.float32)
+        gathered = multihost_utils.process_allgather(values)  # [processes, 3]
+        asked, is_out_of_time, slowest = gathered.max(axis=0)
+        # The message of `pass_on` may still be under way: all processes give the same reason.
+        self.is_out_of_time |= bool(is_out_of_time)
+        return bool(asked), float(slowest)
 
     def leave(self) -> NoReturn:
         """Raises the refusal that ends the process with exit code 75.
@@ -66,9 +120,22 @@ class Stop:
         Raises:
           Refusal: 75, always.
         """
-        raise Refusal(STOPPED, "stopped on request, state saved; run the same command again to continue")
+        reason = f"--max_hours={self._max_hours:g} reached" if self.is_out_of_time else "stopped on request"
+        raise Refusal(STOPPED, f"{reason}, state saved; run the same command again to continue")
 
     def leave_if_asked(self) -> None:
         """Leaves if any process was asked to stop."""
         if self.asked_anywhere():
             self.leave()
+
+
+def process_age() -> float:
+    """Returns the seconds since this process started: under Linux with all imports, elsewhere without the first ones."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            # Field 22; the name of the program, in field 2, may hold spaces and brackets.
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        age = 0.0
+    return max(age, time.monotonic() - _IMPORTED)

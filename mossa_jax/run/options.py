@@ -19,9 +19,7 @@ class Options:
     Attributes:
       take_from: a run folder whose models and results are taken over where they rest on the same things; "" for none.
       stale: one of `STALE`.
-      max_hours: hours after which the attempt stops, with its state saved; 0 for no limit.
     """
 
     take_from: str = ""
     stale: str = "refuse"
-    max_hours: float = 0.0

@@ -37,17 +37,20 @@ def work(said: Path, what: str, peers: peers_lib.Peers, stop: Stop) -> int:
         with stop.listening():
             os.kill(os.getpid(), signal.SIGTERM)
             what = "0"
-    elif what == "until stopped":
+    elif what in ("until stopped", "out of time"):
+        if what == "out of time":
+            stop.ask(is_out_of_time=True)
+            stop.pass_on()
         while not stop.asked:
             time.sleep(0.02)
-        what = "75"
+        what = "75 late" if stop.is_out_of_time else "75"
     elif what == "work":
         time.sleep(60)
     seconds, _, what = what.removeprefix("wait ").partition(" ") if what.startswith("wait") else ("0", "", what)
     time.sleep(float(seconds))
     code, _, why = what.partition(" ")
     together = peers.end(int(code), why)
-    said.write_text("together" if together else "alone")
+    said.write_text(("together" if together else "alone") + f" {why}" * (why == "late"))
     return int(code)
 
 

@@ -8,12 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.support.fake_cloud import calls, codes, executable, launch, make_cloud, until, upset
 from tests.support.processes import cpu
 
 SCRIPTS = ("common.sh", "local_pod.sh", "on_worker.sh", "install.sh", "tpu_pod.sh", "gke_xpk.sh", "slurm.sbatch")
@@ -33,85 +33,11 @@ add = jax.shard_map(lambda row: jax.lax.psum(row, "all"), mesh=mesh, in_specs=P(
 print("sum", float(jax.jit(add)(rows).addressable_data(0)[0]), "of", jax.local_device_count())
 """
 
-# A run of two workers on stand-ins: pops the first of its exit codes, and may do something before.
-WORKER = """
-cd "$HOME"
-code=$(head -n 1 codes)
-sed -i 1d codes
-echo "start on ${HOME##*/}"
-if [ -e before.sh ]; then . ./before.sh; fi
-exit "$code"
-"""
-
-# gcloud for two workers whose homes are folders here; `state` is the queued resource. Before it does for the nth time
-# what it is asked for (create, describe, scp, setup, start, ...) it reads <what>.<n>.sh, if a test has such a file.
-GCLOUD = """
-printf '%q ' "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls"
-command= output= workers='0 1'
-for word in "$@"; do
-  case $word in
-    --command=*) command=${word#*=} ;;
-    --output-directory=*) output=${word#*=} ;;
-    --worker=0) workers=0 ;;
-  esac
-done
-what=$4
-case $command in *on_worker.sh*) what=${command##*on_worker.sh }; what=${what%% *} ;; esac
-echo >>"$FAKE/count.$what"
-before=$FAKE/$what.$(wc -l <"$FAKE/count.$what").sh
-if [ -e "$before" ]; then . "$before"; fi
-case "$3 $4" in
-  'queued-resources describe')
-    if [ ! -s "$FAKE/state" ]; then
-      echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource '$5' was not found." >&2
-      exit 1
-    fi
-    cat "$FAKE/state" ;;
-  'queued-resources create') [ ! -s "$FAKE/state" ] || exit 1; echo ACTIVE >"$FAKE/state" ;;
-  'queued-resources delete') rm "$FAKE/state" ;;
-  'tpu-vm scp') for w in $workers; do cp "$5" "$FAKE/w$w/${6#*:}" || exit 1; done ;;
-  'tpu-vm ssh')
-    worst=0
-    for w in $workers; do
-      out=/dev/stdout
-      if [ -n "$output" ]; then out=$output/$w.log; fi
-      (cd "$FAKE/w$w" && HOME=$PWD exec bash -c "$command") >"$out" || worst=$?
-    done
-    exit "$worst" ;;
-esac
-"""
-
-PYTHON = """
-if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; else echo "$@" >>"$HOME/python"; fi
-"""
-
-
-def executable(path, text):
-    path.write_text(f"#!/usr/bin/env bash\n{text}")
-    path.chmod(0o755)
-    return path
-
-
-def launch(root, script, *words, **env):
-    """A script to its end: what it said and its code."""
-    command = ["bash", str(root / "launch" / script), *map(str, words)]
-    return subprocess.run(
-        command, cwd=root, env=os.environ | env, capture_output=True, text=True, timeout=500, stdin=subprocess.DEVNULL
-    )
-
-
 def planned(root, script, *words, **env):
     """The commands of a dry run, as lists of words."""
     done = launch(root, script, *words, **env)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
-
-
-def until(true, what):
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 def flags_of(root, name):
@@ -364,33 +290,11 @@ while :; do sleep 0.05; done"""
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A folder with two workers; its environment: `gcloud`, and a Python without pip."""
-    for worker in ("w0", "w1"):
-        (tmp_path / worker).mkdir()
-        (tmp_path / worker / "worker.sh").write_text(WORKER)
-    (tmp_path / "bin").mkdir()
-    executable(tmp_path / "bin/gcloud", GCLOUD)
-    executable(tmp_path / "bin/python3.13", PYTHON)
-    env = {"FAKE": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "MOSSA_GRACE": "2"}
-    return tmp_path, env
+    """A folder with two workers, and its environment."""
+    return make_cloud(tmp_path)
 
 
-def codes(folder, first, second):
-    for worker, listed in (("w0", first), ("w1", second)):
-        (folder / worker / "codes").write_text("".join(f"{code}\n" for code in listed))
-
-
-def calls(folder):
-    """What gcloud was asked for, in short."""
-    found = []
-    for line in (folder / "calls").read_text().splitlines():
-        words = shlex.split(line)
-        command = next((word for word in words if word.startswith("--command=")), "")
-        found.append(command.split("on_worker.sh ")[1].split()[0] if command else words[3])
-    return [word for word in found if word != "describe"]
-
-
-POD = ("flan", "z", "v5litepod-8", "--poll=0")
+POD = ("flan", "z", "v5litepod-8", "--poll=0", "--yes", "--price=1")
 RUNS = ["scp", "setup", "start", "follow", "code"]
 THEIRS = ("--", "bash", "-c", '. "$HOME/worker.sh"')
 
@@ -435,13 +339,6 @@ def test_a_killed_worker_that_the_others_lost_is_a_lost_peer(root, cloud, first,
     done = launch(root, "tpu_pod.sh", *POD, *THEIRS, **env)
     assert done.returncode == 0, done.stderr
     assert calls(folder) == ["create", *RUNS, *RUNS, "delete"] and "exit code 7: the same" in done.stderr
-
-
-def upset(folder, **hooks):
-    """What goes wrong: `start_2="exit 255"` at the second start."""
-    for name, text in hooks.items():
-        what, _, count = name.rpartition("_")
-        (folder / f"{what}.{count}.sh").write_text(f"{text}\n")
 
 
 UNREACHED = 'echo "ERROR: (gcloud.compute.tpus.queued-resources.describe) UNAVAILABLE: try later" >&2; exit 1'
@@ -662,7 +559,7 @@ def test_a_task_under_slurm_saves_when_all_its_processes_get_the_signal(root, tm
 @pytest.mark.parametrize(("flags", "deleted"), [((), 1), (("--keep",), 0)])
 def test_xpk_says_how_it_ended(root, tmp_path, flags, deleted):
     executable(tmp_path / "xpk", f'echo "$2" >>"{tmp_path}/calls"; [ "$2" != list ] || exit 125')
-    words = ("n", "c", "z", "v6e-8", "image", *flags, "--", "true")
+    words = ("n", "c", "z", "v6e-8", "image", "--yes", "--price=1", *flags, "--", "true")
     done = launch(root, "gke_xpk.sh", *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 125
     assert (tmp_path / "calls").read_text().split() == ["create", "list", *["delete"] * deleted]
@@ -681,7 +578,7 @@ def test_a_wait_that_fails_deletes_nothing(root, tmp_path, waits, wanted, called
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in waits))
     text = f'cd {tmp_path}; echo "$2" >>calls; [ "$2" = list ] || exit 0\n'
     executable(tmp_path / "xpk", text + "code=$(head -n 1 codes); sed -i 1d codes; exit $code")
-    words = ("n", "c", "z", "v6e-8", "image", "--poll=0", "--", "true")
+    words = ("n", "c", "z", "v6e-8", "image", "--yes", "--price=1", "--poll=0", "--", "true")
     done = launch(root, "gke_xpk.sh", *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == wanted and (tmp_path / "calls").read_text().split() == called
     left = "delete" not in called

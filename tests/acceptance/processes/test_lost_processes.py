@@ -1,4 +1,4 @@
-"""Runs of four processes that lose one, hang, or are asked to stop: their exit codes, and what a new start makes."""
+"""Runs of several processes that lose one, hang, or are asked to stop: their exit codes, and what a new start makes."""
 
 import re
 import shutil
@@ -138,6 +138,22 @@ def test_a_stop_saves_one_state_and_two_processes_go_on_with_it(root, tiny_confi
     with Pod(root, tiny_config, tmp_path / "run", tmp_path / "second", count=2) as pod:
         assert pod.codes(600) == [0] * 2, pod.said(0)[-3000:]
         assert before + pod.trace() == alone[1] and pod.trace(1) == pod.trace()
+    found, wanted = (pd.read_csv(run / "results/cka.csv") for run in (tmp_path / "run", alone[0]))
+    np.testing.assert_allclose(found["cka"], wanted["cka"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_processes_stop_when_the_hours_of_the_first_are_over(root, tiny_config, alone, tmp_path):
+    """The limit is over in a step of E or before, as fast as this machine may be: a step takes a minute."""
+    with Pod(
+        root, tiny_config, tmp_path / "run", tmp_path / "first", count=2, flags=["--max_hours=0.006"], PAUSE="60"
+    ) as pod:
+        assert pod.codes(300) == [75] * 2, pod.said(0)[-3000:]
+        for index in range(2):
+            last = pod.said(index).splitlines()[-1]
+            assert last == "stopped: --max_hours=0.006 reached, state saved; run the same command again to continue"
+    with Pod(root, tiny_config, tmp_path / "run", tmp_path / "second", count=2, flags=["--max_hours=1"]) as pod:
+        assert pod.codes(600) == [0] * 2, pod.said(0)[-3000:]
     found, wanted = (pd.read_csv(run / "results/cka.csv") for run in (tmp_path / "run", alone[0]))
     np.testing.assert_allclose(found["cka"], wanted["cka"], atol=1e-4)
 

@@ -32,6 +32,7 @@ SCENARIOS = {
     "ends at different times": {"processes": 3, "do": {"0": "wait 2 75", "1": "75", "2": "75"}},
     "all refuse": {"processes": 3, "do": {"0": "3 bad row", "1": "3 bad row", "2": "wait 0.5 3 bad row"}},
     "stop at one": {"processes": 3, "do": {"0": "until stopped", "1": "stop", "2": "until stopped"}},
+    "out of time": {"processes": 3, "do": {"0": "out of time", "1": "until stopped", "2": "until stopped"}},
     "aborts": {"processes": 2, "do": {"0": "abort", "1": "work"}},
 }  # fmt: skip
 
@@ -83,6 +84,7 @@ FULL = "ended with exit code 6 (the disk is full)"
         ("ends at different times", [75, 75, 75], ["together"] * 3),
         ("all refuse", [3, 3, 3], ["together"] * 3),
         ("stop at one", [75, 0, 75], ["together"] * 3),
+        ("out of time", [75, 75, 75], ["together late"] * 3),
         ("aborts", [-6, 7], ["", f"process 0 on 127.0.0.1 {CLOSED}"]),
     ],
 )

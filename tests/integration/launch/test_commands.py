@@ -74,6 +74,11 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         "unknown flag": run(tiny_config, "w", "--nonsense=1"),
         "stray word": run(tiny_config, "w", "extra"),
         "bad profile": run(tiny_config, "w", "--profile=5:"),
+        **{
+            f"hours {hours}": run(tiny_config, "w", f"--max_hours={hours}")
+            for hours in ("0", "-1", "nan", "inf", "1e9", "two", "", "1h", "1,5")
+        },
+        "hours of a comparison": compare(max_hours=1),
         "no config file": run(here / "none.py", "w"),
         "config with a slip": run(here / "syntax.py", "w"),
         "no workdir": ["launch.run", f"--config={tiny_config}"],
@@ -117,6 +122,9 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         ("unknown flag", 2, ["nonsense"]),
         ("stray word", 2, ["'extra'"]),
         ("bad profile", 2, ["--profile=5:", "20:5"]),
+        *((f"hours {hours}", 2, [f"--max_hours={hours}: give hours above 0"])
+          for hours in ("0", "-1", "nan", "inf", "1e9", "two", "", "1h", "1,5")),
+        ("hours of a comparison", 2, ["max_hours"]),
         ("no config file", 2, ["none.py"]),
         ("config with a slip", 2, ["--config"]),
         ("no workdir", 2, ["--workdir"]),
