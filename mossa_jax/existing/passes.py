@@ -27,7 +27,7 @@ _SECONDS_PER_LINE = 5.0
 
 
 class BatchProgress:
-    """Progress lines over batches: one every few seconds at most."""
+    """Progress lines over batches: one every few seconds at most, and one after the last."""
 
     def __init__(self, label: str, batches: int):
         """Names the work.
@@ -50,7 +50,7 @@ class BatchProgress:
             # The first batch waits for its program to be compiled, which would make the time left too long.
             if self._progress is None:
                 self._progress = Progress(self._label, self._batches, self._done)
-            elif time.monotonic() - self._last >= _SECONDS_PER_LINE:
+            elif time.monotonic() - self._last >= _SECONDS_PER_LINE or self._done == self._batches:
                 self._progress.line(self._done, name)
                 self._last = time.monotonic()
 

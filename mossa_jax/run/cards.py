@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mossa_jax.files.write import write_text
 from mossa_jax.llama.files.card import CARD, model_card
 from mossa_jax.llama.files.peft import read_about
 from mossa_jax.run.context import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PACKAGES = ("mossa_jax", "jax", "transformers")
 
@@ -33,17 +36,20 @@ def card_record(run: Run, tasks: Iterable[str]) -> dict[str, Any]:
     return {"revision": run.config.revision, "sources": sources, "versions": versions}
 
 
-def add_scores(run: Run) -> None:
-    """Writes the scores of all models into their cards; their weights are not touched (writer only)."""
-    if not run.folder.writer:
-        return
+def add_scores(run: Run, table: pd.DataFrame) -> None:
+    """Writes the scores of all models into their cards; their weights are not touched. The writer alone calls this.
+
+    Args:
+      run: the run.
+      table: the scores of all tasks.
+    """
     scores: dict[str, list[dict[str, Any]]] = {}
     for task in run.suite.tasks:
-        table = run.read_part("scores", task)
+        of_task = table[table.task == task.name]
         for label, name in run.scored_models(task).items():
             # The base has no card; `tuned` and `control` are listed with their names.
             for of, model in (("model", label), ("base", "base")) if name is not None else ():
-                rows = table[table.model == model].to_dict("records")
+                rows = of_task[of_task.model == model].to_dict("records")
                 scores.setdefault(name, []).extend({**row, "of": of} for row in rows)
     for name, rows in scores.items():
         folder = run.tuned_folder(name)

@@ -24,7 +24,10 @@ def score(run: Run) -> None:
         run.write_part("scores", task, rows)
         progress.line(number, f"{task.name}: {_summary(rows)}")
         run.stop.leave_if_asked()
-    add_scores(run)
+    if run.folder.writer:
+        import pandas as pd
+
+        add_scores(run, pd.concat([run.read_part("scores", task) for task in tasks], ignore_index=True))
 
 
 def score_task(run: Run, task: Task) -> list[measures.Row]:

@@ -174,8 +174,8 @@ def _template(about: Mapping[str, Any]) -> str:
     if not record:
         return ""
     text = (
-        f"Template {code(record['name'])}, digest {code(record['digest'])}; `{{content}}` stands for the task's prompt. "
-        "BOS comes first, exactly once, if the base model has one. Prompts in another form give other results."
+        f"Template {code(record['name'])}, digest {code(record['digest'])}; `{{content}}` stands for the task's "
+        "prompt. BOS comes first, exactly once, if the base model has one. Prompts in another form give other results."
     )
     return f"## Prompt template\n\n{text}\n\n{_block(record['text'])}"
 
@@ -248,8 +248,8 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
             row += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]
         rows.append(row)
     text = (
-        "On the first test prompts of each task, with 95 % intervals. Information: nats per prompt that the model takes "
-        "from its prompt; 0 for a model that does not use it."
+        "On the first test prompts of each task, with 95 % intervals. Information: nats per prompt that the model "
+        "takes from its prompt; 0 for a model that does not use it."
     )
     return f"## Scores\n\n{text}\n\n{_table(head, rows)}"
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 
+from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.files.peft import load_adapter, read_about
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
@@ -44,7 +45,7 @@ def test_scores_come_into_a_card_without_touching_the_weights(tiny_run, tmp_path
     untouched = (folder / "adapters/count_words/README.md").stat().st_mtime_ns
     run_folder = pipeline.open_run(config, str(folder))
     try:
-        add_scores(pipeline.Run(config, run_folder, Stop()))
+        add_scores(pipeline.Run(config, run_folder, Stop()), pd.read_parquet(folder / "results/scores.parquet"))
     finally:
         run_folder.close()
     assert (adapter / "README.md").read_text() == wanted
@@ -60,8 +61,6 @@ def test_peft_loads_a_folder_with_a_card(tiny_run, tiny):
     base = transformers.AutoModelForCausalLM.from_pretrained(tiny.folder)
     model = peft.PeftModel.from_pretrained(base, str(folder))
     (name,) = [name for name in model.state_dict() if name.endswith("layers.2.self_attn.q_proj.lora_A.default.weight")]
-    from mossa_jax.llama.architecture import read_architecture
-
     ours = load_adapter(folder, read_architecture(tiny.folder))["q_proj"]["a"][2].T
     assert np.array_equal(model.state_dict()[name].numpy(), ours)
 
