@@ -3,7 +3,8 @@
 python -m launch.compare --base=MODEL --experimental=pretrained --control=ADAPTER --prompts=FILE.jsonl --out=FILE.csv
 python -m launch.compare --states_a=FOLDER --states_b=FOLDER [--ids_a=FILE --ids_b=FILE] --out=FILE.csv
 
-Both take --items=FILE: rows with the same item, as questions on one passage, are related.
+Both take --items=FILE: rows with the same item, as questions on one passage, are related. Several files of prompts
+(--prompts=A.jsonl,B.jsonl) give one table, with a column that names the file.
 """
 
 from __future__ import annotations
@@ -24,42 +25,105 @@ if TYPE_CHECKING:
 BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.")
 EXPERIMENTAL = flags.DEFINE_string("experimental", None, "pretrained, a PEFT folder, or a model.")
 CONTROL = flags.DEFINE_string("control", None, "PEFT folder or model.")
-PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file: an object with `inputs` per line.")
+PROMPTS = flags.DEFINE_multi_string(
+    "prompts",
+    None,
+    "JSONL file: an object with `inputs` per line, and with `item` and `template` if they are known. Several files: "
+    "with commas between them, or the flag again.",
+)
 STATES_A = flags.DEFINE_string("states_a", None, "Folder of saved states: an array [rows, width] per layer.")
 STATES_B = flags.DEFINE_string("states_b", None, "Folder of the other model's saved states.")
 IDS_A = flags.DEFINE_string("ids_a", None, "Ids of the rows of --states_a: .txt, .json or .npy.")
 IDS_B = flags.DEFINE_string("ids_b", None, "Ids of the rows of --states_b.")
-ITEMS = flags.DEFINE_string("items", None, "Item of each prompt or row, one id per row: .txt, .json or .npy.")
+ITEMS = flags.DEFINE_string(
+    "items",
+    None,
+    "Item of each prompt or row, one id per row: .txt, .json or .npy; instead of those in --prompts. guess: prompts "
+    "that share long texts are one item, as in a run whose rows name none.",
+)
 OUT = flags.DEFINE_string("out", None, "CSV file to write.", required=True)
 TEMPLATE = flags.DEFINE_enum("template", "none", ["none", "llama2", "chat"], "Prompt template.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "Cut prompts on the right to this many tokens.", lower_bound=1)
-POOL = flags.DEFINE_enum("pool", "last", ["last", "mean"], "States to compare: the last token's, or their mean.")
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "Cut longer prompts to this many tokens; default: the model's positions.", lower_bound=1
+)
+TRUNCATION = flags.DEFINE_enum(
+    "truncation",
+    "keep_end",
+    ["keep_end", "paper"],
+    "What a prompt that is too long loses: the beginning of its content (keep_end) or its right end (paper).",
+)
+POOL = flags.DEFINE_enum(
+    "pool",
+    "last",
+    ["last", "mean", "all"],
+    "States to compare: the last token's, the mean over tokens, or all: every token is a row, without intervals.",
+)
+PERMUTATIONS = flags.DEFINE_integer(
+    "permutations", 0, "Re-pairings behind p; columns null_mean, p and q. 0: none.", lower_bound=0
+)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the re-pairings.", lower_bound=0)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Number type of weights and compute.")
 REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base.")
 
+_GUESS = "guess"
+_MODELS, _FOLDERS = (BASE, EXPERIMENTAL, CONTROL, PROMPTS), (STATES_A, STATES_B)
+_ONLY_MODELS = (*_MODELS, TEMPLATE, MAX_TOKENS, TRUNCATION, POOL, DTYPE, REVISION)
 
-def _compare_models() -> pd.DataFrame:
-    from mossa_jax.existing import compare as api
-    from mossa_jax.tasks.row_files import read_objects
 
-    prompts = [row["inputs"] for row in read_objects(PROMPTS.value, ("inputs",))]
-    return api.compare(
-        BASE.value, EXPERIMENTAL.value, CONTROL.value, prompts,
-        pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, dtype=DTYPE.value,
-        revision=REVISION.value, items=_items(),
+def main(_: object) -> None:
+    """Writes the table and prints it."""
+    from mossa_jax.files.write import write_text
+
+    table = _compare_models(_files(PROMPTS.value)) if STATES_A.value is None else _compare_saved()
+    write_text(OUT.value, table.to_csv(index=False))
+    print(table.to_string(index=False))
+
+
+def _compare_models(files: Sequence[str]) -> pd.DataFrame:
+    from mossa_jax.existing.compare import compare
+    from mossa_jax.existing.prompt_files import read_prompt_files
+
+    lists = read_prompt_files(files)
+    if ITEMS.value == _GUESS:
+        items: object = _GUESS
+    else:
+        items = {files[0]: _items()} if ITEMS.value else None if POOL.value == "all" else lists.items
+    table = compare(
+        BASE.value, EXPERIMENTAL.value, CONTROL.value, lists.prompts,
+        pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, truncation=TRUNCATION.value,
+        dtype=DTYPE.value, revision=REVISION.value, items=items, templates=lists.templates,
+        permutations=PERMUTATIONS.value, seed=SEED.value,
+    )  # fmt: skip
+    return table if len(files) > 1 else table.drop(columns="prompts")
+
+
+def _compare_saved() -> pd.DataFrame:
+    from mossa_jax.existing.folders import compare_saved
+
+    return compare_saved(
+        STATES_A.value, STATES_B.value, ids_a=IDS_A.value, ids_b=IDS_B.value, items=_items(),
+        permutations=PERMUTATIONS.value, seed=SEED.value,
     )  # fmt: skip
 
 
 def _items() -> tuple[str, ...] | None:
     from mossa_jax.states.folders import read_ids
 
-    return read_ids(Path(ITEMS.value)) if ITEMS.value is not None else None
+    return read_ids(Path(ITEMS.value)) if ITEMS.value else None
 
 
-def _check(required: Sequence[flags.FlagHolder], excluded: Sequence[flags.FlagHolder]) -> None:
-    """Refuses a command line that is neither of the two above."""
-    missing = [flag.name for flag in required if flag.value is None]
-    stray = [flag.name for flag in excluded if flag.value is not None]
+def _files(values: Sequence[str] | None) -> list[str]:
+    """Returns the files that --prompts names; the name of a file may hold a comma."""
+    split = [[value] if Path(value).is_file() else value.split(",") for value in values or ()]
+    return [file for files in split for file in files]
+
+
+def _check(out: str | None) -> bool:
+    """Refuses flags that do not go together while they are parsed, before anything slow is imported."""
+    is_saved = any(flag.value is not None for flag in (*_FOLDERS, IDS_A, IDS_B))
+    required, excluded = (_FOLDERS, _ONLY_MODELS) if is_saved else (_MODELS, ())
+    missing = [flag.name for flag in required if not flag.value]
+    stray = [flag.name for flag in excluded if flag.present]
     if missing:
         raise Refusal(
             BAD_CONFIG,
@@ -67,26 +131,27 @@ def _check(required: Sequence[flags.FlagHolder], excluded: Sequence[flags.FlagHo
             "need --states_a and --states_b",
         )
     if stray:
+        raise Refusal(BAD_CONFIG, f"--{stray[0]} does not go with --states_a; compare either models or saved states")
+    files = _files(PROMPTS.value)
+    if "" in files or len(set(files)) < len(files):
+        raise Refusal(BAD_CONFIG, f"--prompts={','.join(files)}: a file is named twice or has no name; name each once")
+    if ITEMS.value == _GUESS and is_saved:
+        raise Refusal(BAD_CONFIG, "--items=guess needs the texts of prompts, which saved states lack; name a file")
+    if ITEMS.value not in (None, _GUESS) and len(files) > 1:
         raise Refusal(
-            BAD_CONFIG, f"--{stray[0]} does not go with --{required[0].name}; compare either models or saved states"
+            BAD_CONFIG, f"--items={ITEMS.value} is for one file of prompts; write `item` into the rows of each instead"
         )
+    for flag in (PERMUTATIONS, ITEMS) if POOL.value == "all" else ():
+        if flag.value:
+            raise Refusal(
+                BAD_CONFIG,
+                f"--{flag.name}={flag.value} does not go with --pool=all, which makes every token a row and keeps "
+                "none; give --pool=last or mean",
+            )
+    return True
 
 
-def main(_: object) -> None:
-    """Writes the table and prints it."""
-    from mossa_jax.existing.folders import compare_saved
-    from mossa_jax.files.write import write_text
-
-    models, folders = (BASE, EXPERIMENTAL, CONTROL, PROMPTS), (STATES_A, STATES_B)
-    if any(flag.value is not None for flag in folders):
-        _check(folders, models)
-        table = compare_saved(STATES_A.value, STATES_B.value, ids_a=IDS_A.value, ids_b=IDS_B.value, items=_items())
-    else:
-        _check(models, (IDS_A, IDS_B))
-        table = _compare_models()
-    write_text(OUT.value, table.to_csv(index=False))
-    print(table.to_string(index=False))
-
+flags.register_validator(OUT, _check)
 
 if __name__ == "__main__":
     run(main)

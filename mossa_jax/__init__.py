@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mossa_jax.errors import Refusal
-    from mossa_jax.existing.compare import compare, layer_states
+    from mossa_jax.existing.compare import compare
     from mossa_jax.existing.folders import compare_saved
     from mossa_jax.existing.saved import load_states, save_states, states_table
+    from mossa_jax.existing.states import layer_states
     from mossa_jax.existing.tasks import load_task
     from mossa_jax.llama.files.load import Model, load_model
     from mossa_jax.llama.files.merge import export_merged
@@ -45,7 +46,7 @@ _HOMES = {
     "compare": "existing.compare",
     "compare_saved": "existing.folders",
     "export_merged": "llama.files.merge",
-    "layer_states": "existing.compare",
+    "layer_states": "existing.states",
     "load_model": "llama.files.load",
     "load_states": "existing.saved",
     "load_task": "existing.tasks",

@@ -1,30 +1,45 @@
-"""States and comparisons of models that exist already: `mossa.layer_states` and `mossa.compare`."""
+"""Comparisons of models that exist already: `mossa.compare`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Bool, Float
 
 from mossa_jax.config import PRETRAINED
-from mossa_jax.devices.mesh import replicated
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.llama.adapters import Adapter, HostAdapters, stack, zero_adapter
+from mossa_jax.existing.passes import (
+    ALL,
+    BatchProgress,
+    batch_count,
+    check_template,
+    pass_config,
+    stack_adapters,
+)
+from mossa_jax.existing.prompts import (
+    Reading,
+    check_choice,
+    check_draws,
+    check_texts,
+    items_of_prompts,
+    warn_of_repeats,
+)
+from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_about
+from mossa_jax.llama.files.peft import is_adapter, load_adapter
 from mossa_jax.log import log
-from mossa_jax.similarity import compare_states
-from mossa_jax.similarity.cells import similarity_cells
+from mossa_jax.similarity import Similarities, compare_states, engine
+from mossa_jax.similarity.cells import add_q_values, similarity_cells
 from mossa_jax.similarity.checks import check_labels
-from mossa_jax.states import POOLS, KeptStates, PassConfig, TokenStates, keep_states, token_states
-from mossa_jax.tokens.packing import Packing
-from mossa_jax.tokens.tokenizer import TEMPLATES, encode_prompts
+from mossa_jax.similarity.streamed.forward import stream_similarities
+from mossa_jax.states import POOLS, KeptStates, PassShape, keep_states
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,91 +47,108 @@ if TYPE_CHECKING:
 COLUMNS = ("layer", "estimator", "cka", "low", "high", "n", "undefined")
 """Columns of a table of `compare` and `compare_saved`."""
 
-TOKENS = "tokens"
-"""The pooling of `layer_states` that pools nothing."""
+NULL_COLUMNS = ("null_mean", "p", "q")
+"""Further columns of a table with permutations, before `undefined`."""
 
-_BATCH_ROWS = 32
-# States of every position and layer are on the devices at once: some two GB of them for a model of 7B.
-_TOKEN_POSITIONS = 4096
-# Positions per forward pass on a CPU: the states of so few stay in its cache, which makes a pass a fifth faster.
-_CPU_POSITIONS = 2048
+PROMPTS = "prompts"
+"""First column of a table over several lists of prompts: the name of the list."""
+
+_PAIRS = [(0, 1)]
 
 
-@overload
-def layer_states(
-    model: Model,
-    prompts: Sequence[str],
-    pool: Literal["tokens"],
+def compare(
+    base: str | Model,
+    experimental: str,
+    control: str,
+    prompts: Sequence[str] | Mapping[str, Sequence[str]],
     *,
-    adapter: str | None = None,
-    template: str = "none",
-    max_tokens: int | None = None,
-) -> TokenStates: ...
-
-
-@overload
-def layer_states(
-    model: Model,
-    prompts: Sequence[str],
     pool: str = "last",
-    *,
-    adapter: str | None = None,
     template: str = "none",
     max_tokens: int | None = None,
-) -> dict[str, Float[np.ndarray, "n D"]]: ...
-
-
-def layer_states(
-    model: Model,
-    prompts: Sequence[str],
-    pool: str = "last",
-    *,
-    adapter: str | None = None,
-    template: str = "none",
-    max_tokens: int | None = None,
-) -> dict[str, Float[np.ndarray, "n D"]]:
-    """Computes the states of every layer for a list of prompts.
+    truncation: str = "keep_end",
+    dtype: str = "float32",
+    revision: str = "",
+    items: Sequence | str | Mapping[str, Sequence | None] | None = None,
+    templates: Sequence[int] | Mapping[str, Sequence[int] | None] | None = None,
+    permutations: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Computes CKA between two models at every layer, over the same prompts.
 
     Args:
-      model: from `load_model`.
-      prompts: n texts. BOS is put in front of each exactly once.
-      pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens, "tokens" the states of
-        all its tokens: 4 (L + 2) D bytes per token on the host, half a megabyte for a model of 7B.
-      adapter: a PEFT adapter folder to run the model with; by default the model runs alone.
-      template: "none", "llama2" or "chat"; the template that the prompts are put into.
-      max_tokens: longer prompts are cut on the right to this many tokens; by default to the positions that the model
-        was made for.
+      base: the base model: a folder, a hub id or a loaded `Model`. Its tokenizer encodes the prompts for both sides.
+      experimental: "pretrained" (the base itself), a PEFT adapter folder for the base, or a whole model.
+      control: an adapter folder for the base, or a whole model.
+      prompts: texts, at least 4; or several such lists by name, which are compared one after another.
+      pool: "last" compares the states of a prompt's last token, "mean" the means over its tokens. "all" makes every
+        token a row: sums are streamed, so that there may be any number of rows, but there are no intervals and no
+        permutations; both sides must be adapters over the base, or the base itself.
+      template: as in `layer_states`.
+      max_tokens: as in `layer_states`.
+      truncation: as in `layer_states`.
+      dtype: number type of weights and compute, as in `load_model`.
+      revision: of the base if it is a hub id.
+      items: one id per prompt: prompts with the same one are related, as questions on one passage are. Pairs of them
+        are left out of the debiased value, and intervals and permutations rest on items. "guess" finds prompts that
+        share long texts, as a run does for rows that name no item. By name where there are several lists.
+      templates: one whole number per prompt, that of its wording, -1 if unknown: permutations exchange rows within
+        their template. By name where there are several lists.
+      permutations: how many random re-pairings of the prompts p rests on; 0 leaves p out.
+      seed: of the re-pairings; a run takes its own `seed`.
 
     Returns:
-      Layer name -> [n, D] float32, row i for prompt i. The names are "embed", "1" to "L" (the output of each block,
-      before the final norm) and "final_norm", in this order. With pool "tokens" a row is a token, and the attributes
-      `prompt`, `position` and `token` of the result say which one (`TokenStates`).
+      One row per layer name and estimator, with the columns `layer, estimator, cka, low, high, n, undefined`.
+      `estimator` is "biased" (the MOSSA paper's) or "debiased"; `low` and `high` are the ends of the 95 % jackknife
+      interval; `n` is the number of prompts that counted, with pool "all" of tokens. If `undefined` holds a reason, the
+      figures are NaN. With permutations there are three columns more before `undefined`: `null_mean` (the mean over
+      re-pairings), `p` (one-sided) and `q` (p after Benjamini and Hochberg over all cells of an estimator; NaN at
+      layers whose states are the same on both sides, which is no test). With several lists, a first column `prompts`
+      names the list.
 
     Raises:
-      Refusal: 2 for an option that does not exist; 3 for no prompts, for an adapter that does not fit the model, and
-        for an adapter that was tuned with another template.
+      Refusal: 2 for an option that does not exist, or options that exclude each other; 3 for a model, adapter or prompt
+        that cannot be read, and for sides with different numbers of layers, vocabularies or templates; 4 if access to a
+        model is denied.
 
     Example:
       >>> import mossa_jax as mossa
-      >>> model = mossa.load_model("meta-llama/Llama-3.2-1B")
-      >>> states = mossa.layer_states(model, ["Translate to German: cat", "What is the capital of France?"])
-      >>> states["8"].shape
-      (2, 2048)
-      >>> tokens = mossa.layer_states(model, ["Translate to German: cat"], pool="tokens")
-      >>> tokens["8"][tokens.position > 0]  # without BOS
+      >>> questions = [line.strip() for line in open("questions.txt")]
+      >>> table = mossa.compare("meta-llama/Llama-2-7b-hf", "pretrained", "adapters/boolq", questions, pool="mean")
+      >>> table[table.estimator == "debiased"].set_index("layer").cka.idxmin()  # where tuning changed most
     """
-    _check_pool(pool, (*POOLS, TOKENS))
-    if adapter is not None:
-        _check_template(model, adapter, template)
-    ids = _encode(model, prompts, template, max_tokens)
-    loaded = {} if adapter is None else load_adapter(adapter, model.architecture)
-    if pool == TOKENS:
-        return token_states(model, _stack(model, [loaded]), ids, _pass_config(model, "all", ids, _TOKEN_POSITIONS))
-    kept = _keep(model, [loaded], ids, pool)
-    # [1, L + 2, slots, D] on the mesh -> [L + 2, n, D] on this host.
-    whole = jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0)
-    states = np.asarray(whole)[0, :, : len(prompts)]
-    return dict(zip(kept.names, states, strict=True))
+    # All that can be refused without a model is refused before one is loaded.
+    reading = Reading(template, max_tokens, truncation)
+    lists = _prompt_lists(prompts, items, templates)
+    check_draws(permutations, seed)
+    _check_options(pool, permutations, [one for one in lists if one.items is not None])
+    for name in (base, experimental, control):
+        if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
+            locate(name, revision if name == base else "", config_only=True)
+    model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
+    sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]
+    for name in (experimental, control):
+        if name != PRETRAINED:
+            check_template(model, name, template)
+    depths = [side.model.architecture.layers for side in sides]
+    if depths[0] != depths[1]:
+        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
+    if pool == ALL and sides[0].model is not sides[1].model:
+        raise Refusal(BAD_CONFIG, "pool 'all' compares adapters over one base, not whole models; give last or mean")
+    ids = reading.encode(model, {one.name: one.texts for one in lists})
+    warn_of_repeats(ids)
+    comparison = _Comparison(sides, pool, ids, permutations, seed)
+    tables = [comparison.table(one) for one in lists]
+    return _join(tables, comparison.untouched, permutations > 0, isinstance(prompts, Mapping))
+
+
+@dataclass(frozen=True)
+class _PromptList:
+    """Prompts with what is known of each; `name` is empty where there is one list."""
+
+    name: str
+    texts: Sequence[str]
+    items: np.ndarray | None
+    templates: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -127,84 +159,179 @@ class _Side:
     adapter: Adapter
 
 
-def compare(
-    base: str | Model,
-    experimental: str,
-    control: str,
-    prompts: Sequence[str],
-    *,
-    pool: str = "last",
-    template: str = "none",
-    max_tokens: int | None = None,
-    dtype: str = "float32",
-    revision: str = "",
-    items: Sequence | None = None,
-) -> pd.DataFrame:
-    """Computes CKA between two models at every layer, over the same prompts.
+class _Comparison:
+    """Two sides over several lists of prompts, which share programs.
 
-    Args:
-      base: the base model: a folder, a hub id or a loaded `Model`. Its tokenizer encodes the prompts for both sides.
-      experimental: "pretrained" (the base itself), a PEFT adapter folder for the base, or a whole model.
-      control: an adapter folder for the base, or a whole model.
-      prompts: texts, at least 4.
-      pool: as in `layer_states`.
-      template: as in `layer_states`.
-      max_tokens: as in `layer_states`.
-      dtype: number type of weights and compute, as in `load_model`.
-      revision: of the base if it is a hub id.
-      items: one id per prompt: prompts with the same one are related, as questions on one passage are. Pairs of them
-        are left out of the debiased value, and intervals rest on items.
-
-    Returns:
-      One row per layer name and estimator, with the columns `layer, estimator, cka, low, high, n, undefined`.
-      `estimator` is "biased" (the MOSSA paper's) or "debiased"; `low` and `high` are the ends of the 95 % jackknife
-      interval; `n` is the number of prompts that counted. If `undefined` holds a reason, the figures are NaN.
-
-    Raises:
-      Refusal: 2 for an option that does not exist; 3 for a model, adapter or prompt that cannot be read, and for
-        sides with different numbers of layers, vocabularies or templates; 4 if access to a model is denied.
-
-    Example:
-      >>> import mossa_jax as mossa
-      >>> questions = [line.strip() for line in open("questions.txt")]
-      >>> table = mossa.compare("meta-llama/Llama-2-7b-hf", "pretrained", "adapters/boolq", questions, pool="mean")
-      >>> table[table.estimator == "debiased"].set_index("layer").cka.idxmin()  # where tuning changed most
+    Attributes:
+      untouched: names of the layers whose states were the same on both sides, over all lists so far; None before the
+        first one.
     """
-    import pandas as pd
 
-    # Access is checked for all models before anything is loaded.
-    for name in (base, experimental, control):
-        if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
-            locate(name, revision if name == base else "", config_only=True)
-    model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
-    sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]
-    for name in (experimental, control):
-        _check_template(model, name, template)
-    depths = [side.model.architecture.layers for side in sides]
-    if depths[0] != depths[1]:
-        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
-    ids = _encode(model, prompts, template, max_tokens)
-    check_labels(items, None, len(ids))
-    _warn_of_repeats(ids)
-    if sides[0].model is sides[1].model:
-        kept = _keep(model, [side.adapter for side in sides], ids, pool)
-        states = kept.states  # [2, L + 2, n, D]
-    else:
-        both = [_keep(side.model, [side.adapter], ids, pool) for side in sides]
-        kept = both[0]
+    def __init__(
+        self, sides: Sequence[_Side], pool: str, ids: Mapping[str, list[list[int]]], permutations: int, seed: int
+    ):
+        """Chooses shapes and engine; `ids` are the encoded prompts of each list by its name."""
+        self._sides, self._ids, self._draws = sides, ids, (permutations, seed)
+        self._model = sides[0].model
+        self._is_shared = sides[0].model is sides[1].model
+        self._config = pass_config(self._model, pool, list(ids.values()))
+        self.untouched: set[str] | None = None
+        models = [side.model for side in sides][: 1 if self._is_shared else 2]
+        batches = sum(
+            batch_count(self._shapes(model), self._config.pack(model.architecture, prompts).sizes)
+            for model in models
+            for prompts in ids.values()
+        )
+        prompts = sum(map(len, ids.values()))
+        log.info("compare: %s prompts in %d batches; programs are compiled at the first one", f"{prompts:,}", batches)
+        self._progress = BatchProgress("compare", batches)
+
+    def _shapes(self, model: Model) -> tuple[PassShape, ...]:
+        arch = model.architecture
+        return self._config.shapes(
+            [self._config.pack(arch, prompts).sizes for prompts in self._ids.values()], model.mesh
+        )
+
+    @cached_property
+    def _is_streamed(self) -> bool:
+        """Whether sums are streamed, since every token is a row or since states of all prompts do not fit."""
+        if self._config.pool == ALL or not self._is_shared:
+            return self._config.pool == ALL
+        arch, most = self._model.architecture, max(map(len, self._ids.values()))
+        costs = engine.estimate_costs(
+            2, arch.layers + 2, most, arch.hidden, _PAIRS, self._model.mesh.size, self._config.pool
+        )
+        is_streamed = engine.choose(costs) == engine.MOMENTS
+        if is_streamed and self._draws[0]:
+            raise Refusal(
+                BAD_CONFIG,
+                f"permutations={self._draws[0]} need the states of all {most:,} prompts, which do not fit the device; "
+                "give fewer prompts, or permutations=0",
+            )
+        return is_streamed
+
+    def table(self, prompts: _PromptList) -> pd.DataFrame:
+        """Returns the cells of one list of prompts."""
+        import pandas as pd
+
+        similarities = self._streamed(prompts) if self._is_streamed else self._kept(prompts)
+        cells = similarity_cells(similarities, _PAIRS, self._model.architecture.state_names())[0]
+        return pd.DataFrame(cells).assign(**{PROMPTS: prompts.name})
+
+    def _streamed(self, prompts: _PromptList) -> Similarities:
+        adapters = stack_adapters(self._model, [side.adapter for side in self._sides])
+        return stream_similarities(
+            self._model,
+            adapters,
+            self._ids[prompts.name],
+            self._config,
+            _PAIRS,
+            shapes=self._shapes(self._model),
+            after_batch=self._progress.after_batch(prompts.name),
+        )
+
+    def _kept(self, prompts: _PromptList) -> Similarities:
+        states, kept = self._states(prompts.name)
+        names = {name for name, same in zip(kept.names, np.asarray(_same_states(states)), strict=True) if same}
+        self.untouched = names if self.untouched is None else self.untouched & names
+        # States have slots behind the prompts, which belong to no item and no template.
+        behind = (0, len(kept.valid) - len(prompts.texts))
+        labels = [
+            None if column is None else np.pad(column, behind, constant_values=-1)
+            for column in (prompts.items, prompts.templates)
+        ]
+        permutations, seed = self._draws
+        note = f", {permutations} permutations" if permutations else ""
+        log.info("compare%s: similarities at %d layers%s", prompts.name and f" {prompts.name}", len(kept.names), note)
+        return compare_states(
+            states,
+            kept.valid,
+            _PAIRS,
+            permutations=permutations,
+            seed=seed,
+            rows=kept.rows,
+            items=labels[0],
+            templates=labels[1],
+        )
+
+    def _states(self, name: str) -> tuple[Float[Array, "2 L+2 n D"], KeptStates]:
+        """Returns the states of both sides, and those of the first with their names and slots."""
+        after_batch = self._progress.after_batch(name)
+
+        def keep(model: Model, adapters: Sequence[Adapter]) -> KeptStates:
+            stacked, shapes = stack_adapters(model, adapters), self._shapes(model)
+            return keep_states(model, stacked, self._ids[name], self._config, shapes, after_batch)
+
+        if self._is_shared:
+            kept = keep(self._model, [side.adapter for side in self._sides])
+            return kept.states, kept
+        both = [keep(side.model, [side.adapter]) for side in self._sides]
         # The narrower side gets zero columns, which change no inner product.
         width = max(side.states.shape[-1] for side in both)
         padded = [jnp.pad(s.states, ((0, 0), (0, 0), (0, 0), (0, width - s.states.shape[-1]))) for s in both]
-        states = jnp.concatenate(padded)
-    pairs = [(0, 1)]
-    labels = None
-    if items is not None:
-        # The kept states have slots behind the prompts, which belong to no item.
-        names = np.unique(np.asarray(items), return_inverse=True)[1].reshape(-1)
-        labels = np.pad(names, (0, len(kept.valid) - len(ids)), constant_values=-1)
-    similarities = compare_states(states, kept.valid, pairs, items=labels)
-    rows = similarity_cells(similarities, pairs, kept.names)[0]
-    return pd.DataFrame(rows)[list(COLUMNS)]
+        return jnp.concatenate(padded), both[0]
+
+
+@jax.jit
+def _same_states(states: Float[Array, "2 K n D"]) -> Bool[Array, " K"]:
+    """Tells at which layers two models have the same states."""
+    return (states[0] == states[1]).all(axis=(1, 2))
+
+
+def null_columns(table: pd.DataFrame, untouched: Sequence[str]) -> pd.DataFrame:
+    """Adds the column `q` to cells with a column `p`; `untouched` are layers that are no test."""
+    # Every cell is a matched one: there is a single pair of models.
+    return add_q_values(table.assign(task="", control=""), list(untouched))
+
+
+def _join(tables: Sequence[pd.DataFrame], untouched: set[str] | None, has_null: bool, has_names: bool) -> pd.DataFrame:
+    """Joins the cells of all lists of prompts in the columns that were asked for."""
+    import pandas as pd
+
+    table = pd.concat(tables, ignore_index=True)
+    columns = list(COLUMNS)
+    if has_null:
+        table = null_columns(table, sorted(untouched or ()))
+        columns[-1:-1] = NULL_COLUMNS
+    return table[[PROMPTS, *columns] if has_names else columns]
+
+
+def _prompt_lists(prompts: object, items: object, templates: object) -> list[_PromptList]:
+    """Checks prompts and what is known of them, and returns them list by list; arguments as in `compare`."""
+    if not isinstance(prompts, Mapping):
+        prompts, items, templates = {"": prompts}, {"": items}, {"": templates}
+    if not prompts:
+        raise Refusal(BAD_INPUT, "there are no lists of prompts; give at least one")
+    for option, labels in (("items", items), ("templates", templates)):
+        unknown = sorted(set(labels) - set(prompts)) if isinstance(labels, Mapping) else []
+        if unknown:
+            raise Refusal(
+                BAD_INPUT, f"{option} name a list {unknown[0]!r} that prompts do not have; name the same lists"
+            )
+        if labels is not None and not isinstance(labels, Mapping | str):
+            raise Refusal(BAD_INPUT, f"{option} are no dictionary, but prompts are; give them by the same names")
+    lists = []
+    for name, texts in prompts.items():
+        check_texts(texts)
+        own = items.get(name) if isinstance(items, Mapping) else items
+        wordings = templates.get(name) if isinstance(templates, Mapping) else templates
+        one = _PromptList(name, texts, items_of_prompts(own, texts), None if wordings is None else np.asarray(wordings))
+        check_labels(one.items, one.templates, len(texts))
+        # Ids of any kind become numbers, so that slots without a prompt can have one, too.
+        numbers = None if one.items is None else np.unique(one.items, return_inverse=True)[1].reshape(-1)
+        lists.append(_PromptList(name, texts, numbers, one.templates))
+    return lists
+
+
+def _check_options(pool: str, permutations: int, with_items: Sequence[_PromptList]) -> None:
+    """Refuses, with code 2, options that do not exist or exclude each other."""
+    check_choice("pool", pool, (*POOLS, ALL))
+    if pool == ALL and permutations:
+        raise Refusal(
+            BAD_CONFIG, f"permutations={permutations} do not go with pool 'all', which keeps no rows; give last or mean"
+        )
+    if pool == ALL and with_items:
+        raise Refusal(BAD_CONFIG, "items do not go with pool 'all', which makes every token a row; leave them out")
 
 
 def _load_side(model: Model, name: str, dtype: str) -> _Side:
@@ -220,61 +347,3 @@ def _load_side(model: Model, name: str, dtype: str) -> _Side:
             "both sides must read the same ids",
         )
     return _Side(other, {})
-
-
-def _check_template(model: Model, name: str, template: str) -> None:
-    """Refuses to prompt a tuned model with another template than its folder says it was tuned with."""
-    if name != PRETRAINED and template in TEMPLATES:
-        label = f"{'adapter' if is_adapter(name) else 'model'} {name}"
-        model.tokenizer(template).check_record(read_about(name).get("template"), label)
-
-
-def _encode(model: Model, prompts: Sequence[str], template: str, max_tokens: int | None) -> list[list[int]]:
-    if template not in TEMPLATES:
-        raise Refusal(BAD_CONFIG, f"template {template!r} is unknown; give one of {', '.join(TEMPLATES)}")
-    if max_tokens is not None and max_tokens < 1:
-        raise Refusal(BAD_CONFIG, f"max_tokens={max_tokens} leaves nothing to read; give at least 1")
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise Refusal(BAD_INPUT, "prompts are not a list of texts; give a list, one text per prompt")
-    if len(prompts) == 0:
-        raise Refusal(BAD_INPUT, "there are no prompts; similarity needs at least 4")
-    limit = model.architecture.positions if max_tokens is None else max_tokens
-    ids, _ = encode_prompts(model.tokenizer(template), prompts, limit, "paper")
-    empty = [index for index, prompt in enumerate(ids) if not prompt]
-    if empty:
-        raise Refusal(BAD_INPUT, f"prompt {empty[0]} has no tokens and the model has no BOS; leave it out")
-    return ids
-
-
-def _warn_of_repeats(ids: Sequence[Sequence[int]]) -> None:
-    if repeats := len(ids) - len(set(map(tuple, ids))):
-        log.warning(
-            "%d of %d prompts repeat others, which raises debiased values and narrows intervals; leave them out",
-            repeats,
-            len(ids),
-        )
-
-
-def _keep(model: Model, adapters: Sequence[Adapter], ids: Sequence[Sequence[int]], pool: str) -> KeptStates:
-    """Runs a model with each of several adapters; the empty adapter is the model itself."""
-    _check_pool(pool, POOLS)
-    return keep_states(model, _stack(model, adapters), ids, _pass_config(model, pool, ids))
-
-
-def _check_pool(pool: str, pools: Sequence[str]) -> None:
-    if pool not in pools:
-        raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; give one of {', '.join(pools)}")
-
-
-def _stack(model: Model, adapters: Sequence[Adapter]) -> HostAdapters:
-    """Stacks adapters [M, ...] on the host; empty ones become zeros."""
-    arch = model.architecture
-    return stack(arch, adapters if any(adapters) else [zero_adapter(arch) for _ in adapters])
-
-
-def _pass_config(model: Model, pool: str, ids: Sequence[Sequence[int]], most_positions: int = 0) -> PassConfig:
-    """Chooses rows that the prompts fit, and how many of them run at once; `most_positions` 0 for no bound."""
-    packing = Packing.fitting(ids)
-    on_cpu = model.mesh.devices.flat[0].platform == "cpu"
-    positions = _CPU_POSITIONS if on_cpu else most_positions
-    return PassConfig(pool, max(positions // packing.row_length, 1) if positions else _BATCH_ROWS, packing)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from mossa_jax.existing.compare import COLUMNS
+from mossa_jax.existing.compare import COLUMNS, NULL_COLUMNS, null_columns
+from mossa_jax.existing.prompts import check_draws
 from mossa_jax.log import log
+from mossa_jax.monitoring.progress import Progress
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.similarity.estimators import variance_missing
@@ -29,6 +31,9 @@ def compare_saved(
     ids_a: str | None = None,
     ids_b: str | None = None,
     items: Sequence | np.ndarray | None = None,
+    templates: Sequence[int] | np.ndarray | None = None,
+    permutations: int = 0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Computes CKA at every layer between states that two folders hold.
 
@@ -43,12 +48,16 @@ def compare_saved(
       ids_a: a file of row ids (.txt, .json or .npy) for `states_a`, if the folder has none.
       ids_b: the same for `states_b`.
       items: one id per row: rows with the same one are related, as in `compare_states`.
+      templates: one whole number per row, as in `compare`.
+      permutations: how many random re-pairings of the rows p rests on, as in `compare`; 0 leaves p out.
+      seed: of the re-pairings.
 
     Returns:
       One row per layer and estimator, as in `compare`. `attrs["dropped"]` lists the rows left out, by id or number.
 
     Raises:
-      Refusal: 3 if a file cannot be read, or if rows, ids or layers do not match.
+      Refusal: 2 for a negative number of permutations or seed; 3 if a file cannot be read, or if rows, ids or layers
+        do not match.
 
     Example:
       >>> import mossa_jax as mossa, numpy as np
@@ -59,6 +68,7 @@ def compare_saved(
     """
     import pandas as pd
 
+    check_draws(permutations, seed)
     sides = open_states(states_a, ids_a), open_states(states_b, ids_b)
     check_paired(*sides)
     finite = _finite_rows(sides)
@@ -66,12 +76,21 @@ def compare_saved(
     if dropped:
         names = ", ".join(dropped[:_NAMED_ROWS]) + (", ..." if len(dropped) > _NAMED_ROWS else "")
         log.warning("%d of %d rows are not finite, left out on both sides: %s", len(dropped), len(finite), names)
-    pairs = [(0, 1)]
-    rows = []
-    for name in sides[0].layers:
+    pairs, rows, untouched = [(0, 1)], [], []
+    progress = Progress("compare", len(sides[0].layers))
+    for number, name in enumerate(sides[0].layers, 1):
         states = _layer_of_both(sides, name, finite)
-        rows += similarity_cells(compare_states(states, finite, pairs, items=items), pairs, [name])[0]
-    table = pd.DataFrame(rows)[list(COLUMNS)]
+        untouched += [name] if bool((states[0] == states[1]).all()) else []
+        similarities = compare_states(
+            states, finite, pairs, items=items, templates=templates, permutations=permutations, seed=seed
+        )
+        rows += similarity_cells(similarities, pairs, [name])[0]
+        progress.line(number, f"layer {name}")
+    table, columns = pd.DataFrame(rows), list(COLUMNS)
+    if permutations:
+        table = null_columns(table, untouched)
+        columns[-1:-1] = NULL_COLUMNS
+    table = table[columns]
     table.attrs["dropped"] = dropped
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mossa_jax.function import information, measures
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
+from mossa_jax.run.cards import add_scores
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import ask
 from mossa_jax.run.parts import PartKind
@@ -31,6 +32,10 @@ def score(run: Run) -> None:
         run.write_part(SCORES, task, rows)
         progress.line(number, f"{task.name}: {_summary(rows)}")
         run.stop.leave_if_asked()
+    if run.folder.writer:
+        import pandas as pd
+
+        add_scores(run, pd.concat([run.read_part("scores", task) for task in tasks], ignore_index=True))
 
 
 def score_task(run: Run, task: Task) -> list[measures.Row]:

@@ -24,6 +24,7 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.ahead import Programs
+from mossa_jax.run.cards import card_record
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
@@ -202,6 +203,7 @@ def _record(run: Run, member: Member, data: Mapping[str, Any]) -> dict[str, Any]
     return {
         "model": member.name,
         **data,
+        **card_record(run, data["tasks"]),
         "steps": member.steps,
         "packed_rows": _row_count(member),
         "seed": list(member.seed),
@@ -242,7 +244,9 @@ def _tune_together(run: Run, group: Group, label: str, members: list[Member], ba
     def keep_snapshot(member: Member, step: int, adapter: Adapter) -> None:
         folder = run.snapshot_folder(member.name, step)
         if run.folder.writer and read_about(folder).get("digest") != member.rests_on:
-            save_adapter(folder, adapter, run.base, group.records[member.name] | {"steps": step})
+            save_adapter(
+                folder, adapter, run.base, group.records[member.name] | {"steps": step, "of_steps": member.steps}
+            )
 
     run.ahead.take_over(group.label)
     names = [member.name for member in members]

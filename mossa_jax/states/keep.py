@@ -43,6 +43,11 @@ class KeptStates:
     rows: int
     names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        models, layers, _, width = self.states.shape
+        prompts = int(self.valid.sum())
+        return f"KeptStates({models} models x {layers} layers x {prompts:,} prompts x width {width:,})"
+
 
 def keep_states(
     model: Model,
@@ -50,6 +55,7 @@ def keep_states(
     prompts: Sequence[Sequence[int]],
     config: PassConfig,
     shapes: Sequence[PassShape] = (),
+    after_batch: Callable[[jax.Array], None] | None = None,
 ) -> KeptStates:
     """Runs all models over all prompts and keeps the pooled states of every layer.
 
@@ -60,6 +66,7 @@ def keep_states(
       config: pooling (`last` or `mean`), batch size and packing.
       shapes: from `PassConfig.shapes`, for all lists of prompts that are to share programs; by default those of this
         list alone.
+      after_batch: called with the array that is being filled, which may be incomplete still, after each batch.
 
     Raises:
       ValueError: a prompt has no ids or fits no row.
@@ -73,6 +80,8 @@ def keep_states(
         # The array is the largest of the comparison. It is donated to each call, which writes the
         # batch's rows in place.
         kept = keep_batch(run.spec, *run.arguments, batch, run.prefix, kept)
+        if after_batch is not None:
+            after_batch(kept)
     return KeptStates(kept, np.arange(slots) < run.prompts, run.shape.kept_for(run.prompts), arch.state_names())
 
 

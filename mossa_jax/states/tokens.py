@@ -5,7 +5,7 @@ Shape letters: L layers, B packed rows, S positions, P prompts per row, D hidden
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +45,10 @@ class TokenStates(dict[str, np.ndarray]):
         super().__init__(layers)
         self.prompt, self.position, self.token = prompt, position, token
 
+    def __repr__(self) -> str:
+        prompts, shape = len(np.unique(self.prompt)), np.shape(next(iter(self.values()), np.zeros((0, 0))))
+        return f"TokenStates({len(self)} layers x {shape[0]:,} tokens of {prompts:,} prompts x width {shape[1]:,})"
+
     def of_prompt(self, number: int) -> dict[str, Float[np.ndarray, "tokens D"]]:
         """Returns the states of one prompt's tokens, layer name -> [tokens, D]."""
         first, behind = np.searchsorted(self.prompt, [number, number + 1])
@@ -52,7 +56,11 @@ class TokenStates(dict[str, np.ndarray]):
 
 
 def token_states(
-    model: Model, adapter: HostAdapters, prompts: Sequence[Sequence[int]], config: PassConfig
+    model: Model,
+    adapter: HostAdapters,
+    prompts: Sequence[Sequence[int]],
+    config: PassConfig,
+    after_batch: Callable[[np.ndarray], None] | None = None,
 ) -> TokenStates:
     """Runs one model over all prompts and returns the state of every token at every layer.
 
@@ -61,6 +69,7 @@ def token_states(
       adapter: stacked [1, ...] on the host; a zero adapter is the base model itself.
       prompts: token ids, BOS included.
       config: batch size and packing; `pool` must be `all`.
+      after_batch: called with the states of each batch.
 
     Raises:
       ValueError: a prompt has no ids or fits no row.
@@ -79,6 +88,8 @@ def token_states(
         # The k-th prompt of a row is its segment k.
         place = starts[ids[row, segments[row, column] - 1]] + positions[row, column]
         states[:, place] = on_host[:, row, column]
+        if after_batch is not None:
+            after_batch(on_host)
     return TokenStates(
         dict(zip(arch.state_names(), states, strict=True)),
         prompt=np.repeat(np.arange(len(prompts), dtype=np.int32), lengths),

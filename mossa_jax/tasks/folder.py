@@ -32,13 +32,15 @@ class _Entry:
     file: str
     cluster: str = NO_CLUSTER
     held_out: bool = False
+    licence: str = ""
 
 
 def folder_suite(config: Tasks) -> Suite:
     """Reads the tasks of `config.folder`, in the order of `tasks.json` and then by name.
 
     `tasks.json` is optional. It maps a task's name to an object whose optional fields are `cluster`, `held_out` (true:
-    E never sees the task) and `file`, the name of its files without their ending if this is not the task's name.
+    E never sees the task), `licence` (of its rows, or `license`; it stands on the cards of its models) and `file`, the
+    name of its files without their ending if this is not the task's name.
 
     Raises:
       Refusal: 3 if the folder or its `train` or `test` folder is missing, or `tasks.json` does not fit the files.
@@ -74,7 +76,9 @@ def folder_suite(config: Tasks) -> Suite:
 
     def task(entry: _Entry) -> Task:
         locate = partial(_locate, files, entry.file)
-        return file_task(entry.name, entry.cluster, locate, config.columns, config.allow_bad_rows, str(folder))
+        return file_task(
+            entry.name, entry.cluster, locate, config.columns, config.allow_bad_rows, str(folder), entry.licence
+        )
 
     held_out = tuple(entry.name for entry in entries if entry.held_out)
     return Suite(folder.name, tuple(task(entry) for entry in entries), held_out)
@@ -142,11 +146,12 @@ def _entry(name: str, fields: dict[str, Any]) -> _Entry:
     """Makes the entry of a task; raises `BadRow` if a field is of the wrong type."""
     cluster, file = fields.get("cluster") or NO_CLUSTER, fields.get("file", name)
     held_out = fields.get("held_out", False)
-    for text, field in ((name, "name"), (cluster, "cluster"), (file, "file")):
+    licence = fields.get("licence") or fields.get("license") or ""
+    for text, field in ((name, "name"), (cluster, "cluster"), (file, "file"), (licence or "none", "licence")):
         check_text(text, field)
     if not isinstance(held_out, bool):
         raise BadRow(f"'held_out' of {name!r} is neither true nor false")
-    return _Entry(name, file, cluster, held_out)
+    return _Entry(name, file, cluster, held_out, licence)
 
 
 def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:
@@ -157,6 +162,7 @@ def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:
         table[task.name] = {
             "cluster": task.cluster,
             **({"held_out": True} if task.name in suite.held_out else {}),
+            **({"licence": task.licence} if task.licence else {}),
             **({"file": file} if file != task.name else {}),
         }
         for split in SPLITS:

@@ -64,7 +64,8 @@ def _task(path: epath.Path, config: Tasks) -> Task:
         parts = [file_digest(path), split, share, config.allow_bad_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    return Task(name, _cluster(path, _load(path)), read, str(path), digest, bad_rows)
+    content = _load(path)
+    return Task(name, _cluster(path, content), read, str(path), digest, bad_rows, _licence(content))
 
 
 def _load(path: epath.Path) -> dict[str, Any]:
@@ -88,6 +89,13 @@ def _first(value: Any) -> Any:
 def _cluster(path: epath.Path, content: dict[str, Any]) -> str:
     """Returns a task's first category."""
     return NO_CLUSTER if _first(content.get("Categories")) is None else _text(path, content, "Categories")
+
+
+def _licence(content: dict[str, Any]) -> str:
+    """Returns the licences of a task's instances, as its file states them; empty if it does not."""
+    stated = content.get("Instance License")
+    names = stated if isinstance(stated, list) else [stated]
+    return ", ".join(name for name in names if isinstance(name, str) and name.strip())
 
 
 def _text(path: epath.Path, content: dict[str, Any], field: str) -> str:

@@ -15,7 +15,7 @@ from mossa_jax.config import Columns
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.tasks.arrow import BATCH, RawRow, decode_row, example_columns, raw_rows
 from mossa_jax.tasks.suite import Example, Task
-from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_text, make_example, usable_rows
+from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_labels, check_text, make_example, usable_rows
 
 ENDINGS = (".jsonl", ".parquet")
 
@@ -34,6 +34,7 @@ def file_task(
     columns: Columns,
     allow_bad_rows: bool,
     source: str,
+    licence: str = "",
 ) -> Task:
     """Makes a task with one file per split.
 
@@ -45,6 +46,7 @@ def file_task(
       columns: names of the fields or columns.
       allow_bad_rows: leave out unusable rows, counted in `Task.bad_rows`, instead of refusing them.
       source: where the files come from, for people.
+      licence: of the rows, as the source states it; empty if it does not.
     """
     bad_rows: dict[str, int] = {}
 
@@ -65,7 +67,7 @@ def file_task(
         parts = [content, columns.inputs, columns.targets, columns.template, columns.item, allow_bad_rows]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    return Task(name, cluster, read, source, digest, bad_rows)
+    return Task(name, cluster, read, source, digest, bad_rows, licence)
 
 
 def read_examples(
@@ -98,24 +100,24 @@ def read_examples(
         raise Refusal(BAD_INPUT, f"{path}: the name of a file of rows must end in {' or '.join(ENDINGS)}")
 
 
-def read_objects(
-    path: epath.PathLike, required: Sequence[str], count_bad: Callable[[], None] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a JSONL file, each with the required fields as texts that are not blank.
-
-    Blank lines, a byte-order mark, CRLF and further fields are accepted.
+def read_prompts(path: epath.PathLike, columns: Columns) -> Iterator[Example]:
+    """Yields the prompts of a JSONL file, in its order, with an empty answer each: the file needs none.
 
     Args:
       path: the file.
-      required: names of the fields that an object must have.
-      count_bad: called for each unusable line, which is left out; None refuses the first one.
+      columns: names of its fields; those of template and item may be absent.
 
     Raises:
       Refusal: 3, with file and line, for an unusable line or a file without any usable one.
     """
     path = epath.Path(path)
-    convert = partial(_parse, required=required)
-    yield from usable_rows(_lines(path), convert, count_bad, lambda n: f"{path}:{n}", f"{path}:1")
+
+    def convert(line: bytes) -> Example:
+        row = _parse(line, (columns.inputs,))
+        labels = check_labels(row.get(columns.template, -1), row.get(columns.item), columns)
+        return Example(row[columns.inputs], "", *labels)
+
+    yield from usable_rows(_lines(path), convert, None, lambda n: f"{path}:{n}", f"{path}:1")
 
 
 def file_digest(path: epath.PathLike) -> str:

@@ -41,6 +41,7 @@ class Task:
       source: where the rows come from, for people: a folder, or a hub data set with its revision.
       digest: split name -> hex digest that changes when the rows do; None: the rows themselves are digested.
       bad_rows: split name -> unusable rows left out so far; a reader that allows them counts here.
+      licence: of the rows, as the source states it; empty if it does not.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     source: str = ""
     digest: Callable[[str], str] | None = field(default=None, repr=False)
     bad_rows: dict[str, int] = field(default_factory=dict, repr=False)
+    licence: str = field(default="", repr=False)
 
     def rows(self, split: str) -> Iterator[Example]:
         """Yields the rows of `split` ("train", "validation" or "test").

@@ -48,7 +48,8 @@ def table_suite(config: Tasks) -> Suite:
     for name in dict.fromkeys(name for rows_of in table.rows.values() for name in rows_of):
         bad_rows: dict[str, int] = {}
         read = partial(table.read, name, bad_rows)
-        tasks.append(Task(name, clusters.get(name, NO_CLUSTER), read, table.source, bad_rows=bad_rows))
+        cluster = clusters.get(name, NO_CLUSTER)
+        tasks.append(Task(name, cluster, read, table.source, bad_rows=bad_rows, licence=table.licence))
     return Suite(table.name, tuple(tasks))
 
 
@@ -75,6 +76,11 @@ class _Table:
         if not column:
             return {split: {self.name: np.arange(len(table))} for split, table in self.splits.items()}
         return {split: self._rows_by_value(split, column) for split in self.splits}
+
+    @property
+    def licence(self) -> str:
+        """The licence that the data set's own description states; empty if it states none."""
+        return self.splits["train"].info.license or ""
 
     def clusters(self) -> dict[str, str]:
         """Returns task -> cluster; empty if the table has no column of clusters.

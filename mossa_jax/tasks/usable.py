@@ -37,12 +37,17 @@ def make_example(inputs: Any, targets: Any, template: Any, item: Any, columns: C
     """
     check_text(inputs, columns.inputs)
     check_text(targets, columns.targets)
+    return Example(inputs, targets, *check_labels(template, item, columns))
+
+
+def check_labels(template: Any, item: Any, columns: Columns) -> tuple[int, str]:
+    """Returns the template and the item of a row, as in `make_example`, which also says when it raises `BadRow`."""
     if not isinstance(template, int) or isinstance(template, bool) or template not in _TEMPLATES:
         raise BadRow(
             f"field {columns.template!r} is {reprlib.repr(template)}, not a whole number from {_TEMPLATES.start} "
             f"to {_TEMPLATES.stop - 1}"
         )
-    return Example(inputs, targets, template, _item_name(item, columns.item))
+    return template, _item_name(item, columns.item)
 
 
 def _item_name(item: Any, field: str) -> str:

@@ -37,6 +37,15 @@ class Model:
     state: nnx.State
     mesh: jax.sharding.Mesh
 
+    def __repr__(self) -> str:
+        arch, leaves = self.architecture, jax.tree.leaves(self.state)
+        count, kinds = sum(leaf.size for leaf in leaves), sorted({str(leaf.dtype) for leaf in leaves})
+        devices = self.mesh.devices.ravel()
+        return (
+            f"Model({self.name!r}: {arch.family}, {arch.layers} layers x width {arch.hidden:,}, {count:,} parameters, "
+            f"{' and '.join(kinds)}, {len(devices)} x {devices[0].device_kind})"
+        )
+
     def tokenizer(self, template: str = "none") -> Tokenizer:
         """Loads its tokenizer, with a prompt template."""
         return load_tokenizer(self.folder, template, self.architecture.bos, self.architecture.eos)

@@ -8,7 +8,7 @@ Shape letters: M models, K layers with the embedding and the final norm, R rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -38,6 +38,7 @@ def stream_similarities(
     *,
     fast: bool = False,
     shapes: Sequence[PassShape] = (),
+    after_batch: Callable[[Moments], None] | None = None,
 ) -> Similarities:
     """Computes same-layer CKA of pairs of models over prompts, in one pass.
 
@@ -49,6 +50,7 @@ def stream_similarities(
       pairs: (a, b) indices of models.
       fast: as in `moments.start_stream`.
       shapes: as in `keep_states`.
+      after_batch: called with the sums so far after each batch.
 
     Returns:
       The similarities, without intervals and p-values: these need the rows.
@@ -57,6 +59,8 @@ def stream_similarities(
     state = start_layers(model.architecture, run.models, tuple(pairs), model.mesh, fast)
     for batch in run.batches():
         state = stream_batch(run.spec, *run.arguments, batch, run.prefix, state)
+        if after_batch is not None:
+            after_batch(state)
     return similarities_of(state)
 
 

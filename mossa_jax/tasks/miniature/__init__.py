@@ -38,7 +38,13 @@ def miniature(seed: int = 0, train: int = 512, validation: int = 64, test: int =
     """
     counts = {"train": train, "validation": validation, "test": test}
     tasks = tuple(
-        Task(recipe.name, recipe.cluster, cache(partial(_read, recipe, counts, seed)), source="embedded")
+        Task(
+            recipe.name,
+            recipe.cluster,
+            cache(partial(_read, recipe, counts, seed)),
+            source="embedded",
+            licence="Apache-2.0, as this package",
+        )
         for recipe in RECIPES
     )
     return Suite(name="miniature", tasks=tasks, held_out=HELD_OUT)

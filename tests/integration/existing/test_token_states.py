@@ -5,7 +5,7 @@ import pytest
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
-from mossa_jax.existing import compare
+from mossa_jax.existing import passes
 from tests.support.tiny_llama import distance, random_texts, torch_states
 
 TEXTS = [" ".join(random_texts(1 + number % 5, seed=number)) for number in range(24)]
@@ -18,12 +18,12 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def prompts(model):
-    return [ids[:96] for ids in model.tokenizer().prompts(TEXTS)]
+    return [ids if len(ids) <= 96 else [ids[0], *ids[-95:]] for ids in model.tokenizer().prompts(TEXTS)]
 
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_every_token_has_the_states_of_transformers(model, tiny, tiny_adapters, prompts, adapted, monkeypatch):
-    monkeypatch.setattr(compare, "_CPU_POSITIONS", 300)  # several batches
+    monkeypatch.setattr(passes, "_CPU_POSITIONS", 300)  # several batches
     folder, carrier = tiny_adapters[0]
     reference, adapter = (carrier, str(folder)) if adapted else (tiny.torch_model, None)
     states = mossa.layer_states(model, TEXTS, pool="tokens", adapter=adapter)

@@ -79,6 +79,17 @@ def test_tasks_json_gives_clusters_order_and_held_out_tasks(folder):
         assert "tasks.json" in refused(read, folder)
 
 
+def test_licences_are_those_that_the_source_states(folder, tmp_path):
+    table = {"a": {"licence": "CC BY 4.0"}, "b": {"license": "MIT"}, "c": {"licence": ""}}
+    (folder / "tasks.json").write_text(json.dumps(table))
+    suite = read(folder)
+    assert {task.name: task.licence for task in suite.tasks} == {"a": "CC BY 4.0", "b": "MIT", "c": ""}
+    write_folder(suite, tmp_path / "again")
+    assert [task.licence for task in read(tmp_path / "again").tasks] == ["CC BY 4.0", "MIT", ""]
+    (folder / "tasks.json").write_text('{"a": {"licence": 4}}')
+    assert "'licence'" in refused(read, folder)
+
+
 def test_a_task_may_have_a_name_that_is_no_file_name(folder):
     (folder / "tasks.json").write_text(json.dumps({"the/first: ä": {"file": "c"}}), encoding="utf-8")
     suite = read(folder)

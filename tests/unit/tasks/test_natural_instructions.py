@@ -45,6 +45,15 @@ def is_test(text, share):
     return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8 < share
 
 
+def test_licences_are_those_of_the_instances(tmp_path):
+    for name, fields in (
+        ("task1", {"Instance License": ["CC BY 4.0", "MIT"]}), ("task2", {"Instance License": "MIT"}),
+        ("task3", {}), ("task4", {"Instance License": [4, ""]}),
+    ):  # fmt: skip
+        write(tmp_path, name, content(**fields))
+    assert [task.licence for task in load(tmp_path).tasks] == ["CC BY 4.0, MIT", "MIT", "", ""]
+
+
 def test_a_file_is_a_task_split_by_its_inputs(tmp_path):
     path = write(tmp_path, "task002_b", content())
     write(tmp_path, "task001_a", content(Categories=[], Definition="One text."))

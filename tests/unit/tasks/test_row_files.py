@@ -11,7 +11,7 @@ import pytest
 
 from mossa_jax.config import Columns
 from mossa_jax.errors import Refusal
-from mossa_jax.tasks.row_files import file_digest, file_task, read_examples, read_objects
+from mossa_jax.tasks.row_files import file_digest, file_task, read_examples, read_prompts
 from mossa_jax.tasks.suite import Example, split_of
 
 GOOD = b'{"inputs": "in", "targets": "out"}'
@@ -135,12 +135,18 @@ def test_a_file_without_rows_is_refused(path, content):
     assert "(1 bad)" in refused(read_examples, path, Columns(), lambda: None)
 
 
-def test_objects_need_only_the_required_fields(path):
-    path.write_bytes(b'{"prompt": "a", "n": 1, "inputs": 3}\n{"prompt": 2}\n')
+def test_prompts_need_no_answers(path):
+    path.write_bytes(b'{"inputs": "a", "n": 1, "targets": 3}\n{"inputs": "b", "item": 7, "template": 2}\n')
+    assert list(read_prompts(path, Columns())) == [Example("a", ""), Example("b", "", 2, "7")]
+
+
+@pytest.mark.parametrize("line", [b'{"input": "a"}', b'{"inputs": 2}', b'{"inputs": "a", "item": []}', b"[1]"])
+def test_unusable_prompts_are_refused_with_their_line(path, line):
+    path.write_bytes(b'{"inputs": "a"}\n' + line + b"\n")
     rows = []
-    with pytest.raises(Refusal, match=r":2: field 'prompt' is 2"):
-        rows.extend(row for row in read_objects(path, ("prompt",)))
-    assert list(read_objects(path, ("prompt",), lambda: None)) == [{"prompt": "a", "n": 1, "inputs": 3}]
+    with pytest.raises(Refusal, match=f"{path.name}:2: "):
+        rows.extend(read_prompts(path, Columns()))
+    assert rows == [Example("a", "")]
 
 
 def test_fields_have_the_names_that_columns_give_them(path):

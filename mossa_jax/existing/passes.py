@@ -1,0 +1,92 @@
+"""Passes of models that exist already: adapters on the host, batches that fit, and a sign of progress after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from mossa_jax.llama.adapters import Adapter, HostAdapters, stack, zero_adapter
+from mossa_jax.llama.files.load import Model
+from mossa_jax.llama.files.peft import is_adapter, read_about
+from mossa_jax.monitoring.progress import Progress
+from mossa_jax.states import PassConfig, PassShape
+from mossa_jax.tokens.packing import PackedSizes, Packing
+
+ALL = "all"
+"""The pooling that makes every token a row."""
+
+# States of every position and layer are on the devices at once: some two GB of them for a model of 7B.
+TOKEN_POSITIONS = 4096
+# Positions per forward pass on a CPU: the states of so few stay in its cache, which makes a pass a fifth faster.
+_CPU_POSITIONS = 2048
+_BATCH_ROWS = 32
+_SECONDS_PER_LINE = 5.0
+
+
+class BatchProgress:
+    """Progress lines over batches: one every few seconds at most, and one after the last."""
+
+    def __init__(self, label: str, batches: int):
+        """Names the work.
+
+        Args:
+          label: subject of the lines.
+          batches: of all passes together.
+        """
+        self._label, self._batches = label, batches
+        self._progress: Progress | None = None
+        self._done, self._last = 0, time.monotonic()
+
+    def after_batch(self, name: str = "") -> Callable[[Any], None]:
+        """Returns what a pass calls with its result so far after each batch; `name` stands in the lines."""
+
+        def count(result: Any) -> None:
+            # Devices may be many batches behind the program that feeds them.
+            jax.block_until_ready(result)
+            self._done += 1
+            # The first batch waits for its program to be compiled, which would make the time left too long.
+            if self._progress is None:
+                self._progress = Progress(self._label, self._batches, self._done)
+            elif time.monotonic() - self._last >= _SECONDS_PER_LINE or self._done == self._batches:
+                self._progress.line(self._done, name)
+                self._last = time.monotonic()
+
+        return count
+
+
+def stack_adapters(model: Model, adapters: Sequence[Adapter]) -> HostAdapters:
+    """Stacks adapters [M, ...] on the host; empty ones become zeros."""
+    arch = model.architecture
+    return stack(arch, adapters if any(adapters) else [zero_adapter(arch) for _ in adapters])
+
+
+def pass_config(
+    model: Model, pool: str, lists: Sequence[Sequence[Sequence[int]]], most_positions: int = 0
+) -> PassConfig:
+    """Chooses rows that all prompts fit, and how many of them run at once.
+
+    Args:
+      model: that reads the prompts.
+      pool: `last`, `mean` or `all`.
+      lists: of prompts, each a list of token ids.
+      most_positions: of a batch; 0 for no bound.
+    """
+    packing = Packing.fitting([ids for prompts in lists for ids in prompts])
+    on_cpu = model.mesh.devices.flat[0].platform == "cpu"
+    positions = _CPU_POSITIONS if on_cpu else most_positions
+    return PassConfig(pool, max(positions // packing.row_length, 1) if positions else _BATCH_ROWS, packing)
+
+
+def batch_count(shapes: Sequence[PassShape], sizes: PackedSizes) -> int:
+    """Returns how many batches a list of packed prompts takes in the first of these shapes that it fits."""
+    shape = next(shape for shape in shapes if shape.fits(sizes))
+    return sum(len(rows.batches_of(sizes.rows[rows.length][0])) for rows in shape.rows if rows.length in sizes.rows)
+
+
+def check_template(model: Model, name: str, template: str) -> None:
+    """Refuses, with code 3, to prompt a tuned model with another template than its folder says it was tuned with."""
+    label = f"{'adapter' if is_adapter(name) else 'model'} {name}"
+    model.tokenizer(template).check_record(read_about(name).get("template"), label)
