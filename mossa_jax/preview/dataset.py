@@ -19,7 +19,7 @@ from mossa_jax.config import Config, Schedule, check
 from mossa_jax.files.write import write_text
 from mossa_jax.llama.files.base import base_can_share_prefix, base_tokenizer
 from mossa_jax.monitoring.progress import Progress
-from mossa_jax.preview.checks import warnings_for
+from mossa_jax.findings.warning_kinds import warnings_for
 from mossa_jax.tasks import Suite, Task, load_suite
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tasks.order import draw_seed, take_rows

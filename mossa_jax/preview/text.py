@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mossa_jax.preview.checks import CHECKS, format_cell
+from mossa_jax.findings.warning_kinds import CHECKS, format_cell
 from mossa_jax.preview.dataset import Preview
 from mossa_jax.tasks.items import GUESSED
 
