@@ -139,7 +139,7 @@ def find(
             *training_warnings(convergence_summary(analyses), counters or {}),
         ]
     )
-    behind = [tasks_behind(part, layers, analyses) for part in (sound, cells)]
+    behind = [tasks_behind(part, scores, layers, analyses) for part in (sound, cells)]
     touches = qualifications(findings, every, *behind)
     for finding in findings:
         finding["qualifications"] = [said[finding["id"]] for said in touches.values() if finding["id"] in said]

@@ -22,18 +22,20 @@ from mossa_jax.findings.warnings import RunWarning
 
 
 def tasks_behind(
-    cells: Cells, layers: list[str], analyses: Mapping[str, pd.DataFrame] | None = None
+    cells: Cells, scores: pd.DataFrame, layers: list[str], analyses: Mapping[str, pd.DataFrame] | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Returns the tasks on which each claim rests.
 
     Args:
       cells: of the tasks that may carry a finding, or of all tasks.
+      scores: the task scores.
       layers: all block outputs.
       analyses: as in `find`.
 
     Returns:
-      Claim -> names of the tasks with a defined similarity of base and of E; `unseen` rests on held-out ones,
-      `ability` on both kinds, the others on those of the mixture; `gain` and `within_answer` on those of their tables.
+      Claim -> names of the tasks with a defined similarity of base and of E: `unseen` rests on held-out ones, `ability`
+      on those of both kinds that have scores, the others on those of the mixture; `gain` and `within_answer` on those
+      of their tables.
     """
     matrices = [cells.matrix((model, OWN, HEADLINE), cells.tasks, layers) for model in (PRETRAINED, TUNED)]
     is_defined = np.logical_and(*(np.isfinite(matrix).any(1) for matrix in matrices))
@@ -41,7 +43,7 @@ def tasks_behind(
     mixture = tuple(names[is_defined & ~cells.held_out])
     behind = dict.fromkeys(EVERY, mixture)
     behind["unseen"] = tuple(names[is_defined & cells.held_out])
-    behind["ability"] = tuple(names[is_defined])
+    behind["ability"] = tuple(task for task in names[is_defined] if task in set(scores["task"]))
     for claim, table in (("gain", "profile"), ("within_answer", "factors")):
         there = set((analyses or {}).get(table, pd.DataFrame({"task": []}))["task"])
         behind[claim] = tuple(task for task in mixture if task in there)

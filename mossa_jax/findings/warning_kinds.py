@@ -352,6 +352,15 @@ IDLE_SPECIALISTS = Kind(
     qualification="{some} {are} left out, for want of a specialist that is shown to use its prompts",
     share=MOST_TASKS,
 )
+UNSCORED = Kind(
+    name="unscored",
+    group="training",
+    problem="specialists whose use of their prompts was not measured",
+    effect="one that learned nothing stays near the base for that reason alone, and would count all the same",
+    knob="raise tuning.score_prompts",
+    claims=EVERY,
+    qualification="{some} {have} a specialist whose use of its prompts was not measured",
+)
 IDLE_E = Kind(
     name="idle_e",
     group="training",
@@ -433,6 +442,7 @@ SETTINGS = (LONE_CLUSTERS, MISSING_TASKS, FEW_STEPS_OF_E, *POOLINGS.values())
 """Kinds that show in the suite or in the settings, before anything is trained."""
 
 RESULTS = (
+    UNSCORED,
     IDLE_SPECIALISTS,
     IDLE_E,
     IDLE_BASE,

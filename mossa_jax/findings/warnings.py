@@ -35,6 +35,7 @@ from mossa_jax.findings.warning_kinds import (
     SKIPPING_E,
     SKIPPING_SPECIALISTS,
     SPIKES,
+    UNSCORED,
     Kind,
 )
 from mossa_jax.tasks import Suite
@@ -145,6 +146,9 @@ def score_warnings(cells: Cells, scores: pd.DataFrame, competence: Mapping[str, 
       competence: from `find_competence`.
     """
     warnings = []
+    if competence["unknown"]:
+        unknown = dict.fromkeys(competence["unknown"], 0.0)
+        warnings.append(_of_tasks(UNSCORED, unknown, len(cells.tasks), {}))
     if competence["incompetent"]:
         rows = {row["task"]: row for row in competence["tasks"]}
         idle = {task: float(rows[task]["control"]) for task in competence["incompetent"]}

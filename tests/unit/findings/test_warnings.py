@@ -170,6 +170,14 @@ def test_a_run_without_a_competent_specialist_gives_that_as_the_reason(table):
     assert not any(finding["qualifications"] for finding in absent)
 
 
+def test_specialists_without_a_score_are_named_and_qualify_what_rests_on_them(table, scores):
+    analysis = find(table, scores[~scores.task.isin(THREE)], draws=100)
+    assert kinds(analysis) == ["unscored"] and analysis["warnings"][0]["tasks"] == list(THREE)
+    assert qualified(analysis) == MIXTURE - {"ability"}  # which rests on scores, and so on the other tasks
+    none = find(table, scores[:0], draws=100)
+    assert kinds(none) == ["unscored"] and qualified(none) == {*CHANGES, "clusters", "unseen"}
+
+
 def lowered(scores, model, tasks, metric="information", value=0.02):
     rows = (scores.model == model) & (scores.metric == metric) & scores.task.isin(tasks)
     scores = scores.copy()
@@ -199,8 +207,10 @@ def test_tasks_that_nobody_answers_are_warned_of_and_touch_scores_of_exact_match
     assert kinds(analysis) == ["no_exact_match"] and qualified(analysis) == set()
     assert "(0)" not in analysis["warnings"][0]["sentence"]
     by_answers = find(table, scores[scores.metric == "exact_match"], draws=100)
-    assert kinds(by_answers) == ["no_exact_match"] and qualified(by_answers) <= {"ability"}
-    assert by_answers["warnings"][0]["grave"] == TASKS
+    assert kinds(by_answers) == ["unscored", "no_exact_match"]
+    assert by_answers["warnings"][1]["touches"] == {
+        "ability": "no model gives a single right answer to all its 22 tasks"
+    }
 
 
 def convergence_of(late):
