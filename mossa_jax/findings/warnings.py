@@ -122,8 +122,8 @@ def data_warnings(tasks: pd.DataFrame, suite: Suite, experimental_steps: int) ->
         sentence = _sentence(LONE_CLUSTERS, name_some(names, in_mixture.ngroups))
         warnings.append(RunWarning(LONE_CLUSTERS.name, sentence, tuple(lone), grave=tuple(lone)))
     if suite.missing:
-        names = name_some(suite.missing, len(tasks) + len(suite.missing))
-        warnings.append(RunWarning(MISSING_TASKS.name, _sentence(MISSING_TASKS, names), tuple(suite.missing)))
+        sentence = _sentence(MISSING_TASKS, name_some(suite.missing, len(tasks) + len(suite.missing)))
+        warnings.append(RunWarning(MISSING_TASKS.name, sentence, tuple(suite.missing)))
     if experimental_steps < FEW_STEPS:
         warnings.append(RunWarning(FEW_STEPS_OF_E.name, _sentence(FEW_STEPS_OF_E, str(experimental_steps))))
     return in_order(warnings)
