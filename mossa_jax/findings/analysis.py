@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from mossa_jax.findings.evidence import gather_evidence
 from mossa_jax.findings.factors import find_factors
 from mossa_jax.findings.json_types import to_json_types
 from mossa_jax.findings.profile import find_profile
+from mossa_jax.findings.qualifications import qualifications, tasks_behind
 from mossa_jax.findings.robustness import add_to_evidence, find_robustness
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
@@ -38,6 +39,7 @@ from mossa_jax.findings.trajectory import convergence_summary
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.units import equivalence_p, estimate, t_interval, unit_means
 from mossa_jax.findings.unseen import find_unseen
+from mossa_jax.findings.warnings import RunWarning, in_order, score_warnings, training_warnings
 
 COLUMNS = "experimental control task cluster held_out layer estimator cka n undefined".split()
 """Columns that the results table must have; the others of `results/cka` are used where they are there."""
@@ -57,6 +59,8 @@ def find(
     prompts: dict[str, int] | None = None,
     change: pd.DataFrame | None = None,
     analyses: Mapping[str, pd.DataFrame] | None = None,
+    warnings: Sequence[RunWarning] = (),
+    counters: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Derives everything the run can say from the results table and the task scores.
 
@@ -72,12 +76,16 @@ def find(
         themselves.
       analyses: tables of the analyses beside the comparison, by their names in `results/`; what is absent is not
         measured.
+      warnings: of data and settings (`warnings.data_warnings`, `warnings.pooling_warnings`). Those of scores and of
+        convergence are found here.
+      counters: what went wrong in training and was overcome, per model, as in `warnings.training_warnings`.
 
     Returns:
       JSON-serialisable dict without NaN: `competence`, `curves`, `curves_held_out`, `sections`, `half`, `shared`,
       `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `factors`,
       `convergence` (None without snapshots), `robustness` (the main results by the biased estimator), `panel` (whether
-      other measures agree) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other result rests
+      other measures agree), `warnings` (a list of `RunWarning.record` with `touches`: claim -> the sentence that
+      qualifies it) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other result rests
       on competent tasks alone.
 
     Raises:
@@ -123,7 +131,22 @@ def find(
     analysis = to_json_types(analysis)
     evidence = gather_evidence(analysis)
     add_to_evidence(evidence, analysis["panel"])
-    analysis["findings"] = to_json_types(judge(evidence))
+    findings = judge(evidence)
+    every = in_order(
+        [
+            *warnings,
+            *score_warnings(cells, scores, competence),
+            *training_warnings(convergence_summary(analyses), counters or {}),
+        ]
+    )
+    behind = [tasks_behind(part, scores, layers, analyses) for part in (sound, cells)]
+    touches = qualifications(findings, every, *behind)
+    for finding in findings:
+        finding["qualifications"] = [said[finding["id"]] for said in touches.values() if finding["id"] in said]
+    analysis["warnings"] = to_json_types(
+        [warning.record() | {"touches": touches.get(warning.kind, {})} for warning in every]
+    )
+    analysis["findings"] = to_json_types(findings)
     return analysis
 
 

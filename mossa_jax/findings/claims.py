@@ -139,6 +139,7 @@ class Finding(TypedDict):
       sentence: what was found, with the numbers.
       figures: the numbers behind the sentence; `p` and `p_adjusted` where the claim was tested.
       chart: anchor of the section of the page that shows it.
+      qualifications: short sentences, one per warning that touches the claim; they do not change the verdict.
     """
 
     id: str
@@ -149,6 +150,7 @@ class Finding(TypedDict):
     sentence: str
     figures: dict[str, Any]
     chart: str
+    qualifications: list[str]
 
 
 @dataclass
@@ -265,6 +267,7 @@ def _finding(claim: Claim, evidence: Evidence, p_adjusted: float | None, untesta
         sentence=sentence,
         figures=figures,
         chart=claim.chart,
+        qualifications=[],
     )
 
 

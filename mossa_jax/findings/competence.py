@@ -57,7 +57,7 @@ def find_competence(table: pd.DataFrame | Cells, scores: pd.DataFrame) -> dict[s
         reason = ""
         known = bool(np.isfinite(low.get(task, np.nan)))
         if known and low[task] <= 0:
-            reason = "its specialist does not use its prompts: the interval of its information includes zero"
+            reason = "its specialist is not shown to use its prompts: the interval of its information includes zero"
         elif known and _is_no_better(right.get(task, np.nan), majority.get(task, np.nan)):
             reason = "its specialist is right no more often than the most frequent answer"
         rows.append(

@@ -8,7 +8,6 @@ from mossa_jax.findings.claims import MARGIN, Evidence, sizes_agree
 from mossa_jax.findings.factors import parts_sentence, within_evidence
 from mossa_jax.findings.profile import gain_evidence, section_sentence
 from mossa_jax.findings.shapes import SHAPES
-from mossa_jax.findings.trajectory import convergence_sentence
 from mossa_jax.findings.units import LEVEL
 
 Analysis = dict[str, Any]
@@ -33,29 +32,26 @@ def gather_evidence(analysis: Analysis) -> dict[str, Evidence]:
     }
     evidence["transition"].sentence += section_sentence(analysis["profile"])
     evidence["shift"].qualify(parts_sentence(analysis["factors"]))
-    evidence["shift"].qualify(convergence_sentence(analysis.get("convergence")))
-    preface = competence_sentence(analysis["competence"], only_if_few=True)
-    first = next((item for item in evidence.values() if item.is_measured), None)
-    if preface and first:
-        first.sentence = f"{preface} {first.sentence}"
+    if analysis["competence"]["measured"] and not analysis["competence"]["competent"]:
+        for item in evidence.values():
+            # The other reasons for which a claim is not measured are not the one that counts here.
+            if not item.is_measured:
+                item.sentence = "No specialist is shown to use its prompts, so this claim has nothing to rest on."
     return evidence
 
 
-def competence_sentence(competence: dict[str, Any], only_if_few: bool = False) -> str:
-    """Says how many specialists use their prompts; empty if `only_if_few` and there is nothing to warn of."""
+def competence_sentence(competence: dict[str, Any]) -> str:
+    """Says how many specialists use their prompts; a warning names the others."""
     if not competence["measured"]:
-        return "" if only_if_few else "Whether specialists use their prompts was not measured."
+        return "Whether specialists use their prompts was not measured."
     left_out, total = len(competence["incompetent"]), len(competence["incompetent"]) + len(competence["competent"])
-    if only_if_few and not competence["few"]:
-        return ""
     if not left_out:
         return f"All {total} specialists use their prompts."
-    lead = "Fewer than half of the specialists use their prompts: " if competence["few"] else ""
-    verb = "is" if left_out == 1 else "are"
-    return (
-        f"{lead}{left_out} of {total} specialists {'does' if left_out == 1 else 'do'} not use their prompts and {verb} "
-        f"left out of all findings ({_names(competence['incompetent'])})."
-    )
+    if left_out == total:
+        return f"None of the {total} specialists is shown to use its prompts, so no finding can rest on any task."
+    lead = "Fewer than half of the specialists are shown to use their prompts: " if competence["few"] else ""
+    verb = "is shown to use its prompts" if total - left_out == 1 else "are shown to use their prompts"
+    return f"{lead}{total - left_out} of {total} specialists {verb}; all findings rest on the tasks of these alone."
 
 
 def _transition(sections: dict[str, Any], biased: dict[str, Any]) -> Evidence:

@@ -230,18 +230,5 @@ def convergence_summary(
         "specialists": len(own),
         "unconverged": list(late["task"]),
         "reasons": dict(zip(late["task"], late["reason"], strict=True)),
-        "tuned": "; ".join(tuned["reason"]),
+        "tuned": "; ".join(reason for reason in tuned["reason"] if reason),
     }
-
-
-def convergence_sentence(summary: Mapping[str, Any] | None) -> str:
-    """Returns the qualification that findings on specialists carry; empty if all have converged."""
-    if summary is None or not summary["unconverged"]:
-        return ""
-    names = ", ".join(summary["unconverged"][:4]) + (", ..." if len(summary["unconverged"]) > 4 else "")
-    count = len(summary["unconverged"])
-    verb = "has" if count == 1 else "have"
-    return (
-        f"{count} of {summary['specialists']} specialists {verb} not converged ({names}); more steps would change what "
-        f"{'it is' if count == 1 else 'they are'} similar to."
-    )

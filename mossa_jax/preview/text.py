@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mossa_jax.preview.checks import CHECKS, format_cell
+from mossa_jax.findings.warning_kinds import DATA
+from mossa_jax.findings.warnings import format_cell
 from mossa_jax.preview.dataset import Preview
 from mossa_jax.tasks.items import GUESSED
 
@@ -66,7 +67,7 @@ def _tasks_text(tasks: pd.DataFrame) -> str:
 
 def _marked(tasks: pd.DataFrame, column: str) -> list[bool]:
     """Returns which tasks have a problem that shows in a column."""
-    problems = [check.applies(tasks) for check in CHECKS if check.column == column and not check.is_note]
+    problems = [kind.applies(tasks) for kind in DATA if kind.column == column and not kind.is_note]
     return [any(row) for row in zip(*problems, strict=True)] if problems else [False] * len(tasks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,6 @@ class ReportInputs:
         named beside the parity, too.
       command: the command that made the run.
       versions: package -> version.
-      warnings: one sentence each.
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
       change: the table `results/change`; None if changes of single cells were not tested.
       analyses: tables of the analyses beside the comparison that were made, by their names in `results/`.
@@ -44,7 +43,6 @@ class ReportInputs:
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
     times: pd.DataFrame | None = None
     change: pd.DataFrame | None = None
     analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)

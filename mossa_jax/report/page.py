@@ -16,6 +16,7 @@ from mossa_jax.files.write import write_text
 from mossa_jax.findings import RULES, competence_sentence, to_json_types
 from mossa_jax.findings.ceiling import CONTROL
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, block_layers
+from mossa_jax.findings.warning_kinds import GROUPS
 from mossa_jax.report import palette, tables
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analysis_section import AnalysisSection
@@ -77,7 +78,9 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
         facts=to_json_types(dict(inputs.facts)),
         command=inputs.command,
-        warnings=list(inputs.warnings),
+        warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
+        notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
+        warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
         images={name: _data_uri(epath.Path(figures) / f"{name}.png") for name in captions},

@@ -24,6 +24,7 @@ from mossa_jax.files.growing import LogFile
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.findings import competence_sentence
 from mossa_jax.findings.claims import EXPLORATORY
+from mossa_jax.findings.warnings import late_lines
 from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
@@ -115,11 +116,14 @@ def summary(findings: dict[str, Any]) -> str:
     lines = [competence_sentence(findings["competence"])]
     for finding in findings["findings"]:
         family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
-        lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {finding['sentence']}")
+        but = f" (but {'; '.join(finding['qualifications'])})" if finding["qualifications"] else ""
+        lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {finding['sentence']}")
+    late = late_lines(findings["warnings"])
+    warnings = ["", *late] if late else []
     places = [f"Report: {findings['page']}"]
     if findings["variants"]:
         places.append(f"Variants beside the first results: {'; '.join(findings['variants'])}")
-    return "\n".join(["", "Findings", *lines, "", *places])
+    return "\n".join([*warnings, "", "Findings", *lines, "", *places])
 
 
 def open_run(config: Config, workdir: str) -> RunFolder:

@@ -7,7 +7,6 @@ from typing import Any
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.names import digest
 from mossa_jax.files.write import write_json
-from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
@@ -42,8 +41,6 @@ def prepare(run: Run) -> dict[str, Any]:
 def _prepare(run: Run) -> dict[str, Any]:
     """Encodes and records the data, within the stage that books its time."""
     suite = run.suite
-    if suite.missing:
-        log.warning("no source has %s: the run continues without them", ", ".join(suite.missing))
     tasks: dict[str, dict[str, Any]] = {}
     progress = Progress("data", len(suite.tasks))
     for number, task in enumerate(suite.tasks, 1):

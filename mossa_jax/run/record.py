@@ -59,24 +59,3 @@ def recorded_suite(record: Mapping[str, Any], place: str) -> Suite:
     tasks = tuple(Task(name, task["cluster"], read, task["source"]) for name, task in record["tasks"].items())
     held_out = tuple(name for name, task in record["tasks"].items() if task["held_out"])
     return Suite(record["suite"], tasks, held_out, tuple(record["missing"]))
-
-
-def data_notes(record: Mapping[str, Any], mixture: Sequence[str]) -> list[str]:
-    """Returns what a reader should know of tasks that came or went since the run began, one sentence each.
-
-    Args:
-      record: of the run's data.
-      mixture: names of the tasks that E was tuned on.
-    """
-    tasks, notes = record["tasks"], []
-    for change in record["history"]:
-        notes.append(f"the run's tasks were changed after it began: {describe_changes(change)}")
-    gone = [name for name in mixture if name not in tasks]
-    if gone:
-        notes.append(f"E was tuned on a mixture that also had {', '.join(gone)}, which the run no longer has")
-    if record["kept"]:
-        came = [name for change in record["history"] for name in change.get("added", []) if name in tasks]
-        unseen = [name for name in dict.fromkeys(came) if name not in mixture and tasks[name]["held_out"]]
-        if unseen:
-            notes.append(f"E was tuned before {', '.join(unseen)} came, so that these count as unseen")
-    return notes

@@ -23,7 +23,7 @@ from mossa_jax.run.context import Run
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import SCORES
-from mossa_jax.run.warnings import run_warnings
+from mossa_jax.run.warnings import early_warnings, training_counters
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -76,7 +76,15 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
     seed, draws = run.config.seed, run.config.compare.draws
     analyses = read_tables(run)
     analysis = find(
-        table, scores, seed, draws, prompts=_distinct_prompts(run, record), change=change, analyses=analyses
+        table,
+        scores,
+        seed,
+        draws,
+        prompts=_distinct_prompts(run, record),
+        change=change,
+        analyses=analyses,
+        warnings=early_warnings(run),
+        counters=training_counters(run.folder),
     )
     return ReportInputs(
         table=table,
@@ -90,7 +98,6 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         facts=run_facts(run, record, environment, table, analysis["trust"]["prompts"]),
         command=environment["command"],
         versions=environment["packages"] | {"python": environment["python"]},
-        warnings=run_warnings(run, record, analysis["trust"]["prompts"]["smallest"], analyses.get("convergence")),
     )
 
 

@@ -30,7 +30,7 @@ from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.rounds import end_round, next_round
 from mossa_jax.run.score import score
-from mossa_jax.run.takeover import take_models
+from mossa_jax.run.warnings import announce
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, concatenate
@@ -80,8 +80,7 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
     config = run.config
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
-    prepare(run)
-    take_models(run)
+    announce(run, prepare(run))
     first_layer, layers = config.tuning.first_layer, run.architecture.layers
     if not 0 <= first_layer < layers:
         raise Refusal(

@@ -1,147 +1,96 @@
-"""What a reader of the page should know before trusting it: few prompts or steps, pooling, data left out, training."""
+"""The warnings of a run: those of its data and settings, said before its first step and kept, and what training left.
+
+Those of scores and convergence are found with the findings (`findings.warnings`).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import Any
 
 from mossa_jax.config import TUNED
+from mossa_jax.files.names import digest
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import write_json
+from mossa_jax.findings.warnings import RunWarning, data_warnings, history_warnings, in_order, pooling_warnings
+from mossa_jax.llama.files.base import base_can_share_prefix
 from mossa_jax.llama.files.peft import read_about
+from mossa_jax.log import log
 from mossa_jax.run.context import Run
-from mossa_jax.run.record import data_notes
-from mossa_jax.tasks.items import GUESSED
-from mossa_jax.tasks.thresholds import FEW_PROMPTS, FEW_STEPS, LARGE_ITEM
+from mossa_jax.tasks.mixture import mixture_counts
+from mossa_jax.tuning.data_figures import data_table, task_figures
 
-if TYPE_CHECKING:
-    import pandas as pd
+_FILE = "warnings.json"
 
-_POOLING = {
-    "all": "every token is a row: tokens with which all prompts begin (BOS, a template) are equal rows, and raise the "
-    "similarity of any two models",
-    "mean": "the mean over tokens includes BOS: where its state is far larger than the others, the lengths of the "
-    "prompts alone make models similar",
-}
-"""Pooling -> its trap."""
-
-_TRAINING = {
-    "skipped": "updates skipped because loss or gradient was not finite",
-    "spikes": "loss spikes",
-}
-"""Counter in metrics.jsonl -> what it counts."""
-
-_MAX_NAMES = 5
+# Lines at the start of a run: more would hide the first ones.
+_LINES = 8
 
 
-def run_warnings(
-    run: Run, record: dict[str, Any], smallest: float, convergence: pd.DataFrame | None = None
-) -> list[str]:
-    """Returns the warnings of a run, one sentence each.
+def announce(run: Run, record: dict[str, Any]) -> None:
+    """Says what would spoil the result, before the first step, and keeps it: a line per kind, without notes.
+
+    It rests on encoded rows, which are read from the cache, and takes a few seconds for FLAN 2021; on the same rows it
+    is not looked for again.
 
     Args:
       run: the run.
-      record: of its data (`read_record`).
-      smallest: number of test prompts of the smallest task.
-      convergence: the table `results/convergence`; None without snapshots.
+      record: of its data (`prepare`).
     """
-    warnings = []
-    if smallest < FEW_PROMPTS:
-        warnings.append(
-            f"the smallest task has {smallest} test prompts; with fewer than {FEW_PROMPTS} every interval is wide"
-        )
-    warnings += data_notes(record, list(read_about(run.tuned_folder(TUNED)).get("mixture", [])))
-    warnings += few_steps(run)
-    if run.config.compare.pool in _POOLING:
-        warnings.append(_POOLING[run.config.compare.pool])
-    warnings += repeated_prompts(record["tasks"])
-    warnings += related_prompts(record["tasks"])
-    if record["missing"]:
-        warnings.append(f"tasks left out because no source has them: {', '.join(record['missing'])}")
-    for name, task in record["tasks"].items():
-        bad_rows = task["train"]["bad_rows"] + task["test"]["bad_rows"]
-        if bad_rows:
-            warnings.append(f"task {name}: left out {_count(bad_rows, 'unusable row')}")
-    return warnings + unconverged_models(convergence) + training_trouble(run.folder)
+    if not run.folder.writer:
+        return
+    rows = {task.name: record["tasks"][task.name]["train"]["rows"] for task in run.suite.tasks}
+    mixture = mixture_counts(run.suite, rows, run.config.tasks)
+    rests_on = digest([record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture])
+    if _kept(run).get("rests_on") != rests_on:
+        warnings = [warning.record() for warning in _data_warnings(run)]
+        write_json(run.folder / _FILE, {"rests_on": rests_on, "warnings": warnings})
+    lines = [warning.line for warning in early_warnings(run) if not warning.about.is_note]
+    shown = lines if len(lines) <= _LINES else lines[: _LINES - 1]
+    for line in shown:
+        log.warning("%s", line)
+    if len(lines) > len(shown):
+        log.warning("warning: and %d more, which launch.tasks shows, and the page", len(lines) - len(shown))
 
 
-def unconverged_models(table: pd.DataFrame | None) -> list[str]:
-    """Warns of models that had not converged, where snapshots tell."""
-    if table is None:
-        return []
-    late = table[~table["converged"].astype(bool)]
-    shown = "; ".join(
-        f"{task}: {reason}" for task, reason in zip(late["task"][:_MAX_NAMES], late["reason"], strict=False)
+def early_warnings(run: Run) -> list[RunWarning]:
+    """Returns the warnings of data and settings, notes last (writer only).
+
+    Those of the data are read from the run folder, so that the page can be written where the data are not at hand; a
+    folder that has none has them looked for now.
+    """
+    kept = _kept(run)
+    warnings = [RunWarning.of_record(each) for each in kept["warnings"]] if kept else _data_warnings(run)
+    mixture = read_about(run.tuned_folder(TUNED)).get("mixture", {})
+    return in_order(
+        [*warnings, *pooling_warnings(run.config.compare.pool), *history_warnings(run.record, list(mixture))]
     )
-    more = "; ..." if len(late) > _MAX_NAMES else ""
-    return [f"models that have not converged: {len(late)} of {len(table)} ({shown}{more})"] if len(late) else []
 
 
-def few_steps(run: Run) -> list[str]:
-    """Warns of specialists that took few steps."""
-    steps = {task.name: read_about(run.tuned_folder(task.name))["steps"] for task in run.suite.tasks}
-    few = [name for name, count in steps.items() if count < FEW_STEPS]
-    if not few:
-        return []
-    shown = ", ".join(few[:_MAX_NAMES]) + (", ..." if len(few) > _MAX_NAMES else "")
-    return [
-        f"specialists that took fewer than {FEW_STEPS} steps: {len(few)} ({shown}); few steps leave a "
-        "specialist near the pre-trained model, so a high pre-trained CKA means little there"
-    ]
+def _kept(run: Run) -> dict[str, Any]:
+    path = run.folder / _FILE
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def repeated_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
-    """Warns of test prompts that repeat others of their task.
+def _data_warnings(run: Run) -> list[RunWarning]:
+    """Measures the data and returns what is to be said of them."""
+    suite, sharing = run.suite, base_can_share_prefix(run.config)
+    figures = {}
+    for task in suite.tasks:
+        train, test = (run.encoded(task, split) for split in ("train", "test"))
+        figures[task.name] = task_figures(task, task.name in suite.held_out, train, test, run.config, sharing)
+    table, _, cost = data_table(figures, suite, run.config, sharing)
+    return data_warnings(table, suite, cost.steps)
 
-    Args:
-      tasks: of the record of data: task -> `test` with `rows` and `distinct`.
+
+def training_counters(run_folder: RunFolder) -> dict[str, dict[str, float]]:
+    """Returns how many updates each model skipped, how often its loss jumped, and its steps.
+
+    Returns:
+      Model -> `skipped`, `spikes` and `steps`, each the highest that was recorded.
     """
-    tests = {name: task["test"] for name, task in tasks.items()}
-    repeats = {name: test["rows"] - test.get("distinct", test["rows"]) for name, test in tests.items()}
-    repeats = {name: count for name, count in repeats.items() if count}
-    if not repeats:
-        return []
-    worst = max(repeats, key=lambda name: repeats[name])
-    return [
-        f"{_count(sum(repeats.values()), 'test prompt')} in {_count(len(repeats), 'task')} repeat others after cutting "
-        f"and count once in similarities (most in {worst}: {repeats[worst]} of {tests[worst]['rows']})"
-    ]
-
-
-def related_prompts(tasks: dict[str, dict[str, Any]]) -> list[str]:
-    """Warns of test prompts whose items were guessed, and of items that are most of a task.
-
-    Args:
-      tasks: of the record of data: task -> `test` with `distinct`, `item_source`, `largest_item` and `related`.
-    """
-    tests = {name: task["test"] for name, task in tasks.items()}
-    guessed = {name: test["related"] for name, test in tests.items() if test["item_source"] == GUESSED}
-    warnings = []
-    if guessed:
-        worst = sorted(guessed, key=lambda name: -guessed[name])
-        shown = ", ".join(f"{name} {guessed[name]:.2%}" for name in worst[:_MAX_NAMES])
-        warnings.append(
-            f"items were guessed in {_count(len(guessed), 'task')} from long texts that prompts share (related pairs: "
-            f"{shown}{', ...' if len(worst) > _MAX_NAMES else ''}); intervals and the debiased estimator treat these "
-            "as one item; name the column `item` to say so yourself"
-        )
-    large = [name for name, test in tests.items() if test["largest_item"] >= LARGE_ITEM * max(test["distinct"], 2)]
-    if large:
-        warnings.append(
-            f"an item holds half or more of the test prompts of {_count(len(large), 'task')} "
-            f"({', '.join(large[:_MAX_NAMES])}{', ...' if len(large) > _MAX_NAMES else ''}); debiased CKA is undefined "
-            "there"
-        )
-    return warnings
-
-
-def training_trouble(run_folder: RunFolder) -> list[str]:
-    """Warns of what went wrong in training and was overcome, per model."""
-    counts: dict[tuple[str, str], int] = {}
+    counters: dict[str, dict[str, float]] = {}
     for record in filter(lambda record: "model" in record, run_folder.metrics()):
-        for counter in _TRAINING:
-            key = record["model"], counter
-            counts[key] = max(counts.get(key, 0), record.get(counter, 0))
-    return [f"model {model}, {_TRAINING[counter]}: {count}" for (model, counter), count in counts.items() if count]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+        counts = counters.setdefault(record["model"], {"skipped": 0, "spikes": 0, "steps": 0})
+        for name, value in (("skipped", "skipped"), ("spikes", "spikes"), ("steps", "step")):
+            counts[name] = max(counts[name], record.get(value, 0))
+    return counters

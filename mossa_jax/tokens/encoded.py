@@ -22,11 +22,11 @@ from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
 
 # Version of the cached files; another number encodes everything anew.
-_FORMAT = 3
+_FORMAT = 4
 # Rows that are encoded at once.
 _CHUNK = 1_000
 _IDS = "ids.int32"
-_COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates", "items")
+_COLUMNS = ("prompt_lengths", "answer_lengths", "cut", "templates", "items", "keys")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class EncodedSplit:
       bad_rows: how many unusable rows were left out.
       fingerprint: identifies the rows that were encoded.
       digest: hex digits of everything above, whatever the rows' source: equal ones train or prompt alike.
+      keys: [n, 2] uint64, the same for texts that are equal before they are cut, of prompt and answer (`text_key`).
     """
 
     examples: Examples
@@ -133,6 +134,7 @@ class EncodedSplit:
     bad_rows: int
     fingerprint: str
     digest: str
+    keys: np.ndarray
 
     def __len__(self) -> int:
         return len(self.cut)
@@ -175,14 +177,14 @@ def encode_split(
         (folder / "about.json").write_text(json.dumps(about))
 
     folder = build_once(f"tokens/{key}", build)
-    prompt_lengths, answer_lengths, cut, templates, items = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
+    prompt_lengths, answer_lengths, cut, templates, items, keys = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
     if not len(cut):
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
     flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
     about = json.loads((folder / "about.json").read_text())
     examples = from_flat(flat, prompt_lengths, answer_lengths)
     return EncodedSplit(
-        examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint, about["digest"]
+        examples, cut, templates, items, about["item_source"], about["bad_rows"], fingerprint, about["digest"], keys
     )
 
 
@@ -193,6 +195,12 @@ def _digest(folder: Path) -> str:
         with (folder / name).open("rb") as file:
             sha256.update(hashlib.file_digest(file, "sha256").digest())
     return sha256.hexdigest()[:16]
+
+
+def text_key(text: str) -> int:
+    """Returns eight bytes that stand for a text, independent of its white space."""
+    normalised = " ".join(text.split()).encode()
+    return int.from_bytes(hashlib.blake2b(normalised, digest_size=8).digest())
 
 
 def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens: Tokens, prompt_only: bool) -> str:
@@ -209,7 +217,8 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
     Returns:
       Where the rows' items come from.
     """
-    columns: dict[str, list[int]] = {name: [] for name in _COLUMNS if name != "items"}
+    columns: dict[str, list[int]] = {name: [] for name in _COLUMNS if name not in ("items", "keys")}
+    keys: list[int] = []
     item_names: list[str] = []
     texts: list[str] = []
     rows = iter(rows)
@@ -220,6 +229,7 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
             answers = tokenizer.answers([row.targets for row in chunk])
             item_names += [row.item for row in chunk]
             texts += [row.inputs for row in chunk] if prompt_only else []
+            keys += [text_key(text) for row in chunk for text in (row.inputs, row.targets)]
             for row, prompt, answer in zip(chunk, prompts, answers, strict=True):
                 size = len(prompt) + (0 if prompt_only else len(answer))
                 if prompt_only:
@@ -233,6 +243,7 @@ def _encode(folder: Path, rows: Iterable[Example], tokenizer: Tokenizer, tokens:
     is_guess = prompt_only and not any(item_names)
     items = guess_items(texts) if is_guess else items_of(item_names)
     np.save(folder / "items.npy", items)
+    np.save(folder / "keys.npy", np.asarray(keys, np.uint64).reshape(-1, 2))
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", np.asarray(column, bool if name == "cut" else np.int32))
     if any(item_names):

@@ -6,6 +6,7 @@ import pandas as pd
 from mossa_jax.benchmarks import planted_findings
 from mossa_jax.benchmarks.planted_findings import FLAN_SIZES, Noise, draw_noise, ramp
 from mossa_jax.findings import SCORE_COLUMNS, find
+from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.report import ReportInputs
 
 CURVE_COLUMNS = ["model", "step", "loss"]
@@ -129,11 +130,15 @@ def training_records(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def report_inputs(
-    table: pd.DataFrame, scores: pd.DataFrame = NO_SCORES, change: pd.DataFrame | None = None, **fields: object
+    table: pd.DataFrame,
+    scores: pd.DataFrame = NO_SCORES,
+    change: pd.DataFrame | None = None,
+    warnings: tuple[RunWarning, ...] = (),
+    **fields: object,
 ) -> ReportInputs:
     """Gathers what a report on a planted table shows, with its analysis; `fields` replace its other parts."""
     curves, tasks = training_records(table)
-    analysis = find(table, scores, draws=200, change=change)
+    analysis = find(table, scores, draws=200, change=change, warnings=warnings)
     planted = {"curves": curves, "tasks": tasks, "parity": "not planted"}
     return ReportInputs(table=table, analysis=analysis, scores=scores, change=change, **(planted | fields))
 

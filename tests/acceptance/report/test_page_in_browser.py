@@ -13,6 +13,7 @@ from PIL import Image
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.findings import RULES
+from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.monitoring.goodput import times
 from mossa_jax.report import page as page_module
 from mossa_jax.report import write_page
@@ -68,7 +69,7 @@ def build(folder):
         facts={"base": "<i>model</i>", "layers": 8, "dtype": "bfloat16"},
         command="python -m launch.run --x='<u>'",
         versions={"jax": "<s>0.8</s>"},
-        warnings=["<img src=x>"],
+        warnings=(RunWarning("bad_rows", "<img src=x>"),),
         times=planted_times(),
     )
     write_page(folder / "report.html", inputs, folder)
@@ -215,7 +216,8 @@ def rows_of(browser, selector):
 
 def test_findings_show_the_claim_before_the_answer(browser, page):
     notice = browser.execute_script("return document.getElementById('competence').innerText")
-    assert notice.startswith("4 of 22 specialists do not use their prompts and are left out of all findings")
+    said = "18 of 22 specialists are shown to use their prompts; all findings rest on the tasks of these alone."
+    assert notice.startswith(said)
     items = browser.execute_script(
         "return [...document.querySelectorAll('.findings li')].map((e) => [e.querySelector('.chip').innerText, "
         "Boolean(e.querySelector('.tag')), ...[...e.querySelectorAll('p')].map((p) => p.textContent)])"
@@ -311,7 +313,7 @@ def test_scores_can_be_switched_and_stand_in_tables(browser):
     assert "".join(drawn(browser, "scores", 3, "name")) == "most frequent answer"
     choose(browser, "scores-show", "information")
     competent = {row[0]: row for row in rows_of(browser, "#competent")}
-    assert competent["t05"][-1].startswith("no: its specialist does not use its prompts")
+    assert competent["t05"][-1].startswith("no: its specialist is not shown to use its prompts")
     assert competent["t02"][-1] == "yes" and competent["t02"][-2] == "0.420"
     means = {row[0]: row[1:] for row in rows_of(browser, "#means")}
     assert means["specialist (C_t), twin"][:2] == ["0.000 (15)", "0.400 (15)"]
@@ -444,7 +446,7 @@ def test_few_competent_specialists_are_announced(page, tmp_path):
     write_stand_ins(tmp_path)
     write_page(tmp_path / "r.html", report_inputs(table, scores), tmp_path)
     text = (tmp_path / "r.html").read_text()
-    assert 'class="notice few"' in text and "Fewer than half of the specialists use their prompts" in text
+    assert 'class="notice few"' in text and "Fewer than half of the specialists are shown to use their prompts" in text
     assert 'class="notice"' in page[1].read_text()
 
 

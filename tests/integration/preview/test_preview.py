@@ -236,7 +236,8 @@ def test_a_threshold_itself_is_no_fault(base, tmp_path):
     for n, row in enumerate(suite["bread"]["test"]):
         row["targets"] = "yes" if n < 40 else "no"
         row["inputs"] = f"what {n % 25}"
-    assert preview_dataset(configured(base, write(tmp_path, suite))).warnings == []
+    (note,) = preview_dataset(configured(base, write(tmp_path, suite))).warnings
+    assert note.startswith("note: test prompts of which some repeat others after cutting (distinct ones): bread (25); ")
 
 
 def test_few_steps_lone_tasks_and_missing_ones_are_warned_of(base, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from mossa_jax.config import Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import pipeline, prepare, warnings
+from mossa_jax.run import pipeline, prepare
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
 from tests.support.run_folders import part_of
@@ -93,9 +93,6 @@ def test_equal_test_prompts_count_once(again, tiny_config, tmp_path):
     # The draw of more rows has another order.
     ids = sorted(prompt.tolist() for prompt in prompts["copy_first"].ids)
     assert ids == sorted(wanted.prompt(at).tolist() for at in range(12)) and len(wanted) == 12
-    (said,) = warnings.repeated_prompts(record["tasks"])
-    assert said.startswith("5 test prompts in 1 task repeat others") and "copy_first: 5 of 17" in said
-    assert warnings.repeated_prompts({name: record["tasks"][name] for name in ("last_word", "count_words")}) == []
 
 
 def test_test_rows_are_a_draw_with_items_and_templates(again, tiny_config, tmp_path):
@@ -125,7 +122,6 @@ def test_test_rows_are_a_draw_with_items_and_templates(again, tiny_config, tmp_p
     largest = max(sum(place < 6 for place in places), sum(place >= 6 for place in places))
     assert (record["items"], record["item_source"], record["templates"]) == (2, "column", 3)
     assert record["largest_item"] == largest
-    assert any("half or more" in line for line in warnings.related_prompts({"copy_first": {"test": record}}))
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):

@@ -10,12 +10,13 @@ import pytest
 from peft import PeftModel
 
 from mossa_jax.errors import Refusal
+from mossa_jax.findings.trajectory import convergence_summary
+from mossa_jax.findings.warnings import training_warnings
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import context, pipeline
 from mossa_jax.run.analyse import trajectory
 from mossa_jax.run.analyse.stages import analyse
 from mossa_jax.run.tune import tune
-from mossa_jax.run.warnings import unconverged_models
 from mossa_jax.similarity import reference
 from tests.conftest import load_config
 from tests.integration.run.test_few_programs import compilations
@@ -184,7 +185,8 @@ def test_a_snapshot_that_is_gone_is_named(config, tuned, tmp_path):
 def test_models_that_have_not_converged_are_warned_of(analysed):
     table = read(analysed, "convergence")
     assert set(table.task) == {"tuned", "copy_first", "count_words", "last_word"}
-    assert table.converged.all() and not unconverged_models(table)
+    assert table.converged.all() and not training_warnings(convergence_summary({"convergence": table}), {})
     late = table.assign(converged=table.task != "count_words", reason=np.where(table.task == "count_words", "late", ""))
-    assert unconverged_models(late) == ["models that have not converged: 1 of 4 (count_words: late)"]
-    assert not unconverged_models(None)
+    (warning,) = training_warnings(convergence_summary({"convergence": late}), {})
+    assert warning.line.startswith("warning: specialists that have not converged: count_words (late); ")
+    assert not training_warnings(None, {})

@@ -15,7 +15,7 @@ from mossa_jax.benchmarks.planted_findings import (
     ramp,
 )
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.findings import SCORE_COLUMNS, find
+from mossa_jax.findings import SCORE_COLUMNS, competence_sentence, find
 from mossa_jax.findings.clusters import brown_forsythe, clusters_differ, rank_clusters, task_levels
 
 SIZES = cluster_sizes(40, 20)
@@ -118,7 +118,8 @@ def test_a_run_of_incompetent_specialists_says_so_first():
     scores = planted_scores(SIZES, np.random.default_rng(5), competent=np.arange(40) < 16)
     analysis = find(planted_table(change, SIZES, base), scores, draws=100)
     assert analysis["competence"]["few"]
-    assert analysis["findings"][0]["sentence"].startswith("Fewer than half")
+    sentence = competence_sentence(analysis["competence"])
+    assert sentence.startswith("Fewer than half") and "16 of 40 specialists are shown to use" in sentence
 
 
 def test_a_run_without_a_competent_specialist_claims_nothing():

@@ -8,7 +8,6 @@ from scipy import stats
 from mossa_jax.findings.claims import Evidence
 from mossa_jax.findings.trajectory import (
     FLOOR,
-    convergence_sentence,
     convergence_summary,
     depth_trend,
     find_convergence,
@@ -143,10 +142,10 @@ def test_findings_say_which_specialists_had_not_converged():
     table = find_convergence(*tables())
     summary = convergence_summary({"convergence": table})
     assert summary["specialists"] == 3 and summary["unconverged"] == ["late", "far"] and summary["tuned"] == ""
-    sentence = convergence_sentence(summary)
-    assert sentence.startswith("2 of 3 specialists have not converged (late, far)")
-    assert convergence_sentence(convergence_summary({"convergence": table}, ["late", "far"])) == ""
-    assert convergence_summary({}) is None and convergence_summary(None) is None and convergence_sentence(None) == ""
+    assert convergence_summary({"convergence": table}, ["late", "far"])["unconverged"] == []
+    assert convergence_summary({}) is None and convergence_summary(None) is None
+    two = pd.concat([table, table[table.model == "tuned"].assign(task="tuned.seed1")])
+    assert convergence_summary({"convergence": two})["tuned"] == ""
 
 
 def test_a_qualification_changes_what_is_said_and_not_what_is_measured():

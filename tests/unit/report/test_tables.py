@@ -60,7 +60,7 @@ def test_scores_say_which_specialists_are_competent(inputs):
     rows = {row["task"]: row for row in tables.score_rows(inputs)}
     assert len(rows) == 22 and rows["t20"]["held_out"] and not rows["t00"]["held_out"]
     assert {task for task, row in rows.items() if row["competent"] is False} == set(INCOMPETENT)
-    assert "does not use its prompts" in rows["t05"]["reason"] and rows["t00"]["reason"] == ""
+    assert "is not shown to use its prompts" in rows["t05"]["reason"] and rows["t00"]["reason"] == ""
     assert rows["t00"]["exact_match"]["majority"] == 0.42 and rows["t00"]["information"]["majority"] is None
     assert rows["t05"]["low"] < 0 < rows["t05"]["high"]
 

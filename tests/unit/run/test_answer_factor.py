@@ -30,7 +30,9 @@ def test_two_prompts_per_level_on_average_are_enough():
 def test_gold_answers_are_those_of_the_rows_without_the_end():
     examples = in_memory([Encoded([1, 2], [7, 0]), Encoded([3], [8, 9, 0]), Encoded([4], [0])])
     nothing = np.zeros(3, np.int32)
-    split = EncodedSplit(examples, nothing.astype(bool), nothing, nothing, "rows", 0, "", "")
+    split = EncodedSplit(
+        examples, nothing.astype(bool), nothing, nothing, "rows", 0, "", "", np.zeros((3, 2), np.uint64)
+    )
     assert gold_answers(split, np.array([1, 0, 2])) == [(8, 9), (7,), ()]
 
 
