@@ -165,10 +165,20 @@ class Run:
         Raises:
           Refusal: 2 for a name that is no table; 3 for a table that is not there, with the way to make it.
         """
+        return self._with_depths(self.raw_table(name))
+
+    def raw_table(self, name: str) -> pd.DataFrame:
+        """Returns a table as it lies in the folder: layers are text, and have no depth.
+
+        Raises:
+          Refusal: as `table`.
+        """
+        from mossa_jax.files.write import read_parquet
+
         path = self._place / f"results/{name}.parquet"
         if "/" in name or not path.exists():
             raise self._no_table(name)
-        return self._with_depths(self._read(path))
+        return read_parquet(path)
 
     def _no_table(self, name: str) -> Refusal:
         """Says why there is no such table, and how to get it."""
@@ -189,19 +199,10 @@ class Run:
             BAD_INPUT, f"{self._place} has no results/{name}; {again} makes it where the run has data for it"
         )
 
-    @staticmethod
-    def _read(path: epath.Path) -> pd.DataFrame:
-        from mossa_jax.files.write import read_parquet
-
-        return read_parquet(path)
-
     @cached_property
     def _blocks(self) -> list[str]:
         """Names of the block outputs, in network order."""
-        path = self._place / "results/cka.parquet"
-        if not path.exists():
-            raise self._no_table("cka")
-        return sorted({name for name in self._read(path)["layer"] if name.isdigit()}, key=int)
+        return sorted({name for name in self.raw_table("cka")["layer"] if name.isdigit()}, key=int)
 
     def _with_depths(self, table: pd.DataFrame) -> pd.DataFrame:
         """Orders the columns of layers, and puts depths behind them."""
@@ -369,10 +370,7 @@ class Run:
         from mossa_jax.report.palette import make_palette
 
         analysis = self.analysis
-        tables = {name: self._read(self._place / f"results/{name}.parquet") for name in self.tables}
-        for name in ("cka", "scores", "curves"):
-            if name not in tables:
-                raise self._no_table(name)
+        tables = {name: self.raw_table(name) for name in {*self.tables, "cka", "scores", "curves"}}
         return ReportInputs(
             table=tables["cka"],
             change=tables.get("change"),

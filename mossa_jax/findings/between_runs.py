@@ -25,6 +25,10 @@ from mossa_jax.findings.units import estimate
 
 UPPER_HALF = "upper half"
 
+_CONSERVATIVE = (
+    "where the test prompts are the same, intervals of cells still count the rows of the runs as independent, and are "
+    "wider than need be."
+)
 _DRAWS = 2000
 _MAX_NAMES = 6
 
@@ -40,7 +44,8 @@ class Comparison:
       cells: columns `run, task, cluster, held_out, quantity, layer, estimator, reference_value, value, difference, low,
         high, p, q, same_prompts`: run less reference. Empty for runs of other layers or tasks.
       means: columns `run, quantity, estimator, layers` and those of `units.Estimate`: differences averaged over units.
-      sizes: columns `kind, first, second, quantity, estimator, mean_absolute, n_tasks`: over block outputs.
+      sizes: columns `kind, first, second, quantity, estimator, mean_absolute, n_tasks, same_prompts`, over the
+        block outputs.
       sentences: what the sizes say.
       notes: what a reader should know before trusting it, one sentence each.
     """
@@ -67,8 +72,7 @@ def compare_runs(runs: Sequence[RunTables], free: Sequence[str] = ()) -> Compari
     own_tasks = [tasks or [task for task in clusters_of(run.table) if task not in run.incompetent] for run in runs]
     curves = pd.concat([_curve(run, names) for run, names in zip(runs, own_tasks, strict=True)], ignore_index=True)
     pairs = [cell_differences(reference, run) for run in others]
-    for run, cells in zip(others, pairs, strict=True):
-        notes += _pair_notes(reference, run, cells)
+    notes += _notes_on_pairs(reference, others, pairs)
     means = [mean_differences(reference, run, tasks) for run in others] if tasks else []
     sizes = measure_sizes(runs, pairs, tasks, free)
     return Comparison(
@@ -110,34 +114,42 @@ def _shared_tasks(runs: Sequence[RunTables]) -> tuple[list[str], list[str]]:
     return competent or mixture, notes
 
 
+def _notes_on_pairs(reference: RunTables, others: Sequence[RunTables], pairs: Sequence[pd.DataFrame]) -> list[str]:
+    """Says what limits the cell differences of each run from the reference; what holds for several stands once."""
+    runs: dict[str, list[str]] = {}
+    for run, cells in zip(others, pairs, strict=True):
+        for sentence in _pair_notes(reference, run, cells):
+            runs.setdefault(sentence, []).append(run.name)
+    return [
+        f"{reference.name} {'and' if len(names) == 1 else 'beside each of'} {', '.join(names)}: {sentence}"
+        for sentence, names in runs.items()
+    ]
+
+
 def _pair_notes(reference: RunTables, run: RunTables, cells: pd.DataFrame) -> list[str]:
-    """Says what limits the cell differences of two runs."""
-    pair = f"{reference.name} and {run.name}"
     if cells.empty:
         layers = len(reference.blocks), len(run.blocks)
         if layers[0] != layers[1]:
-            return [f"{pair}: {layers[0]} and {layers[1]} layers, so no cells are compared; see the curves."]
-        return [f"{pair}: no shared task, so no cells are compared."]
+            return [f"{layers[0]} and {layers[1]} layers, so no cells are compared; see the curves."]
+        return ["no shared task, so no cells are compared."]
     if are_equal(cells):
-        return [f"{pair}: equal in every cell, so all differences and their intervals are exactly 0."]
+        return ["equal in every cell, so all differences and their intervals are exactly 0."]
     notes = []
     other = sorted(set(cells.loc[~cells["same_prompts"], "task"]))
+    is_whole = len(other) == cells["task"].nunique()
     if other:
-        share = "all shared tasks" if len(other) == cells["task"].nunique() else _names(other)
-        notes.append(f"{pair}: other test prompts in {share}, so differences of these contain two draws of prompts.")
-    if not other or len(other) < cells["task"].nunique():
-        notes.append(
-            f"{pair}: where the test prompts are the same, intervals of cells still count the rows of both runs as "
-            "independent and are wider than need be."
-        )
+        share = "all shared tasks" if is_whole else _names(other)
+        notes.append(f"other test prompts in {share}, so these differences contain two draws of prompts.")
     if cells["low"].isna().all():
-        notes.append(f"{pair}: no intervals of cells, since sums were streamed and no rows kept.")
-    elif not (_has_seeds(reference) or _has_seeds(run)):
-        notes.append(f"{pair}: no specialist has a second seed, so intervals of cells are over rows alone.")
+        notes.append("no intervals of cells, since sums were streamed and no rows kept.")
+    elif not is_whole:
+        notes.append(_CONSERVATIVE)
+    if not (_has_seeds(reference) or _has_seeds(run)):
+        notes.append("no specialist has a second seed, so intervals of cells are over rows alone.")
     elif not (_has_seeds(reference) and _has_seeds(run)):
         seeded = reference.name if _has_seeds(reference) else run.name
-        notes.append(f"{pair}: only {seeded} has second seeds of specialists; their noise stands for both runs.")
-    return [*notes, f"{pair}: E's own seed is in no interval; only runs that differ in their seed alone show it."]
+        notes.append(f"only {seeded} has second seeds of specialists; their noise stands for both runs.")
+    return [*notes, "E's own seed is in no interval of a cell; only runs that differ in their seed alone show it."]
 
 
 def _has_seeds(run: RunTables) -> bool:

@@ -19,7 +19,7 @@ RUNS, SPECIALIST_SEEDS, E_SEEDS, RUN_SEEDS = "runs", "seeds of a specialist", "s
 
 _WAY_OUT = "tune with tuning.control_seeds=2, or add a run with another seed"
 _WITHOUT_E = "; the seed of E is not in that figure, which a further run with another seed would show"
-_SIZE_COLUMNS = ["kind", "first", "second", "quantity", "estimator", "mean_absolute", "n_tasks"]
+_SIZE_COLUMNS = ["kind", "first", "second", "quantity", "estimator", "mean_absolute", "n_tasks", "same_prompts"]
 
 
 def measure_sizes(
@@ -71,6 +71,7 @@ def _run_sizes(
         about
         | {"quantity": quantity, "estimator": estimator}
         | {"mean_absolute": float(rows["difference"].abs().mean()), "n_tasks": rows["task"].nunique()}
+        | {"same_prompts": bool(rows["same_prompts"].all())}
         for (quantity, estimator), rows in cells.groupby(["quantity", "estimator"], sort=False)
     ]
 
@@ -98,7 +99,7 @@ def _seed_sizes(run: RunTables) -> list[dict[str, Any]]:
             mean_absolute, n_tasks = _mean_of_pairs(values)
             if n_tasks:
                 place = {"kind": kind, "first": run.name, "second": "", "quantity": quantity, "estimator": estimator}
-                sizes.append(place | {"mean_absolute": mean_absolute, "n_tasks": n_tasks})
+                sizes.append(place | {"mean_absolute": mean_absolute, "n_tasks": n_tasks, "same_prompts": True})
     return sizes
 
 
@@ -140,7 +141,8 @@ def size_sentence(reference: RunTables, run: RunTables, sizes: pd.DataFrame) -> 
     whole = rows[(rows["kind"] == RUN_SEEDS) & ~is_pair]
     if len(whole):
         pairs = ", ".join(f"{first} and {second}" for first, second in whole[["first", "second"]].to_numpy())
-        noises[f"runs that differ in their seed alone ({pairs})"] = float(whole["mean_absolute"].mean())
+        prompts = "" if whole["same_prompts"].all() else ", with other test prompts"
+        noises[f"runs that differ in their seed alone ({pairs}{prompts})"] = float(whole["mean_absolute"].mean())
     sentence += "".join([f"; {name} by {noise:.3f}" for name, noise in noises.items()])
     if (is_pair & (rows["kind"] == RUN_SEEDS)).any():
         return f"{sentence}. They differ in their seed alone: this is the noise that other differences have to exceed."
