@@ -1,6 +1,6 @@
 """Compares several runs: settings, findings, curves over depth, and differences beside the noise of seeds.
 
-python -m launch.runs RUN RUN [RUN ...] [--out=FILE.html] [--format=text]
+python -m launch.runs RUN RUN [RUN ...] [--out=FILE.html] [--paired] [--format=text]
 
 The first run is the reference. RUN is a run folder, or one of its variants: DIR/variants/NAME.
 """
@@ -12,6 +12,9 @@ from mossa_jax.errors import BAD_CONFIG, Refusal
 from .flags import define_words, run
 
 OUT = flags.DEFINE_string("out", None, "Page to write, FILE.html; its tables are written beside it, as FILE.cells.csv.")
+PAIRED = flags.DEFINE_boolean(
+    "paired", False, "Run the models again where runs share test prompts: intervals of cells then pair their rows."
+)
 FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "json"], "What is printed.")
 
 
@@ -35,7 +38,7 @@ def main(_: object) -> None:
     from mossa_jax.report.runs_page import write_runs_page
     from mossa_jax.report.runs_text import runs_text
 
-    inputs = compare_folders(RUNS)
+    inputs = compare_folders(RUNS, PAIRED.value)
     print(runs_text(inputs, FORMAT.value))
     if OUT.value:
         for path in write_runs_page(OUT.value, inputs):

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mossa_jax.config import describe_fields
 from mossa_jax.existing.runs import Run
@@ -15,25 +15,49 @@ from mossa_jax.findings.between_runs import compare_runs
 from mossa_jax.findings.run_tables import RunTables
 from mossa_jax.report.runs_inputs import RunFacts, RunsInputs
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FREE = ("name", "track", "mesh", "tuning.log_every", "tuning.checkpoint_every", "tuning.slots", "tuning.remat")
 """Fields of the configuration that no result depends on, as far as rounding goes."""
 
 
-def compare_folders(folders: Sequence[str]) -> RunsInputs:
+def compare_folders(folders: Sequence[str], paired: bool = False) -> RunsInputs:
     """Opens run folders and compares each with the first.
 
     Args:
       folders: at least two run folders, or variants of them; one may stand there twice.
+      paired: whether to run the models again where two runs have the same test prompts, so that intervals of cells
+        leave out what the rows have in common.
 
     Raises:
-      Refusal: 3 for what is no finished run.
+      Refusal: 3 for what is no finished run; with `paired`, for models or rows that are no longer there.
     """
     runs = [Run(folder) for folder in folders]
     names = _names(runs)
     tables = [_tables(run, name) for run, name in zip(runs, names, strict=True)]
     facts = [_facts(run, each) for run, each in zip(runs, tables, strict=True)]
     command = " ".join(["mossa runs", *map(str, folders)])
-    return RunsInputs(facts, compare_runs(tables, FREE), command)
+    errors = {}
+    if paired:
+        command += " --paired"
+        pairs = zip(runs[1:], tables[1:], strict=True)
+        errors = {each.name: _paired_errors(runs[0], tables[0], run, each) for run, each in pairs}
+    return RunsInputs(facts, compare_runs(tables, FREE, errors), command)
+
+
+def _paired_errors(reference: Run, first: RunTables, run: Run, second: RunTables) -> pd.DataFrame | None:
+    """Returns the errors of differences over the rows that two runs share; None where no rows can be paired."""
+    tasks = [task for task, prompts in first.prompts.items() if second.prompts.get(task) == prompts]
+    both = ((reference, first), (run, second))
+    bases = {(each.config.base, each.config.revision, len(tables.blocks)) for each, tables in both}
+    keeps_rows = all(each.config.compare.pool != "all" for each, _ in both)
+    is_same = reference.page == run.page
+    if not tasks or len(bases) > 1 or not keeps_rows or is_same:
+        return None
+    from mossa_jax.existing.paired_rows import paired_rows
+
+    return paired_rows(reference.opened_models, run.opened_models, tasks)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -24,7 +24,7 @@ from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.peft import load_adapter, read_about
 from mossa_jax.processes.stop import Stop
-from mossa_jax.states import PassConfig, TokenStates, keep_states, token_states
+from mossa_jax.states import KeptStates, PassConfig, TokenStates, keep_states, token_states
 from mossa_jax.tasks import Example, Task, load_suite
 from mossa_jax.tasks.order import draw_seed, take_rows
 from mossa_jax.tokens.encoded import encode_rows
@@ -124,14 +124,30 @@ class RunModels:
         if pool not in POOLS:
             raise Refusal(BAD_CONFIG, f"pool {pool!r} is unknown; give one of {', '.join(POOLS)}")
         ids = self._ids(name, prompts, task)
-        model, adapter = self._loaded(name)
-        packing = Packing.of(config.tokens)
         if pool == "tokens":
-            return token_states(model, adapter, ids, PassConfig("all", config.compare.batch_rows, packing))
-        kept = keep_states(model, adapter, ids, PassConfig(pool, config.compare.batch_rows, packing))
+            model, adapters = self._loaded([name])
+            packing = Packing.of(config.tokens)
+            return token_states(model, adapters, ids, PassConfig("all", config.compare.batch_rows, packing))
+        kept = self.keep([name], ids, pool)
         # [1, L + 2, slots, D] on the devices -> [L + 2, n, D] on this host.
-        whole = jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0)
+        whole = jax.device_put(kept.states, replicated(kept.states.sharding.mesh)).addressable_data(0)
         return dict(zip(kept.names, np.asarray(whole)[0, :, : len(ids)], strict=True))
+
+    def keep(
+        self, names: Sequence[str], ids: Sequence, pool: str, lists: Sequence[Sequence] | None = None
+    ) -> KeptStates:
+        """Keeps the pooled states of models over the same prompts, as the run's comparison does.
+
+        Args:
+          names: of models; one alone, if it is a whole model.
+          ids: token ids of the prompts.
+          pool: "last" or "mean".
+          lists: of prompts that are to share compiled programs; by default these alone.
+        """
+        model, adapters = self._loaded(names)
+        config = PassConfig(pool, self.config.compare.batch_rows, Packing.of(self.config.tokens))
+        shapes = config.shapes([config.pack(model.architecture, each).sizes for each in lists or [ids]], model.mesh)
+        return keep_states(model, adapters, ids, config, shapes)
 
     def _ids(self, model: str, prompts: Sequence[str] | None, task: str | None) -> list:
         """Returns the token ids of texts, or of a task's prompts, as the run would read them."""
@@ -149,15 +165,18 @@ class RunModels:
             raise Refusal(BAD_INPUT, "there are no prompts; give at least one text")
         return encode_prompts(self.tokenizer, prompts, self.config.tokens.max_tokens, self.config.tokens.truncation)[0]
 
-    def _loaded(self, name: str) -> tuple[Model, HostAdapters]:
-        """Returns the model on the devices and its adapter, [1, ...] on the host; a zero adapter for none."""
-        folder = None if name == PRETRAINED else self._tuned_folder(name)
-        if folder is None:
-            model, adapter = self.base, {}
-        else:
+    def _loaded(self, names: Sequence[str]) -> tuple[Model, HostAdapters]:
+        """Returns the model on the devices and adapters, [m, ...] on the host; a zero adapter is the model itself."""
+        folders = {name: folder for name in names if (folder := self._tuned_folder(name)) is not None}
+        for name, folder in folders.items():
             self.tokenizer.check_record(read_about(folder).get("template"), f"model {name!r} of {self.folder}")
-            is_adapter = folder.parent.name == "adapters"
-            model = self.base if is_adapter else load_model(str(folder), self.config.dtype)
-            adapter = load_adapter(folder, model.architecture) if is_adapter else {}
+        whole = [name for name, folder in folders.items() if folder.parent.name == "models"]
+        if whole and len(names) > 1:
+            raise Refusal(BAD_INPUT, f"{whole[0]!r} of {self.folder} is a whole model; only adapters run together")
+        model = load_model(str(folders[whole[0]]), self.config.dtype) if whole else self.base
         arch = model.architecture
-        return model, stack(arch, [adapter or zero_adapter(arch)])
+        is_adapter = [name in folders and not whole for name in names]
+        adapters = [
+            load_adapter(folders[name], arch) if own else {} for name, own in zip(names, is_adapter, strict=True)
+        ]
+        return model, stack(arch, adapters if any(adapters) else [zero_adapter(arch) for _ in adapters])

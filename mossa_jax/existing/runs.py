@@ -281,7 +281,8 @@ class Run:
     # ---------------------------------------------------------------- models and their states
 
     @cached_property
-    def _models(self) -> RunModels:
+    def opened_models(self) -> RunModels:
+        """The models behind `states`, with the base that is loaded once."""
         from mossa_jax.existing.run_models import RunModels
 
         return RunModels(self.folder, self.config, self.data)
@@ -289,7 +290,7 @@ class Run:
     @property
     def models(self) -> list[str]:
         """Names of the models that are there: `pretrained`, E and its seeds, then each task's specialists and twin."""
-        return self._models.names
+        return self.opened_models.names
 
     def examples(self, task: str) -> list[Example]:
         """Returns the rows of a task whose prompts the run compares: distinct after cutting, in its order.
@@ -299,7 +300,7 @@ class Run:
         Raises:
           Refusal: 2 for a task that is not the run's; 3 if the rows are no longer those that the run saw.
         """
-        return self._models.examples(task)
+        return self.opened_models.examples(task)
 
     def states(
         self,
@@ -326,7 +327,7 @@ class Run:
           Refusal: 2 for a model, task or pooling that does not exist; 3 for a model that is not tuned yet, for rows
             that are no longer those that the run saw, and for a base that is not there.
         """
-        return self._models.states(model, prompts, task, pool)
+        return self.opened_models.states(model, prompts, task, pool)
 
     # ---------------------------------------------------------------- figures
 

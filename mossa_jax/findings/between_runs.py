@@ -9,7 +9,7 @@ Shape letters: T tasks, K layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ UPPER_HALF = "upper half"
 
 _CONSERVATIVE = (
     "where the test prompts are the same, intervals of cells still count the rows of the runs as independent, and are "
-    "wider than need be."
+    "wider than need be; --paired runs the models again and pairs the rows."
 )
 _DRAWS = 2000
 _MAX_NAMES = 6
@@ -42,7 +42,7 @@ class Comparison:
       tasks: those that means and curves rest on: in the mixture of all runs, and competent in all.
       curves: columns `run, layer, relative_depth, median, q1, q3, n_tasks`: d_t(l) over tasks, debiased.
       cells: columns `run, task, cluster, held_out, quantity, layer, estimator, reference_value, value, difference, low,
-        high, p, q, same_prompts`: run less reference. Empty for runs of other layers or tasks.
+        high, p, q, same_prompts, is_paired`: run less reference. Empty for runs of other layers or tasks.
       means: columns `run, quantity, estimator, layers` and those of `units.Estimate`: differences averaged over units.
       sizes: columns `kind, first, second, quantity, estimator, mean_absolute, n_tasks, same_prompts`, over the
         block outputs.
@@ -60,18 +60,22 @@ class Comparison:
     notes: list[str]
 
 
-def compare_runs(runs: Sequence[RunTables], free: Sequence[str] = ()) -> Comparison:
+def compare_runs(
+    runs: Sequence[RunTables], free: Sequence[str] = (), paired: Mapping[str, pd.DataFrame] | None = None
+) -> Comparison:
     """Compares several runs with the first of them.
 
     Args:
       runs: at least two, with different names.
       free: fields of the configuration that no result depends on.
+      paired: name of a run -> errors of its differences over the rows that it shares with the first, as in
+        `cell_differences`; runs without any have intervals that count rows as independent.
     """
     reference, others = runs[0], runs[1:]
     tasks, notes = _shared_tasks(runs)
     own_tasks = [tasks or [task for task in clusters_of(run.table) if task not in run.incompetent] for run in runs]
     curves = pd.concat([_curve(run, names) for run, names in zip(runs, own_tasks, strict=True)], ignore_index=True)
-    pairs = [cell_differences(reference, run) for run in others]
+    pairs = [cell_differences(reference, run, (paired or {}).get(run.name)) for run in others]
     notes += _notes_on_pairs(reference, others, pairs)
     means = [mean_differences(reference, run, tasks) for run in others] if tasks else []
     sizes = measure_sizes(runs, pairs, tasks, free)
@@ -142,7 +146,7 @@ def _pair_notes(reference: RunTables, run: RunTables, cells: pd.DataFrame) -> li
         notes.append(f"other test prompts in {share}, so these differences contain two draws of prompts.")
     if cells["low"].isna().all():
         notes.append("no intervals of cells, since sums were streamed and no rows kept.")
-    elif not is_whole:
+    elif not (cells["is_paired"] | ~cells["same_prompts"] | cells["low"].isna()).all():
         notes.append(_CONSERVATIVE)
     if not (_has_seeds(reference) or _has_seeds(run)):
         notes.append("no specialist has a second seed, so intervals of cells are over rows alone.")

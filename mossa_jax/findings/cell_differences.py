@@ -12,21 +12,23 @@ _KEYS = ["task", "quantity", "layer", "estimator"]
 
 _CELL_COLUMNS = [
     "run", "task", "cluster", "held_out", "quantity", "layer", "estimator", "reference_value", "value", "difference",
-    "low", "high", "p", "q", "same_prompts",
+    "low", "high", "p", "q", "same_prompts", "is_paired",
 ]  # fmt: skip
 
 
-def cell_differences(reference: RunTables, run: RunTables) -> pd.DataFrame:
+def cell_differences(reference: RunTables, run: RunTables, paired: pd.DataFrame | None = None) -> pd.DataFrame:
     """Computes run less reference for every cell that both have, with a 95 % interval and a test of 0.
 
     The variance is that over rows of both runs and that between seeds of the specialists of both, by Satterthwaite's
-    degrees of freedom. Rows count as independent: exact for different prompts; for the same prompts the interval is
-    too wide, since what the rows have in common cancels and the tables do not hold how much that is. Seeds that one run
-    did not measure are taken to spread as the other's. E's seed is in no interval.
+    degrees of freedom. Without `paired` rows count as independent: exact for different prompts; for the same prompts
+    the interval is too wide, since what the rows have in common cancels and the tables do not hold how much that is.
+    Seeds that one run did not measure are taken to spread as the other's. E's seed is in no interval.
 
     Args:
       reference: the run that is subtracted.
       run: the other run.
+      paired: errors of differences over the rows that both share, columns `task, quantity, layer, estimator,
+        error_paired, units_paired`; these replace the errors of both runs.
 
     Returns:
       As in `Comparison.cells`; q is the false discovery rate over the block outputs of a quantity and estimator.
@@ -44,7 +46,17 @@ def cell_differences(reference: RunTables, run: RunTables) -> pd.DataFrame:
     )
     both = both.assign(same_prompts=[_same_prompts(reference, run, task) for task in both["task"]])
     if are_equal(both):
-        return both.assign(low=both["difference"], high=both["difference"], p=np.nan, q=np.nan)[_CELL_COLUMNS]
+        zero = both["difference"]
+        return both.assign(low=zero, high=zero, p=np.nan, q=np.nan, is_paired=both["same_prompts"])[_CELL_COLUMNS]
+    if paired is None:
+        both["is_paired"] = False
+    else:
+        both = both.merge(paired, how="left", on=_KEYS)
+        both["is_paired"] = both["error_paired"].notna()
+        # One error stands for the rows of both runs.
+        both["error_rows"] = both["error_paired"].fillna(both["error_rows"])
+        both["units"] = both["units_paired"].fillna(both["units"])
+        both["error_rows_first"] = both["error_rows_first"].mask(both["is_paired"], 0.0)
     value, error, degrees = (both[name].to_numpy() for name in ("difference", "error_rows", "units"))
     other_rows = both["error_rows_first"].to_numpy() ** 2, both["units_first"].to_numpy() - 1
     low, high, p = interval_of(value, error, degrees - 1, [other_rows, *_seed_variances(both)])
