@@ -9,6 +9,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -27,6 +28,32 @@ if TYPE_CHECKING:
     from mossa_jax.run.options import Options
 
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words that a command takes beside its flags."""
+
+    name: str
+    least: int
+    check: Callable[[list[str]], None]
+    values: list[str]
+
+    def take(self, words: list[str]) -> None:
+        """Refuses words that the command does not take, and keeps the others."""
+        if len(words) < self.least:
+            missing = " ".join([self.name] * self.least)
+            raise Refusal(BAD_CONFIG, f"{len(words)} of at least {self.least} words given: {missing}; see --help")
+        self.check(words)
+        self.values[:] = words
+
+
+def _take_none(words: list[str]) -> None:
+    if words:
+        raise Refusal(BAD_CONFIG, f"stray word {words[0]!r} on the command line; values are given as --flag=value")
+
+
+_words = _Words("", 0, _take_none, [])
 
 # Fields with a choice of words are overridden by any string; `config.check` then says what they may be.
 config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
@@ -142,6 +169,22 @@ def attempt_options() -> Options:
     return Options(take_from=take_from, stale=values["stale"].value)
 
 
+def define_words(name: str, least: int, check: Callable[[list[str]], None]) -> list[str]:
+    """Lets a command take words beside its flags, such as paths.
+
+    Args:
+      name: what a word is, for messages.
+      least: the fewest words.
+      check: called with the words before anything heavy is imported; refuses those that cannot be.
+
+    Returns:
+      The words, filled in when the command line is parsed.
+    """
+    global _words
+    _words = _Words(name, least, check, [])
+    return _words.values
+
+
 def require_choice(flag: flags.FlagHolder, choices: Sequence[str]) -> None:
     """Refuses a value of a flag that is not among the choices; for choices that are slow to import.
 
@@ -191,8 +234,7 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
         words = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
         _check_fields(words)
         rest = flags.FLAGS(with_config_of_workdir(words))
-        if len(rest) > 1:
-            _refuse(f"stray word {rest[1]!r} on the command line; values are given as --flag=value")
+        _words.take(rest[1:])
         _check_values()
     except flags.IllegalFlagValueError as error:
         # absl shows a tuple for a boolean.

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mossa_jax.errors import Refusal
     from mossa_jax.existing.compare import compare
     from mossa_jax.existing.folders import compare_saved
+    from mossa_jax.existing.runs import Run
     from mossa_jax.existing.saved import load_states, save_states, states_table
     from mossa_jax.existing.states import layer_states
     from mossa_jax.existing.tasks import load_task
@@ -23,6 +24,7 @@ __all__ = [
     "Example",
     "Model",
     "Refusal",
+    "Run",
     "TokenStates",
     "cka",
     "compare",
@@ -41,6 +43,7 @@ _HOMES = {
     "Example": "tasks",
     "Model": "llama.files.load",
     "Refusal": "errors",
+    "Run": "existing.runs",
     "TokenStates": "states",
     "cka": "similarity",
     "compare": "existing.compare",

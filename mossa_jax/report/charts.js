@@ -1,6 +1,6 @@
 "use strict";
 
-// Draws the interactive charts of the page from the JSON in #data (chart_data.py says what it holds).
+// Draws the interactive charts of the page from the JSON in #data (chart_data.py says what it holds), with drawing.js.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
   const layers = data.layer_labels;
@@ -9,14 +9,7 @@
 
   // ---------------------------------------------------------------- values and words
 
-  const at = (id) => document.getElementById(id);
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const minus = (a, b) => (a === null || b === null ? null : a - b);
-  const shown = (value) => (value === null || value === undefined ? "undefined" : value.toFixed(3));
-
-  // Plotly reads a small markup in labels. Names are data, so their signs are written as entities.
-  const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const brief = (text, limit) => safe(text.length > limit ? text.slice(0, limit - 1) + "…" : text);
   const taskLabel = (task) => brief(task.cluster, 20) + " · " + brief(task.name, 36);
 
   // Indices of the tasks that `keep` accepts.
@@ -79,47 +72,6 @@
   }
 
   // ---------------------------------------------------------------- drawing
-
-  function layout(extra) {
-    const axis = { gridcolor: colour("--line"), zeroline: false, linecolor: colour("--line"), automargin: true };
-    const common = {
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: colour("--plot"),
-      font: { family: "system-ui, sans-serif", size: 13, color: colour("--ink") },
-      margin: { l: 60, r: 20, t: 34, b: 50 },
-      hoverlabel: { align: "left" },
-      height: 430,
-      legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0, xanchor: "left" },
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--ink") },
-    };
-    return Object.assign(common, extra, {
-      xaxis: Object.assign({}, axis, extra.xaxis),
-      yaxis: Object.assign({}, axis, extra.yaxis),
-    });
-  }
-
-  function draw(id, traces, extra) {
-    const place = at(id);
-    if (!place) return;
-    if (!traces.length) {
-      Plotly.purge(place);
-      place.textContent = "Nothing is defined here.";
-      return;
-    }
-    // Removes the message of an earlier call, and nothing of plotly's own.
-    place.querySelectorAll(":scope > :not(.plot-container)").forEach((child) => child.remove());
-    if (place.firstChild && place.firstChild.nodeType === 3) place.textContent = "";
-    Plotly.react(place, traces, layout(extra), {
-      // The page stays offline: plotly's own button would upload the chart's data.
-      responsive: true,
-      displaylogo: false,
-      showLink: false,
-      showSendToCloud: false,
-      plotlyServerURL: "",
-      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-      toImageButtonOptions: { format: "png", scale: 2, filename: id },
-    });
-  }
 
   // Shaded bands behind the sections of the network; none without a transition.
   function bands() {
@@ -334,9 +286,6 @@
   function drawHeldOut() {
     boxes("chart-held-out", rows((task) => task.held_out && !task.left_out), false, -1, false);
   }
-
-  // "#rrggbb" with an opacity.
-  const faded = (hue, opacity) => hue + Math.round(255 * opacity).toString(16).padStart(2, "0");
 
   function drawSpecificity() {
     const traces = [];

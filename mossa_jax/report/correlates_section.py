@@ -13,14 +13,12 @@ from mossa_jax.findings.curves import HEADLINE, block_layers, layer_order
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import MODEL_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NAMES = {PRETRAINED: "pre-trained", TUNED: "tuned", CHANGE: "change (tuned minus pre-trained)"}
-_COLOURS = MODEL_COLOURS | {CHANGE: "#333333"}
 _LINES = ((PRETRAINED, TUNED), (CHANGE,))
 _TITLES = {
     "flesch_kincaid": "Flesch-Kincaid grade",
@@ -86,6 +84,7 @@ def _draw(inputs: ReportInputs) -> Figure:
     from matplotlib.lines import Line2D
 
     layers = layer_order(inputs.table)
+    colours = {**inputs.palette.models, CHANGE: "#333333"}
     figure = elements.new_figure(12.5, 6.2)
     grid = figure.subplots(len(_LINES), len(_TITLES), sharey=True)
     for row, experimentals in zip(grid, _LINES, strict=True):
@@ -97,7 +96,7 @@ def _draw(inputs: ReportInputs) -> Figure:
                 continue
             axes.axhline(0, color="#777777", lw=0.9, zorder=2)
             for experimental in experimentals:
-                _line(axes, _select(inputs, experimental, correlate).reindex(layers), _COLOURS[experimental])
+                _line(axes, _select(inputs, experimental, correlate).reindex(layers), colours[experimental])
             elements.layer_axis(axes, layers, label=False, max_ticks=18)
             axes.set_ylim(-1.02, 1.02)
             axes.grid(axis="y", color="#dddddd", lw=0.6)
@@ -105,7 +104,7 @@ def _draw(inputs: ReportInputs) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("layer")
     handles = [
-        Line2D([], [], color=colour, label=f"CKA, {_NAMES[experimental]}") for experimental, colour in _COLOURS.items()
+        Line2D([], [], color=colour, label=f"CKA, {_NAMES[experimental]}") for experimental, colour in colours.items()
     ]
     marks = {f"q <= {_LEVEL} over layers": "#666666", f"q > {_LEVEL}": "white"}
     handles += [

@@ -11,7 +11,7 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.files.write import write_bytes
-from mossa_jax.report.palette import CEILING, FAINT, MODEL_COLOURS, MODEL_NAMES, SECTION_COLOURS, layer_label
+from mossa_jax.report.palette import DEFAULT, FAINT, MODEL_NAMES, Palette, layer_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,11 +73,13 @@ def layer_axis(axes: Axes, layers: list[str], label: bool = True, max_ticks: int
         axes.set_xlabel("layer (output of the block; emb = embedding, norm = after the final norm)")
 
 
-def section_bands(axes: Axes, sections: dict[str, Any], layers: list[str], named: bool = True) -> None:
+def section_bands(
+    axes: Axes, sections: dict[str, Any], layers: list[str], named: bool = True, palette: Palette = DEFAULT
+) -> None:
     """Shades the sections of the network behind a chart over layers; draws nothing without a transition."""
     if not sections["is_transition"]:
         return
-    for name, colour in SECTION_COLOURS.items():
+    for name, colour in palette.sections.items():
         span = sections[name]
         if span is None or str(span[0]) not in layers or str(span[1]) not in layers:
             continue
@@ -96,13 +98,14 @@ def section_bands(axes: Axes, sections: dict[str, Any], layers: list[str], named
             )
 
 
-def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str]) -> bool:
+def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str], palette: Palette = DEFAULT) -> bool:
     """Draws two boxes over tasks per layer (whiskers at 1.5 quartile ranges, outliers as diamonds).
 
     Args:
       axes: the axes to draw on.
       matrices: `pretrained` and `tuned`, each [tasks, layers].
       layers: layer names, in order.
+      palette: colours.
 
     Returns:
       Whether anything was drawn.
@@ -115,7 +118,7 @@ def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str
         if not columns:
             continue
         drawn = True
-        colour = MODEL_COLOURS[model]
+        colour = palette.models[model]
         axes.boxplot(
             columns,
             positions=positions,
@@ -136,18 +139,18 @@ def paired_boxes(axes: Axes, matrices: dict[str, pd.DataFrame], layers: list[str
     return drawn
 
 
-def ceiling_line(axes: Axes, values: list[float | None] | None) -> None:
+def ceiling_line(axes: Axes, values: list[float | None] | None, palette: Palette = DEFAULT) -> None:
     """Draws the ceiling, one value per layer; nothing if it was not measured."""
     if values is not None:
         line = np.array([np.nan if value is None else value for value in values])
-        axes.plot(range(len(line)), line, color=CEILING, lw=1.4, ls="--", zorder=4, label=CEILING_LABEL)
+        axes.plot(range(len(line)), line, color=palette.ceiling, lw=1.4, ls="--", zorder=4, label=CEILING_LABEL)
 
 
-def model_legend(axes: Axes) -> None:
+def model_legend(axes: Axes, palette: Palette = DEFAULT) -> None:
     """Adds the legend of pre-trained and tuned, and of the ceiling where `axes` has it, above all panels."""
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [Patch(color=MODEL_COLOURS[key], label=name, alpha=0.75) for key, name in MODEL_NAMES.items()]
+    handles: list[Any] = [Patch(color=palette.models[key], label=name, alpha=0.75) for key, name in MODEL_NAMES.items()]
     handles += [line for line in axes.lines if line.get_label() == CEILING_LABEL]
     # Inside the axes it would hide boxes.
     axes.figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8)

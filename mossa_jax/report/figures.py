@@ -14,20 +14,14 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.findings.trust import FDR
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.chart_data import ceiling_values, change_matrix
 from mossa_jax.report.inputs import ReportInputs, left_out
-from mossa_jax.report.palette import (
-    FAINT,
-    FOREIGN_COLOURS,
-    FOREIGN_NAMES,
-    MODEL_NAMES,
-    SCORE_COLOURS,
-    UNDEFINED,
-)
+from mossa_jax.report.palette import DEFAULT, FAINT, FOREIGN_NAMES, MODEL_NAMES, Palette
 from mossa_jax.report.score_figure import draw_scores, task_label
 
 if TYPE_CHECKING:
@@ -47,59 +41,84 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
       Names of the figures, without suffix, in the order of the page.
     """
     folder = epath.Path(folder)
-    table, analysis = inputs.table, inputs.analysis
+    drawings = _drawings(inputs)
+    for name, draw in drawings.items():
+        with elements.figure_style():
+            elements.save(draw(), folder, name)
+    return list(drawings)
+
+
+def draw_figure(inputs: ReportInputs, name: str) -> Figure:
+    """Draws one of the figures that `write_figures` saves.
+
+    Args:
+      inputs: what to draw.
+      name: of the figure.
+
+    Raises:
+      Refusal: 2 for a name that does not exist, or whose tables are not there.
+    """
+    drawings = _drawings(inputs)
+    if name not in drawings:
+        raise Refusal(BAD_CONFIG, f"there is no figure {name!r}; there is {', '.join(drawings)}")
+    with elements.figure_style():
+        return drawings[name]()
+
+
+def _drawings(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
+    """Returns what draws each figure, by its name, in the order of the page."""
+    table, analysis, palette = inputs.table, inputs.analysis, inputs.palette
     figures: dict[str, Callable[[], Figure]] = {
-        "layers": lambda: draw_layers(table, analysis),
-        "clusters": lambda: draw_clusters(table, analysis),
-        "held_out": lambda: draw_held_out(table, analysis),
-        "heatmap": lambda: draw_heatmap(table, analysis, inputs.change),
-        "specificity": lambda: draw_specificity(analysis),
+        "layers": lambda: draw_layers(table, analysis, palette),
+        "clusters": lambda: draw_clusters(table, analysis, palette),
+        "held_out": lambda: draw_held_out(table, analysis, palette),
+        "heatmap": lambda: draw_heatmap(table, analysis, inputs.change, palette),
+        "specificity": lambda: draw_specificity(analysis, palette),
         "estimators": lambda: draw_estimators(table),
-        "training": lambda: draw_training(inputs.curves),
-        "scores": lambda: draw_scores(inputs.scores, analysis),
+        "training": lambda: draw_training(inputs.curves, palette),
+        "scores": lambda: draw_scores(inputs.scores, analysis, palette),
     }
     for section in sections_of(inputs):
         figures |= {name: partial(draw, inputs) for name, draw in section.figures.items()}
-    for name, draw in figures.items():
-        with elements.figure_style():
-            elements.save(draw(), folder, name)
-    return list(figures)
+    return figures
 
 
-def draw_layers(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
+def draw_layers(table: pd.DataFrame, analysis: dict[str, Any], palette: Palette = DEFAULT) -> Figure:
     """Draws box plots over tasks per layer, pre-trained against tuned (the paper's figure 2)."""
     title = "Similarity to single-task specialists, layer by layer"
-    return _draw_boxes(table, analysis, False, title, "No task of the mixture has a defined cell.")
+    return _draw_boxes(table, analysis, False, title, "No task of the mixture has a defined cell.", palette)
 
 
-def draw_held_out(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
+def draw_held_out(table: pd.DataFrame, analysis: dict[str, Any], palette: Palette = DEFAULT) -> Figure:
     """Draws the same box plots over the tasks held out of the mixture (the paper's figure 7)."""
     reason = "No task was held out of the mixture, or none has a defined cell."
-    return _draw_boxes(table, analysis, True, "Tasks held out of the mixture", reason)
+    return _draw_boxes(table, analysis, True, "Tasks held out of the mixture", reason, palette)
 
 
-def _draw_boxes(table: pd.DataFrame, analysis: dict[str, Any], held_out: bool, title: str, reason: str) -> Figure:
+def _draw_boxes(
+    table: pd.DataFrame, analysis: dict[str, Any], held_out: bool, title: str, reason: str, palette: Palette
+) -> Figure:
     """Draws paired boxes over layers, or `reason` if nothing is defined."""
     table = _sound(table, analysis)
     layers, matrices = layer_order(table), _matrices(table, held_out)
     figure = elements.new_figure(max(7.0, min(16.0, 2.0 + 0.34 * len(layers))), 4.2)
     axes = figure.subplots()
-    elements.section_bands(axes, analysis["sections"], layers)
-    if elements.paired_boxes(axes, matrices, layers):
+    elements.section_bands(axes, analysis["sections"], layers, palette=palette)
+    if elements.paired_boxes(axes, matrices, layers, palette):
         if not held_out:
-            elements.ceiling_line(axes, _ceiling(analysis, layers))
+            elements.ceiling_line(axes, _ceiling(analysis, layers), palette)
         elements.layer_axis(axes, layers)
         elements.cka_range(axes, _values(matrices))
         axes.set_ylabel(f"CKA with the task's specialist ({HEADLINE})")
         axes.set_title(f"{title} ({_tasks(len(matrices[TUNED]))})", pad=18)
-        elements.model_legend(axes)
+        elements.model_legend(axes, palette)
     else:
         axes.clear()
         elements.empty_panel(axes, reason)
     return figure
 
 
-def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
+def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any], palette: Palette = DEFAULT) -> Figure:
     """Draws one panel of paired boxes per cluster, most held by pre-training first (the paper's figure 3)."""
     ranking, layers = analysis["clusters"]["ranking"], layer_order(table)
     columns = 2 if len(ranking) > 1 else 1
@@ -109,9 +128,9 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     all_values, ceiling = _values(_matrices(_sound(table, analysis), False)), _ceiling(analysis, layers)
     for axes, row in zip(panels.flat, ranking, strict=False):
         matrices = _matrices(table, False, row["tasks"])
-        elements.section_bands(axes, analysis["sections"], layers, named=False)
-        if elements.paired_boxes(axes, matrices, layers):
-            elements.ceiling_line(axes, ceiling)
+        elements.section_bands(axes, analysis["sections"], layers, named=False, palette=palette)
+        if elements.paired_boxes(axes, matrices, layers, palette):
+            elements.ceiling_line(axes, ceiling, palette)
             elements.layer_axis(axes, layers, label=False, max_ticks=20)
             elements.cka_range(axes, all_values)
             axes.set_title(f"{row['cluster']} ({_tasks(len(row['tasks']))})")
@@ -120,7 +139,7 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     for axes in list(panels.flat)[len(ranking) :]:
         axes.set_axis_off()
     if ranking:
-        elements.model_legend(panels[0, 0])
+        elements.model_legend(panels[0, 0], palette)
         figure.supxlabel("layer", fontsize=9)
         figure.supylabel(f"CKA ({HEADLINE})", fontsize=9)
     else:
@@ -128,7 +147,9 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     return figure
 
 
-def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataFrame | None = None) -> Figure:
+def draw_heatmap(
+    table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataFrame | None = None, palette: Palette = DEFAULT
+) -> Figure:
     """Draws task by layer: pre-trained, tuned and their difference, rows by cluster.
 
     Undefined cells are hatched, tasks that the findings leave out are greyed, and a dot marks a difference that is not
@@ -138,6 +159,7 @@ def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataF
       table: the results table.
       analysis: from `find`.
       change: the table `results/change`, for the dots.
+      palette: colours.
     """
     from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.patches import Patch
@@ -159,7 +181,7 @@ def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataF
         is_difference = name == _DIFFERENCE
         norm = TwoSlopeNorm(0.0, -largest, largest) if is_difference else Normalize(0.0, 1.0)
         values = np.ma.masked_invalid(matrix.to_numpy())
-        axes.patch.set(facecolor=UNDEFINED, hatch="////", edgecolor="white")
+        axes.patch.set(facecolor=palette.undefined, hatch="////", edgecolor="white")
         any_undefined |= bool(values.mask.any())
         cmap = "PuOr_r" if is_difference else "cividis"
         image = axes.imshow(values, aspect="auto", norm=norm, cmap=cmap, interpolation="nearest")
@@ -174,7 +196,7 @@ def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataF
             axes.axhspan(row - 0.5, row + 0.5, color="white", alpha=0.65, lw=0)
     handles: list[Any] = []
     if any_undefined:
-        handles.append(Patch(facecolor=UNDEFINED, hatch="////", edgecolor="white", label="undefined"))
+        handles.append(Patch(facecolor=palette.undefined, hatch="////", edgecolor="white", label="undefined"))
     if change is not None and len(change):
         at = np.argwhere(change_matrix(change, "q", HEADLINE, tasks, layers) > FDR)
         handles.append(
@@ -191,7 +213,7 @@ def draw_heatmap(table: pd.DataFrame, analysis: dict[str, Any], change: pd.DataF
     return figure
 
 
-def draw_specificity(analysis: dict[str, Any]) -> Figure:
+def draw_specificity(analysis: dict[str, Any], palette: Palette = DEFAULT) -> Figure:
     """Draws own minus twin and own minus other specialists over layers, with intervals over units."""
     figure = elements.new_figure(8.0, 3.6)
     axes = figure.subplots()
@@ -203,8 +225,8 @@ def draw_specificity(analysis: dict[str, Any]) -> Figure:
         drawn = True
         x = np.arange(len(rows))
         mean, low, high = (np.array([row[key] for row in rows], float) for key in ("mean", "low", "high"))
-        axes.plot(x, mean, color=FOREIGN_COLOURS[kind], lw=1.8, label=name)
-        axes.fill_between(x, low, high, color=FOREIGN_COLOURS[kind], alpha=0.2, lw=0)
+        axes.plot(x, mean, color=palette.foreign[kind], lw=1.8, label=name)
+        axes.fill_between(x, low, high, color=palette.foreign[kind], alpha=0.2, lw=0)
         elements.layer_axis(axes, [row["layer"] for row in rows])
     if not drawn:
         elements.empty_panel(axes, "No other control was compared.")
@@ -236,7 +258,7 @@ def draw_estimators(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_training(curves: pd.DataFrame) -> Figure:
+def draw_training(curves: pd.DataFrame, palette: Palette = DEFAULT) -> Figure:
     """Draws the training loss of the multi-task model and of every specialist."""
     figure = elements.new_figure(8.0, 3.6)
     axes = figure.subplots()
@@ -245,12 +267,12 @@ def draw_training(curves: pd.DataFrame) -> Figure:
         return figure
     for model, rows in curves.sort_values("step").groupby("model", sort=True):
         # Further seeds of the multi-task model share its colour.
-        colour = SCORE_COLOURS["tuned" if str(model).startswith(f"{TUNED}.seed") else "control"]
+        colour = palette.scores["tuned" if str(model).startswith(f"{TUNED}.seed") else "control"]
         if model != TUNED:
             axes.plot(rows["step"], rows["loss"], color=colour, lw=0.7, alpha=0.45)
-    axes.plot([], [], color=SCORE_COLOURS["control"], lw=1, label="specialists (one line each)")
+    axes.plot([], [], color=palette.scores["control"], lw=1, label="specialists (one line each)")
     tuned = curves[curves["model"] == TUNED].sort_values("step")
-    axes.plot(tuned["step"], tuned["loss"], color=SCORE_COLOURS["tuned"], lw=2, label="multi-task model")
+    axes.plot(tuned["step"], tuned["loss"], color=palette.scores["tuned"], lw=2, label="multi-task model")
     axes.set(xlabel="training step", ylabel="loss per answer token (nats)", title="Training")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)

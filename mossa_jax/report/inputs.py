@@ -32,6 +32,7 @@ class ReportInputs:
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
       change: the table `results/change`; None if changes of single cells were not tested.
       analyses: tables of the analyses beside the comparison that were made, by their names in `results/`.
+      palette: colours of the static figures.
     """
 
     table: pd.DataFrame
@@ -46,6 +47,7 @@ class ReportInputs:
     times: pd.DataFrame | None = None
     change: pd.DataFrame | None = None
     analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    palette: palette.Palette = palette.DEFAULT
 
 
 def scores_by_model(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

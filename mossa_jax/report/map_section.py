@@ -17,13 +17,13 @@ from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import (
     BLUE,
     GREEN,
-    MODEL_COLOURS,
     MODEL_NAMES,
     ORANGE,
     PURPLE,
     SKY_BLUE,
     VERMILLION,
     YELLOW,
+    Palette,
     shorten,
 )
 from mossa_jax.similarity.maps import METHODS, PCA
@@ -73,7 +73,7 @@ def _draw_map(method: str, inputs: ReportInputs) -> Figure:
             ha="center",
             fontsize=10,
             fontweight="bold",
-            color=MODEL_COLOURS[model],
+            color=inputs.palette.models[model],
         )
     handles = [
         Line2D([], [], ls="", marker=shape, color=hue, ms=5.5, label=shorten(name, 30))
@@ -148,7 +148,7 @@ def _draw_separation(inputs: ReportInputs) -> Figure:
     for row, (method, name) in zip(grid, _METHOD_NAMES.items(), strict=True):
         for axes, (panel, title) in zip(row, _PANELS.items(), strict=True):
             axes.set_title(f"{title}: {name}")
-            if not _accuracy_lines(axes, table, layers, panel, method):
+            if not _accuracy_lines(axes, table, layers, panel, method, inputs.palette):
                 axes.tick_params(left=False, labelleft=False)
                 elements.empty_panel(axes, _why_empty(panel))
                 continue
@@ -162,18 +162,20 @@ def _draw_separation(inputs: ReportInputs) -> Figure:
         Line2D(
             [], [], color=colour, lw=1.6, marker="o", ms=3, label=f"{MODEL_NAMES[model]}, 95 % interval over clusters"
         )
-        for model, colour in MODEL_COLOURS.items()
+        for model, colour in inputs.palette.models.items()
     ]
     handles.append(Line2D([], [], color="#666666", ls=":", lw=1.4, label="chance (in the model's colour)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def _accuracy_lines(axes: Axes, table: pd.DataFrame, layers: list[str], panel: tuple[str, str], method: str) -> bool:
+def _accuracy_lines(
+    axes: Axes, table: pd.DataFrame, layers: list[str], panel: tuple[str, str], method: str, palette: Palette
+) -> bool:
     """Draws both models' accuracies over layers, and returns whether there are any."""
     places = np.arange(len(layers))
     drawn = False
-    for model, colour in MODEL_COLOURS.items():
+    for model, colour in palette.models.items():
         cells = [_measure(table, model, layer, panel, method) or {} for layer in layers]
         value, low, high, chance = (
             np.array([cell.get(key, np.nan) for cell in cells], float) for key in ("value", "low", "high", "chance")

@@ -13,16 +13,19 @@ from mossa_jax.report import analysis_words as words
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import MODEL_COLOURS, PURPLE, SCORE_COLOURS
+from mossa_jax.report.palette import PURPLE, Palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_CURVES = {
-    "tuned": (MODEL_COLOURS[TUNED], "E"),
-    "cka": (PURPLE, "mean of the specialists"),
-    "pretrained": (MODEL_COLOURS[PRETRAINED], "base"),
-}
+
+def _curves(palette: Palette) -> dict[str, tuple[str, str]]:
+    """Returns colour and name of each curve, by the column that it is drawn from."""
+    return {
+        "tuned": (palette.models[TUNED], "E"),
+        "cka": (PURPLE, "mean of the specialists"),
+        "pretrained": (palette.models[PRETRAINED], "base"),
+    }
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
@@ -70,21 +73,21 @@ def _where(found: dict[str, Any]) -> str:
 
 
 def _draw(inputs: ReportInputs) -> Figure:
-    found = _found(inputs)
+    found, curves = _found(inputs), _curves(inputs.palette)
     figure = elements.new_figure(13.0, 4.3)
     with_curves, with_gap, with_scores = figure.subplots(1, 3)
     layers, means = found["layers"], found["means"]
     x = np.arange(len(layers))
-    drawn = [words.draw_means(with_curves, x, means[name], *style) for name, style in _CURVES.items()]
+    drawn = [words.draw_means(with_curves, x, means[name], *style) for name, style in curves.items()]
     if any(drawn):
-        elements.cka_range(with_curves, np.concatenate([means[name].mean for name in _CURVES]))
+        elements.cka_range(with_curves, np.concatenate([means[name].mean for name in curves]))
         elements.layer_axis(with_curves, layers, label=False, max_ticks=16)
         with_curves.set(xlabel="layer", ylabel=f"CKA with the task's specialist ({HEADLINE})")
         with_curves.legend(fontsize=8, loc="lower left")
     else:
         elements.empty_panel(with_curves, "No competent task of the mixture was compared.")
     with_curves.set_title("Nearness to the specialists")
-    if words.draw_means(with_gap, x, means["difference"], SCORE_COLOURS["tuned"], "E less the mean"):
+    if words.draw_means(with_gap, x, means["difference"], inputs.palette.scores["tuned"], "E less the mean"):
         with_gap.axhline(0, color="#888888", lw=1)
         with_gap.grid(axis="y", color="#dddddd", lw=0.6)
         elements.layer_axis(with_gap, layers, label=False, max_ticks=16)
@@ -92,11 +95,11 @@ def _draw(inputs: ReportInputs) -> Figure:
     else:
         elements.empty_panel(with_gap, "The difference is undefined.")
     with_gap.set_title("E less the mean of the specialists")
-    _draw_scores(with_scores, found)
+    _draw_scores(with_scores, found, curves)
     return figure
 
 
-def _draw_scores(axes: Any, found: dict[str, Any]) -> None:
+def _draw_scores(axes: Any, found: dict[str, Any], curves: dict[str, tuple[str, str]]) -> None:
     rows = found["information"]
     axes.set_title("What they know of the answers")
     if rows.empty or not np.isfinite(rows["merged"].to_numpy(float)).any():
@@ -104,9 +107,9 @@ def _draw_scores(axes: Any, found: dict[str, Any]) -> None:
         return
     x = rows["control"].to_numpy(float)
     for name, (colour, label) in {
-        "tuned": _CURVES["tuned"],
-        "merged": _CURVES["cka"],
-        "base": _CURVES["pretrained"],
+        "tuned": curves["tuned"],
+        "merged": curves["cka"],
+        "base": curves["pretrained"],
     }.items():
         axes.scatter(x, rows[name].to_numpy(float), s=24, color=colour, alpha=0.85, lw=0, label=label)
     ends = [min(0.0, np.nanmin(x)), np.nanmax(x) * 1.03]

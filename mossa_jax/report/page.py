@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from mossa_jax.report import palette, tables
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.chart_data import chart_data
+from mossa_jax.report.html_parts import data_uri, inlined, templates
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.time_spent import time_table
 
@@ -36,9 +34,6 @@ CAPTIONS = {
 }
 """Static figure -> what it shows, for readers who cannot see it."""
 
-_FOLDER = Path(__file__).parent
-_PALETTE_SIZE = 96
-
 
 def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLike) -> None:
     """Writes the report page, whole or not at all.
@@ -51,52 +46,47 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     Raises:
       Refusal: 3 if a figure is missing; 6 if there is no room for the page.
     """
-    import jinja2
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
     captions = CAPTIONS | {name: text for section in sections for name, text in section.captions.items()}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    page = environment.get_template("page.html.j2").render(
-        data=chart_data(inputs),
-        analysis=inputs.analysis,
-        rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
-        competence=competence_sentence(inputs.analysis["competence"]),
-        claims=tables.claim_rows(inputs.analysis["findings"]),
-        definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
-        clusters=tables.cluster_rows(inputs),
-        scores=tables.score_rows(inputs),
-        means=tables.mean_rows(inputs),
-        repairing=tables.repairing(inputs.table),
-        seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
-        facts=to_json_types(dict(inputs.facts)),
-        command=inputs.command,
-        warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
-        notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
-        warning_groups=GROUPS,
-        versions=inputs.versions,
-        sections=[_section(section, inputs) for section in sections],
-        images={name: _data_uri(epath.Path(figures) / f"{name}.png") for name in captions},
-        captions=captions,
-        parity=_parity(inputs.parity),
-        time=time_table(inputs.times),
-        verdicts=RULES,
-        estimators=REPORTED_ESTIMATORS,
-        model_names=palette.MODEL_NAMES,
-        score_names=palette.SCORE_NAMES,
-        metric_names=palette.METRIC_NAMES,
-        foreign_names=palette.FOREIGN_NAMES,
-        # Inserted as values, so that nothing in them is taken for a template.
-        style=_inlined("style.css"),
-        script=_inlined("charts.js"),
-        plotly=get_plotlyjs(),
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            data=chart_data(inputs),
+            analysis=inputs.analysis,
+            rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
+            competence=competence_sentence(inputs.analysis["competence"]),
+            claims=tables.claim_rows(inputs.analysis["findings"]),
+            definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
+            clusters=tables.cluster_rows(inputs),
+            scores=tables.score_rows(inputs),
+            means=tables.mean_rows(inputs),
+            repairing=tables.repairing(inputs.table),
+            seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
+            facts=to_json_types(dict(inputs.facts)),
+            command=inputs.command,
+            warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
+            notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
+            warning_groups=GROUPS,
+            versions=inputs.versions,
+            sections=[_section(section, inputs) for section in sections],
+            images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
+            captions=captions,
+            parity=_parity(inputs.parity),
+            time=time_table(inputs.times),
+            verdicts=RULES,
+            estimators=REPORTED_ESTIMATORS,
+            model_names=palette.MODEL_NAMES,
+            score_names=palette.SCORE_NAMES,
+            metric_names=palette.METRIC_NAMES,
+            foreign_names=palette.FOREIGN_NAMES,
+            # Inserted as values, so that nothing in them is taken for a template.
+            style=inlined("style.css"),
+            script=inlined("drawing.js", "charts.js"),
+            plotly=get_plotlyjs(),
+        )
     )
     write_text(path, page)
 
@@ -114,25 +104,12 @@ def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _inlined(name: str) -> str:
-    """Reads a file that becomes part of the page."""
-    return (_FOLDER / name).read_text(encoding="utf-8").rstrip("\n")
-
-
-def _data_uri(figure: epath.Path) -> str:
-    """Encodes a PNG as a data URI. A palette of 96 colours saves two thirds of the bytes with no visible difference."""
-    from PIL import Image
-
+def _picture(figure: epath.Path) -> str:
+    """Returns a figure as a data URI."""
     try:
-        with Image.open(io.BytesIO(figure.read_bytes())) as image:
-            small = image.convert("RGB").quantize(
-                _PALETTE_SIZE, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-            )
+        return data_uri(figure.read_bytes())
     except FileNotFoundError as error:
         raise Refusal(BAD_INPUT, f"figure {figure} is missing; write the figures before the page") from error
-    png = io.BytesIO()
-    small.save(png, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
 
 
 def _parity(parity: pd.DataFrame | str) -> dict[str, Any]:

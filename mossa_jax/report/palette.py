@@ -1,6 +1,12 @@
 """Colours and names shared by the static figures and the page: Okabe and Ito's colour-blind safe palette."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from mossa_jax.config import PRETRAINED, TUNED
+from mossa_jax.errors import BAD_CONFIG, Refusal
 
 BLUE, VERMILLION, GREEN, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 YELLOW, PURPLE, ORANGE = "#F0E442", "#CC79A7", "#E69F00"
@@ -47,6 +53,74 @@ TIME_COLOURS = {
     "profile": "#5a4fa2",
     "other": "#9a9a9a",
 }
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of the static figures, by what they stand for.
+
+    Attributes:
+      models: experimental model -> colour.
+      scores: model, as in the task scores -> colour.
+      foreign: foreign control -> colour.
+      sections: section of the network -> colour.
+      ceiling: of the ceiling.
+      undefined: of undefined cells.
+    """
+
+    models: Mapping[str, str]
+    scores: Mapping[str, str]
+    foreign: Mapping[str, str]
+    sections: Mapping[str, str]
+    ceiling: str
+    undefined: str
+
+
+ROLES = {
+    **MODEL_COLOURS,
+    "control": SCORE_COLOURS["control"],
+    "majority": SCORE_COLOURS["majority"],
+    **FOREIGN_COLOURS,
+    **SECTION_COLOURS,
+    "ceiling": CEILING,
+    "undefined": UNDEFINED,
+}
+"""What a colour of the static figures can stand for -> the colour that it has by default."""
+
+
+def make_palette(colours: Mapping[str, str]) -> Palette:
+    """Returns the palette of the figures with some colours of one's own.
+
+    Args:
+      colours: role, a key of `ROLES` -> any colour that matplotlib knows; the other roles keep theirs.
+
+    Raises:
+      Refusal: 2 for a role that does not exist, or a colour that is none.
+    """
+    for role, colour in colours.items():
+        if role not in ROLES:
+            raise Refusal(BAD_CONFIG, f"palette: {role!r} is no role; there is {', '.join(ROLES)}")
+        _check_colour(role, colour)
+    values = ROLES | dict(colours)
+    return Palette(
+        models={name: values[name] for name in MODEL_COLOURS},
+        scores={"base": values[PRETRAINED]} | {name: values[name] for name in (TUNED, "control", "majority")},
+        foreign={name: values[name] for name in FOREIGN_COLOURS},
+        sections={name: values[name] for name in SECTION_COLOURS},
+        ceiling=values["ceiling"],
+        undefined=values["undefined"],
+    )
+
+
+def _check_colour(role: str, colour: str) -> None:
+    from matplotlib.colors import is_color_like
+
+    if not is_color_like(colour):
+        raise Refusal(BAD_CONFIG, f"palette: {role}={colour!r} is no colour; give one such as '#0072B2'")
+
+
+DEFAULT = make_palette({})
+"""The colours that the page uses, too."""
 
 
 def layer_label(layer: str) -> str:

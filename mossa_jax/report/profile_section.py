@@ -11,7 +11,7 @@ from mossa_jax.findings.curves import block_layers
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import CEILING, SCORE_COLOURS, UNDEFINED
+from mossa_jax.report.palette import Palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,18 +149,18 @@ def _draw(inputs: ReportInputs) -> Figure:
         return figure
     measure = profile["measure"]
     for axes, model in zip(panels[0], _NAMES, strict=True):
-        _draw_shares(axes, profile, model, layers)
+        _draw_shares(axes, profile, model, layers, inputs.palette.scores[model])
         axes.set_title(f"{_title(model)}: adapters kept in some layers", pad=16)
-    _draw_single_layers(panels[1, 0], profile, layers)
-    _draw_exchange(panels[1, 1], profile, layers)
+    _draw_single_layers(panels[1, 0], profile, layers, inputs.palette)
+    _draw_exchange(panels[1, 1], profile, layers, inputs.palette)
     for axes in panels.flat:
-        elements.section_bands(axes, inputs.analysis["sections"], layers)
+        elements.section_bands(axes, inputs.analysis["sections"], layers, palette=inputs.palette)
         elements.layer_axis(axes, layers, label=False, max_ticks=17)
         axes.set_xlabel("layer k")
         axes.grid(axis="y", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
     panels[0, 0].set_ylabel(f"share of the gain in {_UNITS[measure]}")
-    _add_legend(figure, measure)
+    _add_legend(figure, measure, inputs.palette)
     return figure
 
 
@@ -177,12 +177,12 @@ def _line(axes: Axes, rows: Sequence[Row], layers: Sequence[str], colour: str, k
     axes.plot(places, mean, color=colour, lw=1.8, ls=style, marker=marker if len(layers) < 17 else None, ms=4.5)
 
 
-def _draw_shares(axes: Axes, profile: Row, model: str, layers: Sequence[str]) -> None:
+def _draw_shares(axes: Axes, profile: Row, model: str, layers: Sequence[str], colour: str) -> None:
     for kept in ("upto", "from"):
         if profile["measure"] == "information":
             _line(axes, _rows(profile, "curves", model=model, kept=kept, measure="answer_nll"), layers, "", kept, True)
         rows = _rows(profile, "curves", model=model, kept=kept, measure=profile["measure"])
-        _line(axes, rows, layers, SCORE_COLOURS[model], kept)
+        _line(axes, rows, layers, colour, kept)
     for level in (0, 1):
         axes.axhline(level, color="#888888", lw=0.8, zorder=1)
     axes.set_ylim(*_limits(axes, -0.15, 1.15))
@@ -194,13 +194,13 @@ def _limits(axes: Axes, low: float, high: float) -> tuple[float, float]:
     return max(min(bottom, low), -0.6), min(max(top, high), 1.6)
 
 
-def _draw_single_layers(axes: Axes, profile: Row, layers: Sequence[str]) -> None:
+def _draw_single_layers(axes: Axes, profile: Row, layers: Sequence[str], palette: Palette) -> None:
     axes.set_title("One layer alone", pad=16)
     for shift, model in ((-0.2, "tuned"), (0.2, "control")):
         rows = _rows(profile, "curves", model=model, kept="only", measure=profile["measure"])
         places = np.array([layers.index(str(row["layer"])) for row in rows], float) + shift
         mean, low, high = (np.array([row[key] for row in rows], float) for key in ("mean", "low", "high"))
-        axes.bar(places, mean, width=0.36, color=SCORE_COLOURS[model], alpha=0.8, zorder=2)
+        axes.bar(places, mean, width=0.36, color=palette.scores[model], alpha=0.8, zorder=2)
         axes.errorbar(places, mean, [mean - low, high - mean], fmt="none", ecolor="#333333", elinewidth=0.9, zorder=3)
     carried = profile["layers"]
     axes.plot(
@@ -217,24 +217,24 @@ def _draw_single_layers(axes: Axes, profile: Row, layers: Sequence[str]) -> None
     axes.set_ylabel(f"share of the gain in {_UNITS[profile['measure']]}")
 
 
-def _draw_exchange(axes: Axes, profile: Row, layers: Sequence[str]) -> None:
+def _draw_exchange(axes: Axes, profile: Row, layers: Sequence[str], palette: Palette) -> None:
     axes.set_title("E with layers exchanged for the specialist's", pad=16)
     for kept in ("swap_upto", "swap_from"):
-        _line(axes, _rows(profile, "exchange", kept=kept, measure=profile["measure"]), layers, CEILING, kept)
+        _line(axes, _rows(profile, "exchange", kept=kept, measure=profile["measure"]), layers, palette.ceiling, kept)
     axes.axhline(0, color="#888888", lw=0.8, zorder=1)
     axes.set_ylabel(f"cost in {_COST_UNITS[profile['measure']]}")
 
 
-def _add_legend(figure: Figure, measure: str) -> None:
+def _add_legend(figure: Figure, measure: str, palette: Palette) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles = [
         Line2D([], [], color="#333333", ls="-", marker="o", ms=4.5, lw=1.8, label="layers 1 to k"),
         Line2D([], [], color="#333333", ls="--", marker="s", ms=4.5, lw=1.8, label="layers k to the last"),
-        Patch(color=SCORE_COLOURS["tuned"], alpha=0.8, label="E"),
-        Patch(color=SCORE_COLOURS["control"], alpha=0.8, label="specialists"),
-        Patch(color=UNDEFINED, alpha=0.5, label="95 % interval over clusters"),
+        Patch(color=palette.scores["tuned"], alpha=0.8, label="E"),
+        Patch(color=palette.scores["control"], alpha=0.8, label="specialists"),
+        Patch(color=palette.undefined, alpha=0.5, label="95 % interval over clusters"),
         Line2D([], [], color="black", marker="D", ms=4, ls="none", label="carried by layer k in E, both directions"),
     ]
     if measure == "information":

@@ -11,7 +11,7 @@ from mossa_jax.findings.competence import EXACT_MATCH, INFORMATION
 from mossa_jax.findings.curves import clusters_of
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.inputs import left_out, scores_by_model
-from mossa_jax.report.palette import METRIC_NAMES, SCORE_COLOURS, SCORE_NAMES, shorten
+from mossa_jax.report.palette import DEFAULT, METRIC_NAMES, SCORE_NAMES, Palette, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 _MARKERS = dict(zip(SCORE_NAMES, ("o", "s", "D", "|"), strict=True))
 
 
-def draw_scores(scores: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
+def draw_scores(scores: pd.DataFrame, analysis: dict[str, Any], palette: Palette = DEFAULT) -> Figure:
     """Draws information and exact match per task, of the base, the multi-task model, the specialist and the majority.
 
     Args:
       scores: the task scores.
       analysis: from `find`; the tasks that it leaves out have grey names.
+      palette: colours.
     """
     metrics = [metric for metric in (INFORMATION, EXACT_MATCH) if metric in set(scores["metric"])]
     tasks = scores.drop_duplicates("task").sort_values(["cluster", "task"], ascending=False)["task"]
@@ -35,7 +36,7 @@ def draw_scores(scores: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
         return figure
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        _draw_metric(axes, scores_by_model(scores, metric).reindex(index=tasks))
+        _draw_metric(axes, scores_by_model(scores, metric).reindex(index=tasks), palette)
         axes.set_xlabel(METRIC_NAMES[metric])
     panels[-1].set_ylim(-0.8, len(tasks) - 0.2)
     if metrics[-1] == EXACT_MATCH:
@@ -49,7 +50,7 @@ def draw_scores(scores: pd.DataFrame, analysis: dict[str, Any]) -> Figure:
     return figure
 
 
-def _draw_metric(axes: Axes, wide: pd.DataFrame) -> None:
+def _draw_metric(axes: Axes, wide: pd.DataFrame, palette: Palette) -> None:
     """Draws one metric, [tasks, models], with a line from the least to the most of each task."""
     positions = np.arange(len(wide))
     measured = wide.notna().any(axis=1)
@@ -57,7 +58,7 @@ def _draw_metric(axes: Axes, wide: pd.DataFrame) -> None:
     for model, name in SCORE_NAMES.items():
         if wide[model].notna().any():
             size = 40 if _MARKERS[model] == "|" else 18
-            colour = SCORE_COLOURS[model]
+            colour = palette.scores[model]
             axes.scatter(wide[model], positions, label=name, color=colour, marker=_MARKERS[model], s=size, zorder=3)
     axes.axvline(0.0, color="#bbbbbb", lw=0.8, zorder=0)
     axes.grid(axis="x", color="#dddddd", lw=0.6)

@@ -13,7 +13,6 @@ from mossa_jax.findings.units import estimate, t_interval, unit_means, unit_name
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import MODEL_COLOURS, SCORE_COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 COMPONENTS, RATIO = "components_99", "participation_ratio"
 
 _NAMES = {PRETRAINED: "pre-trained", TUNED: "tuned (E)", "control": "specialists (C_t)"}
-_COLOURS = MODEL_COLOURS | {"control": SCORE_COLOURS["control"]}
 _MARKERS = {PRETRAINED: "o", TUNED: "s", "control": "^"}
 _TITLES = {COMPONENTS: "components for 99 % of the variance", RATIO: "participation ratio"}
 
@@ -81,6 +79,7 @@ def _draw(inputs: ReportInputs) -> Figure:
     layers = layer_order(inputs.table)
     figure = elements.new_figure(10.5, 4.0)
     places = np.arange(len(layers))
+    colours = {**inputs.palette.models, "control": inputs.palette.scores["control"]}
     for axes, (column, title) in zip(figure.subplots(1, 2), _TITLES.items(), strict=True):
         axes.set_title(title)
         drawn = 0
@@ -90,8 +89,8 @@ def _draw(inputs: ReportInputs) -> Figure:
                 continue
             drawn += 1
             mean, low, high = _curve(values, clusters)
-            axes.fill_between(places, low, high, color=_COLOURS[model], alpha=0.15, lw=0)
-            axes.plot(places, mean, color=_COLOURS[model], marker=_MARKERS[model], ms=3.5, lw=1.6, label=name)
+            axes.fill_between(places, low, high, color=colours[model], alpha=0.15, lw=0)
+            axes.plot(places, mean, color=colours[model], marker=_MARKERS[model], ms=3.5, lw=1.6, label=name)
         if not drawn:
             elements.empty_panel(axes, "no states with variance")
             continue

@@ -12,16 +12,11 @@ from mossa_jax.report import analysis_words as words
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import CEILING, GREEN, ORANGE, SCORE_COLOURS
+from mossa_jax.report.palette import GREEN, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_AGAINST = {
-    "seed": (CEILING, "two seeds of one specialist"),
-    "own": (GREEN, "E and the task's specialist"),
-    "other": (ORANGE, "E and a specialist of another cluster"),
-}
 _MEASURES = {
     "cosine": "cosine of the updates",
     "overlap_in": "overlap of what they read",
@@ -68,9 +63,14 @@ def _draw(inputs: ReportInputs) -> Figure:
     panels = figure.subplots(2, 2)
     layers = found["layers"]
     x = np.arange(len(layers))
+    against = {
+        "seed": (inputs.palette.ceiling, "two seeds of one specialist"),
+        "own": (GREEN, "E and the task's specialist"),
+        "other": (ORANGE, "E and a specialist of another cluster"),
+    }
     axes = panels[0, 0]
     drawn = [
-        words.draw_means(axes, x, found["relative"][name], SCORE_COLOURS[name], label)
+        words.draw_means(axes, x, found["relative"][name], inputs.palette.scores[name], label)
         for name, label in (("tuned", "E"), ("control", "specialists"))
     ]
     axes.set_title("norm of the update / norm of the base's projections")
@@ -82,7 +82,7 @@ def _draw(inputs: ReportInputs) -> Figure:
         elements.empty_panel(axes, "No competent task of the mixture has an update.")
     for axes, (measure, title) in zip(panels.flat[1:], _MEASURES.items(), strict=True):
         drawn = [
-            words.draw_means(axes, x, found[measure][name], colour, label) for name, (colour, label) in _AGAINST.items()
+            words.draw_means(axes, x, found[measure][name], colour, label) for name, (colour, label) in against.items()
         ]
         axes.set_title(title)
         if not any(drawn):

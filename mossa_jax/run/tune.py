@@ -81,6 +81,7 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
     if config.base != MINIATURE:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     announce(run, prepare(run))
+    take_models(run)
     first_layer, layers = config.tuning.first_layer, run.architecture.layers
     if not 0 <= first_layer < layers:
         raise Refusal(

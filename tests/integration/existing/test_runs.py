@@ -1,0 +1,221 @@
+"""A run opened from Python: its tables, states and figures are those of the run, and what is missing is said."""
+
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import mossa_jax as mossa
+from mossa_jax.errors import Refusal
+from mossa_jax.existing.runs import TABLES
+from mossa_jax.processes.stop import Stop
+from mossa_jax.run import models, pipeline
+from mossa_jax.run.analyse import ANALYSES
+
+ORDER = ["embed", "1", "2", "3", "final_norm"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return mossa.Run(tiny_run[1])
+
+
+@pytest.fixture(scope="module")
+def own_run(tiny_run, tmp_path_factory):
+    """The run as its own stages open it, on a copy."""
+    config, finished = tiny_run
+    folder = tmp_path_factory.mktemp("own") / "tiny"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".lock", ".holder"))
+    run_folder = pipeline.open_run(config, str(folder))
+    yield pipeline.Run(config, run_folder, Stop())
+    run_folder.close()
+
+
+def copy(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
+
+
+def test_it_has_the_runs_configuration_and_prints_as_one_line(run, tiny_run):
+    assert run.config == tiny_run[0]
+    assert re.fullmatch(r"Run\('.*tiny'\): tiny, 3 tasks, 3 layers, \d+ tables", repr(run))
+    assert run.page == run.folder / "report.html" and run.page.exists() and run.is_finished
+    assert run.variants == [] and run.warnings == []
+
+
+def test_tables_are_those_of_the_folder_with_layers_in_order_and_as_numbers(run, tiny_run):
+    plain = pd.read_parquet(tiny_run[1] / "results/cka.parquet")
+    table = run.cka
+    assert table.layer.cat.ordered and list(table.layer.cat.categories) == ORDER
+    assert table.groupby("layer", observed=True).depth.first().tolist() == [0, 1, 2, 3, 4]
+    assert table.groupby("layer", observed=True).relative_depth.first().tolist() == [0, 1 / 3, 2 / 3, 1, 1]
+    pd.testing.assert_frame_equal(
+        table.drop(columns=["depth", "relative_depth"]).assign(layer=table.layer.astype(str)), plain, check_dtype=False
+    )
+    assert set(run.tables) == {path.stem for path in (tiny_run[1] / "results").glob("*.parquet")}
+    assert {"cka", "change", "scores"} <= set(dir(run))
+    assert len(run.table("change")) == len(run.change) and "depth" in run.change and "depth" not in run.scores
+    findings = json.loads((tiny_run[1] / "results/findings.json").read_text())
+    assert run.findings.verdict.tolist() == [row["verdict"] for row in findings["findings"]]
+    # A change to a table that was handed out changes no later one.
+    table["cka"] = 0.0
+    assert not (run.cka.cka == 0).all()
+
+
+def test_pairs_of_layers_have_depths_too(analysed_run):
+    table = mossa.Run(analysed_run[1]).layers
+    assert (table.depth_a == table.layer_a.cat.codes).all() and (table.depth_b == table.layer_b.cat.codes).all()
+    assert "relative_depth" not in table
+
+
+def test_every_table_of_every_analysis_is_known():
+    made = {name: analysis.name for analysis in ANALYSES for name in analysis.table_names}
+    assert {name: field for name, field in TABLES.items() if field} == made
+
+
+def test_its_models_are_the_base_e_and_the_specialists(run, own_run):
+    assert run.models[:2] == ["pretrained", "tuned"]
+    assert set(run.models[2:]) == set(own_run.controls)
+
+
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_states_are_those_that_the_run_compares(run, own_run, pool):
+    task = next(task for task in own_run.suite.tasks if task.name == "count_words")
+    ids = own_run.test_prompts(task).ids
+    config = models.PassConfig(pool, own_run.config.compare.batch_rows, own_run.pass_config.packing)
+    names = [None, "tuned", "count_words", next(name for name in run.models if name.endswith(".seed1"))]
+    wanted = np.asarray(models.model_states(own_run, names, ids, config).states)
+    for at, name in enumerate(names):
+        states = run.states(name, task="count_words", pool=pool)
+        assert list(states) == ORDER
+        for number, layer in enumerate(ORDER):
+            np.testing.assert_allclose(states[layer], wanted[at, number, : len(ids)], atol=1e-6)
+    assert not np.allclose(wanted[0], wanted[1], atol=1e-4)
+
+
+def test_states_of_texts_are_cut_and_templated_as_the_runs_own(run):
+    examples = run.examples("last_word")
+    of_task = run.states("last_word")
+    assert len(examples) == len(of_task["1"])
+    of_texts = run.states("last_word", [example.inputs for example in examples])
+    np.testing.assert_allclose(of_texts["2"], of_task["2"], atol=1e-6)
+    # A prompt that is too long loses its beginning, as in the run, so its end decides its state.
+    words = "one two three four five six seven eight nine ten " * 20
+    cut = run.states(None, [words + "end", "x " + words + "end", words + "other"])
+    np.testing.assert_allclose(cut["3"][0], cut["3"][1], atol=1e-6)
+    assert np.abs(cut["3"][0] - cut["3"][2]).max() > 1e-3
+
+
+def test_states_of_tokens_say_whose_they_are(run):
+    states = run.states("tuned", ["one two", "three"], pool="tokens")
+    assert set(states.prompt.tolist()) == {0, 1} and len(states["1"]) == len(states.token)
+
+
+def test_figures_equal_those_of_the_run_and_take_other_colours(run, tmp_path):
+    names = run.figures(tmp_path / "same")
+    assert {path.stem for path in (run.folder / "figures").iterdir()} == set(names)
+    for path in (tmp_path / "same").iterdir():
+        assert filecmp.cmp(path, run.folder / "figures" / path.name, shallow=False), path.name
+    plain, own = run.figure("layers"), run.figure("layers", palette={"tuned": "#123456"})
+
+    def colours(figure):
+        return {patch.get_facecolor()[:3] for patch in figure.axes[0].patches}
+
+    wanted = tuple(int("123456"[at : at + 2], 16) / 255 for at in (0, 2, 4))
+    assert any(np.allclose(colour, wanted) for colour in colours(own))
+    assert not any(np.allclose(colour, wanted) for colour in colours(plain))
+
+
+def test_a_variant_has_tables_of_its_own(tiny_run, tmp_path):
+    folder = copy(tiny_run, tmp_path)
+    place = folder / "variants/compare.pool=mean"
+    place.mkdir(parents=True)
+    record = json.loads((folder / "config.json").read_text())
+    record["compare"]["pool"] = "mean"
+    (place / "config.json").write_text(json.dumps(record))
+    shutil.copytree(folder / "results", place / "results")
+    pd.read_parquet(folder / "results/cka.parquet").assign(cka=0.5).to_parquet(place / "results/cka.parquet")
+    run = mossa.Run(folder)
+    assert run.variants == ["compare.pool=mean"] and run.config.compare.pool == "last"
+    for variant in (run.variant("compare.pool=mean"), mossa.Run(place), mossa.Run(folder, "compare.pool=mean")):
+        assert variant.config.compare.pool == "mean" and (variant.cka.cka == 0.5).all()
+        assert variant.folder == run.folder and variant.page == place / "report.html"
+        assert variant.models == run.models and "variant='compare.pool=mean'" in repr(variant)
+    with pytest.raises(Refusal, match=r"no variant 'x'; there is compare\.pool=mean"):
+        run.variant("x")
+
+
+@pytest.mark.parametrize(
+    ("ask", "code", "words"),
+    [
+        (lambda run: run.table("ckaa"), 2, "'ckaa' is no table of a run; there is cka"),
+        (lambda run: run.spectrum, 3, "analyse.spectrum is off; mossa run --workdir=.* --config.analyse.spectrum=true"),
+        (lambda run: run.table("../cka"), 2, "is no table"),
+        (lambda run: run.states("nobody", task="last_word"), 2, "no model 'nobody'; there is"),
+        (lambda run: run.states("tuned"), 2, "give `prompts`, or `task=`"),
+        (lambda run: run.states("tuned", task="last_words"), 2, "no task 'last_words'; there is last_word"),
+        (lambda run: run.states("tuned", ["a"], task="last_word"), 2, "give one of them"),
+        (lambda run: run.states("tuned", ["a"], pool="first"), 2, "pool 'first' is unknown"),
+        (lambda run: run.states("tuned", "a text"), 3, "give a list"),
+        (lambda run: run.states("tuned", []), 3, "there are no prompts"),
+        (lambda run: run.figure("layer"), 2, "no figure 'layer'; there is layers"),
+        (lambda run: run.figure("layers", {"tunde": "red"}), 2, "'tunde' is no role; there is pretrained, tuned"),
+        (lambda run: run.figure("layers", {"tuned": "reddish"}), 2, "tuned='reddish' is no colour"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(run, ask, code, words):
+    with pytest.raises(Refusal, match=words) as caught:
+        ask(run)
+    assert caught.value.code == code and "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_neither_attribute_nor_table_is_an_attribute_error(run):
+    assert not hasattr(run, "nothing") and not hasattr(run, "_nothing")
+    with pytest.raises(AttributeError, match="its tables are change, cka"):
+        run.nothing  # noqa: B018
+
+
+def test_a_folder_that_is_no_run_or_not_finished_is_refused(tiny_run, tmp_path):
+    with pytest.raises(Refusal, match="nowhere is no run folder: it does not exist"):
+        mossa.Run(tmp_path / "nowhere")
+    with pytest.raises(Refusal, match=r"it has no config\.json"):
+        mossa.Run(tmp_path)
+    folder = copy(tiny_run, tmp_path)
+    shutil.rmtree(folder / "results")
+    (folder / "report.html").unlink()
+    run = mossa.Run(folder)
+    assert repr(run).endswith("tiny, not finished") and run.tables == []
+    for ask in (lambda: run.cka, lambda: run.findings, lambda: run.figure("layers")):
+        with pytest.raises(Refusal, match=r"yet; mossa run --workdir=.* continues the run") as caught:
+            ask()
+        assert caught.value.code == 3
+    (folder / "config.json").write_text("{")
+    with pytest.raises(Refusal, match="not valid JSON"):
+        mossa.Run(folder).config  # noqa: B018
+
+
+def test_rows_that_have_changed_since_are_refused(tiny_run, tmp_path):
+    folder = copy(tiny_run, tmp_path)
+    record = json.loads((folder / "data.json").read_text())
+    record["tasks"]["last_word"]["test"]["fingerprint"] = "other"
+    (folder / "data.json").write_text(json.dumps(record))
+    with pytest.raises(Refusal, match="test rows of task 'last_word' have changed") as caught:
+        mossa.Run(folder).states("last_word")
+    assert caught.value.code == 3
+
+
+def test_tables_are_read_without_jax(run, root):
+    code = (
+        "import sys, mossa_jax as mossa\n"
+        f"run = mossa.Run({str(run.folder)!r})\n"
+        "repr(run), run.cka, run.findings, run.config\n"
+        "heavy = {'jax', 'matplotlib', 'transformers', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
