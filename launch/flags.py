@@ -46,6 +46,13 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float("start_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1)
 flags.DEFINE_float("heartbeat_timeout", 100, "Seconds of silence after which a process counts as lost.", lower_bound=3)
+# Defined by absl, which counts; its words are for programmers.
+flags.FLAGS["verbosity"].help = (
+    "What the console says: 1 or debug everything, 0 or info the way of the work, -1 or warning only what is wrong, -2 "
+    "or error only what ends it. log.txt of a run folder has everything."
+)
+_VERBOSITY = {"debug": 1, "info": 0, "warning": -1, "error": -2}
+
 flags.DEFINE_enum("platform", "", ["", "tpu", "gpu", "cpu"], "Platform to run on; empty: whatever JAX finds.")
 
 
@@ -107,6 +114,7 @@ def _live(main: Callable[[Process], object]) -> int:
         heartbeat_timeout=values.heartbeat_timeout,
         step_timeout=values["step_timeout"].value if "step_timeout" in values else 0,
         stops_on_request="workdir" in values,
+        verbosity=values.verbosity,
     )
     return Process(settings, _keep_compiled_programs).run(main)
 
@@ -140,13 +148,18 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
 
 
 def _resolve(argv: Sequence[str]) -> list[str]:
-    """Replaces the name of a published config, as in --config=demo, by its file, and checks names of files and fields.
+    """Replaces the name of a published config, as in --config=demo, by its file, and words of --verbosity by numbers.
+
+    It checks the names of files and fields.
 
     Raises:
       Refusal: 2 for a config that does not exist, or a field that no config has.
     """
     words, files = list(argv), published_configs()
     for index, word in enumerate(words):
+        level = re.fullmatch(r"(--?v(?:erbosity)?=)([a-z]+)", word)
+        if level and level[2] in _VERBOSITY:
+            words[index] = f"{level[1]}{_VERBOSITY[level[2]]}"
         override = re.match(r"--?(?:no)?config\.([\w.]+)", word)
         if override:
             _check_field(override[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -158,6 +158,10 @@ class Run(Places):
         if (task.name, split) not in self._encoded:
             self._encoded[task.name, split] = encode_rows(task, split, self.tokenizer, self.config)
         return self._encoded[task.name, split]
+
+    def has_encoded(self, tasks: Iterable[Task]) -> bool:
+        """Returns whether the rows of these tasks are kept as token ids."""
+        return all((task.name, split) in self._encoded for task in tasks for split in ("train", "test"))
 
     def test_prompts(self, task: Task) -> TestPrompts:
         """Returns a task's distinct test prompts, in order, with their items and templates."""

@@ -22,8 +22,6 @@ import jax
 from mossa_jax.config import Config, check
 from mossa_jax.files.growing import LogFile
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.findings import competence_sentence
-from mossa_jax.findings.claims import EXPLORATORY
 from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
@@ -34,6 +32,7 @@ from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.report import report
+from mossa_jax.run.summary import summary as summary
 from mossa_jax.run.tune import tune
 
 _Result = TypeVar("_Result")
@@ -95,15 +94,6 @@ def run_all(run: Run) -> dict[str, Any]:
     compare(run)
     analyse(run)
     return report(run)
-
-
-def summary(findings: dict[str, Any], workdir: str) -> str:
-    """Returns the findings in words, with the path of the page, for people at a terminal."""
-    lines = [competence_sentence(findings["competence"])]
-    for finding in findings["findings"]:
-        family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
-        lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {finding['sentence']}")
-    return "\n".join(["", "Findings", *lines, "", f"Report: {os.path.join(workdir, 'report.html')}"])
 
 
 def open_run(config: Config, workdir: str) -> RunFolder:

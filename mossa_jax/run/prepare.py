@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -44,9 +45,11 @@ def _prepare(run: Run) -> dict[str, Any]:
     if suite.missing:
         log.warning("no source has %s: the run continues without them", ", ".join(suite.missing))
     tasks: dict[str, dict[str, Any]] = {}
-    progress = Progress("data", len(suite.tasks))
+    # The comparison asks again for what tuning has read.
+    is_read = run.has_encoded(suite.tasks)
+    progress = Progress("data", len(suite.tasks), len(suite.tasks) if is_read else 0)
     for number, task in enumerate(suite.tasks, 1):
-        with goodput.useful("data", number - 1):
+        with contextlib.nullcontext() if is_read else goodput.useful("data", number - 1):
             train, test = (run.encoded(task, split) for split in ("train", "test"))
         prompts = run.test_prompts(task)
         distinct = len(prompts)
@@ -55,12 +58,14 @@ def _prepare(run: Run) -> dict[str, Any]:
             "train": _split_record(train),
             "test": _split_record(test) | _prompts_record(prompts),
         }
-        distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
-        progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
+        if not is_read:
+            distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
+            progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
         run.stop.leave_if_asked()
     record = {"template": run.tokenizer.record, "missing": list(suite.missing), "tasks": tasks}
     _check_processes_agree(record)
     before = read_record(run.folder)
+    goodput.outcome(_in_words(record) + ("" if before is None else ", as before"))
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
         _check_unchanged(before, record)
@@ -68,6 +73,11 @@ def _prepare(run: Run) -> dict[str, Any]:
         write_json(run.folder / _FILE, record)
     agreement.wait_for_all("data")
     return record
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    rows = {split: sum(task[split]["rows"] for task in record["tasks"].values()) for split in ("train", "test")}
+    return f"{len(record['tasks'])} tasks, {rows['train']:,} training rows, {rows['test']:,} test prompts"
 
 
 def _split_record(encoded: EncodedSplit) -> dict[str, Any]:

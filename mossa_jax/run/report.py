@@ -14,7 +14,7 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import read_parquet, write_json, write_table
 from mossa_jax.findings import SCORE_COLUMNS, find
 from mossa_jax.llama.files.peft import read_about
-from mossa_jax.log import log
+from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
@@ -23,6 +23,7 @@ from mossa_jax.run.context import Run
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.prepare import read_record
 from mossa_jax.run.warnings import run_warnings
+from mossa_jax.tuning.curves import BASE_KIND
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def report(run: Run) -> dict[str, Any]:
     Raises:
       Refusal: 3 if there is no table of similarities yet.
     """
-    with run.ledger.stage("report"), goodput.useful():
+    with run.ledger.stage("report"), goodput.useful(), waiting("report", "drawing figures and writing the page"):
         return _report(run)
 
 
@@ -60,7 +61,7 @@ def _report(run: Run) -> dict[str, Any]:
     goodput.record()
     inputs = replace(inputs, times=goodput.times(run_folder.metrics()))
     write_page(run_folder / "report.html", inputs, figures)
-    log.info("report: %s", run_folder / "report.html")
+    goodput.outcome(f"{run_folder / 'report.html'}")
     return inputs.analysis
 
 
@@ -110,8 +111,12 @@ def task_scores(run: Run) -> pd.DataFrame:
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:
-    """Returns the training loss by model and step. A step that a restart repeated counts once."""
-    curves = pd.DataFrame(run_folder.metrics(), columns=["model", "step", "loss"]).dropna()
+    """Returns the loss of tuned models: the mean since the record before, by model and step.
+
+    A step that a restart repeated counts once. The base's pre-training is left out.
+    """
+    records = [record for record in run_folder.metrics() if record.get("kind") != BASE_KIND]
+    curves = pd.DataFrame(records, columns=["model", "step", "loss"]).dropna()
     curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
     return curves.astype({"step": int}).reset_index(drop=True)
 

@@ -1,19 +1,57 @@
 """The findings at the terminal."""
 
-from mossa_jax.run.pipeline import summary
+import pytest
+
+from mossa_jax.run.summary import summary
+
+COMPETENCE = {"measured": True, "competent": ["a"], "incompetent": ["b", "c"], "few": True}
+LEAD = (
+    "Fewer than half of the specialists use their prompts: 2 of 3 specialists do not use their prompts and are left out "
+    "of all findings (b, c)."
+)
+
+
+def finding(verdict, title, sentence, family="primary"):
+    return {"verdict": verdict, "title": title, "sentence": sentence, "family": family}
 
 
 def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the_exploratory_claims():
-    competence = {"measured": True, "competent": ["a"], "incompetent": ["b", "c"], "few": True}
     findings = [
-        {"verdict": "contradicted", "title": "First", "sentence": "One.", "family": "primary"},
-        {"verdict": "too few", "title": "Second", "sentence": "Two.", "family": "exploratory"},
+        finding("contradicted", "First", "One. More of it on the page."),
+        finding("too few", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("not measured", "Third", "No reason of interest."),
+        finding("not measured", "Fourth", "None."),
     ]
-    lines = summary({"competence": competence, "findings": findings}, "runs/x").split("\n")
-    assert lines[1:3] == [
-        "Findings",
-        "Fewer than half of the specialists use their prompts: 2 of 3 specialists do not use their prompts and are "
-        "left out of all findings (b, c).",
-    ]
-    assert lines[3:5] == ["[contradicted] First: One.", "[too few] Second (exploratory): Two."]
-    assert lines[-1] == "Report: runs/x/report.html"
+    lines = summary({"competence": COMPETENCE, "findings": findings}, "runs/x", 500).split("\n")
+    assert lines[1].startswith("Findings (change: the tuned model's CKA with a task's specialist, minus")
+    assert lines[2] == LEAD
+    assert lines[3:6] == ["[contradicted] First: One.", "[too few] Second (exploratory): Two.",
+                          "[not measured] Third; Fourth"]  # fmt: skip
+    assert lines[-1] == "In full, with figures and tables: runs/x/report.html"
+
+
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(capsys, monkeypatch):
+    sentence = "In layers 5 to 8, tuned minus pre-trained CKA is +0.554 [+0.411, +0.696] on average (cf. Fig. 2), n 9."
+    findings = {"competence": COMPETENCE, "findings": [finding("supported", "First", f"{sentence} The rest.")]}
+    lines = summary(findings, "runs/x", 60).split("\n")
+    assert max(map(len, lines)) <= 60
+    assert sentence in " ".join(" ".join(lines).split()) and "The rest" not in " ".join(lines)
+    # The columns of the terminal where there is one; a file has 120.
+    monkeypatch.setenv("COLUMNS", "50")
+    assert 50 < max(map(len, summary(findings, "runs/x").split("\n"))) <= 120
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert max(map(len, summary(findings, "runs/x").split("\n"))) <= 50
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        ("The curve is a drift: from +0.148 to +0.554 in layers 2 to 5.", "Where it begins is open."),
+        ("It is +0.554 [+0.411, +0.696].", "Two seeds reach 0.914."),
+        ("Over 9 clusters (17 tasks).", "E stands at 84 %."),
+    ],
+)
+def test_a_sentence_ends_where_a_reader_ends_it(first, rest):
+    findings = [finding("undecided", "Title", f"{first} {rest}")]
+    lines = summary({"competence": COMPETENCE, "findings": findings}, "x", 900).split("\n")
+    assert lines[3] == f"[undecided] Title: {first}"

@@ -1,0 +1,51 @@
+"""The findings as a run prints them at its end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+from typing import Any
+
+from mossa_jax.findings import competence_sentence
+from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED
+
+_WIDTH = 120  # most columns of a line, and the columns of a file
+# A sentence ends before a space and a capital, and not behind the number of a list or a single letter.
+_END = re.compile(r"(?<=[^\d\s.]{2}\.)\s+(?=[A-Z])|(?<=[\d)\]]\.)\s+(?=[A-Z][a-z])")
+
+
+def summary(findings: dict[str, Any], workdir: str, width: int | None = None) -> str:
+    """Returns the findings in words, with the path of the page, for people at a terminal.
+
+    Each finding has its verdict and its first sentence here, and the rest on the page. Those that were not measured
+    have their names alone.
+
+    Args:
+      findings: from `mossa_jax.findings.find`.
+      workdir: the run folder.
+      width: columns of a line; by default those of the terminal, or 120 in a file.
+    """
+    if width is None:
+        columns = shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() else _WIDTH
+        width = min(max(columns, 40), _WIDTH)
+    lines = ["", "Findings (change: the tuned model's CKA with a task's specialist, minus the pre-trained model's)"]
+    lines.append(competence := competence_sentence(findings["competence"]))
+    for finding in findings["findings"]:
+        if finding["verdict"] != NOT_MEASURED:
+            family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
+            # What is said above of all findings need not be said again.
+            sentence = _first_sentence(finding["sentence"].removeprefix(competence).strip())
+            lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {sentence}")
+    missing = [finding["title"] for finding in findings["findings"] if finding["verdict"] == NOT_MEASURED]
+    if missing:
+        lines.append(f"[{NOT_MEASURED}] {'; '.join(missing)}")
+    page = os.path.join(workdir, "report.html")
+    wrapped = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    return "\n".join([*wrapped, "", f"In full, with figures and tables: {page}"])
+
+
+def _first_sentence(text: str) -> str:
+    return _END.split(text, maxsplit=1)[0]
