@@ -25,6 +25,7 @@ ON_BAR = {"on_bar": True}
 """The `extra` of lines that a live bar shows in its own way."""
 
 _LONG = 3.0  # seconds of silence after which a wait is said
+_BESIDE = 16  # columns of a bar's line for the spinner, the gaps and a note
 _ADVICE = "Models won't be available"  # in transformers' advice to install PyTorch
 
 
@@ -73,6 +74,9 @@ class Console(logging.StreamHandler):
                 self._bar.console.show_cursor(True)
                 self._task = None
             units = "" if total is None else f"{done:,}/{total:,}"
+            # rich would cut all columns alike.
+            room = self._bar.console.width - _bar_width(self._bar.console.width) - len(label) - len(units) - _BESIDE
+            text = text if len(text) <= room else text[: max(room - 1, 0)] + "…" * (room > 0)
             if self._task is None:
                 self._task = self._bar.add_task(label, total=total, completed=done, units=units, text=text, note="")
             else:
@@ -106,20 +110,25 @@ class Console(logging.StreamHandler):
             self.release()
 
 
+def _bar_width(columns: int) -> int:
+    return 24 if columns >= 80 else 10
+
+
 def _new_bar(stream: TextIO) -> Bar:
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+    terminal = Terminal(file=stream)
     columns = [
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(24),
+        BarColumn(_bar_width(terminal.width)),
         *(TextColumn("{task.fields[" + field + "]}", markup=False) for field in ("units", "text", "note")),
     ]
     # Other libraries' lines go above the bar, too. Standard output may be a file, which nothing may be taken from.
     return Progress(
         *columns,
-        console=Terminal(file=stream),
+        console=terminal,
         transient=True,
         redirect_stdout=sys.stdout.isatty(),
         redirect_stderr=True,

@@ -31,7 +31,10 @@ def summary(findings: dict[str, Any], workdir: str, width: int | None = None) ->
     if width is None:
         columns = shutil.get_terminal_size((_WIDTH, 24)).columns if sys.stdout.isatty() else _WIDTH
         width = min(max(columns, 40), _WIDTH)
-    lines = ["", "Findings (change: the tuned model's CKA with a task's specialist, minus the pre-trained model's)"]
+    lines = [
+        "",
+        "Findings in short (change: the tuned model's CKA with a task's specialist minus the pre-trained one's)",
+    ]
     lines.append(competence := competence_sentence(findings["competence"]))
     for finding in findings["findings"]:
         if finding["verdict"] != NOT_MEASURED:
@@ -44,7 +47,7 @@ def summary(findings: dict[str, Any], workdir: str, width: int | None = None) ->
         lines.append(f"[{NOT_MEASURED}] {'; '.join(missing)}")
     page = os.path.join(workdir, "report.html")
     wrapped = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
-    return "\n".join([*wrapped, "", f"In full, with figures and tables: {page}"])
+    return "\n".join([*wrapped, "", f"Report: {page}"])
 
 
 def _first_sentence(text: str) -> str:
