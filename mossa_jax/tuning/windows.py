@@ -19,17 +19,17 @@ class Window(NamedTuple):
     """The losses since a window began, one entry per model. Names and order are part of the checkpoint format.
 
     Attributes:
-      total: sum of the finite ones, nats per answer token.
-      count: their number.
+      count: number of the finite ones.
+      total: their sum, nats per answer token.
     """
 
-    total: Float[Array, " ..."]
     count: Int[Array, " ..."]
+    total: Float[Array, " ..."]
 
     @classmethod
     def of(cls, make: Callable[[DTypeLike], Any]) -> Window:
         """Fills each field with what `make` returns for its dtype: arrays, shapes or shardings."""
-        return cls(total=make(np.float32), count=make(np.int32))
+        return cls(count=make(np.int32), total=make(np.float32))
 
 
 def add_loss(
@@ -45,9 +45,9 @@ def add_loss(
       length: steps of a window, `tuning.log_every`.
     """
     is_first = step % length == 0
-    total, count = (jnp.where(is_first, 0, field) for field in window)
+    count, total = (jnp.where(is_first, 0, field) for field in window)
     # A selection, so that a loss that is not finite adds 0.
-    return Window(total + jnp.where(is_finite, loss, 0.0).astype(jnp.float32), count + is_finite)
+    return Window(count + is_finite, total + jnp.where(is_finite, loss, 0.0).astype(jnp.float32))
 
 
 def ends_window(done: int, length: int, total: int) -> bool:

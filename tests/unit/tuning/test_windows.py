@@ -51,8 +51,8 @@ def test_losses_that_are_not_finite_are_left_out():
 def test_the_record_has_the_mean_and_null_where_there_is_none(tmp_path):
     run_folder = RunFolder(tmp_path)
     curves = LossCurves(run_folder)
-    curves.append("a", 20, Window(np.float32(3.0), np.int32(4)), skipped=0, spikes=0)
-    curves.append("a", 40, Window(np.float32(0.0), np.int32(0)), skipped=2, spikes=1)
+    curves.append("a", 20, Window(count=np.int32(4), total=np.float32(3.0)), skipped=0, spikes=0)
+    curves.append("a", 40, Window(count=np.int32(0), total=np.float32(0.0)), skipped=2, spikes=1)
     assert run_folder.metrics() == [
         {"model": "a", "step": 20, "loss": 0.75},
         {"model": "a", "step": 40, "loss": None, "skipped": 2, "spikes": 1},
@@ -62,9 +62,9 @@ def test_the_record_has_the_mean_and_null_where_there_is_none(tmp_path):
 def test_the_loss_of_a_line_is_the_mean_over_models_and_steps_since_the_last_line():
     loss = LossSinceLine()
     assert loss.report() == ""
-    loss.add(Window(np.float32(30.0), np.int32(10)))
-    loss.add(Window(np.float32(2.0), np.int32(2)))
+    loss.add(Window(count=np.int32(10), total=np.float32(30.0)))
+    loss.add(Window(count=np.int32(2), total=np.float32(2.0)))
     assert loss.report() == "loss 2.667"
     assert loss.report() == ""  # nothing since
-    loss.add(Window(np.float32(1.0), np.int32(4)))
+    loss.add(Window(count=np.int32(4), total=np.float32(1.0)))
     assert loss.report() == "loss 0.250"
