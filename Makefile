@@ -46,12 +46,14 @@ browser:
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 $(VENV)/base.stamp: setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable .
-	touch $@
+	@echo "Installing mossa_jax and its libraries into $(VENV): 1.4 GB on the disk, about a minute, nothing elsewhere"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --editable .
+	@touch $@
 
 # Python compiles what the tests import; compiling all packages at installation takes longer.
 $(VENV)/test.stamp: setup.py $(CONSTRAINTS)
+	@echo "Installing mossa_jax with what its tests need into $(VENV), torch among it: several GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --no-compile --editable '.[test]' --constraint $(CONSTRAINTS)
 	touch $(VENV)/base.stamp $@

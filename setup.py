@@ -56,6 +56,7 @@ setup(
         "pandas>=2.2",
         "plotly>=6.0",
         "pyarrow>=17",
+        "rich>=13.9",
         "rouge-score>=0.1.2",
         "safetensors>=0.5",
         "scikit-learn>=1.5",

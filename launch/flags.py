@@ -75,6 +75,13 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float("start_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1)
 flags.DEFINE_float("heartbeat_timeout", 100, "Seconds of silence after which a process counts as lost.", lower_bound=3)
+# Defined by absl, which counts; its words are for programmers.
+flags.FLAGS["verbosity"].help = (
+    "What the console says: 1 or debug everything, 0 or info the way of the work, -1 or warning only what is wrong, -2 "
+    "or error only what ends it. log.txt of a run folder has everything."
+)
+_VERBOSITY = {"debug": 1, "info": 0, "warning": -1, "error": -2}
+
 flags.DEFINE_enum("platform", "", ["", "tpu", "gpu", "cpu"], "Platform to run on; empty: whatever JAX finds.")
 
 
@@ -212,6 +219,7 @@ def _live(main: Callable[[Process], object]) -> int:
         step_timeout=values["step_timeout"].value if "step_timeout" in values else 0,
         stops_on_request="workdir" in values,
         max_hours=(values["max_hours"].value or 0) if "max_hours" in values else 0,
+        verbosity=values.verbosity,
     )
     return Process(settings, _keep_compiled_programs).run(main)
 
@@ -231,7 +239,7 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
         show(help_text(usage))
         sys.exit(DONE)
     try:
-        words = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+        words = [_in_numbers(word) for word in flags.FLAGS.read_flags_from_files(argv, force_gnu=False)]
         _check_fields(words)
         rest = flags.FLAGS(with_config_of_workdir(words))
         _words.take(rest[1:])
@@ -252,6 +260,12 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
         show(config_text())
         sys.exit(DONE)
     return rest
+
+
+def _in_numbers(word: str) -> str:
+    """Returns a word of the command line, with the level of --verbosity as absl takes it."""
+    level = re.fullmatch(r"(--?v(?:erbosity)?=)([a-z]+)", word)
+    return f"{level[1]}{_VERBOSITY[level[2]]}" if level and level[2] in _VERBOSITY else word
 
 
 def _check_fields(words: Sequence[str]) -> None:

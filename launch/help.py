@@ -18,7 +18,7 @@ from mossa_jax.config import describe_fields
 _FIRST = ("config", "workdir")
 _SHARED = (
     "processes", "process", "coordinator", "platform", "cpu_devices", "start_timeout", "heartbeat_timeout",
-    "compile_cache",
+    "compile_cache", "verbosity",
 )  # fmt: skip
 _LIBRARIES = ("absl", "ml_collections")
 

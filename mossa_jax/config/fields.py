@@ -200,7 +200,7 @@ class Tuning:
     """Adapters that are kept of each model on its way, for the analysis `trajectory`: after 1/2, 1/4, 1/8, ... of its
     steps, so that early ones are denser. Each is a PEFT folder in `snapshots/`, as large as the model's own."""
     log_every: int = 20
-    """Steps between lines of progress and of metrics.jsonl."""
+    """Steps of a model between two points of its training curve; each is the mean loss since the point before."""
     score_prompts: int = 1_000
     """Test prompts per task for the exact-match score; 0 leaves scoring out."""
     score_tokens: int = 32

@@ -117,7 +117,7 @@ def compile_step(
         text += f" without recomputation, {_mib(room and SHARE * room)} may be taken"
         if _everywhere(compiled is not None and room is not None and size <= SHARE * room) and compiled is not None:
             if not is_quiet:
-                log.info("%s: tuning.remat=auto leaves it off", text)
+                log.debug("%s: tuning.remat=auto leaves it off", text)
             return compiled
         compiled, size = _compiled(make(True), arguments)
         text += f": tuning.remat=auto turns it on, {_mib(size)}"
@@ -127,7 +127,7 @@ def compile_step(
         raise Refusal(BAD_INPUT, f"{text}; the compiler finds no room for it: {_REMEDY}")
     if is_quiet:
         return compiled
-    log.info("%s", text)
+    log.debug("%s", text)
     if room is not None and size > room:
         log.warning("%s: a step takes more memory than the device has (%s); %s", label, _mib(room), _REMEDY)
     return compiled

@@ -109,7 +109,7 @@ def write_config(
     number_type = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     rng = np.random.default_rng(seed)
     shapes = stored_shapes(architecture_from_config(config, title))
-    progress = Progress(f"random {title}", len(shapes), 0)
+    progress = Progress(f"random {title}", len(shapes), unit="tensors")
     with new_folder(out) as folder:
         files = TensorWriter(folder, int(shard_gb * 1e9))
         for number, (name, size) in enumerate(shapes.items(), 1):

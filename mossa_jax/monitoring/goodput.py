@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.log import log
+from mossa_jax.log import Wait, log
+from mossa_jax.monitoring.clock import clock
 from mossa_jax.monitoring.profiles import Profile, Trace
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ CAUSES = {
 }
 """Causes of losses, in the order of tables."""
 
+_SHORT = 5.0  # seconds of a stage that need no line
 _USEFUL, _OTHER, _RESTART = "useful", "other", "restart"
 _COMPILING = "/jax/core/compile/"  # prefix of the events by which jax reports tracing, lowering and compiling
+# jax reports each step when it ends. The compiler, which may be silent for minutes, is called after the lowering.
+_LOWERED, _COMPILED = f"{_COMPILING}jaxpr_to_mlir_module_duration", f"{_COMPILING}backend_compile_duration"
 
 # Per thread: the work of checkpoint and library threads in parallel costs the run no time.
 _open: ContextVar[Stage | None] = ContextVar("stage", default=None)
@@ -81,6 +85,24 @@ def record() -> None:
         stage.record()
 
 
+def outcome(text: str, always: bool = True) -> bool:
+    """Sets what the open stage says it has done, in the line at its end; returns whether a stage is open.
+
+    Args:
+      text: a few words.
+      always: whether the stage has its line even if it was short.
+    """
+    if stage := _open.get():
+        stage.outcome, stage.is_always_said = text, always
+    return stage is not None
+
+
+def compile_seconds() -> float:
+    """Returns how long this attempt's stages have compiled until now; 0 outside a stage."""
+    stage = _open.get()
+    return stage.ledger.compiled if stage else 0.0
+
+
 class Ledger:
     """The account of one attempt's time, stage by stage."""
 
@@ -93,6 +115,7 @@ class Ledger:
         """
         self.run_folder, self.profile = run_folder, profile
         self.attempt = round(time.time(), 3)
+        self.compiled = 0.0  # seconds of compilation, in all stages
         self._stages: dict[str, Stage] = {}
 
     @contextlib.contextmanager
@@ -106,13 +129,15 @@ class Ledger:
             outer.settle()
         before = _open.set(stage)
         stage.resume()
+        is_done = False
         try:
             yield
+            is_done = True
         finally:
             _open.reset(before)
             try:
                 # A stage that others contain comes back many times; the last time it is alone, and is logged.
-                stage.close(logged=outer is None)
+                stage.close(logged=is_done and outer is None)
             finally:
                 if outer:
                     outer.resume()
@@ -129,11 +154,17 @@ class Ledger:
 
 
 class Stage:
-    """A stage's time in seconds: `wall` is all of it, `lost` is what each cause took; the rest is useful."""
+    """A stage's time in seconds: `wall` is all of it, `lost` is what each cause took; the rest is useful.
+
+    `outcome` says what was done; a short stage says it only if `is_always_said`.
+    """
 
     def __init__(self, ledger: Ledger, name: str):
         self.name, self.wall, self.lost = name, 0.0, dict.fromkeys(CAUSES, 0.0)
-        self._ledger, self._cause, self._since = ledger, _OTHER, time.monotonic()
+        self.ledger, self._cause, self._since = ledger, _OTHER, time.monotonic()
+        self.outcome, self.is_always_said = "", False
+        self._wait: Wait | None = None  # for the compiler
+        self._has_said_compiling = self._has_news = False
         # Since `_since`: seconds of compilation, and (start, seconds) of each.
         self._compiled = 0.0
         self._compilations: list[tuple[float, float]] = []
@@ -181,7 +212,7 @@ class Stage:
     @contextlib.contextmanager
     def useful(self, label: str, number: int | None) -> Iterator[None]:
         """Marks a block as useful; see the function of this name."""
-        self._has_worked = True
+        self._has_worked = self._has_news = True
         if self._redoing and (number is None or number >= self._reached.get(label, 0)):
             self.settle()
             self._redoing = False
@@ -204,19 +235,31 @@ class Stage:
         Args:
           seconds: how long it took.
         """
-        if self._redoing or self._cause not in (_USEFUL, _OTHER):
-            return
         now = time.monotonic()
         start, inside = now - seconds, 0.0
         while self._compilations and self._compilations[-1][0] >= start:
             inside += self._compilations.pop()[1]
         self._compilations.append((start, max(seconds, inside)))
         more = min(max(seconds - inside, 0.0), now - self._since - self._compiled)
+        self.ledger.compiled += more
+        if self._redoing or self._cause not in (_USEFUL, _OTHER):
+            return
         self._compiled += more
         self.lost["compile"] += more
 
+    def wait_for_compiler(self, is_waiting: bool) -> None:
+        """Says that the compiler works, where it takes long; in a line once per stage."""
+        if self._wait is not None:
+            self._has_said_compiling |= self._wait.was_said
+            self._wait.end()
+            self._wait = None
+        if is_waiting:
+            line = f"{self.name}: compiling a program, which may take a minute; it is kept for later runs"
+            self._wait = Wait(line, "compiling", in_line=not self._has_said_compiling)
+
     def close(self, logged: bool = True) -> None:
         """Books and records the stage's time, and logs it if asked; one in which nothing was done leaves no record."""
+        self.wait_for_compiler(False)
         if self._trace:
             with self.spending("profile"):
                 self._trace.close()
@@ -225,17 +268,20 @@ class Stage:
         self._devices.close()
         if self._has_worked:
             self.record()
-            if logged:
-                log.info("%s", self._line())
+        if logged and self._has_news:
+            self._has_news = False
+            log.debug("%s", self._line())
+            if self.is_always_said or self.wall >= _SHORT:
+                log.info("%s", self._summary())
 
     def record(self) -> None:
         """Writes the time so far to metrics.jsonl; a later record of the same attempt replaces this one."""
         self.settle()
         seconds = {cause: round(spent, 3) for cause, spent in self.lost.items() if spent >= 0.0005}
-        self._ledger.run_folder.append_metrics(
+        self.ledger.run_folder.append_metrics(
             {
                 "stage": self.name,
-                "attempt": self._ledger.attempt,
+                "attempt": self.ledger.attempt,
                 "time": round(time.time(), 3),
                 "label": self._label,
                 "step": self._units,
@@ -246,7 +292,14 @@ class Stage:
             }
         )
 
+    def _summary(self) -> str:
+        """Returns in plain words what was done, and how long it took."""
+        text = f"{self.name}: {self.outcome}{'; ' if self.outcome else ''}took {clock(self.wall)}"
+        compiling = self.lost["compile"]
+        return text + (f", {clock(compiling)} of it compiling" if compiling >= 1 else "")
+
     def _line(self) -> str:
+        """Returns where the time went."""
         losses = {cause: spent for cause, spent in self.lost.items() if spent >= 0.05}
         text = ", ".join(f"{cause} {spent:.1f} s" for cause, spent in losses.items())
         share = 1 - sum(self.lost.values()) / max(self.wall, 1e-9)
@@ -297,6 +350,8 @@ def _listen() -> None:
     def report(event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith(_COMPILING) and (stage := _open.get()):
             stage.compiled(duration_secs)
+            if event in (_LOWERED, _COMPILED):
+                stage.wait_for_compiler(event == _LOWERED)
 
     jax.monitoring.register_event_duration_secs_listener(report)
 

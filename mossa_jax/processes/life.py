@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 import jax
 from absl import logging as absl_logging
+from absl.logging import converter
 
 from mossa_jax.errors import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
-from mossa_jax.log import log
+from mossa_jax.log import console, log, log_to_console
 from mossa_jax.processes.peers import Peers
 from mossa_jax.processes.rendezvous import check_platform, choose_platform, describe, find_place, join
 from mossa_jax.processes.stop import Stop
@@ -49,6 +50,7 @@ class Settings:
       stops_on_request: whether SIGTERM and SIGINT ask the work to save and leave; otherwise they end the process.
       max_hours: hours since the start of the process after which the work is asked the same; 0 for no limit. The
         clock of process 0 decides for all that have joined it.
+      verbosity: what the console says, as absl counts: 1 everything, 0 what a user wants to know, -1 warnings.
     """
 
     platform: str = ""
@@ -61,6 +63,7 @@ class Settings:
     step_timeout: float = 0
     stops_on_request: bool = False
     max_hours: float = 0
+    verbosity: int = 0
 
 
 class Process:
@@ -94,10 +97,11 @@ class Process:
 
         Every refusal is one line on standard error; only an internal error (exit code 1) has a traceback.
         """
-        _log_to_console()
+        _log_to_console(self._settings.verbosity)
         seconds = self._settings.step_timeout
         watchdog = Watchdog(seconds, self._end_as_stuck) if seconds else None
         code, reason = self._outcome(work)
+        _hide_bar()
         if reason:
             print(reason, file=sys.stderr, flush=True)
         if self._peers is not None and not self._peers.end(code, _last_line(reason)):
@@ -146,6 +150,9 @@ class Process:
             self._prepare()
         if place is not None:
             log.info(describe(place))
+            terminal = console()
+            if jax.process_index() != 0 and terminal is not None and settings.verbosity < 1:
+                terminal.quieten()
         if jax.default_backend() == "cpu":
             _keep_freed_memory()
 
@@ -183,6 +190,7 @@ class Process:
     def _leave(self, code: int, reason: str = "") -> None:
         """Ends the process whatever its other threads do, without JAX's own shutdown, which waits for all processes."""
         _end_soon(code)
+        _hide_bar()
         if reason:
             log.error(reason)
         for act in self.before_leaving:
@@ -231,18 +239,19 @@ def _keep_freed_memory() -> None:
         mallopt(top_pad, 2**28)
 
 
-def _log_to_console() -> None:
-    """Logs plain lines to standard error: all of ours, and warnings of libraries."""
+def _hide_bar() -> None:
+    if (terminal := console()) is not None:
+        terminal.hide()
+
+
+def _log_to_console(verbosity: int) -> None:
+    """Logs plain lines to standard error: ours as `verbosity` says, and warnings of libraries."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.use_python_logging(quiet=True)
-    log.setLevel(logging.INFO)
-    log.propagate = False
     # An error in a library's own thread reaches us as an exception, too, and is then reported in one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(lambda record: record.exc_info is None)
     # After a failed write nobody waits for what TensorStore's threads report of the rest of it.
     report = sys.unraisablehook
     sys.unraisablehook = lambda failure: str(failure.exc_value) == "Event loop is closed" or report(failure)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    log.addHandler(handler)
+    log_to_console(converter.absl_to_standard(verbosity))

@@ -20,7 +20,8 @@ class ReportInputs:
       table: the results table, columns `mossa_jax.findings.COLUMNS`.
       analysis: from `mossa_jax.findings.find`.
       scores: task scores, columns `mossa_jax.findings.SCORE_COLUMNS`.
-      curves: training loss, columns `model, step, loss` (nats per answer token).
+      curves: training loss of tuned models, columns `model, step` (from 1) and `loss` (nats per answer token, the mean
+        since the row before).
       tasks: one row per task, columns `task, cluster, held_out, train_rows, test_rows, truncated_rows,
         truncated_prompts, steps`.
       parity: the base model beside transformers, columns `layer, max_abs_difference, largest`; or why it was not

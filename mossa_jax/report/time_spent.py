@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mossa_jax.monitoring.clock import clock
 from mossa_jax.monitoring.goodput import CAUSES
-from mossa_jax.monitoring.progress import clock
 from mossa_jax.report import palette
 
 _SHORTEST = 0.05

@@ -129,7 +129,7 @@ def _summary(rows: list[dict], task: Task, layer: str, similarities: Similaritie
         if row["layer"] == layer and row["estimator"] == "debiased" and row["control"] == task.name
     ]
     dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
-    return f"layer {layer}: {', '.join(values)}, n {similarities.n}{dropped}"
+    return f"CKA with its specialist in layer {layer}: {', '.join(values)}{dropped}"
 
 
 def _untouched_layers(run: Run) -> Sequence[str]:

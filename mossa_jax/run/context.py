@@ -223,6 +223,10 @@ class Run(Places):
             self._encoded[task.name, split] = encode_rows(task, split, self.tokenizer, self.config)
         return self._encoded[task.name, split]
 
+    def has_encoded(self, tasks: Iterable[Task]) -> bool:
+        """Returns whether the rows of these tasks are kept as token ids."""
+        return all((task.name, split) in self._encoded for task in tasks for split in ("train", "test"))
+
     def test_prompts(self, task: Task) -> TestPrompts:
         """Returns a task's distinct test prompts, in order, with their items and templates."""
         return distinct_prompts(self.encoded(task, "test"))

@@ -34,10 +34,11 @@ def base_parity(run: Run) -> pd.DataFrame | str:
     parity = _check_base(run)
     if run.folder.writer:
         if isinstance(parity, str):
-            log.info("parity with transformers: not checked: %s", parity)
+            log.info("base model: not compared with transformers: %s", parity)
             write_json(reason_path, {"not_checked": parity})
         else:
-            log.info("parity with transformers: largest relative difference %.1e", relative_differences(parity).max())
+            largest = relative_differences(parity).max()
+            log.info("base model: its layer states are those of transformers, to a relative %.1e", largest)
             write_table(path, parity)
             reason_path.unlink(missing_ok=True)
     agreement.wait_for_all("parity")

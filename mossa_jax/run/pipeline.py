@@ -22,9 +22,6 @@ import jax
 from mossa_jax.config import Config, check
 from mossa_jax.files.growing import LogFile
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.findings import competence_sentence
-from mossa_jax.findings.claims import EXPLORATORY
-from mossa_jax.findings.warnings import late_lines
 from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
 from mossa_jax.monitoring.trackers import Trackers, check_trackers
@@ -37,6 +34,7 @@ from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.options import Options
 from mossa_jax.run.report import report
+from mossa_jax.run.summary import summary as summary
 from mossa_jax.run.tune import tune
 
 _Result = TypeVar("_Result")
@@ -109,21 +107,6 @@ def run_all(run: Run) -> dict[str, Any]:
     compare(run)
     analyse(run)
     return report(run)
-
-
-def summary(findings: dict[str, Any]) -> str:
-    """Returns what `report` returned in words, with the path of the page, for people at a terminal."""
-    lines = [competence_sentence(findings["competence"])]
-    for finding in findings["findings"]:
-        family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
-        but = f" (but {'; '.join(finding['qualifications'])})" if finding["qualifications"] else ""
-        lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {finding['sentence']}")
-    late = late_lines(findings["warnings"])
-    warnings = ["", *late] if late else []
-    places = [f"Report: {findings['page']}"]
-    if findings["variants"]:
-        places.append(f"Variants beside the first results: {'; '.join(findings['variants'])}")
-    return "\n".join([*warnings, "", "Findings", *lines, "", *places])
 
 
 def open_run(config: Config, workdir: str) -> RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from mossa_jax.errors import BAD_INPUT, Refusal
@@ -42,9 +43,11 @@ def _prepare(run: Run) -> dict[str, Any]:
     """Encodes and records the data, within the stage that books its time."""
     suite = run.suite
     tasks: dict[str, dict[str, Any]] = {}
-    progress = Progress("data", len(suite.tasks))
+    # The comparison asks again for what tuning has read.
+    is_read = run.has_encoded(suite.tasks)
+    progress = Progress("data", len(suite.tasks), len(suite.tasks) if is_read else 0)
     for number, task in enumerate(suite.tasks, 1):
-        with goodput.useful("data", number - 1):
+        with contextlib.nullcontext() if is_read else goodput.useful("data", number - 1):
             train, test = (run.encoded(task, split) for split in ("train", "test"))
         prompts = run.test_prompts(task)
         distinct = len(prompts)
@@ -55,8 +58,9 @@ def _prepare(run: Run) -> dict[str, Any]:
             "train": _split_record(train),
             "test": _split_record(test) | _prompts_record(prompts),
         }
-        distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
-        progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
+        if not is_read:
+            distinct_note = f", {distinct} of them distinct" if distinct < len(test) else ""
+            progress.line(number, f"{task.name}: {len(train)} training rows, {len(test)} test prompts{distinct_note}")
         run.stop.leave_if_asked()
     record: dict[str, Any] = {
         "suite": suite.name,
@@ -70,6 +74,7 @@ def _prepare(run: Run) -> dict[str, Any]:
     _check_processes_agree(record)
     before = read_record(run.folder)
     run.record = record
+    goodput.outcome(_in_words(record) + ("" if before is None else ", as before"))
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
         change = changes(before, record)
@@ -80,6 +85,11 @@ def _prepare(run: Run) -> dict[str, Any]:
         write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")
     return run.record
+
+
+def _in_words(record: dict[str, Any]) -> str:
+    rows = {split: sum(task[split]["rows"] for task in record["tasks"].values()) for split in ("train", "test")}
+    return f"{len(record['tasks'])} tasks, {rows['train']:,} training rows, {rows['test']:,} test prompts"
 
 
 def _split_record(encoded: EncodedSplit) -> dict[str, Any]:

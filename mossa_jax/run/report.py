@@ -14,7 +14,7 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import read_parquet, write_json, write_table
 from mossa_jax.findings import SCORE_COLUMNS, find
 from mossa_jax.llama.files.peft import read_about
-from mossa_jax.log import log
+from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
@@ -24,6 +24,7 @@ from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import SCORES
 from mossa_jax.run.warnings import early_warnings, training_counters
+from mossa_jax.tuning.curves import BASE_KIND
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def report(run: Run) -> dict[str, Any]:
     if not run.is_prepared:
         # What was computed is shown, whatever has become of the tasks' files since.
         run.suite = recorded_suite(run.record, str(run.folder.path))
-    with run.ledger.stage("report"), goodput.useful():
+    with run.ledger.stage("report"), goodput.useful(), waiting("report", "drawing figures and writing the page"):
         return _report(run)
 
 
@@ -62,7 +63,7 @@ def _report(run: Run) -> dict[str, Any]:
     goodput.record()
     inputs = replace(inputs, times=goodput.times(run_folder.metrics()))
     write_page(run.page, inputs, run.figures)
-    log.info("report: %s", run.page)
+    goodput.outcome(str(run.page))
     return {**inputs.analysis, "page": str(run.page), "variants": run.folder.variants()}
 
 
@@ -117,8 +118,12 @@ def task_scores(run: Run) -> pd.DataFrame:
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:
-    """Returns the training loss by model and step. A step that a restart repeated counts once."""
-    curves = pd.DataFrame(run_folder.metrics(), columns=["model", "step", "loss"]).dropna()
+    """Returns the loss of tuned models: the mean since the record before, by model and step.
+
+    A step that a restart repeated counts once. The base's pre-training is left out.
+    """
+    records = [record for record in run_folder.metrics() if record.get("kind") != BASE_KIND]
+    curves = pd.DataFrame(records, columns=["model", "step", "loss"]).dropna()
     curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
     return curves.astype({"step": int}).reset_index(drop=True)
 

@@ -30,6 +30,7 @@ from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.rounds import end_round, next_round
 from mossa_jax.run.score import score
+from mossa_jax.run.takeover import take_models
 from mossa_jax.run.warnings import announce
 from mossa_jax.tasks.mixture import mixture_counts, sample
 from mossa_jax.tokens.batches import Batches
@@ -106,8 +107,8 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
     if "E" in untuned:
         with run.ledger.stage("E"):
             group = experimental()
-            rows = sum(group.records[group.names[0]]["mixture"].values())
-            log.info("E: training on %s examples in %s packed rows", f"{rows:,}", f"{_row_count(group.members[0]):,}")
+            rows, steps = sum(group.records[group.names[0]]["mixture"].values()), group.members[0].steps
+            log.info("E: the multi-task model, %s steps on %s examples of all tasks", f"{steps:,}", f"{rows:,}")
             _tune_group(run, group, lambda: run.model)
     if "controls" in untuned:
         with run.ledger.stage("controls"):
@@ -122,8 +123,11 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
 def _count_controls(run: Run) -> str:
     """Says how many control models there are, and of which kinds."""
     twins = sum(control.is_twin for control in run.controls.values())
-    seeds = len(run.controls) - twins - len(run.suite.tasks)
-    return f"{len(run.controls)} models: one per task ({len(run.suite.tasks)}), {seeds} further seeds, {twins} twins"
+    tasks = len(run.suite.tasks)
+    seeds = len(run.controls) - twins - tasks
+    kinds = [f"{tasks} specialists, one per task"]
+    kinds += [f"{seeds} second seeds"] * bool(seeds) + [f"{twins} twins that learn permuted answers"] * bool(twins)
+    return f"{len(run.controls)} models: {', '.join(kinds)}"
 
 
 class _Once:
@@ -272,7 +276,7 @@ def _tune_in_full(run: Run, group: Group) -> None:
     untuned = run.untuned(group.names)
     members = [member for member in group.members if member.name in untuned]
     done = len(group.members) - len(members)
-    progress = Progress(group.label, len(group.members), done)
+    progress = Progress(group.label, len(group.members), done, "models")
     context = TuningContext(run.config.tuning, run.folder, run.stop)
     outline = run.outline
     schedule = run.schedule(group.names[0])

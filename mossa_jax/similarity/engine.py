@@ -92,7 +92,7 @@ def memory_per_device() -> int:
 
 
 def choose(costs: Estimate, memory: int | None = None, engine: str = "auto") -> str:
-    """Chooses the engine, and logs why.
+    """Chooses the engine, and logs why at debug level.
 
     Kept rows give intervals and p-values, so they are used whenever they fit; except for "all" tokens, where their
     n^2 D operations must also be fewer than those of the moments.
@@ -132,7 +132,7 @@ def choose(costs: Estimate, memory: int | None = None, engine: str = "auto") -> 
         choice, reason = MOMENTS, "fewer operations when every token is a row; no intervals and p-values"
     else:
         choice, reason = KEPT, "with intervals and p-values"
-    log.info("similarities from %s: %s (%s)", choice, reason, figures)
+    log.debug("similarities from %s: %s (%s)", choice, reason, figures)
     return choice
 
 

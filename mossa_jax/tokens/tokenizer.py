@@ -11,6 +11,7 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.names import digest
+from mossa_jax.log import without_advice
 
 TEMPLATES = ("none", "llama2", "chat")
 TRUNCATIONS = ("keep_end", "paper")
@@ -135,7 +136,8 @@ def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: 
     Raises:
       Refusal: 3 if there is no usable tokenizer, no EOS, or template `chat` without a chat template.
     """
-    from transformers import AutoTokenizer
+    with without_advice():
+        from transformers import AutoTokenizer
 
     try:
         library = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

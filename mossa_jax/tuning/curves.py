@@ -1,4 +1,4 @@
-"""The record of losses in metrics.jsonl, and the speed of training in words."""
+"""The record of losses in metrics.jsonl, and the loss and speed of training in words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Collection
 from typing import Any
 
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.tuning.windows import Window
+
+BASE_KIND = "base"
+"""The `kind` of records of the base's pre-training; records of tuned models have none."""
 
 
 class LossCurves:
@@ -26,22 +30,45 @@ class LossCurves:
         self._run_folder = run_folder
         self._recorded = {(line["model"], line["step"]) for line in lines if line.get("model") in exported}
 
-    def append(self, model: str, step: int, loss: float, *, skipped: int, spikes: int) -> None:
-        """Records a step.
+    def append(self, model: str, step: int, window: Window, *, skipped: int, spikes: int) -> None:
+        """Records the mean loss of a window.
 
         Args:
           model: its name.
-          step: from 1.
-          loss: nats per answer token; recorded as null where it is not finite.
+          step: the last step of the window, from 1.
+          window: on the host; its mean is recorded as null where it has no finite loss.
           skipped, spikes: counts so far; recorded where they are not 0.
         """
         if (model, step) in self._recorded:
             return
         record: dict[str, Any] = {"model": model, "step": step}
         # JSON has no NaN and no infinity.
+        loss = mean_loss(window)
         record["loss"] = round(loss, 6) if math.isfinite(loss) else None
         counts = {"skipped": skipped, "spikes": spikes}
         self._run_folder.append_metrics(record | {name: count for name, count in counts.items() if count})
+
+
+def mean_loss(window: Window) -> float:
+    """Returns the mean of a window's finite losses, nats per answer token; NaN if it has none."""
+    return float(window.total) / int(window.count) if window.count else math.nan
+
+
+class LossSinceLine:
+    """The mean loss since the last line of progress, over all models and steps."""
+
+    def __init__(self) -> None:
+        self._total, self._count = 0.0, 0
+
+    def add(self, window: Window) -> None:
+        """Counts the losses of a window of one model, on the host."""
+        self._total, self._count = self._total + float(window.total), self._count + int(window.count)
+
+    def report(self) -> str:
+        """Returns the mean in words, and begins anew; "" if no window has ended since the last line."""
+        text = f"loss {self._total / self._count:.3f}" if self._count else ""
+        self._total, self._count = 0.0, 0
+        return text
 
 
 class Throughput:
@@ -63,13 +90,13 @@ class Throughput:
         self._positions += positions
 
     def report(self) -> str:
-        """Returns the speed since the last report as the end of a progress line; "" the first time."""
+        """Returns the speed since the last report in words; "" the first time."""
         now, text = time.monotonic(), ""
         if self._clock is not None:
             # Positions per second; with `flops`, the share of peak is model-FLOP utilisation
             # (recomputation does not count).
             rate = self._positions / max(now - self._clock, 1e-9)
-            text = f", {rate:,.0f} tokens/s"
+            text = f"{rate:,.0f} tokens/s"
             if self._peak is not None:
                 text += f" ({rate * self._flops / self._peak:.0%} of peak)"
         self._clock, self._positions = now, 0

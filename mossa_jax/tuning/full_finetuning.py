@@ -38,15 +38,16 @@ from mossa_jax.llama.placement import leaf_name, shardings
 from mossa_jax.monitoring import goodput
 from mossa_jax.tuning.batch import Batch, abstract_batch, place_batch, sum_over_micro_batches
 from mossa_jax.tuning.checkpoints import Checkpoints, checkpoint_folder
-from mossa_jax.tuning.curves import LossCurves
+from mossa_jax.tuning.curves import LossCurves, LossSinceLine
 from mossa_jax.tuning.guards import Guards, keep_if, update_guards
 from mossa_jax.tuning.loop import train
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.members import Member, RowLength, TuningContext, batches_for, not_finite
 from mossa_jax.tuning.optimizer import FullOptimizer, Optimizer
 from mossa_jax.tuning.population import optimizer_for
+from mossa_jax.tuning.windows import Window, ends_window
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 """Metrics of a step, each []: `loss` (nats per answer token), `gradient_norm` (before the clip), and the fields of
 `Guards`."""
 
@@ -73,7 +74,7 @@ class FullStepSpec:
       model: the base; its state may be shapes.
       optimizer: of all parameters.
       shardings: of every leaf of the state.
-      remat, micro_batches, prefix, max_own: as in `population.StepSpec`.
+      remat, micro_batches, prefix, max_own, log_every: as in `population.StepSpec`.
     """
 
     model: Model
@@ -83,6 +84,7 @@ class FullStepSpec:
     micro_batches: int = 1
     prefix: int = 0
     max_own: int = 0
+    log_every: int = 1
 
 
 class FullPrograms:
@@ -115,7 +117,7 @@ class FullPrograms:
                 BAD_CONFIG, f"optimizer {schedule.optimizer!r} is unknown; these are: {', '.join(OPTIMIZERS)}"
             )
         self.model, self.schedule = model, schedule
-        self._label, self._remat = label, tuning.remat
+        self._label, self._remat, self._log_every = label, tuning.remat, tuning.log_every
         self._optimizer = FullOptimizer(**vars(optimizer_for(tuning, schedule)), kind=schedule.optimizer)
         batches = [batches_for(member, schedule.batch_rows) for member in members]
         self.row_lengths = RowLength.of(members, batches, 0), RowLength.of(members, batches, 1)
@@ -138,6 +140,7 @@ class FullPrograms:
             micro_batches=rows.micro_batches(self.schedule),
             prefix=rows.prefix,
             max_own=rows.max_own,
+            log_every=self._log_every,
         )
         return compile_step(
             f"{self._label}, rows of {rows.length}",
@@ -187,6 +190,7 @@ def tune_full(
         shapes,
         run.step,
         run.report,
+        run.describe,
         checkpoints=Checkpoints(
             checkpoint_folder(context.run_folder, label), config=config, before_sealing=context.run_folder.flush
         ),
@@ -212,9 +216,10 @@ class FullRun:
     ):
         """Prepares the training. Arguments as in `tune_full`."""
         self._label, self._member, self._programs, self._weights = label, member, programs, weights
-        self._skips = context.tuning.skips
+        self._skips, self._log_every = context.tuning.skips, context.tuning.log_every
         self._batches = batches_for(member, programs.schedule.batch_rows)
         self._curves = LossCurves(context.run_folder)
+        self._loss, self._recorded, self._skipped = LossSinceLine(), 0, 0
 
     def step(self, state: FullState, number: int) -> tuple[FullState, Metrics]:
         """Takes one step; the first one begins with the base's weights."""
@@ -229,17 +234,25 @@ class FullRun:
             batch = place_batch(programs.model.mesh, rows)
         return programs.step(which, (state, batch, number, self._member.steps))
 
-    def report(self, done: int, metrics: Metrics) -> str:
-        """Records the loss of the `done`-th step, and returns the text of its progress line.
+    def report(self, done: int, metrics: Metrics) -> None:
+        """Records the window of losses that ends with the `done`-th step, if one does.
 
         Raises:
           Refusal: 5 when `tuning.skips` updates in a row were skipped.
         """
-        loss, skipped = float(metrics["loss"]), int(metrics["skipped"])
-        self._curves.append(self._member.name, done, loss, skipped=skipped, spikes=int(metrics["spikes"]))
+        self._skipped = int(metrics["skipped"])
+        if ends_window(done, self._log_every, self._member.steps) and done > self._recorded:
+            self._recorded, window = done, Window(*map(np.asarray, metrics["window"]))
+            self._loss.add(window)
+            spikes = int(metrics["spikes"])
+            self._curves.append(self._member.name, done, window, skipped=self._skipped, spikes=spikes)
         if metrics["bad"] >= self._skips:
             raise not_finite(self._label, self._member, self._batches.at(done - 1), done, self._skips)
-        return f"loss {loss:.3f}" + (f", {skipped} updates skipped" if skipped else "")
+
+    def describe(self) -> str:
+        """Says what the loss was since the last line of progress, and how many updates were skipped in all."""
+        skipped = f"{self._skipped} updates skipped" if self._skipped else ""
+        return ", ".join(filter(None, (self._loss.report(), skipped)))
 
 
 @jax.jit
@@ -328,7 +341,7 @@ def make_step(spec: FullStepSpec) -> jax.stages.Wrapped:
         new = optimizer.update(gradients, state.moments, state.parameters, number, total)
         # A selection and no branch. A gradient that is not finite leaves no trace in parameters or moments.
         parameters, moments = keep_if(is_finite, new, (state.parameters, state.moments))
-        guards = update_guards(state.guards, number, loss, is_finite)
+        guards = update_guards(state.guards, number, loss, is_finite, spec.log_every)
         return FullState(guards, moments, parameters), {"loss": loss, "gradient_norm": norm, **guards._asdict()}
 
     # Donated: masters and moments would otherwise exist twice. Metrics are whole on every device.

@@ -25,7 +25,8 @@ def train(
     total: int,
     state: State,
     step: Callable[[State, int], tuple[State, Metrics]],
-    report: Callable[[int, Metrics], str],
+    report: Callable[[int, Metrics], None],
+    describe: Callable[[], str],
     *,
     checkpoints: Checkpoints,
     checkpoint_every: int,
@@ -40,8 +41,10 @@ def train(
       total: number of steps.
       state: before step 0; shapes with shardings will do where `step` makes the first state itself.
       step: (state, number) -> (state, metrics on the devices).
-      report: (number of steps done, metrics) -> text for the progress line. Called every `log_every` steps with the
-        metrics of the step before, so that the device is never waited for; raises to stop the run.
+      report: (number of steps done, metrics): records a step. Called after every `log_every`-th step, once the next
+        one is under way, so that the device is never waited for; before each save; and at the end. It may be called
+        twice for a step. Raises to stop the run.
+      describe: returns what a progress line says of the steps since the last line.
       checkpoints: where the state is saved; closed at the end.
       checkpoint_every: steps between two saves.
       log_every: steps between two progress lines.
@@ -55,7 +58,7 @@ def train(
     # Places the restored arrays as `state` is placed, whatever mesh they were saved from.
     with goodput.lost("checkpoint"):
         state, done = checkpoints.restore(state)
-    progress = Progress(label, total, done)
+    progress = Progress(label, total, done, "steps")
     metrics, measured = None, done
     together = jax.process_count() > 1 and not alone
     # The steps at which processes ask each other; the same on every process.
@@ -69,8 +72,9 @@ def train(
             done += 1
             sign()
             # Reads the metrics of the step before: those of this step would make the host wait for the device.
-            if metrics is not None and (done % log_every == 0 or done == total):
-                progress.line(done, report(measured, metrics))
+            if metrics is not None and measured % log_every == 0:
+                report(measured, metrics)
+                progress.line(measured, describe)
             metrics, measured = new, done
             # A single process decides by itself. Several have to stop at the same step, or the rest
             # would wait in a collective.
@@ -89,6 +93,7 @@ def train(
                 stop.leave()
         if metrics is not None:
             report(measured, metrics)
+            progress.line(measured, describe)
             with goodput.lost("checkpoint"):
                 checkpoints.save(done, state)
     finally:

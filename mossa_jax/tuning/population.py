@@ -36,7 +36,7 @@ from mossa_jax.tuning.guards import Guards, keep_if, update_guards
 from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.optimizer import Optimizer
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
 """Metrics of a step, each [A]: `loss` (nats per answer token), `tokens` (answer tokens), `gradient_norm` (before the
 clip), and the fields of `Guards`."""
 
@@ -114,6 +114,7 @@ class StepSpec:
       reproducible: models and rows go one by one, each on one device, and a model's rows are added up in their order:
         the same bits on any number of devices. The base is whole on every device, attention is `xla`, there are no
         micro-batches, and devices on the `tensor` axis repeat each other.
+      log_every: steps of a window of losses.
     """
 
     arch: Architecture
@@ -124,6 +125,7 @@ class StepSpec:
     prefix: int = 0
     max_own: int = 0
     reproducible: bool = False
+    log_every: int = 1
 
     @property
     def loops_over_slots(self) -> bool:
@@ -302,7 +304,7 @@ def _step_slot(spec: StepSpec, base: nnx.State, slot: Slot, gather_rows: bool = 
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
     loss = nats / count
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    guards = keep_if(is_running, update_guards(slot.guards, slot.step, loss, is_finite), slot.guards)
+    guards = keep_if(is_running, update_guards(slot.guards, slot.step, loss, is_finite, spec.log_every), slot.guards)
     return SlotUpdate(
         # An update that is not finite would stay in the moments forever, so they are kept as they were too.
         adapter=keep_if(is_running & is_finite, adapter, slot.adapter),

@@ -53,6 +53,7 @@ def compile_step_for(
         prefix=rows.prefix,
         max_own=rows.max_own,
         reproducible=tuning.reproducible,
+        log_every=tuning.log_every,
     )
     if not tuning.reproducible:  # rows go one by one there
         # Refused here, with the number to change, rather than by the compiler.

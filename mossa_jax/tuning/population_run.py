@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from mossa_jax.monitoring import goodput
 from mossa_jax.tuning import batch as batch_lib
 from mossa_jax.tuning import population
 from mossa_jax.tuning.checkpoints import Checkpoints, checkpoint_folder
-from mossa_jax.tuning.curves import LossCurves, Throughput
+from mossa_jax.tuning.curves import LossCurves, LossSinceLine, Throughput
 from mossa_jax.tuning.flops import step_flops
 from mossa_jax.tuning.loop import train
 from mossa_jax.tuning.members import Member, TuningContext, not_finite
@@ -34,6 +35,7 @@ from mossa_jax.tuning.population import Metrics, PopulationState, Scale
 from mossa_jax.tuning.population_programs import compile_step_for
 from mossa_jax.tuning.roster import Roster
 from mossa_jax.tuning.slot_arrays import SlotArrays
+from mossa_jax.tuning.windows import Window
 
 Export = Callable[[Member, Adapter], None]
 KeepSnapshot = Callable[[Member, int, Adapter], None]
@@ -75,7 +77,7 @@ def tune_population(
     tuning = context.tuning
     roster = Roster.of(members, schedule.batch_rows, tuning.slots, model.mesh.shape["adapter"])
     timeline = roster.timeline
-    log.info(
+    log.debug(
         "%s: training %d models in %d slots for %d steps; slots are %.1f %% full",
         label, len(members), timeline.slots, timeline.steps, 100 * timeline.utilisation,
     )  # fmt: skip
@@ -93,6 +95,7 @@ def tune_population(
         run.initial_state(),
         run.step,
         run.report,
+        run.describe,
         checkpoints=Checkpoints(
             checkpoint_folder(context.run_folder, label),
             config=roster.digest(model.architecture, tuning, schedule),
@@ -147,6 +150,10 @@ class PopulationRun:
         self._layer_scale = _layer_scale(model.architecture, tuning)
         self._occupancy: _Occupancy | None = None
         self._throughput = _throughput(roster, model, tuning)
+        # (step of the group, its metrics on the devices) where a window ended that is not recorded yet.
+        self._unrecorded: list[tuple[int, Metrics]] = []
+        self._loss = LossSinceLine()
+        self._done = self._skipped = 0
 
     def initial_state(self) -> PopulationState:
         """Returns the state before the first step."""
@@ -196,6 +203,8 @@ class PopulationRun:
             state, new = self._step_rows(state, occupancy, which, active, batches)
             # The metrics of a model that takes no part in a batch mean nothing.
             metrics = jax.tree.map(partial(jnp.where, active), new, metrics) if metrics else new
+        if roster.at_window_ends(number, self._tuning.log_every):
+            self._unrecorded.append((number, metrics))
         # On disk before any checkpoint behind them: a run that resumes never passes this step again.
         if self._keep_snapshot is not None:
             for model in roster.at_snapshots(number, self._tuning.snapshots):
@@ -203,7 +212,7 @@ class PopulationRun:
         # Exported right away: in the next step the slot may belong to another model.
         done = roster.ending_at(number)
         if done:
-            self._export_done(state, self._arrays.fetch(metrics), number, done)
+            self._export_done(state, number, done)
         return state, metrics
 
     def _fill_slots(self, state: PopulationState, models: Int[np.ndarray, " A"], number: int) -> PopulationState:
@@ -261,13 +270,10 @@ class PopulationRun:
             )
         return self._steps[which](*arguments)
 
-    def _export_done(
-        self, state: PopulationState, metrics: dict[str, np.ndarray], number: int, models: Sequence[int]
-    ) -> None:
-        """Records the last losses of members that are done, then exports their adapters."""
+    def _export_done(self, state: PopulationState, number: int, models: Sequence[int]) -> None:
+        """Records the losses of members that are done, then exports their adapters."""
         # Records come first: an exported model is not trained again, so a loss that is missing then stays missing.
-        for model in models:
-            self._record(model, number, metrics)
+        self._record_windows(number)
         for model in models:
             member = self.roster.members[model]
             adapter = self._fetch(state, model)
@@ -287,18 +293,30 @@ class PopulationRun:
         trained = self._arrays.fetch_adapter(state.adapters, int(self.roster.timeline.slot[model]))
         return {target: {**leaves, "scale": self._layer_scale} for target, leaves in trained.items()}
 
-    def _record(self, model: int, number: int, metrics: dict[str, np.ndarray]) -> None:
-        slot = self.roster.timeline.slot[model]
-        self._curves.append(
-            self.roster.members[model].name,
-            self.roster.own_step(model, number) + 1,
-            float(metrics["loss"][slot]),
-            skipped=int(metrics["skipped"][slot]),
-            spikes=int(metrics["spikes"][slot]),
-        )
+    def _record_windows(self, number: int) -> None:
+        """Records the windows that ended at or before a step of the group."""
+        roster = self.roster
+        while self._unrecorded and self._unrecorded[0][0] <= number:
+            step, metrics = self._unrecorded.pop(0)
+            on_host = self._fetch_metrics(metrics)
+            for model in roster.at_window_ends(step, self._tuning.log_every):
+                slot = roster.timeline.slot[model]
+                window = Window(*(field[slot] for field in on_host["window"]))
+                self._loss.add(window)
+                self._curves.append(
+                    roster.members[model].name,
+                    roster.own_step(model, step) + 1,
+                    window,
+                    skipped=int(on_host["skipped"][slot]),
+                    spikes=int(on_host["spikes"][slot]),
+                )
 
-    def report(self, done: int, metrics: Metrics) -> str:
-        """Records the losses of a step, and returns the text of its progress line.
+    def _fetch_metrics(self, metrics: Metrics) -> dict[str, Any]:
+        """Returns what is recorded of a step's metrics, on the host of every process."""
+        return self._arrays.fetch({name: metrics[name] for name in ("bad", "skipped", "spikes", "window")})
+
+    def report(self, done: int, metrics: Metrics) -> None:
+        """Records the windows of losses that have ended, and looks for models that do not recover.
 
         Args:
           done: number of steps done; the step was the last of them.
@@ -308,25 +326,32 @@ class PopulationRun:
           Refusal: 5 when a model has skipped `tuning.skips` updates in a row.
         """
         # This waits for the step. `loop.train` passes the metrics of the step before, so the device has work meanwhile.
-        on_host, roster = self._arrays.fetch(metrics), self.roster
+        on_host, roster = self._fetch_metrics(metrics), self.roster
         models = roster.models_at(done - 1)
         running = np.flatnonzero(models >= 0)
-        for slot in running:
-            if roster.timeline.stop[models[slot]] != done:  # a model that is done was recorded at its export
-                self._record(models[slot], done - 1, on_host)
+        self._record_windows(done - 1)
+        self._done, self._skipped = done, int(on_host["skipped"][running].sum())
         # One bad batch is skipped and counted. Several in a row mean that the model does not recover.
         stuck = running[on_host["bad"][running] >= self._tuning.skips]
         if len(stuck):
             model = models[stuck[0]]
             batch, own_step = roster.batch(model, done - 1), roster.own_step(model, done - 1) + 1
             raise not_finite(self._label, roster.members[model], batch, own_step, self._tuning.skips)
-        finished, count = int((roster.timeline.stop <= done).sum()), len(roster.members)
-        progress = f"{finished} of {count} models done, " if count > 1 else ""
-        # The plain mean over models, whatever their numbers of answer tokens: it is only for the progress line.
-        loss = float(np.mean(on_host["loss"][running]))
-        skipped = int(on_host["skipped"][running].sum())
-        text = f"{progress}loss {loss:.3f}{self._throughput.report()}"
-        return text + (f", {skipped} updates skipped" if skipped else "")
+
+    def describe(self) -> str:
+        """Says how many models are done, and loss and speed since the last line of progress."""
+        finished, count = int((self.roster.timeline.stop <= self._done).sum()), len(self.roster.members)
+        return ", ".join(
+            filter(
+                None,
+                (
+                    f"{finished} of {count} models done" if count > 1 else "",
+                    self._loss.report(),
+                    self._throughput.report(),
+                    f"{self._skipped} updates skipped" if self._skipped else "",
+                ),
+            )
+        )
 
 
 def _layer_scale(arch: Architecture, tuning: Tuning) -> Float[np.ndarray, " L"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,17 @@ from mossa_jax.tokens.rows import pack_text
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 from mossa_jax.tuning.batch import Batch
 from mossa_jax.tuning.checkpoints import Checkpoints
+from mossa_jax.tuning.curves import BASE_KIND, LossSinceLine, mean_loss
 from mossa_jax.tuning.loop import train
 from mossa_jax.tuning.loss import answer_loss
+from mossa_jax.tuning.windows import Window, add_loss, ends_window
 
 # Gradient clip by global norm, Adam's second decay, and the share of the peak learning rate at the last step.
 _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
+
+
+Metrics = dict[str, Any]
+"""Metrics of a step, each []: `loss` (nats per token), and `window`."""
 
 
 class PretrainingState(NamedTuple):
@@ -49,6 +55,7 @@ class PretrainingState(NamedTuple):
 
     moments: optax.OptState
     parameters: nnx.State
+    window: Window
 
 
 def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: Stop) -> epath.Path:
@@ -123,40 +130,54 @@ def _pretrain(
     """Trains the miniature base on one device and writes its Hugging Face folder."""
     from mossa_jax.tasks.miniature import TOKENIZER
 
-    log.info("pre-training the miniature base model (kept in %s)", folder)
+    log.info(
+        "pretraining: the miniature base model, %s steps on the suite's own text; kept in %s for later runs",
+        f"{config.steps:,}", folder,
+    )  # fmt: skip
     tokenizer = _tokenizer()
     ids = [[*prompt, tokenizer.eos] for prompt in tokenizer.prompts(documents)]
     rows = pack_text(ids, config.row_length)
     arch = miniature_architecture(config)
     parameters = initial_state(arch, seed)
     optimizer = _muon(config, parameters)
-    update = _make_update(arch, optimizer)
+    window = Window.of(lambda dtype: jnp.zeros((), dtype))
+    log_every = max(config.steps // 10, 1)
+    update = _make_update(arch, optimizer, log_every)
+    since_line = LossSinceLine()
+    recorded = 0
 
-    def step(state: PretrainingState, number: int) -> tuple[PretrainingState, jax.Array]:
+    def step(state: PretrainingState, number: int) -> tuple[PretrainingState, Metrics]:
         with goodput.lost("input"):
             # A pure function of seed and step, so that a resumed run sees the same rows: fields [B, S] and [B, M].
             taken = rows.take(batch_index(len(rows), config.batch_rows, (seed, 3), number))
             batch = {field.name: jnp.asarray(getattr(taken, field.name)) for field in fields(taken)}
-        return update(state, batch)
+        return update(state, batch, number)
 
-    def report(done: int, loss: jax.Array) -> str:
-        value = float(loss)
+    def report(done: int, metrics: Metrics) -> None:
+        nonlocal recorded
+        value, window = float(metrics["loss"]), Window(*map(np.asarray, metrics["window"]))
         if not np.isfinite(value):
             raise Refusal(NOT_FINITE, f"pre-training loss is {value} at step {done}; lower pretraining.learning_rate")
-        run_folder.append_metrics({"model": "pretraining", "step": done, "loss": round(value, 6)})
-        return f"loss {value:.3f}"
+        if ends_window(done, log_every, config.steps) and done > recorded:
+            recorded = done
+            since_line.add(window)
+            # A task may have any name, so that the kind says that this is no specialist.
+            run_folder.append_metrics(
+                {"model": "pretraining", "kind": BASE_KIND, "step": done, "loss": round(mean_loss(window), 6)}
+            )
 
     state = train(
         "pre-training",
         config.steps,
-        PretrainingState(jax.jit(optimizer.init)(parameters), parameters),
+        PretrainingState(jax.jit(optimizer.init)(parameters), parameters, window),
         step,
         report,
+        since_line.report,
         checkpoints=Checkpoints(
             run_folder / "checkpoints/pretraining", alone=True, config=folder.name, before_sealing=run_folder.flush
         ),
         checkpoint_every=max(config.steps // 5, 1),
-        log_every=max(config.steps // 10, 1),
+        log_every=log_every,
         stop=stop,
         alone=True,
     )
@@ -165,12 +186,12 @@ def _pretrain(
 
 
 def _make_update(
-    arch: Architecture, optimizer: optax.GradientTransformation
-) -> Callable[[PretrainingState, Batch], tuple[PretrainingState, jax.Array]]:
-    """Makes the jitted `(state, batch) -> (state, nats per token)`; the batch's fields are [B, ...]."""
+    arch: Architecture, optimizer: optax.GradientTransformation, log_every: int
+) -> Callable[[PretrainingState, Batch, int], tuple[PretrainingState, Metrics]]:
+    """Makes the jitted `(state, batch, number) -> (state, metrics)`; the batch's fields are [B, ...]."""
 
     @jax.jit
-    def update(state: PretrainingState, batch: Batch) -> tuple[PretrainingState, jax.Array]:
+    def update(state: PretrainingState, batch: Batch, number: jax.Array) -> tuple[PretrainingState, Metrics]:
         def loss(parameters: nnx.State) -> tuple[jax.Array, jax.Array]:
             # Every token after a document's first is a label (`pack_text`), so this is the next-token
             # loss. float32 throughout.
@@ -180,7 +201,9 @@ def _make_update(
         # The gradient of the mean over the batch's tokens, not of the sum.
         gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
         updates, moments = optimizer.update(gradients, state.moments, state.parameters)
-        return PretrainingState(moments, optax.apply_updates(state.parameters, updates)), nats / count
+        parameters, mean = optax.apply_updates(state.parameters, updates), nats / count
+        window = add_loss(state.window, number, mean, jnp.isfinite(mean), log_every)
+        return PretrainingState(moments, parameters, window), {"loss": mean, "window": window}
 
     return update
 

@@ -21,6 +21,7 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tuning.members import Member, RowLength, batches_for
 from mossa_jax.tuning.slots import Timeline, plan_slots
 from mossa_jax.tuning.snapshots import snapshot_steps
+from mossa_jax.tuning.windows import ends_window
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ class Roster:
             model
             for model in models[models >= 0].tolist()
             if self.own_step(model, step) + 1 in snapshot_steps(self.members[model].steps, count)
+        ]
+
+    def at_window_ends(self, step: int, length: int) -> list[int]:
+        """Returns the models whose window of `length` losses ends with a step of the group, in slot order."""
+        models = self.models_at(step)
+        return [
+            model
+            for model in models[models >= 0].tolist()
+            if ends_window(self.own_step(model, step) + 1, length, self.members[model].steps)
         ]
 
     def own_step(self, model: int, step: int) -> int:

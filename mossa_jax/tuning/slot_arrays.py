@@ -6,6 +6,7 @@ Shape letters: A places (slots, rounded up to the mesh's adapter axis), L layers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ class SlotArrays:
         stacked = np.ascontiguousarray(np.broadcast_to(scale, (self._places, len(scale))))
         return dict.fromkeys(targets, mesh_lib.place(self.mesh, stacked, adapters_lib.AXES["scale"]))
 
-    def fetch(self, metrics: Metrics) -> dict[str, np.ndarray]:
+    def fetch(self, metrics: Metrics) -> dict[str, Any]:
         """Returns metrics [A] of all slots on the host of every process."""
         return jax.tree.map(np.asarray, self._replicate(metrics))
 

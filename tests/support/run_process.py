@@ -21,14 +21,14 @@ PAUSE, HANGS = float(os.environ.get("PAUSE", "0")), int(os.environ.get("HANGS", 
 train = population_run.train
 
 
-def slow_train(label, total, state, step, report, **options):
+def slow_train(label, total, state, step, *reports, **options):
     def slow_step(state, number):
         if number == 2 and jax.process_index() == HANGS:
             time.sleep(10_000)
         time.sleep(PAUSE)
         return step(state, number)
 
-    return train(label, total, state, slow_step, report, **options)
+    return train(label, total, state, slow_step, *reports, **options)
 
 
 class TracedRoster(Roster):

@@ -56,7 +56,7 @@ def digest(tree) -> str:
 train = population_run.train
 
 
-def traced_train(label, total, state, step, report, **options):
+def traced_train(label, total, state, step, *reports, **options):
     """The training loop, slow enough to be hit, and with a trace of its steps."""
 
     def traced(state, number):
@@ -68,7 +68,7 @@ def traced_train(label, total, state, step, report, **options):
             write_bytes(workdir / "state.txt", digest(state).encode())
         return state, metrics
 
-    return train(label, total, state, traced, report, **options)
+    return train(label, total, state, traced, *reports, **options)
 
 
 population_run.train = traced_train

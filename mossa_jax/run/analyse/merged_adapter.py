@@ -83,7 +83,7 @@ def _write(run: Run, folder: epath.Path, names: list[str], settings: dict) -> No
         update["scale"] = np.full_like(update["scale"], settings["scale"])
     ranks = sorted({update["a"].shape[-1] for update in adapter.values()})
     cut = f"; {100 * lost:.2g} % of its norm is cut off" if lost > 1e-6 else ", without loss"
-    log.info("merged: the mean of %d specialists has rank %s%s", len(names), " to ".join(map(str, ranks)), cut)
+    log.debug("merged: the mean of %d specialists has rank %s%s", len(names), " to ".join(map(str, ranks)), cut)
     about = {
         "settings": settings,
         "lost": lost,

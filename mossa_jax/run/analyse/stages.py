@@ -47,11 +47,15 @@ def announce(run: Run, analyses: Sequence[Analysis]) -> None:
             log.info("%s: left out, since it needs %s", analysis.name, analysis.needs or "tasks")
         elif analysis.is_wanted(run) and analysis.needs_states and run.config.compare.pool == "all":
             log.info("%s: left out, since compare.pool='all' keeps no states", analysis.name)
+    names = []
     for analysis in wanted(run, analyses):
         missing = run.without_part(analysis.parts, analysis.tasks(run))
         if missing:
-            log.info("%s, %d of %d tasks to do: %s", analysis.name, len(missing), len(analysis.tasks(run)),
-                     analysis.price(run))  # fmt: skip
+            names.append(analysis.name)
+            log.debug("%s, %d of %d tasks to do: %s", analysis.name, len(missing), len(analysis.tasks(run)),
+                      analysis.price(run))  # fmt: skip
+    if names:
+        log.info("compare: CKA of every layer, and beside it or after it: %s (config.analyse)", ", ".join(names))
 
 
 def task_states(run: Run, task: Task, names: Sequence[str | None], most: int | None = None) -> TaskStates:

@@ -35,6 +35,7 @@ class Pod:
             f"--workdir={workdir}",
             f"--processes={count}",
             f"--coordinator={address}",
+            "--verbosity=debug",
             *flags,
         ]
         self.processes = []

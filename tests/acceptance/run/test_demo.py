@@ -16,6 +16,11 @@ def test_demo(tmp_path):
     environment = {**os.environ, "MOSSA_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert "Findings" in done.stdout and str(tmp_path / "run" / "report.html") in done.stdout
+    # A newcomer reads all of it: nothing twice, nothing about the insides.
+    lines = [*done.stderr.splitlines(), *done.stdout.splitlines()]
+    assert len(lines) <= 60 and sum("data" in line for line in lines) <= 4, lines
+    assert not [line for line in lines if "PyTorch" in line or "MiB" in line or "slots" in line]
+    assert sum("controls: 160 steps, 48 of 48 models done" in line for line in lines) == 1
 
     scores = pd.read_parquet(tmp_path / "run/results/scores.parquet")
     scores = scores[scores.metric == "exact_match"].groupby("model").value.mean()

@@ -40,8 +40,8 @@ def device(limit, platform="tpu", kind="unknown"):
 
 @pytest.fixture
 def lines(caplog):
-    caplog.set_level(logging.INFO, "mossa_jax")
-    return lambda level="INFO": [r.getMessage() for r in caplog.records if r.levelname == level]
+    caplog.set_level(logging.DEBUG, "mossa_jax")
+    return lambda level="DEBUG": [r.getMessage() for r in caplog.records if r.levelname == level]
 
 
 def compiled(remat, room, lines):

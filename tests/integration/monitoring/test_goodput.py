@@ -287,7 +287,7 @@ def train(folder, total, slow_input=0.0, kind=Checkpoints, until=None, profile=N
     run_folder = opened(folder)
     with Ledger(run_folder, profile).stage("E"):
         state = loop.train(
-            "E", total, {"x": jnp.float32(0)}, step, lambda done, metrics: f"{float(metrics['loss'])}",
+            "E", total, {"x": jnp.float32(0)}, step, lambda done, metrics: float(metrics["loss"]), lambda: "",
             checkpoints=kind(folder / "checkpoints"), checkpoint_every=4, log_every=1, stop=Stop(),
         )  # fmt: skip
         assert float(state["x"]) == total

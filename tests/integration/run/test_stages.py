@@ -191,11 +191,11 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
             assert len(again()[0]) == 6 and stamps(results) == before
             os.unlink(results / "parity.csv")
             why = "torch is not installed"
-            assert again() == (why, [f"parity with transformers: not checked: {why}"])
+            assert again() == (why, [f"base model: not compared with transformers: {why}"])
             assert json.loads((results / "parity.json").read_text()) == {"not_checked": why}
         table, (line,) = again()  # torch is there again
     worst = (table.max_abs_difference / table.largest).max()
-    assert line == f"parity with transformers: largest relative difference {worst:.1e}"
+    assert line == f"base model: its layer states are those of transformers, to a relative {worst:.1e}"
     assert stamps(results).keys() == before.keys()
     assert (results / "parity.csv").read_bytes() == (tiny_run[1] / "results/parity.csv").read_bytes()
 

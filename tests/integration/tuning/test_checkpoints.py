@@ -29,6 +29,7 @@ from mossa_jax.tuning.guards import Guards
 from mossa_jax.tuning.optimizer import Optimizer
 from mossa_jax.tuning.population import PopulationState
 from mossa_jax.tuning.pretrain import PretrainingState
+from mossa_jax.tuning.windows import Window
 from tests.support.processes import cpu, free_address, together
 
 # When a save or a restore fails, Orbax leaves reads and writes behind that nobody waits for.
@@ -277,7 +278,8 @@ def full_state(fill: float) -> FullState:
 
 
 def pretraining_state(fill: float) -> PretrainingState:
-    return PretrainingState(optax.adam(1e-3).init({"head": jnp.ones(3)}), {"head": jnp.full(3, fill)})
+    window = Window.of(lambda dtype: jnp.full((), fill, dtype))
+    return PretrainingState(optax.adam(1e-3).init({"head": jnp.ones(3)}), {"head": jnp.full(3, fill)}, window)
 
 
 @pytest.mark.parametrize("make", [population_state, full_state, pretraining_state])
@@ -287,8 +289,15 @@ def test_the_layout_on_disk_is_that_of_plain_dicts_with_the_fields_names(make, t
     plain = state._asdict()
     if "guards" in plain:
         plain["guards"] = plain["guards"]._asdict()
-        assert list(plain["guards"]) == ["bad", "skipped", "spikes", "usual"]
-    names = [["adapters", "guards", "moments", "step"], ["guards", "moments", "parameters"], ["moments", "parameters"]]
+        assert list(plain["guards"]) == ["bad", "skipped", "spikes", "usual", "window"]
+    window = plain["guards"] if "guards" in plain else plain
+    window["window"] = window["window"]._asdict()
+    assert list(window["window"]) == ["count", "total"]
+    names = [
+        ["adapters", "guards", "moments", "step"],
+        ["guards", "moments", "parameters"],
+        ["moments", "parameters", "window"],
+    ]
     assert list(plain) in names
     for folder, tree in (("plain", plain), ("named", state)):
         checkpoints = Checkpoints(tmp_path / folder, stacked=True)

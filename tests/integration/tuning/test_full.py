@@ -18,6 +18,7 @@ from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.llama.placement import shardings
 from mossa_jax.processes.stop import Stop
+from mossa_jax.run.report import training_curves
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
@@ -188,6 +189,37 @@ def test_stopped_on_request_and_resumed_is_bit_equal(model, tuned, tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, resumed, tuned))
     assert min(record["step"] for record in run_folder.metrics()[before:]) > 6
     losses_of(run_folder)
+
+
+class _StopAfter(Stop):
+    """Asks to stop after some steps."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self._left = steps
+
+    @property
+    def asked(self):
+        self._left -= 1
+        return self._left == 0
+
+    @asked.setter
+    def asked(self, _):
+        pass
+
+
+def test_curves_are_means_over_windows_and_interruptions_leave_no_mark(model, tuned_run, tmp_path):
+    single, tuning = losses_of(tuned_run[0]), replace(TUNING, log_every=4, checkpoint_every=3)
+    tune(model, make_member(), open_folder(tmp_path / "whole"), tuning=tuning)
+    whole = training_curves(RunFolder(tmp_path / "whole"))
+    assert whole.step.tolist() == [4, 8, 10]
+    means = [np.mean(single[begin:end]) for begin, end in ((0, 4), (4, 8), (8, 10))]
+    np.testing.assert_allclose(whole.loss, means, rtol=1e-5)
+    for steps in (2, 4, 1):
+        with pytest.raises(Refusal):
+            tune(model, make_member(), open_folder(tmp_path / "broken"), _StopAfter(steps), tuning)
+    tune(model, make_member(), open_folder(tmp_path / "broken"), tuning=tuning)
+    assert training_curves(RunFolder(tmp_path / "broken")).to_csv() == whole.to_csv()
 
 
 def poisoned(model, token):

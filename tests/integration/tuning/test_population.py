@@ -12,6 +12,7 @@ from mossa_jax.errors import Refusal
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.processes.stop import Stop
+from mossa_jax.run.report import training_curves
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.rows import pack_examples
@@ -46,7 +47,7 @@ def open_folder(path, kind=RunFolder, **options):
 
 def tune(model, members, run_folder, stop=None, state=None, schedule=SCHEDULE, done=None, exported=(), **options):
     """Tunes members together; returns their adapters in the same order."""
-    tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, log_every=1, **options)
+    tuning = Tuning(rank=2, targets=("q_proj", "down_proj"), first_layer=1, **({"log_every": 1} | options))
     done = {} if done is None else done
     base = model if state is None else replace(model, state=state)
     context = TuningContext(tuning, run_folder, stop or Stop())
@@ -156,6 +157,50 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     assert min(record["step"] for record in again) in (4, 5)
     # An exported model keeps its curve.
     assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
+
+
+class _StopAt(Stop):
+    """Asks to stop after some steps, or breaks down there."""
+
+    def __init__(self, steps, breaks=False):
+        super().__init__()
+        self._left, self._breaks = steps, breaks
+
+    @property
+    def asked(self):
+        self._left -= 1
+        if self._left == 0 and self._breaks:
+            raise RuntimeError("power cut")
+        return self._left == 0
+
+    @asked.setter
+    def asked(self, _):
+        pass
+
+
+def curves_of(path):
+    return training_curves(RunFolder(path)).to_csv().encode()
+
+
+def test_curves_are_means_over_the_models_own_steps_and_interruptions_leave_no_mark(model, together, tmp_path):
+    """Two slots and windows of seven steps, which neither the models' first steps nor checkpoints are multiples of."""
+    steps_folder, members, _ = together
+    options = {"slots": 2, "log_every": 7, "checkpoint_every": 4}
+    tune(model, members, open_folder(tmp_path / "whole"), **options)
+    single = training_curves(steps_folder).set_index(["model", "step"]).loss
+    for member in members:
+        rows = training_curves(RunFolder(tmp_path / "whole")).query("model == @member.name")
+        ends = sorted({*range(7, member.steps + 1, 7), member.steps})
+        assert rows.step.tolist() == ends
+        for begin, end, loss in zip([0, *ends], ends, rows.loss, strict=False):
+            assert loss == pytest.approx(single[member.name].loc[begin + 1 : end].mean(), rel=1e-4)
+    done = {}
+    for steps, breaks in [(3, False), (9, True), (6, False), (7, True), (1, False)]:
+        with pytest.raises((Refusal, RuntimeError)):
+            tune(model, members, open_folder(tmp_path / "broken"), _StopAt(steps, breaks), exported=done, done=done,
+                 **options)  # fmt: skip
+    tune(model, members, open_folder(tmp_path / "broken"), exported=done, done=done, **options)
+    assert curves_of(tmp_path / "broken") == curves_of(tmp_path / "whole")
 
 
 @pytest.mark.slow

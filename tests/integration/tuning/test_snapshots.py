@@ -76,13 +76,13 @@ def watched(model, members, tmp_path_factory):
     states = []
     train = population_run.train
 
-    def watching(label, total, state, step, report, **options):
+    def watching(label, total, state, step, *reports, **options):
         def watched(state, number):
             state, metrics = step(state, number)
             states.append(jax.tree.map(np.array, state.adapters))
             return state, metrics
 
-        return train(label, total, state, watched, report, **options)
+        return train(label, total, state, watched, *reports, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(population_run, "train", watching)

@@ -1,39 +1,77 @@
 """The findings at the terminal."""
 
+import pytest
+
 from mossa_jax.findings.warnings import RunWarning
-from mossa_jax.run.pipeline import summary
+from mossa_jax.run.summary import summary
+
+COMPETENCE = {"measured": True, "competent": ["a"], "incompetent": ["b", "c"], "few": True}
+LEAD = (
+    "Fewer than half of the specialists are shown to use their prompts: 1 of 3 specialists is shown to use its prompts; "
+    "all findings rest on the tasks of these alone."
+)
+PLACES = {"page": "runs/x/report.html", "variants": []}
+
+
+def finding(verdict, title, sentence, family="primary", qualifications=()):
+    more = {"family": family, "qualifications": list(qualifications)}
+    return {"verdict": verdict, "title": title, "sentence": sentence, **more}
+
+
+def in_words(findings, width=None, warnings=(), **places):
+    report = {"competence": COMPETENCE, "findings": findings, "warnings": list(warnings), **PLACES, **places}
+    return summary(report, width).split("\n")
 
 
 def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the_exploratory_claims():
-    competence = {"measured": True, "competent": ["a"], "incompetent": ["b", "c"], "few": True}
     findings = [
-        {"verdict": "contradicted", "title": "First", "sentence": "One.", "family": "primary", "qualifications": []},
-        {
-            "verdict": "too few",
-            "title": "Second",
-            "sentence": "Two.",
-            "family": "exploratory",
-            "qualifications": ["E took few steps", "its one task is cut"],
-        },
+        finding("contradicted", "First", "One. More of it on the page."),
+        finding("too few", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("not measured", "Third", "No reason of interest."),
+        finding("not measured", "Fourth", "None."),
     ]
+    lines = in_words(findings, 500)
+    assert lines[1].startswith("Findings in short (change: the tuned model's CKA with a task's specialist minus")
+    assert lines[2] == LEAD
+    assert lines[3:6] == ["[contradicted] First: One.", "[too few] Second (exploratory): Two.",
+                          "[not measured] Third; Fourth"]  # fmt: skip
+    assert lines[-1] == "Report: runs/x/report.html"
+    places = ["Report: runs/x/report.html", "Variants beside the first results: a=1; b=2"]
+    assert in_words(findings, 500, variants=["a=1", "b=2"])[-2:] == places
+
+
+def test_what_qualifies_a_finding_stands_beside_its_verdict_and_late_warnings_above():
     early = RunWarning("few_steps_of_e", "fewer than 20 steps for E: 11; it shows nothing")
     late = RunWarning("idle_base", "tasks whose prompts the base is not shown to use: a; it says little")
-    warnings = [early.record(), late.record()]
-    places = {"page": "runs/x/report.html", "variants": ["a=1", "b=2"]}
-    said = {"competence": competence, "findings": findings, "warnings": warnings, **places}
-    lines = summary(said).split("\n")
-    assert lines[:5] == [
-        "",
-        late.line,
-        "",
-        "Findings",
-        "Fewer than half of the specialists are shown to use their prompts: 1 of 3 specialists is shown to use its "
-        "prompts; all findings rest on the tasks of these alone.",
-    ]
-    assert lines[5:7] == [
-        "[contradicted] First: One.",
-        "[too few] (but E took few steps; its one task is cut) Second (exploratory): Two.",
-    ]
-    assert lines[-2:] == ["Report: runs/x/report.html", "Variants beside the first results: a=1; b=2"]
-    assert summary(said | {"variants": []}).endswith("\nReport: runs/x/report.html")
-    assert summary(said | {"warnings": warnings[:1]}).split("\n")[:2] == ["", "Findings"]
+    findings = [finding("too few", "First", "One.", qualifications=["E took few steps", "its one task is cut"])]
+    lines = in_words(findings, 500, [early.record(), late.record()])
+    assert lines[:3] == ["", late.line, ""] and lines[3].startswith("Findings in short")
+    assert lines[5] == "[too few] (but E took few steps; its one task is cut) First: One."
+
+
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(monkeypatch):
+    sentence = "In layers 5 to 8, tuned minus pre-trained CKA is +0.554 [+0.411, +0.696] on average over 9 clusters."
+    findings = [finding("supported", "First", f"{sentence} The rest.")]
+    # The path of the report stays whole, to be copied.
+    lines = in_words(findings, 60)[:-1]
+    assert max(map(len, lines)) <= 60
+    assert sentence in " ".join(" ".join(lines).split()) and "The rest" not in " ".join(lines)
+    # The columns of the terminal where there is one; a file has 120.
+    monkeypatch.setenv("COLUMNS", "50")
+    assert 50 < max(map(len, in_words(findings)[:-1])) <= 120
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert max(map(len, in_words(findings)[:-1])) <= 50
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        ("The curve is a drift: from +0.148 to +0.554 in layers 2 to 5.", "Where it begins is open."),
+        ("It is +0.554 [+0.411, +0.696].", "Two seeds reach 0.914."),
+        ("Over 9 clusters (17 tasks).", "E stands at 84 %."),
+    ],
+)
+def test_a_sentence_ends_where_a_reader_ends_it(first, rest):
+    findings = [finding("undecided", "Title", f"{first} {rest}")]
+    lines = summary({"competence": COMPETENCE, "findings": findings}, "x", 900).split("\n")
+    assert lines[3] == f"[undecided] Title: {first}"

@@ -52,7 +52,7 @@ def test_estimates_are_what_the_programs_do():
 )
 def test_choice(rows, pool, memory, chosen, said, caplog):
     costs = engine.estimate_costs(rows=rows, devices=16, pool=pool, **LLAMA)
-    with caplog.at_level(logging.INFO, logger="mossa_jax"):
+    with caplog.at_level(logging.DEBUG, logger="mossa_jax"):
         assert engine.choose(costs, memory) == chosen
     (line,) = caplog.messages
     assert line.startswith(f"similarities from {chosen}: {said}") and "GiB per device" in line
