@@ -73,5 +73,5 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(monkeypatch):
 )
 def test_a_sentence_ends_where_a_reader_ends_it(first, rest):
     findings = [finding("undecided", "Title", f"{first} {rest}")]
-    lines = summary({"competence": COMPETENCE, "findings": findings}, "x", 900).split("\n")
+    lines = in_words(findings, 900)
     assert lines[3] == f"[undecided] Title: {first}"
