@@ -14,7 +14,7 @@ from etils import epath
 
 from mossa_jax.config import Config, check
 from mossa_jax.files.write import write_text
-from mossa_jax.findings.warnings import data_warnings
+from mossa_jax.findings.warnings import data_warnings, in_order, pooling_warnings
 from mossa_jax.llama.files.base import base_can_share_prefix, base_tokenizer
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.tasks import Suite, load_suite
@@ -97,7 +97,7 @@ def preview_dataset(config: Config) -> Preview:
         progress.line(number, f"{task.name}: {len(train)} train, {len(test)} test")
     tasks, mixture, cost = data_table(figures, suite, config, sharing)
     tasks.insert(tasks.columns.get_loc("test"), "validation", validation)
-    warnings = data_warnings(tasks, suite, cost.steps)
+    warnings = in_order([*data_warnings(tasks, suite, cost.steps), *pooling_warnings(config.compare.pool)])
     lengths = {name: task.examples.lengths for name, task in figures.items()}
     totals = _totals(tasks, mixture, cost, suite, config)
     return Preview(tasks, _mixture_table(tasks), totals, [warning.line for warning in warnings], lengths)

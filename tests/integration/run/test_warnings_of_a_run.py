@@ -125,6 +125,7 @@ def test_the_pooling_is_warned_of_and_many_kinds_are_counted(tiny_config, tmp_pa
     early = [warning for warning in warnings.early_warnings(run) if not warning.about.is_note]
     assert len(early) > 8 == len(lines) and early[-1].kind == "pool_mean"
     assert lines[:7] == [warning.line for warning in early[:7]]
+    assert [line for line in preview_dataset(config).warnings if line.startswith("w")] == [w.line for w in early]
     assert lines[7] == f"warning: and {len(early) - 7} more, which launch.tasks shows, and the page"
 
 
