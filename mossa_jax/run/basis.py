@@ -84,8 +84,17 @@ def _basis(
 
 
 def basis_digest(basis: Mapping[str, Any]) -> str:
-    """Returns the digest of what something rests on."""
-    return digest(json.loads(json.dumps(basis)))
+    """Returns the digest of what something rests on; 2 and 2.0 are the same."""
+    return digest(_plain(basis))
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it, with whole numbers as integers: files give `epochs = 2`, flags 2.0."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def why_different(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
