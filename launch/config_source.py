@@ -37,7 +37,7 @@ class ConfigSource(flags.ArgumentParser):
 
     def parse(self, path: str) -> Config:
         """Returns the configuration; of a sweep, a copy of its first, which takes the overrides of the command line."""
-        where = path if path == self.record else f"--config={path}"
+        where = path if path and path == self.record else f"--config={path}"
         self.runs = {}
         if self._takes_sweeps:
             runs = load_runs(path, where)
