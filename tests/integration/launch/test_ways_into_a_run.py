@@ -126,7 +126,7 @@ def test_every_slip_is_one_line_and_exit_code_2_before_anything_heavy_is_importe
         (["report", f"--workdir={here / 'nowhere'}"], "nowhere: no such folder; give --config=FILE"),
         (["tune", f"--workdir={here / 'empty'}"], "empty: has no config.json, so it is no run folder; give --config"),
         (["report", f"--workdir={here / 'torn'}"], f"error: {here / 'torn/config.json'}: is not valid JSON"),
-        (["report", f"--workdir={here / 'sweep'}"], "is the folder of a sweep; name a run in it"),
+        (["report", f"--workdir={here / 'sweep'}"], "is the folder of a sweep; name one of its runs"),
         (["report", f"--workdir={here / 'list.json'}"], "is a file, and no run folder"),
         (
             ["run", demo, f"--workdir={here / 'run/variants/compare.pool=mean'}"],
