@@ -37,7 +37,9 @@ def adapters(folder):
 
 
 def test_the_published_sweep_in_small_stops_after_a_run_continues_and_keeps_no_run_in_memory(tmp_path):
-    runs = {name: with_fields(config, TINY) for name, config in load_runs("sweep_demo_rank").items()}
+    # Each run is a tuning of its own, compiled anew for each rank: three of the four show all that differs.
+    published = list(load_runs("sweep_demo_rank").items())[:3]
+    runs = {name: with_fields(config, TINY) for name, config in published}
     process = SimpleNamespace(stop=Stop(), runs_native_code=[], before_leaving=[])
     seen, left = [], []
 
@@ -54,12 +56,12 @@ def test_the_published_sweep_in_small_stops_after_a_run_continues_and_keeps_no_r
     assert len(first) == 3 and all(name.startswith("tuning.rank=4,seed=0/") for name in first)
 
     process.stop.asked = False
-    assert str(tmp_path / "tuning.rank=8,seed=1") in run_sweep(process, runs, str(tmp_path), stage)
+    assert str(tmp_path / "tuning.rank=8,seed=0") in run_sweep(process, runs, str(tmp_path), stage)
     after = adapters(tmp_path)
-    assert len(after) == 12 and first.items() <= after.items()
-    assert len({content for _, content in after.values()}) == 12
+    assert len(after) == 9 and first.items() <= after.items()
+    assert len({content for _, content in after.values()}) == 9
     for name, config in runs.items():
         about = json.loads((tmp_path / name / "adapters/tuned/adapter_config.json").read_text())
         record = json.loads((tmp_path / name / "config.json").read_text())
         assert (about["r"], record["seed"]) == (config.tuning.rank, config.seed)
-    assert len(seen) == 5 and left == [None] * len(left)
+    assert len(seen) == 4 and left == [None] * len(left)

@@ -69,10 +69,17 @@ def test_a_request_to_stop_between_two_runs_ends_the_sweep(tmp_path, calls):
     assert caught.value.code == STOPPED and not calls.seen
 
 
-def test_the_folder_of_a_run_is_no_folder_for_a_sweep(tmp_path, calls):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s/config.json").write_text("{}")
+@pytest.mark.parametrize("place", ["s/config.json", "s"])
+def test_the_folder_of_a_run_or_a_file_is_no_folder_for_a_sweep(tmp_path, calls, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("{}")
     with pytest.raises(Refusal) as caught:
         start(tmp_path)
-    assert caught.value.code == BAD_CONFIG and "the folder of one run" in str(caught.value)
+    assert caught.value.code == BAD_CONFIG and "the folder of one run, or a file" in str(caught.value)
     assert not calls.seen and not (tmp_path / "s/sweep.json").exists()
+
+
+def test_a_store_that_nobody_knows_is_refused(calls):
+    with pytest.raises(Refusal) as caught:
+        sweeps.run_sweep(SimpleNamespace(stop=Stop()), RUNS, "s3x://bucket/s", "stage")
+    assert caught.value.code == BAD_CONFIG and "s3x" in str(caught.value)
