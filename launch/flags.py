@@ -97,7 +97,10 @@ def define_tuning_flags() -> flags.FlagHolder:
     flags.DEFINE_string(
         "from", None, "Run folder whose models and results are taken over where they rest on the same things."
     )
-    text = "Models that rest on other rows than the run's: refuse them, retrain them, or keep E as it is."
+    text = (
+        "Models that rest on other rows than the run's: refuse them, retrain them, or keep E as it is and count tasks "
+        "that came as unseen."
+    )
     flags.DEFINE_enum("stale", "refuse", STALE, text)
     return flags.DEFINE_string(
         "profile", "", "Steps of each tuning stage to trace into WORKDIR/profile/: COUNT or FIRST:COUNT."
