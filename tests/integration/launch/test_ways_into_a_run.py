@@ -101,6 +101,21 @@ def test_print_config_shows_what_would_run_as_json_that_config_takes(root, here)
     assert configs[7] == Config(name="run seed=1", seed=1)
 
 
+def test_the_folder_of_a_variant_stands_for_its_run_folder_however_it_is_written(here, monkeypatch):
+    from launch.config_source import check_takeover
+
+    variant = here / "run/variants/compare.pool=mean"
+    for place, name in (
+        (here, str(variant)),
+        (here, f"{variant}/"),
+        (variant, "."),
+        (here / "run/variants", variant.name),
+    ):
+        monkeypatch.chdir(place)
+        assert check_takeover(name, "elsewhere") == str(here / "run")
+    assert check_takeover(f"file://{variant}", None) == f"file://{here / 'run'}"
+
+
 def test_overrides_reach_every_run_of_a_sweep_and_its_json_is_a_sweep_again(root, here):
     words = ["--print_config", "--config.compare.pool=mean", f"--overrides={here / 'rank.toml'}"]
     (here / "rank.toml").write_text("tuning.rank = 16\n")
