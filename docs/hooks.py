@@ -49,9 +49,8 @@ def config_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "A configuration is a Python file whose `get_config()` returns a `mossa_jax.config.Config`. `--config` takes",
-        "such a file; `mossa` takes the name of a published one, too. Every field can be overridden on the command",
-        "line by its full name, for example `--config.tuning.rank=16`; a tuple is written as",
+        "Every field of a [configuration](../configuring.md). On the command line a field has its full name, for",
+        "example `--config.tuning.rank=16`; a tuple is written as",
         "`--config.tasks.only=\"('facts', 'sentiment')\"`. A value that cannot work is refused before anything starts,",
         f"with exit code 2. This page is generated from `{_FIELDS.relative_to(ROOT).as_posix()}`.",
         "",
@@ -221,7 +220,7 @@ def _flag(call: ast.Call, path: Path, local: dict[str, ast.expr]) -> dict[str, s
     required = "required" in options and evaluate(options["required"], path) is True
     return {
         "name": str(name),
-        "type": {"config_file": "a file or a published name", "bool": "true or false"}.get(kind, kind),
+        "type": {"config_file": "a file, a run folder or a published name", "bool": "true or false"}.get(kind, kind),
         "default": "required" if required else _shown_default(default),
         "about": "" if about is _NOT_SIMPLE or about is None else str(about),
     }

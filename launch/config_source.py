@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,7 @@ class ConfigSource(flags.ArgumentParser):
 
     def parse(self, path: str) -> Config:
         """Returns the configuration; of a sweep, a copy of its first, which takes the overrides of the command line."""
-        where = path if path == self.record else f"--config={path}"
+        where = path if path and path == self.record else f"--config={path}"
         self.runs = {}
         if self._takes_sweeps:
             runs = load_runs(path, where)
@@ -159,11 +160,13 @@ def _join(folder: str, name: str) -> str:
 
 def _run_folder(folder: str) -> str:
     """Returns the run folder of a folder of a variant, and any other folder as it is."""
-    path = PurePosixPath(folder)
-    if path.parent.name != _VARIANTS or path.name in ("", ".."):
+    is_local = "://" not in folder
+    path = PurePosixPath(os.path.abspath(folder) if is_local else folder.rstrip("/"))
+    if path.parent.name != _VARIANTS:
         return folder
-    place = folder.rstrip("/")[: -len(f"/{_VARIANTS}/{path.name}")]
-    return place if place and read_file(_join(place, RECORD), f"--workdir={folder}") is not None else folder
+    # A path object would turn the two slashes of a scheme into one.
+    place = str(path.parent.parent) if is_local else folder.rstrip("/")[: -len(f"/{_VARIANTS}/{path.name}")]
+    return place if read_file(_join(place, RECORD), f"--workdir={folder}") is not None else folder
 
 
 def _why_no_run_folder(folder: str, remedy: str = "give --config=FILE to begin a run there") -> str:

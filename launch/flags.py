@@ -244,12 +244,11 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(with_config_of_workdir(words))
         _words.take(rest[1:])
         _check_values()
-    except flags.IllegalFlagValueError as error:
-        # absl shows a tuple for a boolean.
-        _refuse(re.sub(r"\('Non-boolean argument to boolean flag', .*\)", "must be true or false", str(error)))
     except flags.Error as error:
-        missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", str(error))
-        _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else str(error))
+        # absl shows a tuple for a word that is no boolean.
+        text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", "must be true or false", str(error))
+        missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", text)
+        _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else text)
     except Refusal as refusal:
         _refuse(str(refusal), refusal.code)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

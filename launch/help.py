@@ -70,7 +70,7 @@ def _flag_lines(flag: flags.Flag) -> Iterator[str]:
     is_config = flag.name == "config"
     default = "" if flag.default is None or is_config else flag.default_as_str.strip("'")
     text = re.sub(r"^<.*?>: ", "", flag.help or "")  # absl puts the choices of an enum in front
-    yield from _entry(f"--{flag.name}", "file or name" if is_config else kind, default, text)
+    yield from _entry(f"--{flag.name}", "file, run folder or name" if is_config else kind, default, text)
 
 
 def _entry(flag: str, kind: str, default: str, text: str) -> Iterator[str]:

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from mossa_jax.config import Config, check, varied_fields
-from mossa_jax.config.reading import RECORD, SWEEP_RECORD
+from mossa_jax.config.reading import RECORD, SWEEP_RECORD, read_file
 from mossa_jax.errors import BAD_CONFIG, STOPPED, Refusal
-from mossa_jax.files.paths import as_path
+from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import write_json
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
@@ -50,12 +50,15 @@ def run_sweep(
       Refusal: that of a run, with the run's name in front; 2 where `workdir` is itself the folder of a run.
     """
     options = options or Options()
-    folder = as_path(workdir)
     is_writer = jax.process_index() == 0
+    folder = RunFolder(workdir, is_writer).path
     for config in runs.values():
         check(config)
-    if any(agreement.agreed([is_writer and (folder / RECORD).exists()])):
-        raise Refusal(BAD_CONFIG, f"--workdir={workdir}: is the folder of one run; name a new folder for the sweep")
+    where = f"--workdir={workdir}"
+    is_run = is_writer and read_file(folder / RECORD, where) is not None
+    is_file = is_writer and folder.exists() and not folder.is_dir()
+    if any(agreement.agreed([is_run, is_file])):
+        raise Refusal(BAD_CONFIG, f"{where}: is the folder of one run, or a file; name a new folder for the sweep")
     if is_writer:
         write_json(folder / SWEEP_RECORD, varied_fields(runs))
     folders = {name: f"{workdir.rstrip('/')}/{name}" for name in runs}
