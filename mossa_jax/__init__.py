@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mossa_jax.existing.compare import compare
     from mossa_jax.existing.folders import compare_saved
     from mossa_jax.existing.saved import load_states, save_states, states_table
+    from mossa_jax.existing.start import run
     from mossa_jax.existing.states import layer_states
     from mossa_jax.existing.tasks import load_task
     from mossa_jax.llama.files.load import Model, load_model
@@ -32,6 +33,7 @@ __all__ = [
     "load_model",
     "load_states",
     "load_task",
+    "run",
     "save_states",
     "states_table",
 ]
