@@ -189,9 +189,9 @@ def test_a_refusal_is_one_line_and_one_code(results, name, code, words):
 def test_compare_reads_several_files_of_prompts(results):
     code, error = results["compare: several"]
     assert code == 0, error
-    # All prompts are longer than twelve tokens: one warning for both files, which names them.
+    # One warning for both files, which names them.
     (warning,) = [line for line in error.splitlines() if "truncation" in line]
-    assert "6 of 6 prompts of" in warning and "8 of 8 prompts of" in warning and "more.jsonl" in warning
+    assert "4 of 6 prompts of" in warning and "4 of 8 prompts of" in warning and "more.jsonl" in warning
     table = pd.read_csv(results["several"])
     assert list(table.columns) == [
         "prompts", "layer", "estimator", "cka", "low", "high", "n", "null_mean", "p", "q", "undefined",
