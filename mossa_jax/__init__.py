@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mossa_jax.existing.folders import compare_saved
     from mossa_jax.existing.runs import Run
     from mossa_jax.existing.saved import load_states, save_states, states_table
+    from mossa_jax.existing.start import run
     from mossa_jax.existing.states import layer_states
     from mossa_jax.existing.tasks import load_task
     from mossa_jax.llama.files.load import Model, load_model
@@ -34,6 +35,7 @@ __all__ = [
     "load_model",
     "load_states",
     "load_task",
+    "run",
     "save_states",
     "states_table",
 ]

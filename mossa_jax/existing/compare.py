@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -296,7 +296,7 @@ def _join(tables: Sequence[pd.DataFrame], untouched: set[str] | None, has_null: 
     return table[[PROMPTS, *columns] if has_names else columns]
 
 
-def _prompt_lists(prompts: object, items: object, templates: object) -> list[_PromptList]:
+def _prompt_lists(prompts: Any, items: Any, templates: Any) -> list[_PromptList]:
     """Checks prompts and what is known of them, and returns them list by list; arguments as in `compare`."""
     if not isinstance(prompts, Mapping):
         prompts, items, templates = {"": prompts}, {"": items}, {"": templates}

@@ -48,7 +48,9 @@ def add_scores(run: Run, table: pd.DataFrame) -> None:
         of_task = table[table.task == task.name]
         for label, name in run.scored_models(task).items():
             # The base has no card; `tuned` and `control` are listed with their names.
-            for of, model in (("model", label), ("base", "base")) if name is not None else ():
+            if name is None:
+                continue
+            for of, model in (("model", label), ("base", "base")):
                 rows = of_task[of_task.model == model].to_dict("records")
                 scores.setdefault(name, []).extend({**row, "of": of} for row in rows)
     for name, rows in scores.items():

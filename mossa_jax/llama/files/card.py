@@ -6,6 +6,7 @@ spans that they cannot leave.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 CARD = "README.md"
 
 _HUB_DATA = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{7,64}")
-_HUB_MODEL = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_MODEL = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SEED = re.compile(r"\.seed(\d+)$")
 _UNKNOWN = "unknown"
 # Columns of the table of scores: metric -> (its heading, decimals).
@@ -61,6 +62,11 @@ def code(text: str, in_table: bool = False) -> str:
     return f"{ticks}{space}{plain}{space}{ticks}"
 
 
+def _is_hub_id(base: str) -> bool:
+    """Whether a base model is named by a hub id; a folder of the same name comes first, as on loading."""
+    return bool(_HUB_MODEL.fullmatch(base)) and not os.path.isdir(base)
+
+
 def _escape(letter: str) -> str:
     return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(letter, f"\\u{ord(letter):04x}")
 
@@ -85,7 +91,7 @@ def _header(about: Mapping[str, Any], base: str, is_whole: bool) -> str:
     matches = [_HUB_DATA.fullmatch(source.get("source", "")) for source in sources]
     has_licence = any(source.get("licence") for source in sources)
     tags = ["mossa_jax", "full-fine-tuning"] if is_whole else ["lora", "transformers", "mossa_jax"]
-    if _HUB_MODEL.fullmatch(base) and not is_whole:
+    if _is_hub_id(base) and not is_whole:
         tags.append(f"base_model:adapter:{base}")
     data = ModelCardData(
         base_model=base,
@@ -144,7 +150,7 @@ def _role(about: Mapping[str, Any], kind: str) -> str:
 def _base(about: Mapping[str, Any], base: str) -> str:
     revision = f", revision {code(about['revision'])}" if about.get("revision") else ""
     text = f"Base model: {code(base)}{revision}."
-    if not _HUB_MODEL.fullmatch(base):
+    if not _is_hub_id(base):
         text += (
             " This is a folder on the machine where the model was tuned: before you share it, name the model's hub id "
             "instead, here in `base_model` and in `adapter_config.json`."

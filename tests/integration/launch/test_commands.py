@@ -52,6 +52,9 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
     (broken / "train/copy_first.jsonl").write_text("\n".join(lines))
     (empty / "test/last_word.jsonl").write_text("\n")
     (here / "prompts.jsonl").write_text("".join(json.dumps({"inputs": t}) + "\n" for t in random_texts(6)))
+    items = [{"inputs": text, "item": number // 2} for number, text in enumerate(random_texts(8, seed=1))]
+    (here / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    (here / "item.jsonl").write_text('{"inputs": "a", "item": [1]}\n')
     (here / "torn.jsonl").write_text('{"inputs": "a"}\n{"input": "b"}\n')
     (here / "syntax.py").write_text("def get_config(:\n")
     (here / "held").mkdir()
@@ -98,6 +101,35 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         "compare: pickled": compare(base=pickled),
         "compare: no prompts file": compare(prompts=here / "none.jsonl"),
         "compare: prompts line": compare(prompts=here / "torn.jsonl"),
+        "compare: stray permutations": compare(pool="all", permutations=9),
+        "compare: stray items": compare(pool="all", items=here / "items.txt"),
+        "compare: one file twice": compare(prompts=f"{here / 'prompts.jsonl'},{here / 'prompts.jsonl'}"),
+        "compare: items of several": compare(
+            prompts=f"{here / 'prompts.jsonl'},{here / 'more.jsonl'}", items=here / "items.txt"
+        ),
+        "compare: no control": compare(control=""),
+        "compare: options of models": [
+            "launch.compare",
+            "--states_a=a",
+            "--states_b=b",
+            "--truncation=paper",
+            f"--out={here / 'x.csv'}",
+        ],
+        "compare: guess without texts": [
+            "launch.compare",
+            "--states_a=a",
+            "--states_b=b",
+            "--items=guess",
+            f"--out={here / 'x.csv'}",
+        ],
+        "compare: item": compare(prompts=here / "item.jsonl"),
+        "compare: several": compare(
+            control=tiny_adapters[0][0],
+            out=here / "out/several.csv",
+            permutations=19,
+            max_tokens=12,
+            prompts=f"{here / 'prompts.jsonl'},{here / 'more.jsonl'}",
+        ),
         "compare": compare(control=tiny_adapters[0][0], out=here / "out/table.csv", max_tokens=12, pool="mean"),
     }
     done = subprocess.run(
@@ -110,7 +142,7 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
     errors = [(here / f"{number}.2").read_text() for number in range(len(commands))]
     assert not (here / "w").exists()  # a refused command line leaves no folder
     found = {name: pair for name, *pair in zip(commands, codes, errors, strict=True)}
-    return found | {"table": here / "out/table.csv"}
+    return found | {"table": here / "out/table.csv", "several": here / "out/several.csv"}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +175,14 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         ("compare: pool", 2, ["first"]),
         ("compare: pickled", 3, ["pytorch_model.bin"]),
         ("compare: no prompts file", 3, ["none.jsonl"]),
+        ("compare: stray permutations", 2, ["--permutations=9", "--pool=all"]),
+        ("compare: stray items", 2, ["--items", "--pool=all"]),
+        ("compare: one file twice", 2, ["--prompts", "once"]),
+        ("compare: items of several", 2, ["--items", "one file"]),
+        ("compare: no control", 2, ["--control", "--states_a"]),
+        ("compare: options of models", 2, ["--truncation", "--states_a"]),
+        ("compare: guess without texts", 2, ["--items=guess"]),
+        ("compare: item", 3, ["item.jsonl:1", "'item'"]),
         ("compare: prompts line", 3, ["torn.jsonl:2", "'inputs'"]),
     ],
 )
@@ -154,10 +194,24 @@ def test_a_refusal_is_one_line_and_one_code(results, name, code, words):
     assert all(word in lines[0] for word in words), lines[0]
 
 
+def test_compare_reads_several_files_of_prompts(results):
+    code, error = results["compare: several"]
+    assert code == 0, error
+    # One warning for both files, which names them.
+    (warning,) = [line for line in error.splitlines() if "truncation" in line]
+    assert "4 of 6 prompts of" in warning and "4 of 8 prompts of" in warning and "more.jsonl" in warning
+    table = pd.read_csv(results["several"])
+    assert list(table.columns) == [
+        "prompts", "layer", "estimator", "cka", "low", "high", "n", "null_mean", "p", "q", "undefined",
+    ]  # fmt: skip
+    assert [name.rsplit("/")[-1] for name in table.prompts.unique()] == ["prompts.jsonl", "more.jsonl"]
+    assert set(table[table.prompts.str.endswith("more.jsonl")].n) == {8}
+
+
 def test_compare_writes_its_table(results):
     code, error = results["compare"]
     assert code == 0 and "error" not in error and "Traceback" not in error
     table = pd.read_csv(results["table"])
-    assert {"layer", "estimator", "cka", "low", "high", "n"} <= set(table.columns)
+    assert list(table.columns) == ["layer", "estimator", "cka", "low", "high", "n", "undefined"]
     assert table.layer.tolist() == [name for name in ("embed", "1", "2", "3", "final_norm") for _ in range(2)]
     assert set(table.n) == {6} and table.cka.notna().all()

@@ -389,6 +389,7 @@ def test_the_saved_folder_loads_in_transformers_with_equal_logits(model, tuned, 
     about = {"model": "E", "tasks": ["one", "two"], "steps": 10}
     save_full(tmp_path / "saved", model, tuned, about)
     assert json.loads((tmp_path / "saved/mossa.json").read_text()) == about
+    assert "library_name: transformers" in (tmp_path / "saved/README.md").read_text()
     theirs = torch_model(tmp_path / "saved")
     assert (tmp_path / "saved/tokenizer.json").exists()
     from mossa_jax.llama.attention import Segments

@@ -80,6 +80,16 @@ def test_the_card_of_e_has_its_own_schedule_and_its_share_of_each_task():
     assert "Of 1 task the source states none." in card and "a folder on the machine" in card
 
 
+@pytest.mark.parametrize("base", ["/models/base", "../base", "./base", "models/base", "base"])
+def test_a_base_in_a_folder_is_no_hub_id(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models/base").mkdir(parents=True)
+    card = model_card(ABOUT, base)
+    assert "a folder on the machine" in card and not any(
+        tag.startswith("base_model") for tag in ModelCard(card).data.tags
+    )
+
+
 def test_without_a_stated_licence_it_is_unknown():
     sources = {"rte": {"cluster": "a", "source": "here", "licence": ""}}
     card = model_card(ABOUT | {"sources": sources}, "org/base")
