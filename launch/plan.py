@@ -155,9 +155,7 @@ def _check_flags() -> None:
     if CONFIG.value is None:
         raise Refusal(BAD_CONFIG, f"--measured={MEASURED.value}: give --config, the run that is planned, as well")
     if STAGE.value not in (None, "all"):
-        raise Refusal(
-            BAD_CONFIG, f"--measured={MEASURED.value}: it plans whole runs; leave --stage={STAGE.value} out"
-        )
+        raise Refusal(BAD_CONFIG, f"--measured={MEASURED.value}: it plans whole runs; leave --stage={STAGE.value} out")
 
 
 def _price(topology: str) -> float:

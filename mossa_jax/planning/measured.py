@@ -30,7 +30,12 @@ from mossa_jax.planning.workload import Workload
 from mossa_jax.tasks.controls import seed_name
 from mossa_jax.tuning.pretrain import miniature_architecture
 
-GROUPS = {"E": ("E",), "controls": ("controls",), "score": ("scores", "likelihoods"), "compare": ("states", "similarity")}
+GROUPS = {
+    "E": ("E",),
+    "controls": ("controls",),
+    "score": ("scores", "likelihoods"),
+    "compare": ("states", "similarity"),
+}
 """Stage of a run, as its metrics name it -> the stages of a plan that it consists of."""
 
 MIN_STEPS = 20
@@ -220,7 +225,8 @@ def _work_of(config: Config, folder: _Folder, data: Mapping[str, Any], arch: Arc
     controls = [name for name in models if name not in experimental]
     if not tasks or set(tasks) - set(controls) or set(experimental) - set(models):
         raise Refusal(
-            BAD_INPUT, f"--measured={folder.path}: not all its models are tuned; run it to its end, with the same command"
+            BAD_INPUT,
+            f"--measured={folder.path}: not all its models are tuned; run it to its end, with the same command",
         )
     # One training row at least: a model without steps is refused by its steps.
     examples = max(sum(record["rows"] for record in models.values()), 1)
@@ -275,7 +281,8 @@ def _useful_seconds(
         )
     if unit == "steps" and units < MIN_STEPS:
         raise Refusal(
-            BAD_INPUT, f"--measured={path}: {stage} took {units} steps, too few for a speed; give it {MIN_STEPS} or more"
+            BAD_INPUT,
+            f"--measured={path}: {stage} took {units} steps, too few for a speed; give it {MIN_STEPS} or more",
         )
     last = {record["attempt"]: record["useful"] for record in own}
     seconds = sum(last.values())
