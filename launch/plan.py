@@ -65,8 +65,8 @@ TEMPLATE = flags.DEFINE_enum("template", None, TEMPLATES, "As config.tokens.temp
 EXAMPLE_IDS = flags.DEFINE_float(
     "example_ids",
     None,
-    "Token ids per example, without the template's; not given: 122, which is FLAN's, or with --measured and other tasks "
-    "those of the pilot.",
+    "Token ids per example, without the template's; not given: 122, which is FLAN's, or with --measured and other "
+    "tasks those of the pilot.",
 )
 EPOCHS = flags.DEFINE_float("epochs", None, "As config.tuning.control.epochs and config.tuning.experimental.epochs.")
 USE = flags.DEFINE_float("use", 0.4, "Share of the chips' bfloat16 peak that is achieved.", lower_bound=1e-6)
@@ -175,7 +175,7 @@ def main(_: object) -> None:
     _check_flags()
     from mossa_jax.files.write import write_json
     from mossa_jax.planning.analyses import plan_analyses
-    from mossa_jax.planning.extrapolate import extrapolate
+    from mossa_jax.planning.extrapolate import extrapolate, has_same_chips
     from mossa_jax.planning.forecast import plan_run
     from mossa_jax.planning.hardware import find_hardware, hardware_by_formula
     from mossa_jax.planning.measured import read_measured
@@ -200,6 +200,8 @@ def main(_: object) -> None:
     # The speed of a CPU is that of the pilot, and programs are not compiled for it.
     names = [(name, COMPILE.value and not name.startswith("cpu:")) for name in TOPOLOGY.value]
     for hardware in [find_hardware(name) if compiles else hardware_by_formula(name) for name, compiles in names]:
+        if pilot is not None:
+            has_same_chips(pilot, hardware)
         answers = min(ANSWERS.value, config.tokens.row_length)
         planned, price = PlannedRun(config, arch, name, work, hardware, answers, USE.value), _price(hardware.name)
         if SUGGEST.value:

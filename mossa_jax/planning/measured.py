@@ -190,8 +190,8 @@ def _hardware_of(environment: Mapping[str, Any], records: Sequence[Mapping[str, 
     if len(counts) > 1:
         raise Refusal(
             BAD_INPUT,
-            f"--measured={path}: its attempts had {', '.join(map(str, sorted(counts)))} devices; name a run that had the "
-            "same number throughout",
+            f"--measured={path}: its attempts had {', '.join(map(str, sorted(counts)))} devices; name a run that had "
+            "the same number throughout",
         )
     if environment.get("platform") == "cpu":
         return hardware_by_formula(f"cpu:{devices}")
@@ -276,8 +276,8 @@ def _useful_seconds(
     if done < units:
         raise Refusal(
             BAD_INPUT,
-            f"--measured={path}: its stage {stage} has done {done} of {units} {unit} here; run it to its end, or name a "
-            "run that took nothing over from others",
+            f"--measured={path}: its stage {stage} has done {done} of {units} {unit} here; run it to its end, or name "
+            "a run that took nothing over from others",
         )
     if unit == "steps" and units < MIN_STEPS:
         raise Refusal(
