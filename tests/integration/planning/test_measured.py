@@ -9,14 +9,18 @@ import sys
 
 import pytest
 
+from mossa_jax.config import check
 from mossa_jax.errors import Refusal
+from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.published import PUBLISHED, published_shape
 from mossa_jax.planning.extrapolate import MARGIN, OTHER_CHIP, extrapolate
 from mossa_jax.planning.forecast import plan_run
 from mossa_jax.planning.hardware import find_hardware, hardware_by_formula
-from mossa_jax.planning.measured import GROUPS, read_measured
+from mossa_jax.planning.measured import GROUPS, MIN_STEPS, read_measured
 from mossa_jax.planning.measured_table import format_brief, format_forecast
 from mossa_jax.planning.prices import PRICES, list_price, price_lines
-from mossa_jax.planning.stages import STAGES
+from mossa_jax.planning.stages import STAGES, PlannedRun
+from mossa_jax.planning.workload import count_work
 from tests.conftest import load_config
 
 ANSWERS, USE, STEPS = 8, 0.4, 40
@@ -287,3 +291,18 @@ def test_a_finished_run_on_a_cpu_measures_a_plan_on_it(tiny_run):
     """The real files of a run; its steps are too few, which is the only thing that is refused."""
     with pytest.raises(Refusal, match=r"E took \d+ steps, too few for a speed"):
         read_measured(str(tiny_run[1]), ANSWERS, USE)
+
+
+def test_the_pilot_fits_one_chip_and_costs_less_than_its_limit(root):
+    """As launch/README.md promises: eight tasks of four clusters, steps enough for a speed, a part of a dollar."""
+    config = load_config(root / "configs/pilot.py")
+    check(config)
+    shape = published_shape(config.base)
+    arch = architecture_from_config(PUBLISHED[shape], shape)
+    work = count_work(config, example_ids=122, prompts=0, has_tokenizer=False)
+    run = PlannedRun(config, arch, config.base, work, hardware_by_formula("v5litepod-1"), 512, 0.4)
+    plan = plan_run(run, STAGES, list_price("v5e"), compile_programs=False)
+    assert plan["fits"] and plan["price"] < 0.2 and work.tasks == 8 and work.repeated == 4
+    assert all(row["runs"] >= 10 * MIN_STEPS for row in plan["rows"] if row["stage"] in ("E", "controls"))
+    # Half an hour of compiling, reading and analyses comes on top.
+    assert plan["price"] + 0.5 * list_price("v5e") < 1
