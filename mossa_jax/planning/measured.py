@@ -103,8 +103,8 @@ def read_measured(path: str, answers: int, use: float) -> MeasuredRun:
       use: the share of the peak that formulas assume.
 
     Raises:
-      Refusal: 3 for a folder that is no run folder, a run that is not finished or too short, one of several kinds of
-        devices or of an unknown kind.
+      Refusal: 2 for a folder that is not there; 3 for one that is no run folder, a run that is not finished or too
+        short, and for devices of an unknown kind or not the same number throughout.
     """
     folder = _Folder(path)
     config = _config_of(folder.read("config.json"), path)
@@ -138,7 +138,7 @@ class _Folder:
         except (ImportError, ValueError, OSError) as error:
             raise Refusal(BAD_CONFIG, f"--measured={path}: {error}; name the folder of a finished run") from None
         if not is_folder:
-            raise Refusal(BAD_INPUT, f"--measured={path}: no such folder; name the folder of a finished run")
+            raise Refusal(BAD_CONFIG, f"--measured={path}: no such folder; name the folder of a finished run")
 
     def read(self, name: str) -> dict[str, Any]:
         return self._json(self.path / name)

@@ -248,10 +248,10 @@ for number, words in enumerate(json.loads(sys.argv[1])):
 def test_wrong_uses_of_the_flags_are_one_line(root, pilot, tiny_config, tmp_path):
     config, measured = f"--config={tiny_config}", f"--measured={pilot}"
     cases = [
-        ([config, f"--measured={tmp_path}/none"], 3, "no such folder"),
-        ([config, f"--measured={tmp_path}"], 3, "it has no config.json"),
-        ([config, f"--measured={tiny_config}"], 3, "no such folder"),
-        ([config, "--measured="], 2, "name the folder of a finished run"),
+        ([config, f"--measured={tmp_path}/none"], 2, "no such folder"),
+        ([config, f"--measured={tmp_path}"], 2, "it has no config.json"),
+        ([config, f"--measured={tiny_config}"], 2, "no such folder"),
+        ([config, "--measured="], 2, "no such folder"),
         ([config, "--measured=nope://a/b"], 2, "--measured=nope://a/b"),
         ([measured], 2, "give --config"),
         ([config, measured, "--stage=tune"], 2, "leave --stage=tune out"),
