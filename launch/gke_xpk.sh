@@ -86,7 +86,8 @@ delete() {
     bound=$patience
     if run xpk workload delete "--workload=$name" "${at[@]}" --force; then
       bound='' held=''
-      return
+      # With its code: in a trap, `return` alone tells how the command before the trap ended.
+      return 0
     fi
     bound=
     say "$name: could not be deleted, $try of 10; again in $poll s"

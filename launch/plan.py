@@ -20,8 +20,10 @@ measured, with a range, beside those by formula.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -65,8 +67,9 @@ TEMPLATE = flags.DEFINE_enum("template", None, TEMPLATES, "As config.tokens.temp
 EXAMPLE_IDS = flags.DEFINE_float(
     "example_ids",
     None,
-    "Token ids per example, without the template's; not given: 122, which is FLAN's, or with --measured and other tasks "
-    "those of the pilot.",
+    "Token ids per example, without the template's; not given: 122, which is FLAN's, or with --measured and other "
+    "tasks those of the pilot.",
+    lower_bound=1,
 )
 EPOCHS = flags.DEFINE_float("epochs", None, "As config.tuning.control.epochs and config.tuning.experimental.epochs.")
 USE = flags.DEFINE_float("use", 0.4, "Share of the chips' bfloat16 peak that is achieved.", lower_bound=1e-6)
@@ -83,6 +86,38 @@ MEASURED = flags.DEFINE_string(
 )
 BRIEF = flags.DEFINE_bool("brief", False, "Print one line per topology instead of the tables.")
 OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def _check_flags(values: Mapping[str, Any]) -> bool:
+    """Refuses flags that contradict each other, and a pilot that is not there, before anything is imported.
+
+    Args:
+      values: of the flags below.
+
+    Raises:
+      Refusal: 2.
+    """
+    pilot = values["measured"]
+    if pilot is None:
+        for topology in values["topology"]:
+            if topology.startswith("cpu:"):
+                raise Refusal(
+                    BAD_CONFIG, f"--topology={topology}: how fast a CPU is only --measured=RUN says, of a run on it"
+                )
+        return True
+    is_remote = "://" in pilot
+    if not pilot or not (is_remote or Path(pilot).is_dir()):
+        raise Refusal(BAD_CONFIG, f"--measured={pilot}: no such folder; name the folder of a finished run")
+    if not (is_remote or (Path(pilot) / "config.json").is_file()):
+        raise Refusal(BAD_CONFIG, f"--measured={pilot}: it has no config.json; name the folder of a finished run")
+    if values["config"] is None:
+        raise Refusal(BAD_CONFIG, f"--measured={pilot}: give --config, the run that is planned, as well")
+    if values["stage"] not in (None, "all"):
+        raise Refusal(BAD_CONFIG, f"--measured={pilot}: it plans whole runs; leave --stage={values['stage']} out")
+    return True
+
+
+flags.register_multi_flags_validator(["measured", "config", "stage", "topology"], _check_flags)
 
 
 def _without_none(**values: flags.FlagHolder) -> dict:
@@ -137,29 +172,6 @@ def _model(config: Config) -> tuple[Architecture, str, bool]:
     return read_architecture(locate(config.base, config.revision, config_only=True)), config.base, False
 
 
-def _check_flags() -> None:
-    """Refuses flags that contradict each other.
-
-    Raises:
-      Refusal: 2.
-    """
-    if MEASURED.value is None:
-        for topology in TOPOLOGY.value:
-            if topology.startswith("cpu:"):
-                raise Refusal(
-                    BAD_CONFIG, f"--topology={topology}: how fast a CPU is only --measured=RUN says, of a run on it"
-                )
-        return
-    if not MEASURED.value:
-        raise Refusal(BAD_CONFIG, "--measured: name the folder of a finished run")
-    if CONFIG.value is None:
-        raise Refusal(BAD_CONFIG, f"--measured={MEASURED.value}: give --config, the run that is planned, as well")
-    if STAGE.value not in (None, "all"):
-        raise Refusal(
-            BAD_CONFIG, f"--measured={MEASURED.value}: it plans whole runs; leave --stage={STAGE.value} out"
-        )
-
-
 def _price(topology: str) -> float:
     """The price of a chip for an hour: the flag's, or else the list price; 0 if there is none."""
     from mossa_jax.planning.prices import list_price
@@ -174,10 +186,9 @@ def main(_: object) -> None:
     if PRICES.value:
         print(price_lines())
         return
-    _check_flags()
     from mossa_jax.files.write import write_json
     from mossa_jax.planning.analyses import plan_analyses
-    from mossa_jax.planning.extrapolate import extrapolate
+    from mossa_jax.planning.extrapolate import extrapolate, has_same_chips
     from mossa_jax.planning.forecast import plan_run
     from mossa_jax.planning.hardware import find_hardware, hardware_by_formula
     from mossa_jax.planning.measured import read_measured
@@ -202,6 +213,8 @@ def main(_: object) -> None:
     # The speed of a CPU is that of the pilot, and programs are not compiled for it.
     names = [(name, COMPILE.value and not name.startswith("cpu:")) for name in TOPOLOGY.value]
     for hardware in [find_hardware(name) if compiles else hardware_by_formula(name) for name, compiles in names]:
+        if pilot is not None:
+            has_same_chips(pilot, hardware)
         answers = min(ANSWERS.value, config.tokens.row_length)
         planned, price = PlannedRun(config, arch, name, work, hardware, answers, USE.value), _price(hardware.name)
         if SUGGEST.value:

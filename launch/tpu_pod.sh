@@ -100,11 +100,11 @@ left() {
 # Sets the clock for the limit that comes first; called when the slice comes or goes.
 watch_budget() {
   local seconds early
-  if [ -n "$dry_run" ]; then return; fi
+  if [ -n "$dry_run" ]; then return 0; fi
   seconds=$(left)
   if [ -z "$seconds" ]; then
     stop_clock
-    return
+    return 0
   fi
   early=0
   if [ -n "$active" ]; then early=$((seconds / 4 < 300 ? seconds / 4 : 300)); fi
@@ -189,7 +189,8 @@ delete() {
     if queued delete --force --quiet || is_absent; then
       bound='' held='' started=''
       end_billing
-      return
+      # With its code: in a trap, `return` alone tells how the command before the trap ended.
+      return 0
     fi
     bound=
     say "$name: could not be deleted, $try of 10; again in $poll s"

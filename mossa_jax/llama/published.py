@@ -63,6 +63,15 @@ def _sizes(hidden: int, feed_forward: int, layers: int, heads: int, kv_heads: in
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llama-110m": _LLAMA2 | _sizes(768, 2048, 12, 12, 12) | {"tie_word_embeddings": True},
+    "smollm2-135m": _LLAMA2
+    | _sizes(576, 1536, 30, 9, 3)
+    | {
+        "vocab_size": 49152,
+        "rope_theta": 100000.0,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+    },
     "llama2-7b": _LLAMA2 | _sizes(4096, 11008, 32, 32, 32),
     "llama2-13b": _LLAMA2 | _sizes(5120, 13824, 40, 40, 40),
     "llama2-70b": _LLAMA2 | _sizes(8192, 28672, 80, 64, 8),
@@ -73,6 +82,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """Name -> config.json; `llama-110m` is not a published model but a size for measurements on a CPU."""
 
 _HUB = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2-135m",
     "meta-llama/Llama-2-7b-hf": "llama2-7b",
     "meta-llama/Llama-2-13b-hf": "llama2-13b",
     "meta-llama/Llama-2-70b-hf": "llama2-70b",

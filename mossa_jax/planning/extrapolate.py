@@ -48,13 +48,13 @@ def extrapolate(pilot: MeasuredRun, run: PlannedRun, plan: Mapping[str, Any], pr
     Raises:
       Refusal: 3 if the pilot ran on another kind of device, or lacks a stage that the run has.
     """
-    is_same_chip = _compare_hardware(pilot, run.hardware)
+    is_same_chip = has_same_chips(pilot, run.hardware)
     is_same_model = pilot.planned.arch == run.arch
     warnings = []
     if not is_same_chip:
         warnings.append(
-            f"measured on {pilot.hardware.name}, planned for {run.hardware.name}: shares of the peak are taken over, and "
-            f"may be wrong by a factor of {OTHER_CHIP:g}"
+            f"measured on {pilot.hardware.name}, planned for {run.hardware.name}: shares of the peak are taken over, "
+            f"and may be wrong by a factor of {OTHER_CHIP:g}"
         )
     rows = [_stage(pilot, group, run, plan, is_same_model, is_same_chip) for group in GROUPS if _rows(plan, group)]
     rows += _rest(pilot, run, plan, is_same_model)
@@ -76,8 +76,12 @@ def extrapolate(pilot: MeasuredRun, run: PlannedRun, plan: Mapping[str, Any], pr
     }
 
 
-def _compare_hardware(pilot: MeasuredRun, hardware: Hardware) -> bool:
-    """Returns whether the pilot ran on the same kind of chip.
+def has_same_chips(pilot: MeasuredRun, hardware: Hardware) -> bool:
+    """Returns whether a pilot ran on the same kind of chip as the hardware has.
+
+    Args:
+      pilot: the measured run.
+      hardware: to plan for.
 
     Raises:
       Refusal: 3 if even the kind of device is another.
@@ -87,8 +91,8 @@ def _compare_hardware(pilot: MeasuredRun, hardware: Hardware) -> bool:
     if kinds[0] != kinds[1]:
         raise Refusal(
             BAD_INPUT,
-            f"--measured={pilot.path} ran on {pilot.hardware.name}, which says nothing about {hardware.name}; give a pilot "
-            f"on a {kinds[1]}, or plan for a {kinds[0]}, as in --topology={pilot.hardware.name}",
+            f"--measured={pilot.path} ran on {pilot.hardware.name}, which says nothing about {hardware.name}; give a "
+            f"pilot on a {kinds[1]}, or plan for a {kinds[0]}, as in --topology={pilot.hardware.name}",
         )
     return measured == planned
 

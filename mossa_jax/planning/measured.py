@@ -30,7 +30,12 @@ from mossa_jax.planning.workload import Workload
 from mossa_jax.tasks.controls import seed_name
 from mossa_jax.tuning.pretrain import miniature_architecture
 
-GROUPS = {"E": ("E",), "controls": ("controls",), "score": ("scores", "likelihoods"), "compare": ("states", "similarity")}
+GROUPS = {
+    "E": ("E",),
+    "controls": ("controls",),
+    "score": ("scores", "likelihoods"),
+    "compare": ("states", "similarity"),
+}
 """Stage of a run, as its metrics name it -> the stages of a plan that it consists of."""
 
 MIN_STEPS = 20
@@ -98,8 +103,8 @@ def read_measured(path: str, answers: int, use: float) -> MeasuredRun:
       use: the share of the peak that formulas assume.
 
     Raises:
-      Refusal: 3 for a folder that is no run folder, a run that is not finished or too short, one of several kinds of
-        devices or of an unknown kind.
+      Refusal: 2 for a folder that is not there; 3 for one that is no run folder, a run that is not finished or too
+        short, and for devices of an unknown kind or not the same number throughout.
     """
     folder = _Folder(path)
     config = _config_of(folder.read("config.json"), path)
@@ -133,7 +138,7 @@ class _Folder:
         except (ImportError, ValueError, OSError) as error:
             raise Refusal(BAD_CONFIG, f"--measured={path}: {error}; name the folder of a finished run") from None
         if not is_folder:
-            raise Refusal(BAD_INPUT, f"--measured={path}: no such folder; name the folder of a finished run")
+            raise Refusal(BAD_CONFIG, f"--measured={path}: no such folder; name the folder of a finished run")
 
     def read(self, name: str) -> dict[str, Any]:
         return self._json(self.path / name)
@@ -185,8 +190,8 @@ def _hardware_of(environment: Mapping[str, Any], records: Sequence[Mapping[str, 
     if len(counts) > 1:
         raise Refusal(
             BAD_INPUT,
-            f"--measured={path}: its attempts had {', '.join(map(str, sorted(counts)))} devices; name a run that had the "
-            "same number throughout",
+            f"--measured={path}: its attempts had {', '.join(map(str, sorted(counts)))} devices; name a run that had "
+            "the same number throughout",
         )
     if environment.get("platform") == "cpu":
         return hardware_by_formula(f"cpu:{devices}")
@@ -220,7 +225,8 @@ def _work_of(config: Config, folder: _Folder, data: Mapping[str, Any], arch: Arc
     controls = [name for name in models if name not in experimental]
     if not tasks or set(tasks) - set(controls) or set(experimental) - set(models):
         raise Refusal(
-            BAD_INPUT, f"--measured={folder.path}: not all its models are tuned; run it to its end, with the same command"
+            BAD_INPUT,
+            f"--measured={folder.path}: not all its models are tuned; run it to its end, with the same command",
         )
     # One training row at least: a model without steps is refused by its steps.
     examples = max(sum(record["rows"] for record in models.values()), 1)
@@ -270,12 +276,13 @@ def _useful_seconds(
     if done < units:
         raise Refusal(
             BAD_INPUT,
-            f"--measured={path}: its stage {stage} has done {done} of {units} {unit} here; run it to its end, or name a "
-            "run that took nothing over from others",
+            f"--measured={path}: its stage {stage} has done {done} of {units} {unit} here; run it to its end, or name "
+            "a run that took nothing over from others",
         )
     if unit == "steps" and units < MIN_STEPS:
         raise Refusal(
-            BAD_INPUT, f"--measured={path}: {stage} took {units} steps, too few for a speed; give it {MIN_STEPS} or more"
+            BAD_INPUT,
+            f"--measured={path}: {stage} took {units} steps, too few for a speed; give it {MIN_STEPS} or more",
         )
     last = {record["attempt"]: record["useful"] for record in own}
     seconds = sum(last.values())

@@ -75,7 +75,9 @@ def _cells(row: dict[str, Any], digits: int) -> tuple[str, ...]:
 
 def _range(forecast: dict[str, Any]) -> str:
     """Says what the range rests on."""
-    text = f"The range: {MARGIN:.0%} or, if that is more, what the pilot's pace changed within a stage; half to twice of "
+    text = (
+        f"The range: {MARGIN:.0%} or, if that is more, what the pilot's pace changed within a stage; half to twice of "
+    )
     text += "what has no formula"
     if not forecast["same_model"]:
         text += "; downwards, for a larger model fills a chip better, as far as the formula's share of the peak"

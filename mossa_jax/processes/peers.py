@@ -6,8 +6,9 @@ it is alive, and at the end how it ends. A connection that breaks means that a p
 time-out means that a process was stopped or cut off. Process 0 tells the others what it noticed.
 
 Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (the reason), `ready` (all have
-joined), `alive`, `stop` (the run was asked to stop, and whether it is `late`: its time is over), `ends` (how a process ends: `code`, `why`), `over` (all have said
-how they end), `lost` (why the run ends, with which `code`, and whether a process `hangs`).
+joined), `alive`, `stop` (the run was asked to stop, and whether it is `late`: its time is over), `ends` (how a process
+ends: `code`, `why`), `over` (all have said how they end), `lost` (why the run ends, with which `code`, and whether a
+process `hangs`).
 """
 
 from __future__ import annotations

@@ -130,7 +130,10 @@ class Stop:
 
 
 def process_age() -> float:
-    """Returns the seconds since this process started: under Linux with all imports, elsewhere without the first ones."""
+    """Returns the seconds since this process started; where that is not known, since it imported this module.
+
+    Linux knows it.
+    """
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             # Field 22; the name of the program, in field 2, may hold spaces and brackets.

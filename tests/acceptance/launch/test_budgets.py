@@ -3,19 +3,25 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from tests.support.fake_cloud import calls, codes, executable, launch, make_cloud, upset
+from tests.support.fake_cloud import calls, codes, executable, launch, make_cloud, until, upset
 
 SCRIPTS = ("tpu_pod.sh", "gke_xpk.sh", "local_pod.sh", "slurm.sbatch", "on_worker.sh", "install.sh")
 # Four chips at 900 an hour each cost 1 a second.
 POD = ("flan", "z", "v5litepod-4", "--poll=0", "--yes", "--price=900")
 GKE = ("flan", "c", "z", "v5litepod-4", "image", "--poll=0", "--yes", "--price=900")
 # A run that saves on SIGTERM and otherwise never ends.
-POLITE = ("--", "bash", "-c", 'trap "echo saved >\\"\\$HOME/saved\\"; exit 75" TERM; while :; do sleep 0.1; done')
+POLITE = (
+    "--",
+    "bash",
+    "-c",
+    'trap "echo saved >\\"\\$HOME/saved\\"; exit 75" TERM; echo up >"$HOME/up"; while :; do sleep 0.1; done',
+)
 
 
 def hours(seconds):
@@ -109,6 +115,7 @@ def test_at_a_terminal_it_asks(root, cloud, answer, creates):
         assert "not confirmed, nothing was created" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_price_and_the_plan_come_from_launch_plan(root, cloud):
     """The real one: its price list, and a line by formula for the command's config."""
     folder, env = cloud
@@ -116,7 +123,9 @@ def test_the_price_and_the_plan_come_from_launch_plan(root, cloud):
     words = ("flan", "z", "v5litepod-16", "--", "python", "-m", "launch.run", "--config=llama2_7b_flan2021")
     done = launch(root, "tpu_pod.sh", *words, "--config.tuning.score_prompts=0", **env)
     assert done.returncode == 2 and "16 chips at 1.20 an hour each: 19.20 an hour" in done.stderr
-    plan = re.search(r"plan: .* on v5e:4x4, by formula: ([\d.]+) hours, ([\d.]+) chip-hours, ([\d.]+) in money", done.stderr)
+    plan = re.search(
+        r"plan: .* on v5e:4x4, by formula: ([\d.]+) hours, ([\d.]+) chip-hours, ([\d.]+) in money", done.stderr
+    )
     assert plan is not None, done.stderr
     assert abs(float(plan[2]) * 1.2 - float(plan[3])) < 0.1 and float(plan[1]) < 7.4  # without the scores
 
@@ -136,41 +145,59 @@ def test_a_limit_in_the_queue_takes_the_request_back(root, cloud):
 
 
 def test_money_does_not_count_in_the_queue(root, cloud):
-    """Ten looks of a second in the queue, with money for eight seconds."""
+    """Ten looks of a second in the queue, with money for eight seconds; a start that takes longer than the rest."""
     folder, env = cloud
-    codes(folder, [0], [0])
     upset(
         folder,
         create_1='echo WAITING_FOR_RESOURCES >"$FAKE/state"; exit 0',
         describe_10='echo ACTIVE >"$FAKE/state"',
+        scp_1="exec sleep 60",
     )
-    executable(folder / "bin/python3.13", "exit 1")
-    upset(folder, setup_1="exit 0", start_1="sleep 60")
     words = [word.replace("--poll=0", "--poll=1") for word in POD]
     done = launch(root, "tpu_pod.sh", *words, "--max_cost=8", *POLITE, **env)
     assert done.returncode == 75, done.stderr
-    assert calls(folder) == ["create", "scp", "setup", "start", "delete"]
-    assert done.stderr.index("ACTIVE") < done.stderr.index("--max_cost=8 reached")
+    assert calls(folder) == ["create", "scp", "delete"] and (folder / "calls").read_text().count("describe") == 10
+    assert done.stderr.index("flan: ACTIVE") < done.stderr.index("--max_cost=8 reached")
 
 
-@pytest.mark.parametrize("limit", ["hours", "cost"])
-def test_a_limit_while_it_runs_saves_and_deletes(root, cloud, limit):
+def at_the_limit(root, cloud, *flags):
+    """A run whose limit is reached, by a signal in place of the clock, once it is followed."""
     folder, env = cloud
-    flag = hours(24) if limit == "hours" else "--max_cost=24"
-    done = launch(root, "tpu_pod.sh", *POD, "--keep", flag, *POLITE, **env)
-    assert done.returncode == 75, done.stderr
+    command = ["bash", str(root / "launch/tpu_pod.sh"), *POD, *flags, *POLITE]
+    with (folder / "said").open("w") as said:
+        running = subprocess.Popen(command, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=said)
+        until(lambda: (folder / "calls").exists() and "follow" in calls(folder), "the run")
+        until(lambda: all((folder / worker / "up").exists() for worker in ("w0", "w1")), "the workers")
+        running.send_signal(signal.SIGUSR1)
+        return running.wait(timeout=100), (folder / "said").read_text()
+
+
+@pytest.mark.parametrize("flag", ["--max_hours=1", "--max_cost=3600"])
+def test_a_limit_while_it_runs_saves_and_deletes(root, cloud, flag):
+    folder, _ = cloud
+    code, said = at_the_limit(root, cloud, "--keep", flag)
+    assert code == 75, said
     assert calls(folder) == ["create", "scp", "setup", "start", "follow", "stop", "code", "delete"]
     assert all((folder / worker / "saved").exists() for worker in ("w0", "w1"))
-    assert "nearly reached: the run is asked to save and stop" in done.stderr and "is still there" not in done.stderr
+    assert f"{flag} is nearly reached: the run is asked to save and stop" in said and "is still there" not in said
 
 
 def test_a_delete_that_hangs_is_given_up_and_tried_again(root, cloud):
-    folder, env = cloud
-    upset(folder, delete_1="sleep 300", delete_2="exit 1")
-    done = launch(root, "tpu_pod.sh", *POD, hours(24), *POLITE, **env)
-    assert done.returncode == 75, done.stderr
+    folder, _ = cloud
+    upset(folder, delete_1="exec sleep 300", delete_2="exit 1")
+    code, said = at_the_limit(root, cloud, "--max_hours=1")
+    assert code == 75, said
     assert calls(folder)[-3:] == ["delete"] * 3 and not (folder / "state").exists()
-    assert "could not be deleted, 1 of 10" in done.stderr and "is still there" not in done.stderr
+    assert "could not be deleted, 1 of 10" in said and "is still there" not in said
+
+
+def test_somebody_s_request_in_the_queue_is_left_alone_and_named(root, cloud):
+    folder, env = cloud
+    (folder / "state").write_text("WAITING_FOR_RESOURCES\n")
+    words = [word.replace("--poll=0", "--poll=1") for word in POD]
+    done = launch(root, "tpu_pod.sh", *words, hours(3), *POLITE, **env)
+    assert done.returncode == 75 and calls(folder) == [] and (folder / "state").exists()
+    assert "was there before this script" in done.stderr and "delete flan --zone=z --force" in done.stderr
 
 
 def test_a_delete_that_never_works_is_said_loudly(root, cloud):
@@ -203,7 +230,7 @@ def test_a_run_that_ends_before_the_limit_is_not_touched(root, cloud):
 
 
 def xpk(tmp_path, deletes="exit 0"):
-    text = f'cd {tmp_path}; echo "$2" >>calls\ncase $2 in list) sleep 100 ;; delete) {deletes} ;; esac'
+    text = f'cd {tmp_path}; echo "$2" >>calls\ncase $2 in list) exec sleep 100 ;; delete) {deletes} ;; esac'
     executable(tmp_path / "xpk", text)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MOSSA_PATIENCE": "2"}
 

@@ -33,6 +33,7 @@ add = jax.shard_map(lambda row: jax.lax.psum(row, "all"), mesh=mesh, in_specs=P(
 print("sum", float(jax.jit(add)(rows).addressable_data(0)[0]), "of", jax.local_device_count())
 """
 
+
 def planned(root, script, *words, **env):
     """The commands of a dry run, as lists of words."""
     done = launch(root, script, *words, **env)

@@ -184,7 +184,7 @@ def small_command(words, run_flags, places):
     if module == "launch.plan":  # TPUs need libtpu and minutes; GPUs are computed
         return [
             module,
-            *(flag for flag in flags if not flag.startswith(("--topology", "--suggest"))),
+            *(flag for flag in flags if not flag.startswith(("--topology", "--suggest", "--measured"))),
             "--topology=h100:8",
         ]
     if "--states_a=DIR" in words:

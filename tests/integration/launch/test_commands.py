@@ -154,8 +154,10 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         ("unknown flag", 2, ["nonsense"]),
         ("stray word", 2, ["'extra'"]),
         ("bad profile", 2, ["--profile=5:", "20:5"]),
-        *((f"hours {hours}", 2, [f"--max_hours={hours}: give hours above 0"])
-          for hours in ("0", "-1", "nan", "inf", "1e9", "two", "", "1h", "1,5")),
+        *(
+            (f"hours {hours}", 2, [f"--max_hours={hours}: give hours above 0"])
+            for hours in ("0", "-1", "nan", "inf", "1e9", "two", "", "1h", "1,5")
+        ),
         ("hours of a comparison", 2, ["max_hours"]),
         ("no config file", 2, ["none.py"]),
         ("config with a slip", 2, ["--config"]),

@@ -93,6 +93,7 @@ def test_scaled_frequencies_and_windows_change_the_states(tmp_path, prompts):
 @pytest.mark.parametrize(
     ("name", "count"),
     [
+        ("smollm2-135m", 134_515_008),
         ("llama2-7b", 6_738_415_616),
         ("llama2-13b", 13_015_864_320),
         ("llama2-70b", 68_976_648_192),
