@@ -20,7 +20,8 @@ def test_it_lists_its_commands_and_the_published_configs(root):
     listed = run(root)
     assert listed.returncode == 0
     names = (
-        "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_load", "bench_device",
+        "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_load",
+        "bench_device",
     )  # fmt: skip
     for name in (*names, "configs"):
         (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"  {name} ")]
