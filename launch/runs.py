@@ -21,9 +21,14 @@ FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "json"], "What
 def _check(words: list[str]) -> None:
     """Refuses what is no run folder, and a page that cannot be written."""
     from mossa_jax.existing.runs import Run
+    from mossa_jax.files.paths import as_path
 
-    if OUT.value is not None and not OUT.value.endswith(".html"):
-        raise Refusal(BAD_CONFIG, f"--out={OUT.value}: must end in .html")
+    if OUT.value is not None:
+        if not OUT.value.endswith(".html"):
+            raise Refusal(BAD_CONFIG, f"--out={OUT.value}: must end in .html")
+        for parent in as_path(OUT.value).parents:
+            if parent.exists() and not parent.is_dir():
+                raise Refusal(BAD_CONFIG, f"--out={OUT.value}: {parent} is a file; name a folder")
     for word in words:
         Run(word).analysis  # noqa: B018
 

@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 
 from mossa_jax.config import MINIATURE, PRETRAINED, TUNED, Config
-from mossa_jax.devices.mesh import replicated
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.files.names import slug
 from mossa_jax.files.run_folder import RunFolder
@@ -129,9 +127,8 @@ class RunModels:
             packing = Packing.of(config.tokens)
             return token_states(model, adapters, ids, PassConfig("all", config.compare.batch_rows, packing))
         kept = self.keep([name], ids, pool)
-        # [1, L + 2, slots, D] on the devices -> [L + 2, n, D] on this host.
-        whole = jax.device_put(kept.states, replicated(kept.states.sharding.mesh)).addressable_data(0)
-        return dict(zip(kept.names, np.asarray(whole)[0, :, : len(ids)], strict=True))
+        # [1, L + 2, slots, D] on the devices -> [L + 2, n, D] on the host.
+        return dict(zip(kept.names, np.asarray(kept.states)[0, :, : len(ids)], strict=True))
 
     def keep(
         self, names: Sequence[str], ids: Sequence, pool: str, lists: Sequence[Sequence] | None = None

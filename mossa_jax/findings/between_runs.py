@@ -83,12 +83,17 @@ def compare_runs(
         names=[run.name for run in runs],
         tasks=tasks,
         curves=curves,
-        cells=pd.concat(pairs, ignore_index=True),
-        means=pd.concat(means, ignore_index=True) if means else pd.DataFrame(columns=_MEAN_COLUMNS),
+        cells=_stacked(pairs),
+        means=_stacked(means) if means else pd.DataFrame(columns=_MEAN_COLUMNS),
         sizes=sizes,
         sentences=[sentence for run in others if (sentence := size_sentence(reference, run, sizes))],
         notes=notes,
     )
+
+
+def _stacked(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Joins tables with the same columns; empty ones, whose columns have no type, only if all are empty."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
 def _shared_tasks(runs: Sequence[RunTables]) -> tuple[list[str], list[str]]:

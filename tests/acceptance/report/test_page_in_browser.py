@@ -94,7 +94,7 @@ def test_page_refers_to_nothing_outside_itself(page):
 
 def test_style_and_script_are_in_the_page_as_written(page):
     text, folder = page[1].read_text(), Path(page_module.__file__).parent
-    for name, closing in (("style.css", "</style"), ("charts.js", "</script")):
+    for name, closing in (("style.css", "</style"), ("drawing.js", "</script"), ("charts.js", "</script")):
         inlined = (folder / name).read_text().strip()
         assert inlined in text and closing not in inlined and text.count(inlined) == 1
 

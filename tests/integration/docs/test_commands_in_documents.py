@@ -29,7 +29,7 @@ _FILES = re.compile(r"(?:configs|launch|docs|examples|tests|mossa_jax)/[\w./-]+\
 # Imports once, then reads the flags of each command in a child of its own: "" or what is wrong with them.
 READER = """
 import importlib, json, os, sys
-import jax, launch, pandas, mossa_jax.existing.compare, mossa_jax.run.pipeline
+import jax, launch.flags, pandas, mossa_jax.existing.compare, mossa_jax.run.pipeline
 from absl import flags
 
 for number, (module, *words) in enumerate(json.loads(sys.argv[1])):
@@ -40,7 +40,7 @@ for number, (module, *words) in enumerate(json.loads(sys.argv[1])):
         try:
             importlib.import_module(module)
             rest = flags.FLAGS(sys.argv)
-            problem = f"stray words {rest[1:]}" if rest[1:] else ""
+            problem = f"stray words {rest[1:]}" if rest[1:] and not launch.flags._words.least else ""
         except BaseException as error:
             problem = f"{type(error).__name__}: {error}"
         os.write(write, problem.replace("\\n", " ")[:500].encode())
@@ -187,6 +187,8 @@ def small_command(words, run_flags, places):
             *(flag for flag in flags if not flag.startswith(("--topology", "--suggest", "--measured"))),
             "--topology=h100:8",
         ]
+    if module == "launch.runs":
+        flags = [places["RUN"] if flag == "RUN" else flag for flag in flags]
     if "--states_a=DIR" in words:
         flags = [f"--states_a={places['A']}", f"--states_b={places['B']}", *flags[2:]]
     return [module, *flags]
@@ -217,12 +219,13 @@ def test_commands_run(tiny, tiny_adapters, tasks_folder, tmp_path):
             places = {
                 "MODEL": tiny.folder, "ADAPTER": tiny_adapters[0][0], "FILE.jsonl": tmp_path / "prompts.jsonl",
                 "FILE.csv": tmp_path / f"{len(items)}.csv", "DIR": tmp_path / f"out{len(items)}",
-                "A": tmp_path / "a", "B": tmp_path / "b",
+                "A": tmp_path / "a", "B": tmp_path / "b", "RUN": str(tmp_path / "run"),
+                "FILE.html": tmp_path / f"{len(items)}.html",
             }  # fmt: skip
             items.append(small_command(found, run_flags, places))
     items = [list(item) for item in dict.fromkeys(map(tuple, items))]
     items.sort(key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    assert {item[0] for item in items} >= {*order, "launch.export"}
+    assert {item[0] for item in items} >= {*order, "launch.export", "launch.runs"}
     done = python(RUNNER, items)
     codes = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("code ")]
     failed = [f"{code}: {shlex.join(item)}" for item, code in zip(items, codes, strict=True) if code]

@@ -19,7 +19,10 @@ def run(root, *words, module="launch.mossa", **environment):
 def test_it_lists_its_commands_and_the_published_configs(root):
     listed = run(root)
     assert listed.returncode == 0 and run(root, module="launch").stdout == listed.stdout
-    names = ("run", "tasks", "tune", "compare", "report", "export", "plan", "bench_cka", "bench_load", "bench_device")
+    names = (
+        "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_load",
+        "bench_device",
+    )  # fmt: skip
     for name in (*names, "configs"):
         (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"  {name} ")]
         assert len(line.split()) > 4, line
