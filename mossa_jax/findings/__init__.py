@@ -4,6 +4,8 @@ Read in this order: `analysis` (all of it, `find`); `cells`, `curves` and `contr
 `competence` (which tasks count); `units` (tests and intervals over clusters); then one file per question: `ramps`,
 `shapes` and `sections`, `clusters`, `unseen`, `specificity`, `ability`, `ceiling` and `trust`; last `claims` (what is
 claimed and how it is judged) and `evidence` (the answers in words). `json_types` makes every result serialisable.
+
+Several runs: `between_runs` (all of it), `run_tables` (what is compared), `cell_differences` and `run_sizes`.
 """
 
 from mossa_jax.findings.analysis import COLUMNS, SCORE_COLUMNS, find
