@@ -5,6 +5,8 @@ Read in this order: `analysis` (all of it, `find`); `cells`, `curves` and `contr
 `shapes` and `sections`, `clusters`, `unseen`, `specificity`, `ability`, `ceiling` and `trust`; last `claims` (what is
 claimed and how it is judged), `evidence` (the answers in words), `warning_kinds` and `warnings` (what can spoil them)
 and `qualifications` (which warnings touch which claims). `json_types` makes every result serialisable.
+
+Several runs: `between_runs` (all of it), `run_tables` (what is compared), `cell_differences` and `run_sizes`.
 """
 
 from mossa_jax.findings.analysis import COLUMNS, SCORE_COLUMNS, find

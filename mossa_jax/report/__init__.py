@@ -3,7 +3,10 @@
 Read in this order: `inputs` (what a report is drawn from), `figures` and `score_figure` (the static figures, made of
 `figure_elements`), `page` (the page, from `page*.html.j2`, `style.css` and `charts.js`, which draws `chart_data`),
 `tables` (its tables), `time_spent` (its section on time). `length_histograms` is the figure of the preview. `palette`
-holds the colours and names of all.
+holds the colours and names of all, `html_parts` what every page is made of.
+
+Several runs: `runs_inputs`, `runs_tables` (as texts), `runs_text` (the console), `runs_figures`, and `runs_page`, from
+`runs.html.j2` and `runs.js`. `drawing.js` is what `charts.js` and `runs.js` share.
 
 matplotlib and plotly are imported inside the functions that draw, so that their settings cannot stop a command that
 draws nothing.

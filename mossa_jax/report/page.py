@@ -50,43 +50,40 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
 
     sections = sections_of(inputs)
     captions = CAPTIONS | {name: text for section in sections for name, text in section.captions.items()}
-    page = (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            data=chart_data(inputs),
-            analysis=inputs.analysis,
-            rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
-            competence=competence_sentence(inputs.analysis["competence"]),
-            claims=tables.claim_rows(inputs.analysis["findings"]),
-            definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
-            clusters=tables.cluster_rows(inputs),
-            scores=tables.score_rows(inputs),
-            means=tables.mean_rows(inputs),
-            repairing=tables.repairing(inputs.table),
-            seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
-            facts=to_json_types(dict(inputs.facts)),
-            command=inputs.command,
-            warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
-            notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
-            warning_groups=GROUPS,
-            versions=inputs.versions,
-            sections=[_section(section, inputs) for section in sections],
-            images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
-            captions=captions,
-            parity=_parity(inputs.parity),
-            time=time_table(inputs.times),
-            verdicts=RULES,
-            estimators=REPORTED_ESTIMATORS,
-            model_names=palette.MODEL_NAMES,
-            score_names=palette.SCORE_NAMES,
-            metric_names=palette.METRIC_NAMES,
-            foreign_names=palette.FOREIGN_NAMES,
-            # Inserted as values, so that nothing in them is taken for a template.
-            style=inlined("style.css"),
-            script=inlined("drawing.js", "charts.js"),
-            plotly=get_plotlyjs(),
-        )
+    template = templates().get_template("page.html.j2")
+    page = template.render(
+        data=chart_data(inputs),
+        analysis=inputs.analysis,
+        rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
+        competence=competence_sentence(inputs.analysis["competence"]),
+        claims=tables.claim_rows(inputs.analysis["findings"]),
+        definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
+        clusters=tables.cluster_rows(inputs),
+        scores=tables.score_rows(inputs),
+        means=tables.mean_rows(inputs),
+        repairing=tables.repairing(inputs.table),
+        seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
+        facts=to_json_types(dict(inputs.facts)),
+        command=inputs.command,
+        warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
+        notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
+        warning_groups=GROUPS,
+        versions=inputs.versions,
+        sections=[_section(section, inputs) for section in sections],
+        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
+        captions=captions,
+        parity=_parity(inputs.parity),
+        time=time_table(inputs.times),
+        verdicts=RULES,
+        estimators=REPORTED_ESTIMATORS,
+        model_names=palette.MODEL_NAMES,
+        score_names=palette.SCORE_NAMES,
+        metric_names=palette.METRIC_NAMES,
+        foreign_names=palette.FOREIGN_NAMES,
+        # Inserted as values, so that nothing in them is taken for a template.
+        style=inlined("style.css"),
+        script=inlined("drawing.js", "charts.js"),
+        plotly=get_plotlyjs(),
     )
     write_text(path, page)
 

@@ -49,24 +49,21 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
     with elements.figure_style():
         drawings: dict[str, Figure] = {run: draw_differences(comparison, run) for run in others}
         curves = draw_curves(comparison)
-    page = (
-        templates()
-        .get_template("runs.html.j2")
-        .render(
-            tables={table.name: table for table in all_tables(inputs)},
-            data=_chart_data(comparison),
-            names=comparison.names,
-            others=others,
-            quantities=QUANTITY_NAMES,
-            estimators=REPORTED_ESTIMATORS,
-            curves=data_uri(picture(curves)),
-            differences={run: data_uri(picture(figure)) for run, figure in drawings.items()},
-            captions={"curves": CURVES, "differences": DIFFERENCES},
-            command=inputs.command,
-            style=inlined("style.css"),
-            script=inlined("drawing.js", "runs.js"),
-            plotly=get_plotlyjs(),
-        )
+    template = templates().get_template("runs.html.j2")
+    page = template.render(
+        tables={table.name: table for table in all_tables(inputs)},
+        data=_chart_data(comparison),
+        names=comparison.names,
+        others=others,
+        quantities=QUANTITY_NAMES,
+        estimators=REPORTED_ESTIMATORS,
+        curves=data_uri(picture(curves)),
+        differences={run: data_uri(picture(figure)) for run, figure in drawings.items()},
+        captions={"curves": CURVES, "differences": DIFFERENCES},
+        command=inputs.command,
+        style=inlined("style.css"),
+        script=inlined("drawing.js", "runs.js"),
+        plotly=get_plotlyjs(),
     )
     frames = {name: getattr(comparison, name) for name in ("cells", "curves", "means", "sizes")}
     files = {path.with_suffix(f".{name}.csv"): frame.to_csv(index=False) for name, frame in frames.items()}
