@@ -144,7 +144,7 @@ def test_a_stop_saves_one_state_and_two_processes_go_on_with_it(root, tiny_confi
 
 
 @pytest.mark.slow
-def test_all_processes_stop_when_the_hours_of_the_first_are_over(root, tiny_config, alone, tmp_path):
+def test_all_processes_stop_when_the_hours_of_the_first_are_over(root, tiny_config, tiny_run, tmp_path):
     """The limit is over in a step of E or before, as fast as this machine may be: a step takes a minute."""
     with Pod(
         root, tiny_config, tmp_path / "run", tmp_path / "first", count=2, flags=["--max_hours=0.006"], PAUSE="60"
@@ -155,7 +155,7 @@ def test_all_processes_stop_when_the_hours_of_the_first_are_over(root, tiny_conf
             assert last == "stopped: --max_hours=0.006 reached, state saved; run the same command again to continue"
     with Pod(root, tiny_config, tmp_path / "run", tmp_path / "second", count=2, flags=["--max_hours=1"]) as pod:
         assert pod.codes(600) == [0] * 2, pod.said(0)[-3000:]
-    found, wanted = (pd.read_csv(run / "results/cka.csv") for run in (tmp_path / "run", alone[0]))
+    found, wanted = (pd.read_csv(run / "results/cka.csv") for run in (tmp_path / "run", tiny_run[1]))
     np.testing.assert_allclose(found["cka"], wanted["cka"], atol=1e-4)
 
 
