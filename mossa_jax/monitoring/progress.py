@@ -14,7 +14,7 @@ from mossa_jax.processes.watchdog import sign
 
 # A line is written when as much of the work is done since the last one and as many seconds have passed, or when nothing
 # was written for long.
-_SHARE, _SECONDS, _SILENCE = 0.25, 10.0, 60.0
+_SHARE, _SECONDS, _SILENCE = 0.3, 10.0, 120.0
 
 
 class _Mark(NamedTuple):
