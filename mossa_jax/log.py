@@ -24,7 +24,7 @@ log = logging.getLogger("mossa_jax")
 ON_BAR = {"on_bar": True}
 """The `extra` of lines that a live bar shows in its own way."""
 
-_LONG = 3.0  # seconds of silence after which a wait is said
+_LONG = 5.0  # seconds of silence after which a wait is said
 _BESIDE = 16  # columns of a bar's line for the spinner, the gaps and a note
 _ADVICE = "Models won't be available"  # in transformers' advice to install PyTorch
 

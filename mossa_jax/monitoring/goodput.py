@@ -42,7 +42,7 @@ CAUSES = {
 }
 """Causes of losses, in the order of tables."""
 
-_SHORT = 5.0  # seconds of a stage that need no line
+_SHORT = 10.0  # seconds of a stage that need no line
 _USEFUL, _OTHER, _RESTART = "useful", "other", "restart"
 _COMPILING = "/jax/core/compile/"  # prefix of the events by which jax reports tracing, lowering and compiling
 # jax reports each step when it ends. The compiler, which may be silent for minutes, is called after the lowering.

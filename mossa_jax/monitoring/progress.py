@@ -14,7 +14,7 @@ from mossa_jax.processes.watchdog import sign
 
 # A line is written when as much of the work is done since the last one and as many seconds have passed, or when nothing
 # was written for long.
-_SHARE, _SECONDS, _SILENCE = 0.25, 10.0, 60.0
+_SHARE, _SECONDS, _SILENCE = 0.3, 10.0, 120.0
 
 
 class _Mark(NamedTuple):
@@ -60,7 +60,7 @@ class Progress:
         else:
             terminal = console()
             is_live = terminal is not None and terminal.is_live
-            is_due = self._is_due(now) or (terminal is not None and terminal.level <= logging.DEBUG)
+            is_due = self._is_due(now, left) or (terminal is not None and terminal.level <= logging.DEBUG)
             if is_due or is_live or isinstance(text, str):
                 words = text if isinstance(text, str) else text()
                 figures = ", ".join(filter(None, (words, "" if left is None else f"{clock(left)} left")))
@@ -86,10 +86,12 @@ class Progress:
         if not goodput.outcome(outcome, always=callable(text)):
             log.info("%s: %s; took %s", self.label, outcome, clock(now.time - self._start.time))
 
-    def _is_due(self, now: _Mark) -> bool:
+    def _is_due(self, now: _Mark, left: float | None) -> bool:
         silence = now.time - self._said.time
         share = (now.done - self._said.done) / max(self.total - self._start.done, 1)
-        return silence >= _SILENCE or (silence >= _SECONDS and share >= _SHARE)
+        # The end has a line of its own, and is near.
+        is_near = left is not None and left < _SECONDS
+        return silence >= _SILENCE or (silence >= _SECONDS and share >= _SHARE and not is_near)
 
     def _time_left(self, now: _Mark) -> float | None:
         """Returns seconds until the end, at the pace since the first call; set-up and compiling do not count.

@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 from mossa_jax.findings import competence_sentence
-from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED
+from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED, TOO_FEW
 from mossa_jax.findings.warnings import late_lines
 
 _WIDTH = 120  # most columns of a line, and the columns of a file
@@ -20,8 +20,8 @@ _END = re.compile(r"(?<=[^\d\s.]{2}\.)\s+(?=[A-Z])|(?<=[\d)\]]\.)\s+(?=[A-Z][a-z
 def summary(findings: dict[str, Any], width: int | None = None) -> str:
     """Returns what `report` returned in words, with the path of the page, for people at a terminal.
 
-    Each finding has its verdict and its first sentence here, and the rest on the page. Those that were not measured
-    have their names alone.
+    Each finding has its verdict and its first sentence here, and the rest on the page. Those that say nothing for want
+    of data have their names alone.
 
     Args:
       findings: from `report`.
@@ -38,15 +38,16 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     ]
     lines.append(competence := competence_sentence(findings["competence"]))
     for finding in findings["findings"]:
-        if finding["verdict"] != NOT_MEASURED:
+        if finding["verdict"] not in (TOO_FEW, NOT_MEASURED):
             family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
             # What is said above of all findings need not be said again.
             sentence = _first_sentence(finding["sentence"].removeprefix(competence).strip())
             but = f" (but {'; '.join(finding['qualifications'])})" if finding["qualifications"] else ""
             lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {sentence}")
-    missing = [finding["title"] for finding in findings["findings"] if finding["verdict"] == NOT_MEASURED]
-    if missing:
-        lines.append(f"[{NOT_MEASURED}] {'; '.join(missing)}")
+    for verdict in (TOO_FEW, NOT_MEASURED):
+        titles = [finding["title"] for finding in findings["findings"] if finding["verdict"] == verdict]
+        if titles:
+            lines.append(f"[{verdict}] {'; '.join(titles)}")
     wrapped = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
     places = [f"Report: {findings['page']}"]
     if findings["variants"]:

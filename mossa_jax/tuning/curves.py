@@ -51,7 +51,7 @@ class LossCurves:
 
 def mean_loss(window: Window) -> float:
     """Returns the mean of a window's finite losses, nats per answer token; NaN if it has none."""
-    return float(window.total) / int(window.count) if window.count else math.nan
+    return float(window.total) / int(window.losses) if window.losses else math.nan
 
 
 class LossSinceLine:
@@ -62,7 +62,7 @@ class LossSinceLine:
 
     def add(self, window: Window) -> None:
         """Counts the losses of a window of one model, on the host."""
-        self._total, self._count = self._total + float(window.total), self._count + int(window.count)
+        self._total, self._count = self._total + float(window.total), self._count + int(window.losses)
 
     def report(self) -> str:
         """Returns the mean in words, and begins anew; "" if no window has ended since the last line."""

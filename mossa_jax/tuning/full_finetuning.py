@@ -45,7 +45,7 @@ from mossa_jax.tuning.loss import answer_loss
 from mossa_jax.tuning.members import Member, RowLength, TuningContext, batches_for, not_finite
 from mossa_jax.tuning.optimizer import FullOptimizer, Optimizer
 from mossa_jax.tuning.population import optimizer_for
-from mossa_jax.tuning.windows import Window, ends_window
+from mossa_jax.tuning.windows import ends_window
 
 Metrics = dict[str, Any]
 """Metrics of a step, each []: `loss` (nats per answer token), `gradient_norm` (before the clip), and the fields of
@@ -242,7 +242,7 @@ class FullRun:
         """
         self._skipped = int(metrics["skipped"])
         if ends_window(done, self._log_every, self._member.steps) and done > self._recorded:
-            self._recorded, window = done, Window(*map(np.asarray, metrics["window"]))
+            self._recorded, window = done, jax.tree.map(np.asarray, metrics["window"])
             self._loss.add(window)
             spikes = int(metrics["spikes"])
             self._curves.append(self._member.name, done, window, skipped=self._skipped, spikes=spikes)

@@ -155,7 +155,7 @@ def _pretrain(
 
     def report(done: int, metrics: Metrics) -> None:
         nonlocal recorded
-        value, window = float(metrics["loss"]), Window(*map(np.asarray, metrics["window"]))
+        value, window = float(metrics["loss"]), jax.tree.map(np.asarray, metrics["window"])
         if not np.isfinite(value):
             raise Refusal(NOT_FINITE, f"pre-training loss is {value} at step {done}; lower pretraining.learning_rate")
         if ends_window(done, log_every, config.steps) and done > recorded:

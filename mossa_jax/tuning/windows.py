@@ -19,17 +19,17 @@ class Window(NamedTuple):
     """The losses since a window began, one entry per model. Names and order are part of the checkpoint format.
 
     Attributes:
-      count: number of the finite ones.
+      losses: number of the finite ones.
       total: their sum, nats per answer token.
     """
 
-    count: Int[Array, " ..."]
+    losses: Int[Array, " ..."]
     total: Float[Array, " ..."]
 
     @classmethod
     def of(cls, make: Callable[[DTypeLike], Any]) -> Window:
         """Fills each field with what `make` returns for its dtype: arrays, shapes or shardings."""
-        return cls(count=make(np.int32), total=make(np.float32))
+        return cls(losses=make(np.int32), total=make(np.float32))
 
 
 def add_loss(
@@ -45,9 +45,9 @@ def add_loss(
       length: steps of a window, `tuning.log_every`.
     """
     is_first = step % length == 0
-    count, total = (jnp.where(is_first, 0, field) for field in window)
+    losses, total = (jnp.where(is_first, 0, field) for field in window)
     # A selection, so that a loss that is not finite adds 0.
-    return Window(count + is_finite, total + jnp.where(is_finite, loss, 0.0).astype(jnp.float32))
+    return Window(losses + is_finite, total + jnp.where(is_finite, loss, 0.0).astype(jnp.float32))
 
 
 def ends_window(done: int, length: int, total: int) -> bool:

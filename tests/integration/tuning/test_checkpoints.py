@@ -292,7 +292,7 @@ def test_the_layout_on_disk_is_that_of_plain_dicts_with_the_fields_names(make, t
         assert list(plain["guards"]) == ["bad", "skipped", "spikes", "usual", "window"]
     window = plain["guards"] if "guards" in plain else plain
     window["window"] = window["window"]._asdict()
-    assert list(window["window"]) == ["count", "total"]
+    assert list(window["window"]) == ["losses", "total"]
     names = [
         ["adapters", "guards", "moments", "step"],
         ["guards", "moments", "parameters"],

@@ -26,14 +26,15 @@ def in_words(findings, width=None, warnings=(), **places):
 def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the_exploratory_claims():
     findings = [
         finding("contradicted", "First", "One. More of it on the page."),
-        finding("too few", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("undecided", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("too few", "Fifth", "Two are too few."),
         finding("not measured", "Third", "No reason of interest."),
         finding("not measured", "Fourth", "None."),
     ]
     lines = in_words(findings, 500)
     assert lines[1].startswith("Findings in short (change: the tuned model's CKA with a task's specialist minus")
     assert lines[2] == LEAD
-    assert lines[3:6] == ["[contradicted] First: One.", "[too few] Second (exploratory): Two.",
+    assert lines[3:7] == ["[contradicted] First: One.", "[undecided] Second (exploratory): Two.", "[too few] Fifth",
                           "[not measured] Third; Fourth"]  # fmt: skip
     assert lines[-1] == "Report: runs/x/report.html"
     places = ["Report: runs/x/report.html", "Variants beside the first results: a=1; b=2"]

@@ -44,15 +44,15 @@ def test_a_window_cut_anywhere_goes_on_with_the_same_bits():
 
 def test_losses_that_are_not_finite_are_left_out():
     states = windows_of([1.0, np.nan, 3.0, np.inf, np.nan, np.nan], 3)
-    assert mean_loss(states[2]) == 2.0 and states[2].count == 2
+    assert mean_loss(states[2]) == 2.0 and states[2].losses == 2
     assert np.isnan(mean_loss(states[5]))
 
 
 def test_the_record_has_the_mean_and_null_where_there_is_none(tmp_path):
     run_folder = RunFolder(tmp_path)
     curves = LossCurves(run_folder)
-    curves.append("a", 20, Window(count=np.int32(4), total=np.float32(3.0)), skipped=0, spikes=0)
-    curves.append("a", 40, Window(count=np.int32(0), total=np.float32(0.0)), skipped=2, spikes=1)
+    curves.append("a", 20, Window(losses=np.int32(4), total=np.float32(3.0)), skipped=0, spikes=0)
+    curves.append("a", 40, Window(losses=np.int32(0), total=np.float32(0.0)), skipped=2, spikes=1)
     assert run_folder.metrics() == [
         {"model": "a", "step": 20, "loss": 0.75},
         {"model": "a", "step": 40, "loss": None, "skipped": 2, "spikes": 1},
@@ -62,9 +62,9 @@ def test_the_record_has_the_mean_and_null_where_there_is_none(tmp_path):
 def test_the_loss_of_a_line_is_the_mean_over_models_and_steps_since_the_last_line():
     loss = LossSinceLine()
     assert loss.report() == ""
-    loss.add(Window(count=np.int32(10), total=np.float32(30.0)))
-    loss.add(Window(count=np.int32(2), total=np.float32(2.0)))
+    loss.add(Window(losses=np.int32(10), total=np.float32(30.0)))
+    loss.add(Window(losses=np.int32(2), total=np.float32(2.0)))
     assert loss.report() == "loss 2.667"
     assert loss.report() == ""  # nothing since
-    loss.add(Window(count=np.int32(4), total=np.float32(1.0)))
+    loss.add(Window(losses=np.int32(4), total=np.float32(1.0)))
     assert loss.report() == "loss 0.250"
