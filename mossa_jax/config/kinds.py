@@ -15,10 +15,12 @@ Kind = Literal["free", "later", "earlier"]
 another value gives a variant of them over the same models. `earlier`: data or models do."""
 
 # Names of fields, or of groups of fields. The rows of a folder are told by their content, wherever it lies.
-_FREE = (
+FREE = (
     "name", "track", "mesh", "tasks.folder", "compare.batch_rows", "tuning.log_every", "tuning.checkpoint_every",
     "tuning.skips",
 )  # fmt: skip
+"""Fields that no result depends on."""
+
 _LATER = ("compare", "analyse", "tuning.score_prompts", "tuning.score_tokens")
 # Fields of `tuning` that decide which models there are, and how they fit the devices: each model is the same, up to
 # rounding, whatever they say.
@@ -27,7 +29,7 @@ _NOT_OF_A_MODEL = ("seeds", "control_seeds", "seeded", "twins", "slots", "remat"
 
 def kind_of(name: str) -> Kind:
     """Returns what kind a field is of, given its dotted name."""
-    if _is_among(name, _FREE):
+    if _is_among(name, FREE):
         return "free"
     return "later" if _is_among(name, _LATER) else "earlier"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mossa_jax.config import describe_fields
+from mossa_jax.config import describe_fields, kinds
 from mossa_jax.existing.runs import Run
 from mossa_jax.files.names import digest
 from mossa_jax.findings.between_runs import compare_runs
@@ -18,7 +18,7 @@ from mossa_jax.report.runs_inputs import RunFacts, RunsInputs
 if TYPE_CHECKING:
     import pandas as pd
 
-FREE = ("name", "track", "mesh", "tuning.log_every", "tuning.checkpoint_every", "tuning.slots", "tuning.remat")
+FREE = (*kinds.FREE, "tuning.slots", "tuning.remat")
 """Fields of the configuration that no result depends on, as far as rounding goes."""
 
 

@@ -77,7 +77,7 @@ def compare_saved(
         names = ", ".join(dropped[:_NAMED_ROWS]) + (", ..." if len(dropped) > _NAMED_ROWS else "")
         log.warning("%d of %d rows are not finite, left out on both sides: %s", len(dropped), len(finite), names)
     pairs, rows, untouched = [(0, 1)], [], []
-    progress = Progress("compare", len(sides[0].layers))
+    progress = Progress("compare", len(sides[0].layers), unit="layers")
     for number, name in enumerate(sides[0].layers, 1):
         states = _layer_of_both(sides, name, finite)
         untouched += [name] if bool((states[0] == states[1]).all()) else []

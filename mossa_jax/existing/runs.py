@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from mossa_jax.config import Config
+from mossa_jax.config.data import config_from_data
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.existing.run_config import config_of, read_json
+from mossa_jax.existing.run_files import read_json
 from mossa_jax.files.paths import as_path
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The configuration, of this variant if it is one."""
-        return config_of(self.record, f"{self._place / 'config.json'}")
+        return config_from_data(self.record, f"{self._place / 'config.json'}")
 
     @cached_property
     def record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from mossa_jax.config import MINIATURE, TUNED, Config
+from mossa_jax.config.data import config_from_data
 from mossa_jax.devices.chips import GPUS, TPUS, chip_name
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.files.paths import as_path
@@ -107,7 +108,7 @@ def read_measured(path: str, answers: int, use: float) -> MeasuredRun:
         short, and for devices of an unknown kind or not the same number throughout.
     """
     folder = _Folder(path)
-    config = _config_of(folder.read("config.json"), path)
+    config = config_from_data(folder.read("config.json"), f"--measured={path}: config.json")
     environment, data = folder.read("environment.json"), folder.read("data.json")
     records = folder.records()
     hardware = _hardware_of(environment, records, path)
@@ -162,25 +163,6 @@ class _Folder:
             raise Refusal(
                 BAD_INPUT, f"--measured={self.path}: {file.name} is not the JSON of a run; name another run"
             ) from None
-
-
-def _config_of(record: dict[str, Any], path: str) -> Config:
-    """Returns the configuration that a run folder holds; fields that it lacks have their defaults."""
-
-    def restored(default: Any, values: Any) -> Any:
-        changes = {}
-        for field in dataclasses.fields(default):
-            if field.name in values:
-                old, new = getattr(default, field.name), values[field.name]
-                if dataclasses.is_dataclass(old):
-                    new = restored(old, new)
-                changes[field.name] = tuple(new) if isinstance(new, list) else new
-        return dataclasses.replace(default, **changes)
-
-    try:
-        return restored(Config(), record)
-    except TypeError as error:
-        raise Refusal(BAD_INPUT, f"--measured={path}: config.json is not that of a run ({error})") from None
 
 
 def _hardware_of(environment: Mapping[str, Any], records: Sequence[Mapping[str, Any]], path: str) -> Hardware:

@@ -35,7 +35,8 @@ def score(run: Run) -> None:
         run.write_part(SCORES, task, rows)
         progress.line(number, f"{task.name}: {_summary(rows)}")
         run.stop.leave_if_asked()
-    if run.folder.writer and (scores := run.read_parts(SCORES)) is not None:
+    # The cards tell the scores of the first results; a variant has others.
+    if run.folder.writer and not run.folder.variant and (scores := run.read_parts(SCORES)) is not None:
         add_scores(run, scores)
     if unfinished:
         goodput.outcome(_averages(run))

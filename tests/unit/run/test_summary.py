@@ -7,8 +7,8 @@ from mossa_jax.run.summary import summary
 
 COMPETENCE = {"measured": True, "competent": ["a"], "incompetent": ["b", "c"], "few": True}
 LEAD = (
-    "Fewer than half of the specialists are shown to use their prompts: 1 of 3 specialists is shown to use its prompts; "
-    "all findings rest on the tasks of these alone."
+    "Fewer than half of the specialists are shown to use their prompts: 1 of 3 specialists is shown to use its "
+    "prompts; all findings rest on the tasks of these alone."
 )
 PLACES = {"page": "runs/x/report.html", "variants": []}
 
