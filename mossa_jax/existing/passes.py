@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,22 +22,20 @@ TOKEN_POSITIONS = 4096
 # Positions per forward pass on a CPU: the states of so few stay in its cache, which makes a pass a fifth faster.
 _CPU_POSITIONS = 2048
 _BATCH_ROWS = 32
-_SECONDS_PER_LINE = 5.0
 
 
 class BatchProgress:
-    """Progress lines over batches: one every few seconds at most, and one after the last."""
+    """Progress over the batches of several passes."""
 
     def __init__(self, label: str, batches: int):
-        """Names the work.
+        """Starts the clock.
 
         Args:
           label: subject of the lines.
           batches: of all passes together.
         """
-        self._label, self._batches = label, batches
-        self._progress: Progress | None = None
-        self._done, self._last = 0, time.monotonic()
+        self._progress = Progress(label, batches, unit="batches")
+        self._done = 0
 
     def after_batch(self, name: str = "") -> Callable[[Any], None]:
         """Returns what a pass calls with its result so far after each batch; `name` stands in the lines."""
@@ -47,12 +44,7 @@ class BatchProgress:
             # Devices may be many batches behind the program that feeds them.
             jax.block_until_ready(result)
             self._done += 1
-            # The first batch waits for its program to be compiled, which would make the time left too long.
-            if self._progress is None:
-                self._progress = Progress(self._label, self._batches, self._done)
-            elif time.monotonic() - self._last >= _SECONDS_PER_LINE or self._done == self._batches:
-                self._progress.line(self._done, name)
-                self._last = time.monotonic()
+            self._progress.line(self._done, name)
 
         return count
 

@@ -7,8 +7,8 @@ taken away (spot). GPUs have none here: providers differ by a factor of five.
 from __future__ import annotations
 
 PRICES = {"v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
-"""US dollars per chip-hour on demand in Google's US regions, not checked against a price list: compare them with today's
-(cloud.google.com/tpu/pricing), and give your own by --price."""
+"""US dollars per chip-hour on demand in Google's US regions, not checked against a price list: compare them with those
+of today (cloud.google.com/tpu/pricing), and give your own by --price."""
 
 
 def list_price(hardware: str) -> float:
