@@ -27,7 +27,8 @@ def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the
     lines = summary({"competence": COMPETENCE, "findings": findings}, "runs/x", 500).split("\n")
     assert lines[1].startswith("Findings in short (change: the tuned model's CKA with a task's specialist minus")
     assert lines[2] == LEAD
-    assert lines[3:8] == ["[contradicted] First: One.", "[supported] Second (exploratory): Two.", "[undecided] Sixth", "[too few] Fifth",
+    assert lines[3:8] == ["[contradicted] First: One.", "[supported] Second (exploratory): Two.", "[undecided] Sixth",
+                          "[too few] Fifth",
                           "[not measured] Third; Fourth"]  # fmt: skip
     assert lines[-1] == "Report: runs/x/report.html"
 
