@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 from mossa_jax.findings import competence_sentence
-from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED, TOO_FEW
+from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED, TOO_FEW, UNDECIDED
 from mossa_jax.findings.warnings import late_lines
 
 _WIDTH = 120  # most columns of a line, and the columns of a file
@@ -21,7 +21,7 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     """Returns what `report` returned in words, with the path of the page, for people at a terminal.
 
     Each finding has its verdict and its first sentence here, and the rest on the page. Those that say nothing for want
-    of data have their names alone.
+    of data, and exploratory ones that are undecided, have their names alone.
 
     Args:
       findings: from `report`.
@@ -38,14 +38,15 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     ]
     lines.append(competence := competence_sentence(findings["competence"]))
     for finding in findings["findings"]:
-        if finding["verdict"] not in (TOO_FEW, NOT_MEASURED):
+        if not _is_named_alone(finding):
             family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
             # What is said above of all findings need not be said again.
             sentence = _first_sentence(finding["sentence"].removeprefix(competence).strip())
             but = f" (but {'; '.join(finding['qualifications'])})" if finding["qualifications"] else ""
             lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {sentence}")
-    for verdict in (TOO_FEW, NOT_MEASURED):
-        titles = [finding["title"] for finding in findings["findings"] if finding["verdict"] == verdict]
+    for verdict in (UNDECIDED, TOO_FEW, NOT_MEASURED):
+        alone = [finding for finding in findings["findings"] if _is_named_alone(finding)]
+        titles = [finding["title"] for finding in alone if finding["verdict"] == verdict]
         if titles:
             lines.append(f"[{verdict}] {'; '.join(titles)}")
     wrapped = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
@@ -53,6 +54,11 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     if findings["variants"]:
         places.append(f"Variants beside the first results: {'; '.join(findings['variants'])}")
     return "\n".join([*wrapped, "", *places])
+
+
+def _is_named_alone(finding: dict[str, Any]) -> bool:
+    is_undecided = finding["verdict"] == UNDECIDED and finding["family"] == EXPLORATORY
+    return is_undecided or finding["verdict"] in (TOO_FEW, NOT_MEASURED)
 
 
 def _first_sentence(text: str) -> str:

@@ -26,7 +26,8 @@ def in_words(findings, width=None, warnings=(), **places):
 def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the_exploratory_claims():
     findings = [
         finding("contradicted", "First", "One. More of it on the page."),
-        finding("undecided", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("supported", "Second", f"{LEAD} Two.", "exploratory"),
+        finding("undecided", "Sixth", "Nothing is known.", "exploratory"),
         finding("too few", "Fifth", "Two are too few."),
         finding("not measured", "Third", "No reason of interest."),
         finding("not measured", "Fourth", "None."),
@@ -34,7 +35,8 @@ def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the
     lines = in_words(findings, 500)
     assert lines[1].startswith("Findings in short (change: the tuned model's CKA with a task's specialist minus")
     assert lines[2] == LEAD
-    assert lines[3:7] == ["[contradicted] First: One.", "[undecided] Second (exploratory): Two.", "[too few] Fifth",
+    assert lines[3:8] == ["[contradicted] First: One.", "[supported] Second (exploratory): Two.", "[undecided] Sixth",
+                          "[too few] Fifth",
                           "[not measured] Third; Fourth"]  # fmt: skip
     assert lines[-1] == "Report: runs/x/report.html"
     places = ["Report: runs/x/report.html", "Variants beside the first results: a=1; b=2"]
