@@ -16,15 +16,16 @@ another value gives a variant of them over the same models. `earlier`: data or m
 
 # Names of fields, or of groups of fields. The rows of a folder are told by their content, wherever it lies.
 FREE = (
-    "name", "track", "mesh", "tasks.folder", "compare.batch_rows", "tuning.log_every", "tuning.checkpoint_every",
-    "tuning.skips",
+    "name", "track", "mesh", "tasks.folder", "compare.batch_rows", "tuning.checkpoint_every", "tuning.skips",
 )  # fmt: skip
 """Fields that no result depends on."""
 
 _LATER = ("compare", "analyse", "tuning.score_prompts", "tuning.score_tokens")
-# Fields of `tuning` that decide which models there are, and how they fit the devices: each model is the same, up to
-# rounding, whatever they say.
-_NOT_OF_A_MODEL = ("seeds", "control_seeds", "seeded", "twins", "slots", "remat", "control", "experimental")
+# Fields of `tuning` that decide which models there are, how they fit the devices and over which windows their curves
+# are means: each model is the same, up to rounding, whatever they say.
+_NOT_OF_A_MODEL = (
+    "seeds", "control_seeds", "seeded", "twins", "slots", "remat", "log_every", "control", "experimental",
+)  # fmt: skip
 
 
 def kind_of(name: str) -> Kind:

@@ -105,7 +105,7 @@ def test_settings_that_only_the_findings_rest_on_compute_nothing(copied, trained
     config, folder = copied
     parts = sorted(folder.glob("results/parts/*/*"))
     monkeypatch.setattr(compare, "_compare_task", None)
-    config.compare.draws, config.name, config.tuning.log_every = 77, "renamed", 1
+    config.compare.draws, config.name, config.tuning.skips = 77, "renamed", 9
     ask(config, folder)
     assert trained == [] and sorted(folder.glob("results/parts/*/*")) == parts
     assert (folder / "variants/compare.draws=77/results/cka.csv").read_bytes() == results(folder)["cka.csv"]

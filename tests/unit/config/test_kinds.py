@@ -14,20 +14,20 @@ def test_models_rest_on_no_field_of_a_later_stage():
     assert {"compare.pool", "compare.permutations", "analyse.profile", "tuning.score_prompts"} <= later
     assert all(name.startswith(("compare.", "analyse.", "tuning.score_")) for name in later)
     assert {kinds[name] for name in ("tuning.rank", "tokens.template", "base", "tasks.max_test", "seed")} == {"earlier"}
-    assert {kinds[name] for name in ("mesh.fsdp", "name", "tasks.folder", "tuning.log_every")} == {"free"}
+    assert {kinds[name] for name in ("mesh.fsdp", "name", "tasks.folder", "tuning.checkpoint_every")} == {"free"}
 
 
 def test_checkpoints_rest_on_what_training_follows_from():
     one = Tuning()
-    for field, value in (("log_every", 7), ("score_prompts", 3), ("snapshots", 2), ("skips", 9)):
+    for field, value in (("checkpoint_every", 7), ("score_prompts", 3), ("snapshots", 2), ("skips", 9)):
         assert tuning_identity(dataclasses.replace(one, **{field: value})) == tuning_identity(one), field
-    for field, value in (("rank", 4), ("slots", 2), ("reproducible", True)):
+    for field, value in (("rank", 4), ("slots", 2), ("reproducible", True), ("log_every", 3)):
         assert tuning_identity(dataclasses.replace(one, **{field: value})) != tuning_identity(one), field
 
 
 def test_a_model_rests_on_its_own_schedule_and_not_on_what_is_tuned_beside_it():
     own = model_identity(Tuning(), Schedule())
-    beside = Tuning(seeds=3, control_seeds=1, slots=2, twins=(), experimental=Schedule(epochs=9))
+    beside = Tuning(seeds=3, control_seeds=1, slots=2, log_every=3, twins=(), experimental=Schedule(epochs=9))
     assert model_identity(beside, Schedule(parts=2)) == own
     assert model_identity(Tuning(), Schedule(epochs=9)) != own != model_identity(Tuning(rank=4), Schedule())
     # A model without snapshots cannot stand for one with them.

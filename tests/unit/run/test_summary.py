@@ -46,10 +46,10 @@ def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the
 def test_what_qualifies_a_finding_stands_beside_its_verdict_and_late_warnings_above():
     early = RunWarning("few_steps_of_e", "fewer than 20 steps for E: 11; it shows nothing")
     late = RunWarning("idle_base", "tasks whose prompts the base is not shown to use: a; it says little")
-    findings = [finding("too few", "First", "One.", qualifications=["E took few steps", "its one task is cut"])]
+    findings = [finding("contradicted", "First", "One.", qualifications=["E took few steps", "its one task is cut"])]
     lines = in_words(findings, 500, [early.record(), late.record()])
     assert lines[:3] == ["", late.line, ""] and lines[3].startswith("Findings in short")
-    assert lines[5] == "[too few] (but E took few steps; its one task is cut) First: One."
+    assert lines[5] == "[contradicted] (but E took few steps; its one task is cut) First: One."
 
 
 def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(monkeypatch):
