@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -189,7 +190,7 @@ def _called_flags(node: ast.AST, modules: dict[str, Path]) -> list[dict[str, str
 
 
 def _flags_in(node: ast.AST, path: Path) -> list[dict[str, str]]:
-    """The flags of all DEFINE_* calls below a syntax node, in the order of the text."""
+    """The flags of all DEFINE and DEFINE_* calls below a syntax node, in the order of the text."""
     local = {
         target.id: statement.value
         for statement in ast.walk(node)
@@ -200,7 +201,7 @@ def _flags_in(node: ast.AST, path: Path) -> list[dict[str, str]]:
     calls = [
         call
         for call in ast.walk(node)
-        if isinstance(call, ast.Call) and (_called(call).startswith("DEFINE_")) and call.args
+        if isinstance(call, ast.Call) and re.match("DEFINE(_|$)", _called(call)) and call.args
     ]
     required = _required_names(node)
     flags = [_flag(call, path, local) for call in sorted(calls, key=lambda call: call.lineno)]
@@ -209,7 +210,10 @@ def _flags_in(node: ast.AST, path: Path) -> list[dict[str, str]]:
 
 def _flag(call: ast.Call, path: Path, local: dict[str, ast.expr]) -> dict[str, str]:
     kind = _called(call).removeprefix("DEFINE_").lower()
-    values = [local.get(arg.id, arg) if isinstance(arg, ast.Name) else arg for arg in call.args]
+    arguments = call.args
+    if kind == "define":  # flags.DEFINE takes a parser first
+        kind, arguments = "number", call.args[1:]
+    values = [local.get(arg.id, arg) if isinstance(arg, ast.Name) else arg for arg in arguments]
     options = {keyword.arg: keyword.value for keyword in call.keywords}
     name = evaluate(values[0], path)
     default = evaluate(values[1], path) if len(values) > 1 else evaluate(options.get("default"), path)

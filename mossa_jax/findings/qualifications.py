@@ -45,7 +45,8 @@ def tasks_behind(
     behind["unseen"] = tuple(names[is_defined & cells.held_out])
     behind["ability"] = tuple(task for task in names[is_defined] if task in set(scores["task"]))
     for claim, table in (("gain", "profile"), ("within_answer", "factors")):
-        there = set((analyses or {}).get(table, pd.DataFrame({"task": []}))["task"])
+        # A table without rows may have no columns either.
+        there = set((analyses or {}).get(table, pd.DataFrame()).get("task", ()))
         behind[claim] = tuple(task for task in mixture if task in there)
     return behind
 

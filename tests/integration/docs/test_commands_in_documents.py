@@ -127,7 +127,9 @@ def test_flags_and_fields_of_every_command_are_read():
     typed += [(document, words, module_and_flags(words)) for document, words in inline_commands()]
     for document, words, (module, *_) in typed:
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{document}: {shlex.join(words)}"
-    done = python(READER, [found for *_, found in typed])
+    # Some flags look at once whether the run folder that they name is there.
+    found = [[word for word in words if word != "--measured=RUN"] for *_, words in typed]
+    done = python(READER, found)
     assert done.returncode == 0, done.stderr[-2_000:]
     problems = [json.loads(line.removeprefix("problem ")) for line in done.stdout.splitlines() if "problem" in line]
     pairs = zip(typed, problems, strict=True)

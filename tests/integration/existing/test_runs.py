@@ -46,7 +46,8 @@ def test_it_has_the_runs_configuration_and_prints_as_one_line(run, tiny_run):
     assert run.config == tiny_run[0]
     assert re.fullmatch(r"Run\('.*tiny'\): tiny, 3 tasks, 3 layers, \d+ tables", repr(run))
     assert run.page == run.folder / "report.html" and run.page.exists() and run.is_finished
-    assert run.variants == [] and run.warnings == []
+    said = json.loads((tiny_run[1] / "results/findings.json").read_text())["warnings"]
+    assert run.variants == [] and run.warnings == [warning["sentence"] for warning in said] != []
 
 
 def test_tables_are_those_of_the_folder_with_layers_in_order_and_as_numbers(run, tiny_run):

@@ -155,7 +155,7 @@ def test_a_published_config_is_found_by_name_and_a_file_by_its_path(root):
 @pytest.mark.parametrize(
     ("config", "name", "split", "words"),
     [
-        ("demos", "sentiment_surprise", "test", "config demos: no such file; published configs are demo"),
+        ("demos", "sentiment_surprise", "test", "config demos: no such file; did you mean demo"),
         ("demo", "sentiment_suprise", "test", "no task 'sentiment_suprise'.*sentiment_surprise"),
         ("demo", "sentiment_surprise", "dev", "split 'dev'"),
     ],
@@ -168,6 +168,6 @@ def test_names_that_do_not_exist_are_refused(config, name, split, words):
 
 def test_a_file_without_a_configuration_is_refused(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
-    with pytest.raises(Refusal, match="returns no mossa_jax Config") as caught:
+    with pytest.raises(Refusal, match=r"empty.py: has no get_config\(\)") as caught:
         mossa.load_task(tmp_path / "empty.py", "anything")
     assert caught.value.code == 2

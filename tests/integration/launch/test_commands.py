@@ -173,7 +173,7 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         ("broken line", 3, ["copy_first.jsonl:7", "JSON"]),
         ("no rows", 3, ["last_word.jsonl:1:", "no usable row"]),
         ("unknown task", 2, ["'nope'", "copy_first"]),
-        ("report of nothing", 3, ["results/cka.parquet"]),
+        ("report of nothing", 3, ["data.json", "launch.run"]),
         ("compare: pool", 2, ["first"]),
         ("compare: pickled", 3, ["pytorch_model.bin"]),
         ("compare: no prompts file", 3, ["none.jsonl"]),

@@ -404,7 +404,7 @@ def test_the_command_writes_exports_and_refuses(root, base, tmp_path):
         assert (out / name).read_text() == (again / name).read_text() != ""
     written = (out / "warnings.txt").read_text()
     assert "note: some training rows repeat an earlier one: boat (1);" in written and written in said[0][0]
-    assert "preview 4/4, fruit: 120 train, 60 test" in said[0][1]
+    assert "preview: 4 tasks" in said[0][1]
 
 
 def test_the_embedded_suite_needs_no_model_folder(tmp_path):
