@@ -22,7 +22,7 @@ from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.tokenizer import Tokenizer, cut_pair, cut_prompt
 
 # Version of the cached files; another number encodes everything anew.
-_FORMAT = 4
+_FORMAT = 5
 # Rows that are encoded at once.
 _CHUNK = 1_000
 _IDS = "ids.int32"
