@@ -45,6 +45,8 @@ from mossa_jax.tasks.thresholds import FEW_STEPS
 
 # Tasks that a warning names at most.
 _NAMED = 6
+# Tasks that a short line names at most.
+_FIRST = 3
 _SHARES = ("truncated", "truncated_test", "overlap", "overlap_others", "top_answer")
 
 
@@ -78,6 +80,15 @@ class RunWarning:
         """Its line at a terminal."""
         severity = "note" if self.about.is_note else "warning"
         return f"{severity}: {self.sentence}; {self.about.knob}"
+
+    @property
+    def short(self) -> str:
+        """Its line where the page has the rest: who has the problem, and the way out."""
+        severity = "note" if self.about.is_note else "warning"
+        if not self.tasks:
+            return self.line
+        more = f" and {len(self.tasks) - _FIRST} more" if len(self.tasks) > _FIRST else ""
+        return f"{severity}: {self.about.problem}: {', '.join(self.tasks[:_FIRST])}{more}; {self.about.knob}"
 
     def record(self) -> dict[str, Any]:
         """Returns it with what its kind says, for JSON."""
@@ -240,9 +251,9 @@ def in_order(warnings: Iterable[RunWarning]) -> list[RunWarning]:
 
 
 def late_lines(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Returns the lines of those warnings that show in the results alone (`find` returns the records)."""
+    """Returns short lines of those warnings that show in the results alone (`find` returns the records)."""
     warnings = [RunWarning.of_record(record) for record in records]
-    return [warning.line for warning in warnings if warning.about in RESULTS]
+    return [warning.short for warning in warnings if warning.about in RESULTS]
 
 
 def format_cell(column: str, value: float, percent: str = "") -> str:

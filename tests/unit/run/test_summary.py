@@ -45,10 +45,13 @@ def test_the_summary_says_first_how_many_specialists_are_competent_and_names_the
 
 def test_what_qualifies_a_finding_stands_beside_its_verdict_and_late_warnings_above():
     early = RunWarning("few_steps_of_e", "fewer than 20 steps for E: 11; it shows nothing")
-    late = RunWarning("idle_base", "tasks whose prompts the base is not shown to use: a; it says little")
+    late = RunWarning(
+        "idle_base", "tasks whose prompts the base is not shown to use: a to e; it says little", tuple("abcde")
+    )
     findings = [finding("contradicted", "First", "One.", qualifications=["E took few steps", "its one task is cut"])]
     lines = in_words(findings, 500, [early.record(), late.record()])
-    assert lines[:3] == ["", late.line, ""] and lines[3].startswith("Findings in short")
+    assert lines[1].startswith("warning: tasks whose prompts the base is not shown to use: a, b, c and 2 more; raise")
+    assert [lines[0], lines[2]] == ["", ""] and lines[3].startswith("Findings in short")
     assert lines[5] == "[contradicted] (but E took few steps; its one task is cut) First: One."
 
 
