@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from mossa_jax.errors import Refusal
+from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.log import log
 from mossa_jax.preview.dataset import preview_dataset
 from mossa_jax.processes.stop import Stop
