@@ -73,14 +73,16 @@ def _prepare(run: Run) -> dict[str, Any]:
     }
     _check_processes_agree(record)
     before = read_record(run.folder)
+    is_first, change = not run.is_prepared, {}
     run.record = record
-    goodput.outcome(_in_words(record) + ("" if before is None else ", as before"))
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
         change = changes(before, record)
-        kept = match_models(run, before, change)
+        kept = match_models(run, before, change, is_first)
         history = before["history"] + ([change] if change else [])
         run.record = {**record, "kept": kept, "history": history}
+    as_before = ", as before" if before is not None and not change else ""
+    goodput.outcome(_in_words(record) + as_before)
     if run.folder.writer and run.record != before:
         write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")

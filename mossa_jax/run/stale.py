@@ -22,13 +22,16 @@ _WAYS_OUT = {
 }
 
 
-def match_models(run: Run, before: Mapping[str, Any], change: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def match_models(
+    run: Run, before: Mapping[str, Any], change: Mapping[str, Sequence[str]], is_first: bool = True
+) -> dict[str, str]:
     """Compares the models of the run folder with the rows of today; all processes call this together.
 
     Args:
       run: the run, whose `record` is that of today.
       before: the record of data in the run folder.
       change: from `record.changes`.
+      is_first: whether this attempt asks for the first time; later stages ask again and need not be told again.
 
     Returns:
       The models of E that are kept although they rest on other tasks: name -> digest of what they rest on.
@@ -55,7 +58,7 @@ def match_models(run: Run, before: Mapping[str, Any], change: Mapping[str, Seque
         raise Refusal(BAD_INPUT, _refusal(run, rest, found, change))
     if change.get("changed") and run.options.stale == "refuse":
         raise Refusal(BAD_INPUT, _changed_rows(run, before, change["changed"]))
-    for name in may_stay:
+    for name in may_stay if is_first else ():
         log.warning("%s: kept as it is (%s)", name, _why(run, name, found[name]))
     # Also where E misses nothing that counts as its mixture: without this, what came would belong to it again.
     exported = [name for name in run.experimental_names if keeps and is_whole(run.tuned_folder(name))]
