@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 import jax
 
 from mossa_jax.config import Config, check
+from mossa_jax.errors import Refusal
 from mossa_jax.files.growing import LogFile
+from mossa_jax.files.paths import is_remote
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.log import log
 from mossa_jax.monitoring.profiles import Profile
@@ -33,6 +35,7 @@ from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
 from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.options import Options
+from mossa_jax.run.record import FILE
 from mossa_jax.run.report import report
 from mossa_jax.run.summary import summary as summary
 from mossa_jax.run.tune import tune
@@ -65,6 +68,7 @@ def in_run_folder(
     options = options or Options()
     trace = Profile.parse(profile)
     takeover.check_source(options.take_from, workdir)
+    is_new, is_refused = not is_remote(workdir) and not os.path.exists(workdir), False
     run_folder = open_run(config, workdir)
     run = Run(config, run_folder, process.stop, trace, options)
     ahead = run.ahead
@@ -75,10 +79,16 @@ def in_run_folder(
     try:
         with _log_in(run_folder):
             return stage(run)
+    except Refusal:
+        is_refused = True
+        raise
     finally:
         ahead.close()
         process.before_leaving.remove(run_folder.flush)
         run_folder.close()
+        # A refusal before the data are read, such as of a base that is not there, leaves no folder behind.
+        if is_refused and is_new and run_folder.writer and not (run_folder / FILE).exists():
+            run_folder.path.rmtree(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Commands: every refusal is one line with one exit code; each command runs in its own process."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import filelock
 import pandas as pd
 import pytest
 
+from mossa_jax.files.run_folder import RESULTS
+from tests.conftest import load_config
 from tests.support.tiny_llama import random_texts, write_config, write_tasks
 
 # Imports once, then runs every command in a forked child with its own streams; prints the exit code of each.
@@ -70,6 +73,9 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         return ["launch.compare", *[f"--{name}={value}" for name, value in given.items()]]
 
     missing = write_config(here / "missing.py", here / "nowhere", tasks_folder)
+    other = dataclasses.asdict(load_config(tiny_config)) | {"results_format": RESULTS}
+    (here / "other").mkdir()
+    (here / "other/config.json").write_text(json.dumps(other))
     commands = {
         "unknown field": run(tiny_config, "w", "--config.tuning.nonsense=1"),
         "wrong type": run(tiny_config, "w", "--config.tuning.rank=many"),
@@ -90,7 +96,7 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         "no cluster": run(tiny_config, "w", "--processes=0"),
         "too many devices": run(tiny_config, "v", "--config.mesh.fsdp=3"),
         "missing model": run(missing, "missing"),
-        "another config": run(missing, "missing", "--config.seed=7"),
+        "another config": run(tiny_config, "other", "--config.seed=7"),
         "in use": run(tiny_config, "held"),
         "pickled model": run(write_config(here / "pickled.py", pickled, tasks_folder), "pickled-run"),
         "broken line": run(write_config(here / "broken.py", tiny.folder, broken), "broken-run"),
@@ -194,6 +200,12 @@ def test_a_refusal_is_one_line_and_one_code(results, name, code, words):
     assert found == code, error
     assert len(lines) == 1 and lines[0].startswith("error: "), error
     assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_a_refusal_before_the_data_are_read_leaves_no_folder(root, tmp_path):
+    words = ["launch.run", "--config=demo", f"--workdir={tmp_path / 'new'}", "--config.base=/nowhere"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 3 and "/nowhere" in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_compare_reads_several_files_of_prompts(results):
