@@ -83,12 +83,11 @@ class RunWarning:
 
     @property
     def short(self) -> str:
-        """Its line where the page has the rest: who has the problem, and the way out."""
+        """Its line where the page has the rest: who has the problem, and the first way out."""
         severity = "note" if self.about.is_note else "warning"
-        if not self.tasks:
-            return self.line
         more = f" and {len(self.tasks) - _FIRST} more" if len(self.tasks) > _FIRST else ""
-        return f"{severity}: {self.about.problem}: {', '.join(self.tasks[:_FIRST])}{more}; {self.about.knob}"
+        names = f": {', '.join(self.tasks[:_FIRST])}{more}" if self.tasks else ""
+        return f"{severity}: {self.about.problem}{names}; {self.about.knob.partition(';')[0]}"
 
     def record(self) -> dict[str, Any]:
         """Returns it with what its kind says, for JSON."""

@@ -42,7 +42,8 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
             family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
             # What is said above of all findings need not be said again.
             sentence = _first_sentence(finding["sentence"].removeprefix(competence).strip())
-            but = f" (but {'; '.join(finding['qualifications'])})" if finding["qualifications"] else ""
+            # The first says enough here, and the page has all.
+            but = f" (but {finding['qualifications'][0]})" if finding["qualifications"] else ""
             lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {sentence}")
     for verdict in (UNDECIDED, TOO_FEW, NOT_MEASURED):
         alone = [finding for finding in findings["findings"] if _is_named_alone(finding)]

@@ -52,7 +52,7 @@ def test_what_qualifies_a_finding_stands_beside_its_verdict_and_late_warnings_ab
     lines = in_words(findings, 500, [early.record(), late.record()])
     assert lines[1].startswith("warning: tasks whose prompts the base is not shown to use: a, b, c and 2 more; raise")
     assert [lines[0], lines[2]] == ["", ""] and lines[3].startswith("Findings in short")
-    assert lines[5] == "[contradicted] (but E took few steps; its one task is cut) First: One."
+    assert lines[5] == "[contradicted] (but E took few steps) First: One."
 
 
 def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(monkeypatch):
