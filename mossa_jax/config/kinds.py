@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -41,30 +41,32 @@ def _is_among(name: str, groups: tuple[str, ...]) -> bool:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the fields that differ between two configurations, given as JSON: dotted name -> (old, new)."""
-    before, now = dict(_flat(old)), dict(_flat(new))
+    before, now = dict(flat_fields(old)), dict(flat_fields(new))
     names = sorted({*before, *now})
     return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
 
 
-def _flat(record: Mapping[str, Any], above: str = "") -> Any:
+def flat_fields(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of every field of a configuration, given as JSON."""
     for key, value in record.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
+            yield from flat_fields(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
 
 
-def variant_name(values: Mapping[str, Any]) -> str:
-    """Names a variant, and its folder, by the later fields in which it differs: `compare.pool=mean`; "" for none."""
-    texts = {
-        name: "+".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in values.items()
-    }
-    name = ",".join(f"{field}={text}" for field, text in texts.items())
+def name_of(values: Mapping[str, Any]) -> str:
+    """Names a variant or a run of a sweep, and its folder, by its own values: `compare.pool=mean`; "" for none."""
+    texts = (
+        f"{field}={'+'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for field, value in values.items()
+    )
+    name = ",".join(texts)
     if re.fullmatch(r"[A-Za-z0-9_.,=+-]{0,100}", name):
         return name
     # Too long for a folder's name, or with characters that it may not have.
     plain = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", name)[:80]
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
 
 
 def tuning_identity(tuning: Tuning) -> dict[str, Any]:

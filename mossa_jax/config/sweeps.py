@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from mossa_jax.config.data import config_to_data, with_fields
 from mossa_jax.config.fields import Config
+from mossa_jax.config.kinds import flat_fields, name_of
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]{0,119}"
@@ -45,7 +45,7 @@ def sweep(base: Config | Callable[[], Config], /, **axes: Any) -> dict[str, Conf
     runs: dict[str, Config] = {}
     for combination in itertools.product(*axes.values()):
         values = dict(zip(axes, combination, strict=True))
-        name = _run_name(values)
+        name = name_of(values)
         if name in runs:
             raise Refusal(BAD_CONFIG, f"sweep: the run {name} is there twice; give each value once")
         run = with_fields(config, values, "sweep")
@@ -76,27 +76,9 @@ def varied_fields(runs: Mapping[str, Config]) -> dict[str, dict[str, Any]]:
     Returns:
       Name of each run -> dotted field -> its value there, ready for JSON; the same fields for all runs.
     """
-    values = {name: dict(_flat(config_to_data(config), "")) for name, config in runs.items()}
+    values = {name: dict(flat_fields(config_to_data(config))) for name, config in runs.items()}
     first = next(iter(values.values()))
     varied = [
         field for field in first if field != "name" and any(one[field] != first[field] for one in values.values())
     ]
     return {name: {field: one[field] for field in varied} for name, one in values.items()}
-
-
-def _flat(group: dict[str, Any], above: str) -> Any:
-    for key, value in group.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _run_name(values: Mapping[str, Any]) -> str:
-    texts = [f"{field}={'+'.join(map(str, v)) if isinstance(v, list | tuple) else v}" for field, v in values.items()]
-    name = ",".join(texts)
-    if re.fullmatch(_NAME, name):
-        return name
-    # Too long for a folder's name, or with characters that it cannot have.
-    plain = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", name)[:90]
-    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"

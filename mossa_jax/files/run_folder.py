@@ -12,7 +12,7 @@ import filelock
 from etils import epath
 
 from mossa_jax.config import Config
-from mossa_jax.config.kinds import differences, kind_of, variant_name
+from mossa_jax.config.kinds import differences, kind_of, name_of
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
 from mossa_jax.files.growing import GrowingText
 from mossa_jax.files.lease import Lease
@@ -147,7 +147,7 @@ class RunFolder:
                 f"{'; ...' if len(earlier) > 3 else ''}); restore these values, or name a new folder with "
                 f"--from={self.path}, which takes over what rests on the same values",
             )
-        return variant_name({name: new for name, (_, new) in changed.items()})
+        return name_of({name: new for name, (_, new) in changed.items()})
 
     def _acquire(self) -> None:
         if is_remote(self.path):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mossa_jax.config import Config, Schedule, Tuning, describe_fields
-from mossa_jax.config.kinds import differences, kind_of, model_identity, tuning_identity, variant_name
+from mossa_jax.config.kinds import differences, kind_of, model_identity, name_of, tuning_identity
 
 
 def test_models_rest_on_no_field_of_a_later_stage():
@@ -51,10 +51,10 @@ def test_differences_are_named_by_field():
     ],
 )
 def test_a_variant_says_how_it_differs(values, name):
-    assert variant_name(values) == name
+    assert name_of(values) == name
 
 
 def test_names_that_no_folder_may_have_are_replaced_and_stay_apart():
-    names = [variant_name({"analyse.layers_tasks": [task]}) for task in ("a/b", "a b", "ü", "x" * 300, "x" * 301, "..")]
+    names = [name_of({"analyse.layers_tasks": [task]}) for task in ("a/b", "a b", "ü", "x" * 300, "x" * 301, "..")]
     assert len(set(names)) == len(names)
     assert all("/" not in name and name.isascii() and 0 < len(name) < 120 for name in names)
