@@ -74,7 +74,7 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
     folder = locate(name, revision)
     architecture = read_architecture(folder)
     mesh = mesh_lib.single_device() if mesh is None else mesh
-    check_kernel(mesh, jnp.dtype(dtype), architecture.head_dim)
+    check_kernel(mesh, jnp.dtype(dtype), architecture.head_dim, architecture.attention_cap)
     with goodput.lost("load"):
         weights = load_weights(folder, architecture, mesh, jnp.dtype(dtype))
     return Model(name, folder, architecture, weights, mesh)
