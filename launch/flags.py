@@ -6,6 +6,7 @@ Flags are parsed before JAX and the package's rooms are imported: a command line
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -18,9 +19,13 @@ from ml_collections import config_flags
 
 from mossa_jax.config import describe_fields
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
+from mossa_jax.processes.failures import explain, first_line
+from mossa_jax.processes.interrupts import end_on_interrupt
+from mossa_jax.processes.streams import settle_streams
 from mossa_jax.run.options import STALE, Options
 
 from .config_source import ConfigSource, check_takeover, config_text, settle_config, with_config_of_workdir
+from .facts import command_facts
 from .help import help_text, show
 
 if TYPE_CHECKING:
@@ -107,6 +112,10 @@ class _HoursParser(flags.FloatParser):
 def run(main: Callable[[Process], object]) -> None:
     """Parses the command line, runs `main` as a process of the run, and ends with the exit code that README lists."""
     usage = main.__globals__["__doc__"] or ""
+    end_on_interrupt()
+    settle_streams()
+    # Commands draw into files; a notebook's cells name a backend that may not be installed.
+    os.environ["MPLBACKEND"] = "agg"
     app.run(lambda argv: sys.exit(_live(main)), flags_parser=partial(_parse, usage))
 
 
@@ -221,7 +230,9 @@ def _live(main: Callable[[Process], object]) -> int:
         max_hours=(values["max_hours"].value or 0) if "max_hours" in values else 0,
         verbosity=values.verbosity,
     )
-    return Process(settings, _keep_compiled_programs).run(main)
+    command = main.__globals__.get("__spec__")
+    name = command.name if command is not None else main.__module__
+    return Process(settings, _keep_compiled_programs, partial(command_facts, name.rpartition(".")[2])).run(main)
 
 
 def _keep_compiled_programs() -> None:
@@ -235,29 +246,29 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
 
     With --print_config it prints the configuration, and the command ends.
     """
-    if _HELP & set(argv[1:]):
-        show(help_text(usage))
-        sys.exit(DONE)
     try:
+        if _HELP & set(argv[1:]):
+            show(help_text(usage))
+            sys.exit(DONE)
         words = [_in_numbers(word) for word in flags.FLAGS.read_flags_from_files(argv, force_gnu=False)]
         _check_fields(words)
         rest = flags.FLAGS(with_config_of_workdir(words))
         _words.take(rest[1:])
         _check_values()
+        if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
+            show(config_text())
+            sys.exit(DONE)
     except flags.Error as error:
         # absl shows a tuple for a word that is no boolean.
         text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", "must be true or false", str(error))
         missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", text)
         _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else text)
-    except Refusal as refusal:
-        _refuse(str(refusal), refusal.code)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _refuse(f"--config: {_first_line(error)}; fields and their meaning: --help")
-    except OSError as error:
-        _refuse(f"--config: the file cannot be read ({_first_line(error)})")
-    if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
-        show(config_text())
-        sys.exit(DONE)
+        _refuse(f"--config: {first_line(error)}; fields and their meaning: --help")
+    except Exception as error:
+        if (refusal := explain(error)) is None:
+            raise
+        _refuse(str(refusal), refusal.code)
     return rest
 
 
@@ -296,11 +307,6 @@ def _check_values() -> None:
     settle_config()
     if "from" in values:
         attempt_options()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse(message: str, code: int = BAD_CONFIG) -> NoReturn:

@@ -18,6 +18,7 @@ from mossa_jax.files.growing import GrowingText
 from mossa_jax.files.lease import Lease
 from mossa_jax.files.paths import as_path, is_remote
 from mossa_jax.files.write import storing, write_json, write_text
+from mossa_jax.processes import agreement
 
 RESULTS = 4
 """The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
@@ -94,13 +95,18 @@ class RunFolder:
           Refusal: 2 when the folder's models or data belong to another configuration, or it is in use; 4 when an object
             store cannot be reached.
         """
+        # The others see what process 0 wrote there, or not yet.
+        self.variant = agreement.decided(lambda: self._claim(config, environment))
+
+    def _claim(self, config: Config, environment: dict[str, Any]) -> str:
+        """Does what `open` says, and returns the name of the variant."""
         record = _as_json(dataclasses.asdict(config) | {"results_format": RESULTS})
         main = self._read_config()
         # A field that is newer than the folder had its default.
         default = _as_json(dataclasses.asdict(type(config)()))
         self.variant = "" if main is None else self._variant_of(_completed(main, default), record)
         if not self.writer:
-            return
+            return self.variant
         self._acquire()
         if not is_remote(self.path):
             for depth in range(4):
@@ -109,6 +115,7 @@ class RunFolder:
         if not (self.place / "config.json").exists():
             write_json(self.place / "config.json", record)
         write_json(self.path / "environment.json", environment)
+        return self.variant
 
     def _read_config(self) -> dict[str, Any] | None:
         """Reads config.json; None if the folder is new."""

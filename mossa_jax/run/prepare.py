@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.names import digest
 from mossa_jax.files.write import write_json
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
@@ -119,21 +117,16 @@ def _prompts_record(prompts: TestPrompts) -> dict[str, Any]:
 
 
 def _check_processes_agree(record: dict[str, Any]) -> None:
-    """Checks that all processes read the same rows and have the same prompt template.
+    """Checks that all processes have the same base, prompt template and rows.
 
     Raises:
-      Refusal: 3 if a process differs from process 0.
+      Refusal: 3 if a process differs from process 0; it names the task and the split.
     """
-    fingerprints = [
-        [name, task["train"]["fingerprint"], task["test"]["fingerprint"]] for name, task in record["tasks"].items()
-    ]
-    # Fifteen hex digits fit an int64, which processes can exchange.
-    own = int(digest([record["template"], fingerprints])[:15], 16)
-    digests = agreement.everywhere(own)
-    others = [process for process, other in enumerate(digests) if other != digests[0]]
-    if others:
-        raise Refusal(
-            BAD_INPUT,
-            f"process {others[0]} of {len(digests)} reads other rows than process 0, or has another prompt template; "
-            "give all hosts the same files (a shared tasks.folder, a revision in tasks.sources)",
-        )
+    base = {f"config.base, {name}": value for name, value in record["base"].items() if name != "base"}
+    template = {f"the template's {name}": value for name, value in record["template"].items()}
+    tasks = {
+        f"task {name}, {split}": f"{task[split]['rows']} rows ({task[split]['fingerprint']}, {task[split]['digest']})"
+        for name, task in record["tasks"].items()
+        for split in ("train", "test")
+    }
+    agreement.same("the data", {**base, **template, **tasks}, "give all hosts the same files, or fix tasks.sources")
