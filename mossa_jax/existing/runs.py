@@ -15,6 +15,7 @@ from mossa_jax.config.data import config_from_data
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.existing.run_files import read_json
 from mossa_jax.files.paths import as_path
+from mossa_jax.foreign import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class Run:
         Raises:
           Refusal: 3 if this is no run folder, or if it has no such variant.
         """
-        path = as_path(os.fspath(folder))
+        path = as_path(user_path(folder, "folder"))
         if not variant and path.parent.name == "variants" and (path.parent.parent / "config.json").exists():
             path, variant = path.parent.parent, path.name
         if not (path / "config.json").exists():
