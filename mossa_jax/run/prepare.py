@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from mossa_jax.files.write import write_json
+from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.checked import write_json
+from mossa_jax.files.write import is_whole
+from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.basis import base_identity
 from mossa_jax.run.context import Run
-from mossa_jax.run.record import FILE, changes, read_record
+from mossa_jax.run.record import FILE, changes, read_sound_record
 from mossa_jax.run.stale import match_models
 from mossa_jax.tokens.encoded import EncodedSplit
 from mossa_jax.tokens.test_prompts import TestPrompts
@@ -39,6 +42,8 @@ def prepare(run: Run) -> dict[str, Any]:
 
 def _prepare(run: Run) -> dict[str, Any]:
     """Encodes and records the data, within the stage that books its time."""
+    # Read before anybody writes it.
+    before, damage = read_sound_record(run.folder)
     suite = run.suite
     tasks: dict[str, dict[str, Any]] = {}
     # The comparison asks again for what tuning has read.
@@ -70,7 +75,6 @@ def _prepare(run: Run) -> dict[str, Any]:
         "kept": {},
     }
     _check_processes_agree(record)
-    before = read_record(run.folder)
     is_first, change = not run.is_prepared, {}
     run.record = record
     if before is not None:
@@ -79,12 +83,33 @@ def _prepare(run: Run) -> dict[str, Any]:
         kept = match_models(run, before, change, is_first)
         history = before["history"] + ([change] if change else [])
         run.record = {**record, "kept": kept, "history": history}
+    elif damage:
+        _make_anew(run, damage)
     as_before = ", as before" if before is not None and not change else ""
     goodput.outcome(_in_words(record) + as_before)
     if run.folder.writer and run.record != before:
         write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")
     return run.record
+
+
+def _make_anew(run: Run, damage: str) -> None:
+    """Lets a lost data.json be made anew, if all models of the folder rest on the rows and settings of today.
+
+    Raises:
+      Refusal: 3 if one does not.
+    """
+    names = [*run.experimental_names, *run.controls]
+    exported = [name for name in names if run.folder.writer and is_whole(run.tuned_folder(name))]
+    others = [name for name in exported if not run.is_tuned(name)]
+    if all(agreement.agreed([bool(others)])):
+        what = f", and {others[0]!r} rests on others" if others else ""
+        raise Refusal(
+            BAD_INPUT,
+            f"{damage}{what}; restore {FILE} from a copy, or name a new --workdir with --from={run.folder.path}",
+        )
+    if run.folder.writer:
+        log.warning("%s, and all %d do", damage, len(exported))
 
 
 def _in_words(record: dict[str, Any]) -> str:

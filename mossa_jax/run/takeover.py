@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from etils import epath
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.files.checked import damage, read_json, write_json
 from mossa_jax.files.names import slug
 from mossa_jax.files.paths import as_path, copy_folder
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import is_whole, new_folder, write_json
+from mossa_jax.files.write import is_whole, new_folder
 from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
@@ -53,7 +53,10 @@ def take_models(run: Run) -> None:
     missing = run.untuned(names)
     if run.folder.writer and missing:
         path = run.folder / _FILE
-        earlier = json.loads(path.read_text()) if path.exists() else {"models": []}
+        if (what := damage(path)) is not None:
+            log.warning("%s: begun anew", what)
+        is_sound = what is None and path.exists()
+        earlier = read_json(path, "delete it") if is_sound else {"models": []}
         taken, anew = [], {}
         for name in missing:
             reason = _take_model(run, other, name)
