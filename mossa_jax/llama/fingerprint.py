@@ -2,8 +2,8 @@
 
 Files are not read a second time. Every number becomes an integer, its bits mixed with its place in the array, and the
 integers of a leaf are added up modulo 2^32. Sums of integers do not depend on their order, so each device adds up the
-shards that it holds. The digest tells weights apart that differ by accident or by intent to use others. It is no defence
-against somebody who searches for other weights of the same digest.
+shards that it holds. The digest tells weights apart that differ by damage, or because they were tuned or replaced. It
+is no defence against somebody who searches for other weights of the same digest.
 """
 
 from __future__ import annotations
@@ -86,13 +86,15 @@ def _places(shape: tuple[int, ...]) -> tuple[UInt32[np.ndarray, "2 n"], ...]:
 
 @partial(jax.jit, static_argnums=2)
 def _sums(
-    leaf: Float[Array, "..."], places: Sequence[UInt32[Array, "2 n"]], sharding: jax.sharding.Sharding
-) -> UInt32[Array, "2"]:
+    leaf: Float[Array, ...], places: Sequence[UInt32[Array, "2 n"]], sharding: jax.sharding.Sharding
+) -> UInt32[Array, 2]:
     """Adds up a leaf's numbers, mixed with their places, in two ways."""
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return _sums_of_shard(leaf, places)
     # The axes of the mesh that the leaf is spread over; devices on the others hold copies, and are not counted twice.
-    spread = [axis for axes in sharding.spec if axes is not None for axis in ((axes,) if isinstance(axes, str) else axes)]
+    spread = [
+        axis for axes in sharding.spec if axes is not None for axis in ((axes,) if isinstance(axes, str) else axes)
+    ]
     # Left to the partitioner, each device would first gather the leaf.
     return jax.shard_map(
         lambda *shard: jax.lax.psum(_sums_of_shard(*shard), spread) if spread else _sums_of_shard(*shard),
@@ -102,16 +104,16 @@ def _sums(
     )(leaf, tuple(places))
 
 
-def _sums_of_shard(leaf: Float[Array, "..."], places: Sequence[UInt32[Array, "2 n"]]) -> UInt32[Array, "2"]:
+def _sums_of_shard(leaf: Float[Array, ...], places: Sequence[UInt32[Array, "2 n"]]) -> UInt32[Array, 2]:
     words = jax.lax.bitcast_convert_type(leaf, np.uint16 if leaf.dtype.itemsize == 2 else np.uint32)
     if words.ndim > leaf.ndim:
         # The halves of 64 bits are at one place, so the second one is mixed by itself first.
         words = words[..., 0] ^ _mix(words[..., 1] + _SECOND)
     words = words.astype(np.uint32)
 
-    def at(number: int) -> UInt32[Array, "..."]:
+    def at(number: int) -> UInt32[Array, ...]:
         along = [jax.lax.broadcast_in_dim(place[number], leaf.shape, (axis,)) for axis, place in enumerate(places)]
-        return sum(along, np.zeros((), np.uint32))
+        return sum(along, jnp.zeros((), np.uint32))
 
     # One-to-one in the bits, so that another number gives another integer: [...] each, never in memory.
     first = _mix(words ^ at(0))

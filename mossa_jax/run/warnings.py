@@ -14,9 +14,9 @@ from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import write_json
 from mossa_jax.findings.warnings import RunWarning, data_warnings, history_warnings, in_order, pooling_warnings
 from mossa_jax.llama.files.base import base_can_share_prefix
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tuning.data_figures import data_table, task_figures
 
@@ -60,7 +60,7 @@ def early_warnings(run: Run) -> list[RunWarning]:
     """
     kept = _kept(run)
     warnings = [RunWarning.of_record(each) for each in kept["warnings"]] if kept else _data_warnings(run)
-    mixture = read_about(run.tuned_folder(TUNED)).get("mixture", {})
+    mixture = model_about(run, TUNED).get("mixture", {})
     return in_order(
         [*warnings, *pooling_warnings(run.config.compare.pool), *history_warnings(run.record, list(mixture))]
     )
