@@ -28,7 +28,7 @@ from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import read_about
+from mossa_jax.llama.fingerprint import WEIGHTS
 from mossa_jax.llama.placement import abstract_base
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
@@ -39,6 +39,8 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run.ahead import Ahead
 from mossa_jax.run.base_model import BaseModel
 from mossa_jax.run.basis import basis_digest, control_basis, experimental_basis, mixture_of
+from mossa_jax.run.exported import model_about
+from mossa_jax.run.fingerprints import FINGERPRINTS, note_weights
 from mossa_jax.run.options import Options
 from mossa_jax.run.parts import PartFile, PartKind
 from mossa_jax.run.places import Places
@@ -103,7 +105,7 @@ class Run(Places):
         was_kept = before is not None and bool(before["kept"]) and self.options.stale != "retrain"
         if self.options.stale != "keep" and not was_kept:
             return None
-        mixture = read_about(self.tuned_folder(TUNED)).get("mixture")
+        mixture = model_about(self, TUNED).get("mixture")
         return None if mixture is None else list(mixture)
 
     @property
@@ -124,6 +126,16 @@ class Run(Places):
         self._record, self.is_prepared = record, True
         self._parts.clear()
 
+    @property
+    def has_record(self) -> bool:
+        """Whether there is a record of the run's data."""
+        return self._record is not None or read_record(self.folder) is not None
+
+    @property
+    def base_weights(self) -> str | None:
+        """The digest of the base's weights that the run's models rest on; None before the base was loaded."""
+        return self.record.get(FINGERPRINTS, {}).get(WEIGHTS)
+
     def model_basis(self, name: str) -> dict[str, Any]:
         """Returns what a model has to rest on, by the configuration and the rows of today; ready for JSON."""
         config, record, seed = self.config, self.record, self.seed(name)
@@ -138,7 +150,7 @@ class Run(Places):
     def is_tuned(self, name: str) -> bool:
         """Returns whether a model that rests on what it has to is exported, as this process sees it."""
         folder = self.tuned_folder(name)
-        return is_whole(folder) and read_about(folder).get("digest") == self.model_digest(name)
+        return is_whole(folder) and model_about(self, name).get("digest") == self.model_digest(name)
 
     def untuned(self, names: Iterable[str]) -> list[str]:
         """Returns the models that are not exported yet, as process 0 sees it; all processes call this together."""
@@ -216,6 +228,7 @@ class Run(Places):
     def _load(self, mesh: jax.sharding.Mesh) -> Model:
         model = load_model(self.base, self.config.dtype, mesh, self.config.revision)
         agreement.wait_for_all("model")  # without a limit: some hosts may fetch more slowly
+        note_weights(self, model)
         return model
 
     def seed(self, name: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from mossa_jax.errors import BAD_INPUT, Refusal
@@ -14,6 +15,7 @@ from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
 from mossa_jax.run.basis import base_identity
 from mossa_jax.run.context import Run
+from mossa_jax.run.fingerprints import FINGERPRINTS, are_weights_touched, check_texts, text_fingerprints
 from mossa_jax.run.record import FILE, changes, read_sound_record
 from mossa_jax.run.stale import match_models
 from mossa_jax.tokens.encoded import EncodedSplit
@@ -23,15 +25,15 @@ from mossa_jax.tokens.test_prompts import TestPrompts
 def prepare(run: Run) -> dict[str, Any]:
     """Encodes all training rows and test prompts, and records them in data.json.
 
-    A bad row is refused here, before anything is computed. So is a run folder whose prompt template changed since the
-    run began, and one whose models rest on other rows, unless `Options.stale` says what becomes of them.
+    A bad row is refused here, before anything is computed. So is a run folder whose base or prompt template changed
+    since the run began, and one whose models rest on other rows, unless `Options.stale` says what becomes of them.
 
     Returns:
-      The record: `suite` (its name), `base` (`basis.base_identity`), `template` (`Tokenizer.record`), `missing` (tasks
-      that no source has), `history` (what `record.changes` found at later attempts), `kept` (`stale.match_models`) and
-      `tasks`: name -> `cluster`, `held_out`, `source`, and for each of `train` and `test`: `rows`, `cut` (rows that
-      were too long), `bad_rows` (left out), `fingerprint` (of the source's rows), `digest` (of the encoded ones); for
-      `test` also those of `_prompts_record`.
+      The record: `suite` (its name), `base` (`basis.base_identity`), `fingerprints` (of the base: `run.fingerprints`),
+      `template` (`Tokenizer.record`), `missing` (tasks that no source has), `history` (what `record.changes` found at
+      later attempts), `kept` (`stale.match_models`) and `tasks`: name -> `cluster`, `held_out`, `source`, and for each
+      of `train` and `test`: `rows`, `cut` (rows that were too long), `bad_rows` (left out), `fingerprint` (of the
+      source's rows), `digest` (of the encoded ones); for `test` also those of `_prompts_record`.
 
     Raises:
       Refusal: 3 for bad or changed data, and whatever the sources raise.
@@ -68,6 +70,7 @@ def _prepare(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {
         "suite": suite.name,
         "base": base_identity(run.config),
+        FINGERPRINTS: text_fingerprints(run),
         "template": run.tokenizer.record,
         "missing": list(suite.missing),
         "tasks": tasks,
@@ -76,9 +79,11 @@ def _prepare(run: Run) -> dict[str, Any]:
     }
     _check_processes_agree(record)
     is_first, change = not run.is_prepared, {}
-    run.record = record
     if before is not None:
         run.tokenizer.check_record(before["template"], f"--workdir={run.folder.path}")
+        _keep_base(record, before, run.config.base)
+    run.record = record
+    if before is not None:
         change = changes(before, record)
         kept = match_models(run, before, change, is_first)
         history = before["history"] + ([change] if change else [])
@@ -90,6 +95,8 @@ def _prepare(run: Run) -> dict[str, Any]:
     if run.folder.writer and run.record != before:
         write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")
+    if is_first and any(agreement.agreed([run.folder.writer and are_weights_touched(run)])):
+        _ = run.model  # which compares the weights
     return run.record
 
 
@@ -110,6 +117,20 @@ def _make_anew(run: Run, damage: str) -> None:
         )
     if run.folder.writer:
         log.warning("%s, and all %d do", damage, len(exported))
+
+
+def _keep_base(record: dict[str, Any], before: Mapping[str, Any], base: str) -> None:
+    """Compares the base of today with that of the run's record, and takes over what the record knows of it.
+
+    Raises:
+      Refusal: 3 if another base lies in its place.
+    """
+    if (known := before.get(FINGERPRINTS)) is None:
+        return
+    check_texts(known, record[FINGERPRINTS], base)
+    record[FINGERPRINTS] = known | record[FINGERPRINTS]
+    # Its name and sizes stay those that the run's models are known by: what they stand for is compared by itself.
+    record["base"] = before["base"]
 
 
 def _in_words(record: dict[str, Any]) -> str:

@@ -13,13 +13,13 @@ from mossa_jax.files import sums
 from mossa_jax.files.checked import read_json, read_table, write_json, write_table
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.findings import SCORE_COLUMNS, find
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
 from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_steps
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import SCORES
@@ -142,7 +142,7 @@ def task_table(run: Run, record: dict[str, Any]) -> pd.DataFrame:
                 "test_rows": test["rows"],
                 "truncated_rows": train["cut"],
                 "truncated_prompts": test["cut"],
-                "steps": read_about(run.tuned_folder(task.name))["steps"],
+                "steps": model_steps(run, task.name),
             }
         )
     return pd.DataFrame(rows)

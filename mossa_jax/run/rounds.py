@@ -78,6 +78,16 @@ def end_round(run: Run, label: str) -> None:
     agreement.wait_for_all("round")
 
 
+def remove_checkpoints(run: Run) -> None:
+    """Deletes the checkpoints of rounds that are done, with what a kill has left of the last save (writer only).
+
+    Nothing reads them again: all models of the round are exported.
+    """
+    if run.folder.writer:
+        for each in (each for own in _read(run).values() for each in own if each["done"]):
+            checkpoint_folder(run.folder, each["label"]).rmtree(missing_ok=True)
+
+
 def interrupted(run: Run) -> list[str]:
     """Returns the models of rounds that were not finished, where they rested on something else than today."""
     open_rounds = [own[-1] for own in _read(run).values() if own and not own[-1]["done"]]

@@ -22,9 +22,9 @@ from mossa_jax.findings.warnings import (
     record_warnings,
 )
 from mossa_jax.llama.files.base import base_can_share_prefix
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tuning.data_figures import data_table, task_figures
 from mossa_jax.tuning.windows import ends_window
@@ -69,7 +69,7 @@ def early_warnings(run: Run) -> list[RunWarning]:
     """
     kept = _kept(run)
     warnings = [RunWarning.of_record(each) for each in kept["warnings"]] if kept else _data_warnings(run)
-    mixture = read_about(run.tuned_folder(TUNED)).get("mixture", {})
+    mixture = model_about(run, TUNED).get("mixture", {})
     return in_order(
         [
             *warnings,
@@ -89,7 +89,7 @@ def lost_records(run: Run) -> list[str]:
         steps.setdefault(record["model"], set()).add(record.get("step"))
     gaps = {}
     for name in (*run.experimental_names, *run.controls):
-        about = read_about(run.tuned_folder(name))
+        about = model_about(run, name)
         if about:
             total, length = about["steps"], about["tuning"]["log_every"]
             ends = [step for step in range(1, total + 1) if ends_window(step, length, total)]
