@@ -78,7 +78,8 @@ class Stop:
             del previous[signal.SIGHUP]
         try:
             for number in previous:
-                handle_once(number, ask)
+                # Schedulers may send theirs to a process and to its group; a second Ctrl-C is meant.
+                (handle_once if number is signal.SIGINT else signal.signal)(number, ask)
             yield self
         finally:
             for number, handler in previous.items():
