@@ -12,7 +12,7 @@ from tests.support.processes import cpu
 
 # Says that it works, and then is for minutes in native code that Python cannot interrupt.
 BUSY = """
-import hashlib, signal, sys
+import hashlib, sys, time
 from launch import end_on_interrupt
 from mossa_jax.processes.life import Process, Settings
 
@@ -20,8 +20,10 @@ def work(process):
     print("working", flush=True)
     if sys.argv[1] == "native":
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-    while True:
-        process.stop.leave_if_asked()
+    while not process.stop.asked:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.stop.leave()
 
 end_on_interrupt()
 sys.exit(Process(Settings(platform="cpu", stops_on_request=sys.argv[2] == "stops")).run(work))
@@ -51,9 +53,9 @@ def test_ctrl_c_ends_a_command_without_a_run_folder_at_once(root):
     assert busy(root, "native", "ends", signal.SIGINT) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_one_signal_is_a_polite_stop(root, sent):
-    code, said = busy(root, "Python", "stops", sent)
+@pytest.mark.parametrize("sent", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_one_signal_is_a_polite_stop_and_a_terminal_that_closes_sends_two(root, sent):
+    code, said = busy(root, "Python", "stops", *sent)
     assert code == 75 and "stopped on request, state saved" in said
 
 
