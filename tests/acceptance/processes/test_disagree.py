@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import socket
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mossa_jax.files.write import write_json
-from tests.support.disagreeing import Change, last_line, two_ends
+from tests.support.disagreeing import Trial, ends_of
 from tests.support.tiny_llama import write_tasks
 
 FIELDS = {
@@ -22,57 +23,18 @@ FIELDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def worlds(tiny, tmp_path_factory):
-    """Two folders, with the same model and tasks under the same relative names."""
-    here = tmp_path_factory.mktemp("worlds")
-    folders = [here / "first", here / "second"]
-    for folder in folders:
-        shutil.copytree(tiny.folder, folder / "model")
-        write_tasks(folder / "tasks")
-    return folders
-
-
-def flags(workdir, config):
-    return [f"--config={config}", f"--workdir={workdir}", "--config.base=./model", "--config.tasks.folder=./tasks"]
-
-
-def check(ends, code, name):
-    codes, said, seconds = ends
-    assert codes == [code, code], said
-    for text in said:
-        assert name in last_line(text) and "process 1 on " in last_line(text), text
-        assert "Traceback" not in text and "stack trace" not in text and "SIGABRT" not in text
-    print(f"{name}: {codes}, {seconds:.1f} s: {last_line(said[0])}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("field", FIELDS)
-def test_another_value_of_a_field_is_named(worlds, tiny_config, tmp_path, field):
-    change = Change((f"--config.{field}={FIELDS[field]}",), folder=worlds[0])
-    shutil.copytree(worlds[0], tmp_path, dirs_exist_ok=True)
-    check(two_ends(flags(tmp_path / "run", tiny_config), change, tmp_path), 2, f"config.{field}=")
-
-
 COMMANDS = {
-    "--workdir": Change(("--workdir=another",)),
-    "--stale": Change(("--stale=retrain",)),
-    "--profile": Change(("--profile=3",)),
-    "--compile_cache": Change(("--compile_cache=none",)),
-    "command": Change(command="launch.run"),
-    "mossa_jax": Change(fake="mossa_jax=0.0.9"),
-    "jaxlib": Change(fake="jaxlib=0.1"),
-    "the source of mossa_jax": Change(fake="source=0123456789ab"),
-    "jax_enable_x64": Change(variables={"JAX_ENABLE_X64": "1"}),
-    "XLA_FLAGS": Change(variables={"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}),
+    "--workdir": {"more": ["--workdir=another"]},
+    "--stale": {"more": ["--stale=retrain"]},
+    "--profile": {"more": ["--profile=3"]},
+    "--compile_cache": {"more": ["--compile_cache=none"]},
+    "command": {"command": "launch.run"},
+    "mossa_jax": {"fake": "mossa_jax=0.0.9"},
+    "jaxlib": {"fake": "jaxlib=0.1"},
+    "the source of mossa_jax": {"fake": "source=0123456789ab"},
+    "jax_enable_x64": {"options": {"jax_enable_x64": True}},
+    "XLA_FLAGS": {"variables": {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true"}},
 }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_another_flag_version_or_option_is_named(worlds, tiny_config, tmp_path, name):
-    shutil.copytree(worlds[0], tmp_path, dirs_exist_ok=True)
-    check(two_ends(flags(tmp_path / "run", tiny_config), COMMANDS[name], tmp_path), 2, f"{name}=")
 
 
 def other_weights(folder):
@@ -106,11 +68,42 @@ FILES = {
 }
 
 
+@pytest.fixture(scope="module")
+def worlds(tiny, tmp_path_factory):
+    """A folder with a model and tasks, and the same once more for each difference of a file."""
+    here = tmp_path_factory.mktemp("worlds")
+    for number in range(len(FILES) + 1):
+        shutil.copytree(tiny.folder, here / f"{number}/model")
+        write_tasks(here / f"{number}/tasks")
+    for number, change in enumerate(FILES.values(), 1):
+        change(here / str(number))
+    return here
+
+
+@pytest.fixture(scope="module")
+def ends(worlds, tiny_config, tmp_path_factory):
+    """Name -> how both processes ended."""
+    here = tmp_path_factory.mktemp("ends")
+    differences = {
+        **{f"config.{field}": {"more": [f"--config.{field}={value}"]} for field, value in FIELDS.items()},
+        **COMMANDS,
+        **{name: {"other_folder": str(worlds / str(number))} for number, name in enumerate(FILES, 1)},
+    }
+    flags = [f"--config={tiny_config}", f"--workdir={here}/run", "--config.base=./model"]
+    flags.append("--config.tasks.folder=./tasks")
+    trials = [Trial(flags, str(worlds / "0"), **difference) for difference in differences.values()]
+    found = dict(zip(differences, ends_of(trials, here), strict=True))
+    assert not (here / "run").exists()
+    for name, each in found.items():
+        print(f"{name}: {each.codes}, {each.seconds:.1f} s: {each.last[0]}")
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FILES)
-def test_another_file_is_named(worlds, tiny_config, tmp_path, name):
-    first, second = tmp_path / "first", tmp_path / "second"
-    shutil.copytree(worlds[0], first)
-    shutil.copytree(worlds[1], second)
-    FILES[name](second)
-    check(two_ends(flags(tmp_path / "run", tiny_config), Change(folder=second), first), 3, f"{name}=")
+@pytest.mark.parametrize("name", [*(f"config.{field}" for field in FIELDS), *COMMANDS, *FILES])
+def test_both_end_and_name_the_difference(ends, name):
+    end = ends[name]
+    assert end.codes == [3 if name in FILES else 2] * 2, end.said
+    for text, last in zip(end.said, end.last, strict=True):
+        assert f"process 1 on {socket.gethostname()} has {name}=" in last and ", process 0 has " in last
+        assert "Traceback" not in text and "stack trace" not in text and "SIGABRT" not in text
