@@ -13,6 +13,7 @@ import mossa_jax as mossa
 from mossa_jax.config import Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.processes.facts import first_difference
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare
 from mossa_jax.tasks import load_suite
@@ -125,10 +126,18 @@ def test_test_rows_are_a_draw_with_items_and_templates(again, tiny_config, tmp_p
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
-    monkeypatch.setattr(prepare.agreement, "everywhere", lambda ours: [ours, ours, ours + 1])
-    with pytest.raises(Refusal, match="process 2 of 3 reads other rows") as caught:
-        prepare.prepare(again)
-    assert caught.value.code == 3
+    """The facts that processes compare name the task and the split of a row that differs."""
+    told = []
+    monkeypatch.setattr(prepare.agreement, "same", lambda subject, facts, way_out: told.append(dict(facts)))
+    prepare.prepare(again)
+    with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
+        lines.write('{"inputs": "one more", "targets": "one"}\n')
+    monkeypatch.setattr(prepare, "read_record", lambda folder: None)
+    prepare.prepare(pipeline.Run(again.config, again.folder, Stop()))
+    ours, theirs = told
+    reason = first_difference("process 1 on host", ours, theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == ["task copy_first, test"]
+    assert "process 1 on host has task copy_first, test=" in reason and "template" in " ".join(ours)
 
 
 def test_rows_that_changed_since_the_run_began_are_refused(again):
