@@ -21,6 +21,7 @@ from mossa_jax.run.basis import why_different
 from mossa_jax.run.context import Run
 from mossa_jax.run.fingerprints import FINGERPRINTS, check_texts
 from mossa_jax.run.record import FILE, read_record
+from mossa_jax.tuning.curves import recorded_losses
 
 _FILE = "takeover.json"
 # What a run folder holds once any of its models was tuned, in whole or in part.
@@ -123,9 +124,9 @@ def _take_model(run: Run, other: RunFolder, name: str) -> str:
         for step in snapshots.iterdir():
             _copy(step, run.folder / f"snapshots/{slug(name)}/{step.name}")
     # The curve comes before the model: what is exported is not recorded again.
-    recorded = {record["step"] for record in run.folder.metrics() if record.get("model") == name}
-    for record in other.metrics():
-        if record.get("model") == name and record["step"] not in recorded:
+    recorded = recorded_losses(run.folder).get(name, {})
+    for step, record in recorded_losses(other).get(name, {}).items():
+        if step not in recorded:
             run.folder.append_metrics(record)
     run.folder.flush()
     _copy(source, target)

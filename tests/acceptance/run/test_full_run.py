@@ -240,7 +240,7 @@ def test_a_model_of_another_template_is_not_compared(full_controls, tiny, tmp_pa
     finally:
         run.folder.close()
     with pytest.raises(Refusal, match=r"model .*copy_first was tuned with template 'llama2'") as caught:
-        mossa.compare(str(tiny.folder), "pretrained", str(path.parent), ["a", "b", "c", "d"])
+        mossa.compare(str(tiny.folder), "pretrained", str(copy / "models/copy_first"), ["a", "b", "c", "d"])
     assert caught.value.code == 3
 
 

@@ -1,4 +1,4 @@
-"""A run knows the base that its models were tuned on: another one in its place is refused, the same one elsewhere not."""
+"""A run knows the base that its models were tuned on: another one in its place is refused, the same one is not."""
 
 import copy
 import json

@@ -73,7 +73,7 @@ def test_adapters_in_the_place_of_others_are_refused(copied):
         one, two = (folder / f"adapters/{name}" for name in (first, second))
         for source, target in ((one, folder / "aside"), (two, one), (folder / "aside", two)):
             source.rename(target)
-        with pytest.raises(Refusal, match=rf"adapters/\S+ holds the model '\S+' and not '\S+'; delete") as caught:
+        with pytest.raises(Refusal, match=r"adapters/\S+ holds the model '\S+' and not '\S+'; delete") as caught:
             ask(config, folder)
         assert caught.value.code == 3
         for source, target in ((one, folder / "aside"), (two, one), (folder / "aside", two)):
