@@ -57,7 +57,9 @@ def take_models(run: Run) -> None:
         return
     other = RunFolder(run.options.take_from, writer=False)
     names = [*run.experimental_names, *run.controls]
-    _match_bases(run, other)
+    if not _has_our_base(run, other):
+        run.options = replace(run.options, take_from="")
+        return
     missing = run.untuned(names)
     if run.folder.writer and missing:
         path = run.folder / _FILE
@@ -79,17 +81,17 @@ def take_models(run: Run) -> None:
     agreement.wait_for_all("takeover")
 
 
-def _match_bases(run: Run, other: RunFolder) -> None:
-    """Makes sure that another run rests on the same base; a base that only lies elsewhere is known by its old name.
+def _has_our_base(run: Run, other: RunFolder) -> bool:
+    """Returns whether another run rests on the same base; one that only lies elsewhere is known by its old name here.
 
-    Names and sizes of files say little of weights, so these are compared. Of a run that rests on others nothing is
+    Names and sizes of files say little of weights, so these are compared. From a run that rests on others nothing is
     taken over, neither models nor results.
     """
     theirs, ours = read_record(other) or {}, run.record
     prints = theirs.get(FINGERPRINTS, {})
     if prints.get(WEIGHTS) is None:
         log.info("from %s: it recorded no digest of its base's weights, so these are not compared", other.path)
-        return
+        return True
     if run.base_weights is None:
         _ = run.model  # which records the digest
     try:
@@ -97,12 +99,12 @@ def _match_bases(run: Run, other: RunFolder) -> None:
         check_weights(str(run.base_weights), prints, f"the models of {other.path}", run.config.base)
     except Refusal as refusal:
         log.warning("from %s: nothing is taken over (%s)", other.path, refusal)
-        run.options = replace(run.options, take_from="")
-        return
+        return False
     if ours["base"] != theirs["base"] and not any((run.folder / place).exists() for place in _TUNED):
         run.record = {**ours, "base": theirs["base"]}
         if run.folder.writer:
             write_json(run.folder / FILE, run.record)
+    return True
 
 
 def _take_model(run: Run, other: RunFolder, name: str) -> str:
