@@ -92,6 +92,8 @@ def _has_our_base(run: Run, other: RunFolder) -> bool:
     if prints.get(WEIGHTS) is None:
         log.info("from %s: it recorded no digest of its base's weights, so these are not compared", other.path)
         return True
+    if ours["base"]["dtype"] != theirs["base"]["dtype"]:
+        return True  # each model is told from ours by that
     if run.base_weights is None:
         _ = run.model  # which records the digest
     try:
