@@ -98,7 +98,7 @@ def _has_our_base(run: Run, other: RunFolder) -> bool:
         _ = run.model  # which records the digest
     try:
         check_texts(prints, ours[FINGERPRINTS], run.config.base)
-        check_weights(str(run.base_weights), prints, f"the models of {other.path}", run.config.base)
+        check_weights(str(run.base_weights), prints, f"the models of {other.path} were", run.config.base)
     except Refusal as refusal:
         log.warning("from %s: nothing is taken over (%s)", other.path, refusal)
         return False

@@ -46,7 +46,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind == "flipped" else pytest.mark.slow) for kind in DAMAGE]
+)
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "mossa.json"])
 def test_a_damaged_adapter_is_refused_with_the_way_out_and_made_again(copied, name, kind):
     config, folder = copied
@@ -56,11 +58,11 @@ def test_a_damaged_adapter_is_refused_with_the_way_out_and_made_again(copied, na
     DAMAGE[kind](adapter / name)
     part_of(folder, "cka", "copy_first").unlink()
     with pytest.raises(Refusal, match=f"{name} .*; delete {adapter}, and the command") as caught:
-        ask(config, folder)
+        ask(config, folder, compare.compare)
     assert caught.value.code == 3
     with pytest.raises(Refusal, match=f"{name} .*; delete {adapter}"):
         FinishedRun(folder).states("copy_first", ["a b c"])
-    if kind == "flipped":
+    if kind == "flipped" and name == "mossa.json":
         shutil.rmtree(adapter)
         ask(config, folder)
         assert (adapter / "adapter_model.safetensors").read_bytes() == whole
@@ -103,7 +105,7 @@ def test_adapters_that_are_lost_are_made_again_the_same_to_the_bit(copied, tmp_p
     paths = sorted(folder.glob("adapters/*/adapter_model.safetensors"))
     before = {path: path.read_bytes() for path in [*paths, *folder.glob("snapshots/*/*/adapter_model.safetensors")]}
     curve = sorted(line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"model"' in line)
-    for path in paths:
+    for path in (path for path in paths if path.parent.name in ("tuned", "copy_first")):
         shutil.rmtree(path.parent)
         ask(config, folder, pipeline.tune)
         assert {path: path.read_bytes() for path in before} == before, path.parent.name

@@ -94,8 +94,8 @@ def test_numbers_of_64_bits_count_in_both_halves():
 
 
 def test_other_weights_are_refused_with_both_places_and_the_way_out():
-    check_weights("aa", {"weights": "aa"}, "'x'", "base")
-    check_weights("aa", {}, "'x'", "base")  # an earlier version recorded none
+    check_weights("aa", {"weights": "aa"}, "'x' was", "base")
+    check_weights("aa", {}, "'x' was", "base")  # an earlier version recorded none
     with pytest.raises(Refusal, match=r"base at /b are not those that 'x' was tuned on .*new --workdir") as caught:
-        check_weights("aa", {"weights": "bb"}, "'x'", "/b")
+        check_weights("aa", {"weights": "bb"}, "'x' was", "/b")
     assert caught.value.code == 3
