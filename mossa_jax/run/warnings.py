@@ -26,6 +26,7 @@ from mossa_jax.log import log
 from mossa_jax.run.context import Run
 from mossa_jax.run.exported import model_about
 from mossa_jax.tasks.mixture import mixture_counts
+from mossa_jax.tuning.curves import recorded_losses
 from mossa_jax.tuning.data_figures import data_table, task_figures
 from mossa_jax.tuning.windows import ends_window
 
@@ -126,9 +127,8 @@ def training_counters(run_folder: RunFolder) -> dict[str, dict[str, float]]:
     Returns:
       Model -> `skipped`, `spikes` and `steps`, each the highest that was recorded.
     """
-    counters: dict[str, dict[str, float]] = {}
-    for record in filter(lambda record: "model" in record, run_folder.metrics()):
-        counts = counters.setdefault(record["model"], {"skipped": 0, "spikes": 0, "steps": 0})
-        for name, value in (("skipped", "skipped"), ("spikes", "spikes"), ("steps", "step")):
-            counts[name] = max(counts[name], record.get(value, 0))
+    counters = {}
+    for model, records in recorded_losses(run_folder).items():
+        counts = {name: max(record.get(name, 0) for record in records.values()) for name in ("skipped", "spikes")}
+        counters[model] = {**counts, "steps": max(records)}
     return counters

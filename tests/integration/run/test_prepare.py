@@ -18,7 +18,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
-from tests.support.run_folders import part_of
+from tests.support.run_folders import edit_about, part_of
 
 
 def run_in(config, workdir):
@@ -153,7 +153,7 @@ def test_rows_that_changed_since_the_run_began_are_refused(again):
 
 def test_adapters_of_another_template_are_not_compared(again, tiny):
     folder = again.folder.path / "adapters/copy_first"
-    edit(folder / "mossa.json", lambda about: about["template"].update(name="llama2", digest="other"))
+    edit_about(folder, lambda about: about["template"].update(name="llama2", digest="other"))
     part_of(again.folder.path, "cka", "copy_first").unlink()
     with pytest.raises(Refusal, match=r"copy_first.*tuned with template 'llama2'") as caught:
         pipeline.compare(again)
@@ -165,7 +165,7 @@ def test_adapters_of_another_template_are_not_compared(again, tiny):
         with pytest.raises(Refusal, match="llama2") as caught:
             call()
         assert caught.value.code == 3
-    edit(folder / "mossa.json", lambda about: about.pop("template"))  # an adapter whose template is unknown is accepted
+    edit_about(folder, lambda about: about.pop("template"))  # an adapter whose template is unknown is accepted
     mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"])
 
 
