@@ -43,8 +43,10 @@ def test_slugs_stay_inside_and_apart(tmp_path):
 
 
 def test_no_two_names_share_a_slug_on_any_file_system():
-    names = ["boolq", "BoolQ", "BOOLQ", "e\u0301", "\u00e9", "ﬁ", "fi", "a.b", "a b", "con", "CON", "aux.json", "com1.x",
-             "nul", "dot.", "dot", "dot ", "x" * 100, "x" * 101, "tuned", "Tuned", "ｔｕｎｅｄ"]  # fmt: skip
+    names = (
+        "boolq BoolQ BOOLQ e\u0301 \u00e9 \ufb01 fi a.b con CON aux.json com1.x nul dot. dot tuned Tuned \uff54uned"
+    ).split()
+    names += ["a b", "dot ", "x" * 100, "x" * 101]
     names += [slug(name) for name in names if slug(name) != name]  # called like another's slug
     found = [slug(name) for name in names]
     assert len({unicodedata.normalize("NFKC", name).lower() for name in found}) == len(names)
