@@ -87,7 +87,7 @@ def lost_records(run: Run) -> list[str]:
     lost = [f"{lines_in_words(damaged)} damaged in metrics.jsonl"] if damaged else []
     steps: dict[str, set[int]] = {}
     for record in filter(lambda record: "model" in record, records):
-        steps.setdefault(record["model"], set()).add(record.get("step"))
+        steps.setdefault(record["model"], set()).add(record["step"])
     gaps = {}
     for name in (*run.experimental_names, *run.controls):
         about = model_about(run, name)

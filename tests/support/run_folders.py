@@ -1,7 +1,9 @@
-"""Files of a run folder, found as a person would."""
+"""Files of a run folder, found as a person would, and changed as only the run itself does."""
 
+import json
 import pathlib
 
+from mossa_jax.files import checked
 from mossa_jax.llama.files.about import read_about, write_about
 
 
@@ -17,3 +19,15 @@ def edit_about(folder, change):
     about = read_about(folder)
     change(about)
     write_about(folder, about, but=".safetensors" if "own_weights" in about else "")
+
+
+def rewrite(path, change):
+    """Changes a JSON file of a run folder in place, with its digest; `change` gets its value."""
+    value = json.loads(pathlib.Path(path).read_text())
+    change(value)
+    checked.write_json(path, value)
+
+
+def rewrite_table(path, table):
+    """Writes another table in the place of one, with its digest."""
+    checked.write_table(path, table)

@@ -18,7 +18,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
-from tests.support.run_folders import edit_about, part_of
+from tests.support.run_folders import edit_about, part_of, rewrite
 
 
 def run_in(config, workdir):
@@ -31,9 +31,7 @@ def again(tiny_config, tiny_run, tasks_folder, tmp_path):
     config = runpy.run_path(str(tiny_config))["get_config"]()
     workdir = shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     config.tasks.folder = str(shutil.copytree(tasks_folder, tmp_path / "tasks"))
-    record = json.loads((workdir / "config.json").read_text())
-    record["tasks"]["folder"] = config.tasks.folder
-    (workdir / "config.json").write_text(json.dumps(record))
+    rewrite(workdir / "config.json", lambda record: record["tasks"].update(folder=config.tasks.folder))
     run = run_in(config, workdir)
     yield run
     run.folder.close()
@@ -170,7 +168,7 @@ def test_adapters_of_another_template_are_not_compared(again, tiny):
 
 
 def test_a_run_folder_of_another_template_is_refused(again):
-    edit(again.folder.path / "data.json", lambda record: record["template"].update(digest="other"))
+    rewrite(again.folder.path / "data.json", lambda record: record["template"].update(digest="other"))
     with pytest.raises(Refusal, match="another version of template 'none'") as caught:
         prepare.prepare(again)
     assert caught.value.code == 3
