@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from mossa_jax.errors import DISK, Refusal
+from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.paths import copy_folder, is_remote, scratch
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
     """Writes a table as Parquet at `path` and as CSV beside it."""
     path = epath.Path(path)
     write_parquet(path, table)
-    write_text(path.with_suffix(".csv"), table.to_csv(index=False))
+    write_text(path.with_suffix(".csv"), csv_text(table))
 
 
 def read_parquet(path: epath.PathLike) -> pd.DataFrame:
