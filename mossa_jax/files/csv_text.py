@@ -1,8 +1,8 @@
 """CSV that a spreadsheet can open: a cell of text is never run as a formula.
 
-Excel, LibreOffice and Google Sheets compute a cell that begins with `=`, `+`, `-` or `@`, also behind white space, and a
-task's name may begin with anything. Such a cell gets an apostrophe in front, which spreadsheets take for "this is text".
-Numbers, also as text, stay as they are. `read_csv` takes the apostrophe off again.
+Excel, LibreOffice and Google Sheets compute a cell that begins with `=`, `+`, `-` or `@`, also behind white space, and
+a task's name may begin with anything. Such a cell gets an apostrophe in front, which spreadsheets take for "this is
+text". Numbers, also as text, stay as they are. `read_csv` takes the apostrophe off again.
 """
 
 from __future__ import annotations
