@@ -73,6 +73,7 @@ class Run(Parts):
     _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
     is_prepared: bool = False
     _record: dict[str, Any] | None = field(default=None, repr=False)
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -118,6 +119,7 @@ class Run(Parts):
     def record(self, record: dict[str, Any]) -> None:
         self._record, self.is_prepared = record, True
         self.forget_parts()
+        self._digests.clear()
 
     @property
     def has_record(self) -> bool:
@@ -138,7 +140,12 @@ class Run(Parts):
 
     def model_digest(self, name: str) -> str:
         """Returns the digest of what a model rests on; of one that is kept, of what it was tuned on."""
-        return self.record["kept"].get(name) or basis_digest(self.model_basis(name))
+        if name in self.record["kept"]:
+            return self.record["kept"][name]
+        # Every task's parts ask for that of E, which is over all tasks: made once, not once per task.
+        if name not in self._digests:
+            self._digests[name] = basis_digest(self.model_basis(name))
+        return self._digests[name]
 
     def is_tuned(self, name: str) -> bool:
         """Returns whether a model that rests on what it has to is exported, as this process sees it."""
