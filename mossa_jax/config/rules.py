@@ -10,6 +10,7 @@ from mossa_jax.config.values import field_types, field_value
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.foreign import short
 
+
 def check(config: Config) -> None:
     """Refuses values that could only fail later.
 
