@@ -36,7 +36,7 @@ _KINDS = {
 class ForeignPath(Protocol):
     """A path of any file system: `pathlib.Path`, `epath.Path`."""
 
-    def open(self, mode: str = "r") -> Any:
+    def open(self, mode: Any = "r") -> Any:
         """Opens the file."""
 
 

@@ -5,6 +5,7 @@ Those of scores and convergence are found with the findings (`findings.warnings`
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from mossa_jax.config import TUNED
@@ -50,7 +51,10 @@ def announce(run: Run, record: dict[str, Any]) -> None:
         return
     rows = {task.name: record["tasks"][task.name]["train"]["rows"] for task in run.suite.tasks}
     mixture = mixture_counts(run.suite, rows, run.config.tasks)
-    rests_on = digest([record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture])
+    left_out = [asdict(left) for left in run.suite.left_out]
+    rests_on = digest(
+        [record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture, left_out]
+    )
     if _kept(run).get("rests_on") != rests_on:
         warnings = [warning.record() for warning in _data_warnings(run)]
         write_json(run.folder / _FILE, {"rests_on": rests_on, "warnings": warnings})
