@@ -227,6 +227,7 @@ class Run(Parts):
 
     def _load(self, mesh: jax.sharding.Mesh) -> Model:
         model = load_model(self.base, self.config.dtype, mesh, self.config.revision)
+        model.check_head()
         agreement.wait_for_all("model")  # without a limit: some hosts may fetch more slowly
         note_weights(self, model)
         return model
