@@ -31,9 +31,10 @@ from mossa_jax.existing.prompts import (
     warn_of_repeats,
 )
 from mossa_jax.llama.adapters import Adapter
+from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import is_adapter, load_adapter
+from mossa_jax.llama.files.peft import is_adapter
 from mossa_jax.log import log
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
@@ -338,7 +339,8 @@ def _load_side(model: Model, name: str, dtype: str) -> _Side:
     if name == PRETRAINED:
         return _Side(model, {})
     if is_adapter(name):
-        return _Side(model, load_adapter(name, model.architecture))
+        own, update, _ = load_adapted(model, name)
+        return _Side(own, update)
     other = load_model(name, dtype, model.mesh)
     if other.architecture.vocab != model.architecture.vocab:
         raise Refusal(

@@ -20,8 +20,8 @@ from mossa_jax.existing.passes import (
     stack_adapters,
 )
 from mossa_jax.existing.prompts import Reading, check_choice, check_texts
+from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.states import POOLS, TokenStates, keep_states, token_states
 
 TOKENS = "tokens"
@@ -102,7 +102,8 @@ def layer_states(
     if adapter is not None:
         check_template(model, adapter, template)
     ids = reading.encode(model, {"": prompts})[""]
-    adapters = stack_adapters(model, [{} if adapter is None else load_adapter(adapter, model.architecture)])
+    model, update, _ = (model, {}, True) if adapter is None else load_adapted(model, adapter)
+    adapters = stack_adapters(model, [update])
     is_pooled = pool != TOKENS
     config = pass_config(model, pool if is_pooled else ALL, [ids], 0 if is_pooled else TOKEN_POSITIONS)
     sizes = config.pack(model.architecture, ids).sizes

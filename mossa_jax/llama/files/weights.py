@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.safetensors import StoredTensor
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
@@ -114,6 +115,38 @@ def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.
             i: _load_leaf(checkpoint, arch, leaf_name(leaves[i][0]), leaves[i][1], targets[i], readers) for i in order
         }
     return jax.tree.unflatten(structure, [loaded[i] for i in range(len(leaves))])
+
+
+def replace_weights(
+    state: nnx.State,
+    folder: epath.PathLike,
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    tensors: Mapping[str, StoredTensor],
+) -> nnx.State:
+    """Reads some tensors of a checkpoint from other places, and returns the state with them.
+
+    Args:
+      state: of the whole checkpoint; it stays as it is, and arrays without a change are shared.
+      folder, arch, mesh: as in `load_weights`.
+      tensors: stored name of a tensor -> the place to read it from, of the same shape.
+
+    Raises:
+      Refusal: 3 when the checkpoint cannot be read any more.
+    """
+    checkpoint = TensorReader(folder)
+    checkpoint.tensors |= tensors
+    places = shardings(arch, mesh)
+    with ThreadPoolExecutor(_READERS) as readers:
+
+        def replaced(path: tuple, leaf: jax.Array, target: jax.sharding.NamedSharding) -> jax.Array:
+            name = leaf_name(path)
+            if tensors.keys().isdisjoint(_tensors(arch, name)):
+                return leaf
+            shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            return _load_leaf(checkpoint, arch, name, shape, target, readers)
+
+        return jax.tree.map_with_path(replaced, state, places)
 
 
 def _load_leaf(
