@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.paths import on_disk

@@ -93,7 +93,9 @@ def load_adapter(folder: epath.PathLike, arch: Architecture) -> Adapter:
     """
     read = read_adapter(folder, arch)
     if read.base:
-        names = ", ".join([*read.base.weights, *read.base.updates, *(["rows of the embedding"] if read.base.rows else [])])
+        names = ", ".join(
+            [*read.base.weights, *read.base.updates, *(["rows of the embedding"] if read.base.rows else [])]
+        )
         raise Refusal(
             BAD_INPUT,
             f"{folder} also changes the base model ({names}), which all adapters share here; tune an adapter of "
@@ -171,7 +173,10 @@ def _finite(tensor: np.ndarray, name: str, path: epath.Path) -> np.ndarray:
 
 def _check_scales(modules: AdaptedModules, folder: epath.Path) -> None:
     """Refuses, with code 5, a scale that is beyond float32."""
-    for name, size in [*((module_name(one), size) for one, size in modules.projections.items()), *modules.outside.items()]:
+    for name, size in [
+        *((module_name(one), size) for one, size in modules.projections.items()),
+        *modules.outside.items(),
+    ]:
         if not abs(size.scale) <= np.finfo(np.float32).max:
             raise Refusal(
                 NOT_FINITE,
@@ -296,9 +301,7 @@ def _empty_adapter(projections: dict[LayerTarget, LoraSize], arch: Architecture)
     return adapter
 
 
-def _copy_tensors(
-    adapter: Adapter, projection: LayerTarget, tensors: dict[str, np.ndarray], body: str = BODY
-) -> None:
+def _copy_tensors(adapter: Adapter, projection: LayerTarget, tensors: dict[str, np.ndarray], body: str = BODY) -> None:
     """Copies one projection's tensors into `adapter`."""
     target, layer = projection
     # [D_in, r] and [r, D_out]

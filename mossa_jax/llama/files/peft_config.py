@@ -150,7 +150,7 @@ def _check_tokens(value: Any, name: str) -> None:
     if isinstance(value, dict):
         if len(value) > 1 or not all(f".model.{key}".endswith(".embed_tokens") for key in value):
             raise ValueError(f"{name}={short(value)} is not supported for others than embed_tokens")
-        value = [*value.values()][0] if value else None
+        value = next(iter(value.values())) if value else None
     if value is not None and not isinstance(value, list):
         raise ValueError(f"{name}={short(value)} is not a list of ids")
     for one in value or ():

@@ -126,7 +126,9 @@ class _Rules:
         self._targets = NamePattern(targets, budget) if isinstance(targets, str) else frozenset(targets)
         self._excluded = NamePattern(excluded, budget) if isinstance(excluded, str) else frozenset(excluded)
         # Names of modules that are stored whole are patterns here, and ends of names in `AdaptedModules`: peft's ways.
-        self._saved = [NamePattern(one, budget, r"(^|.*\.)", r"($|\..*)") for one in config.get("modules_to_save") or []]
+        self._saved = [
+            NamePattern(one, budget, r"(^|.*\.)", r"($|\..*)") for one in config.get("modules_to_save") or []
+        ]
         layers = config.get("layers_to_transform")
         self._layers = None if layers is None or layers == [] else {*(layers if isinstance(layers, list) else [layers])}
         stated = config.get("layers_pattern") or []

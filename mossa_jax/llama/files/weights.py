@@ -149,6 +149,20 @@ def replace_weights(
         return jax.tree.map_with_path(replaced, state, places)
 
 
+def first_not_finite(state: nnx.State, arch: Architecture) -> str | None:
+    """Returns the stored name of the first tensor of a model that holds NaN or infinity, or None.
+
+    Every weight is looked at, so this is for messages about what has gone wrong already.
+    """
+    for path, leaf in jax.tree.leaves_with_path(state):
+        tensors = _tensors(arch, leaf_name(path))
+        # A flag per stored tensor leaves the devices.
+        flags = jnp.isfinite(leaf).reshape(len(tensors), -1).all(1)
+        if not flags.all():
+            return tensors[int(jnp.argmin(flags))]
+    return None
+
+
 def _load_leaf(
     checkpoint: TensorReader,
     arch: Architecture,
