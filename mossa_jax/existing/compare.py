@@ -34,7 +34,7 @@ from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import is_adapter
+from mossa_jax.llama.files.peft import check_holds_none, is_adapter
 from mossa_jax.log import log
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
@@ -129,6 +129,7 @@ def compare(
     _check_options(pool, permutations, [one for one in lists if one.items is not None])
     for name in (base, experimental, control):
         if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
+            check_holds_none(name)
             locate(name, revision if name == base else "", config_only=True)
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
     sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]

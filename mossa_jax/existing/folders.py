@@ -109,8 +109,8 @@ class _NotFinite:
 
     def __init__(self, sides: Sequence[SavedStates]):
         self._sides = sides
-        self._rows = np.zeros(sides[0].rows, bool)
-        # Side -> names of its layers with such rows.
+        # By side: rows that are not finite in some layer, and the names of those layers.
+        self._rows = np.zeros((len(sides), sides[0].rows), bool)
         self._layers: list[list[str]] = [[] for _ in sides]
         self.undefined: list[str] = []
 
@@ -120,7 +120,7 @@ class _NotFinite:
         for layers, own in zip(self._layers, finite, strict=True):
             layers += [] if own.all() else [name]
         both = np.logical_and.reduce(finite)
-        self._rows |= ~both
+        self._rows |= ~np.asarray(finite)
         parts = [
             f"layer {name} of {side.folder} is not finite in {(~own).sum():,} of {len(own):,} rows"
             for side, own in zip(self._sides, finite, strict=True)
@@ -130,23 +130,25 @@ class _NotFinite:
 
     def labels(self) -> list[str]:
         """Returns the rows that are not finite in some layer, by id or number."""
-        return [self._sides[0].label(int(row)) for row in np.flatnonzero(self._rows)]
+        return self._labels(self._rows.any(0))
 
     def warn_or_refuse(self) -> None:
         """Names what was left out; refuses, with code 5, where no layer is left."""
         if len(self.undefined) == len(self._sides[0].layers):
             raise Refusal(NOT_FINITE, f"no layer can be compared: {self.undefined[0]}; save states of finite numbers")
-        labels = self.labels()
-        if not labels:
-            return
-        names = ", ".join(labels[:_NAMED]) + (", ..." if len(labels) > _NAMED else "")
-        for side, layers in zip(self._sides, self._layers, strict=True):
+        for side, layers, rows in zip(self._sides, self._layers, self._rows, strict=True):
             if layers:
-                shown = ", ".join(layers[:_NAMED]) + (", ..." if len(layers) > _NAMED else "")
                 log.warning(
-                    "%s: rows are not finite in %d of %d layers (%s), and left out there on both sides: %s",
-                    *(side.folder, len(layers), len(side.layers), shown, names),
+                    "%s: %d of %d rows are not finite in some layer (%s), and left out there on both sides: %s",
+                    *(side.folder, rows.sum(), len(rows), _shortened(layers), _shortened(self._labels(rows))),
                 )
+
+    def _labels(self, rows: Bool[np.ndarray, " n"]) -> list[str]:
+        return [self._sides[0].label(int(row)) for row in np.flatnonzero(rows)]
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _layer_of_both(arrays: Sequence[np.ndarray], finite: Bool[np.ndarray, " n"]) -> Float[Array, "2 1 n D"]:

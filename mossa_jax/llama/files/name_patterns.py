@@ -19,7 +19,7 @@ from mossa_jax.foreign import short
 
 LONGEST = 4000
 """Characters that a pattern may have."""
-STEPS = 5000
+STEPS = 2000
 """Parts of patterns that are tried at places, per name; patterns that people write take some hundreds."""
 
 # A pattern without repetitions and alternatives has one way to match, for which Python's own matcher is quick.

@@ -35,7 +35,8 @@ from mossa_jax.llama.files.peft_modules import (
 from mossa_jax.llama.files.peft_tensors import STEM, TensorNames, find_body
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NAMED = 5  # adapters that a refusal names
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -82,7 +83,24 @@ class PeftAdapter:
 
 def is_adapter(folder: epath.PathLike) -> bool:
     """Whether a folder holds a PEFT adapter (rather than a whole model)."""
-    return (epath.Path(folder) / "adapter_config.json").exists()
+    return (epath.Path(folder) / CONFIG).exists()
+
+
+def check_holds_none(folder: epath.PathLike) -> None:
+    """Refuses a folder that is no model and no adapter but holds adapters, as PEFT saves several with names.
+
+    Raises:
+      Refusal: 3, naming them.
+    """
+    path = epath.Path(folder)
+    if is_adapter(path) or (path / "config.json").exists() or not path.is_dir():
+        return
+    inside = sorted(each.name for each in path.iterdir() if is_adapter(each))
+    if inside:
+        names = ", ".join(inside[:_NAMED]) + (", ..." if len(inside) > _NAMED else "")
+        raise Refusal(
+            BAD_INPUT, f"{folder} holds adapters in folders of its own ({names}); give one, as {path / inside[0]}"
+        )
 
 
 def load_adapter(folder: epath.PathLike, arch: Architecture) -> Adapter:
@@ -116,8 +134,9 @@ def read_adapter(folder: epath.PathLike, arch: Architecture) -> PeftAdapter:
     """
     folder = epath.Path(folder)
     if not is_adapter(folder):
-        raise Refusal(BAD_INPUT, f"{folder} is not a PEFT adapter folder: it has no adapter_config.json")
-    config_path, path = folder / "adapter_config.json", folder / WEIGHTS
+        check_holds_none(folder)
+        raise Refusal(BAD_INPUT, f"{folder} is not a PEFT adapter folder: it has no {CONFIG}")
+    config_path, path = folder / CONFIG, folder / WEIGHTS
     config = read_config(config_path)
     if not path.exists():
         raise Refusal(
@@ -243,7 +262,7 @@ def save_adapter(
         config, tensors = as_read.config, _tensors(adapter, as_read.ranks, as_read.dtypes)
         _check_nothing_lost(adapter, tensors, as_read)
     with new_folder(folder) as new:
-        write_json(new / "adapter_config.json", config | {"base_model_name_or_path": base})
+        write_json(new / CONFIG, config | {"base_model_name_or_path": base})
         write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(new / CARD, model_card(about, base))
         write_json(new / ABOUT, about)

@@ -26,9 +26,10 @@ _HARMLESS = (
     "lora_dropout", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "qalora_group_size", "fan_in_fan_out",
 )  # fmt: skip
-# PEFT ignores them with a warning, so they are not written back: one that is about a process, and two of its first
-# versions and of a library beside it.
-_IGNORED = ("runtime_config", "merge_weights", "unsloth_fixed")
+# PEFT ignores it with a warning, so it is not written back.
+_IGNORED = ("runtime_config",)
+# Fields of PEFT's first versions and of a library that writes its folders; PEFT ignores them, too.
+_OF_OTHERS = ("merge_weights", "unsloth_fixed")
 # The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base model's weights.
 _INITS_THAT_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # PEFT's own, for files that leave them out.
@@ -55,7 +56,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
         raise Refusal(BAD_INPUT, f"{path}: peft_type {short(config.get('peft_type'))} is not supported, only LORA is")
     for name, value in config.items():
         # An option that is off (false, null, empty) changes nothing, even one that is not known here.
-        if value and name not in (*_READ, *_HARMLESS, *_IGNORED):
+        if value and name not in (*_READ, *_HARMLESS, *_IGNORED, *_OF_OTHERS):
             shown = f"{short(name).strip(chr(39))}={short(value)}"
             raise Refusal(BAD_INPUT, f"{path}: {shown} is not supported; train LoRA without it")
     init = config.get("init_lora_weights")
