@@ -228,12 +228,10 @@ class Attention(nnx.Module):
             query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
             q_low_rank = low_rank_inputs(queries, lora, "q_proj")
             kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
-        q, k = self.q_proj(queries, lora, q_low_rank), self.k_proj(x, lora, kv_low_rank)  # [B, P, H d], [B, S, K d]
-        # Both norms stand before the rotation.
-        if self.arch.query_key_norm == "projection":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self._split_heads(q), self._split_heads(k)  # [B, P, H, d] and [B, S, K, d]
+        q = self._split_heads(self._norm_all("q_norm", self.q_proj(queries, lora, q_low_rank)))  # [B, P, H, d]
+        k = self._split_heads(self._norm_all("k_norm", self.k_proj(x, lora, kv_low_rank)))  # [B, S, K, d]
         v = self._split_heads(self.v_proj(x, lora, kv_low_rank))  # [B, S, K, d]
+        # Both kinds of norms stand before the rotation.
         if self.arch.query_key_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         # Keys are rotated by their own positions before they are cached or shared, so that they are
@@ -266,6 +264,10 @@ class Attention(nnx.Module):
         # [B, P, H, d], then all heads side by side, [B, P, H * d].
         out = self._attend(q, k, v, seen, is_windowed)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
+
+    def _norm_all(self, name: str, x: Float[Array, "B S Hd"]) -> Float[Array, "B S Hd"]:
+        """Norms all heads of queries or keys together, where this family does."""
+        return getattr(self, name)(x) if self.arch.query_key_norm == "projection" else x
 
     def _split_heads(self, x: Float[Array, "B S Hd"]) -> Float[Array, "B S H d"]:
         # [B, S, H * d] -> [B, S, H, d]; for keys and values, K heads.
