@@ -10,12 +10,13 @@ import pathlib
 from absl import flags
 
 from .flags import require_choice, run
+from .path_flags import define_path
 
 _PARTS = ("null", "rise", "shapes", "clusters", "rows", "figure2")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Any of {', '.join(_PARTS)}.")
 RUNS = flags.DEFINE_integer("runs", 500, "Simulated runs per setting.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all simulations.")
-OUT = flags.DEFINE_string("out", None, "Folder for the tables as CSV; without it they are only printed.")
+OUT = define_path("out", "Folder for the tables as CSV; without it they are only printed.", output="folder")
 
 
 def main(_: object) -> None:

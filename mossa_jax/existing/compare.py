@@ -30,6 +30,7 @@ from mossa_jax.existing.prompts import (
     items_of_prompts,
     warn_of_repeats,
 )
+from mossa_jax.foreign import user_path
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
@@ -121,6 +122,9 @@ def compare(
     lists = _prompt_lists(prompts, items, templates)
     check_draws(permutations, seed)
     _check_options(pool, permutations, [one for one in lists if one.items is not None])
+    base = base if isinstance(base, Model) else user_path(base, "base")
+    experimental = user_path(experimental, "experimental")
+    control = user_path(control, "control")
     for name in (base, experimental, control):
         if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
             locate(name, revision if name == base else "", config_only=True)

@@ -20,13 +20,19 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.foreign import user_path
+
 _COPIERS = 8  # files copied at the same time
 _CHUNK = 1 << 22  # bytes
 
 
 def cache_root() -> Path:
-    """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time."""
-    return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
+    """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time.
+
+    Raises:
+      Refusal: 2 when neither is known, as for a user without a home.
+    """
+    return Path(user_path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax", "MOSSA_CACHE"))
 
 
 def is_remote(path: epath.PathLike) -> bool:

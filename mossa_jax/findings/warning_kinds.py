@@ -454,6 +454,13 @@ SPIKES = Kind(
     effect="a model that a jump threw back has learned less than its number of steps says",
     knob="lower the learning rate of its schedule, or raise tuning.warmup",
 )
+LOST_RECORDS = Kind(
+    name="lost_records",
+    group="training",
+    problem="records of training that are lost",
+    effect="curves lack these points, and skipped updates and jumps of the loss may be counted too low",
+    knob="restore metrics.jsonl from a copy, or tune in a new --workdir",
+)
 
 SETTINGS = (LONE_CLUSTERS, MISSING_TASKS, CHANGED_TASKS, OTHER_MIXTURE, FEW_STEPS_OF_E, *POOLINGS.values())
 """Kinds that show in the suite or in the settings, before anything is trained."""
@@ -469,6 +476,7 @@ RESULTS = (
     SKIPPING_SPECIALISTS,
     SKIPPING_E,
     SPIKES,
+    LOST_RECORDS,
 )
 """Kinds that show in training or in scores."""
 

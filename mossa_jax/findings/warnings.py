@@ -25,6 +25,7 @@ from mossa_jax.findings.warning_kinds import (
     IDLE_SPECIALISTS,
     KINDS,
     LONE_CLUSTERS,
+    LOST_RECORDS,
     MISSING_TASKS,
     MOST_TASKS,
     MOVING_E,
@@ -238,6 +239,15 @@ def training_warnings(
     if spikes:
         warnings.append(_of_tasks(SPIKES, spikes, len(counters), grave=[]))
     return warnings
+
+
+def record_warnings(losses: Sequence[str]) -> list[RunWarning]:
+    """Returns what is to be said of records of training that are damaged or gone.
+
+    Args:
+      losses: what is lost, in words; empty if nothing is.
+    """
+    return [RunWarning(LOST_RECORDS.name, _sentence(LOST_RECORDS, "; ".join(losses)))] if losses else []
 
 
 def in_order(warnings: Iterable[RunWarning]) -> list[RunWarning]:

@@ -62,7 +62,8 @@ def process(scenario: dict, place: processes.Place, number: int, said: Path) -> 
     stop = Stop()
     try:
         meet = processes._come if place.process else processes._gather
-        links = meet(place, scenario.get("start_timeout", 20), stop)
+        facts = {"config": {"rank": scenario.get("ranks", {}).get(str(number), 4)}}
+        links = meet(place, scenario.get("start_timeout", 20), stop, facts)
     except Refusal as refusal:
         said.write_text(str(refusal))
         return refusal.code

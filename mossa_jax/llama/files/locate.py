@@ -16,6 +16,7 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.hub import Repository, download_snapshot, from_hub_or_cache, listing
+from mossa_jax.foreign import user_path
 
 
 class _Scope(enum.Enum):
@@ -80,12 +81,12 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
       Refusal: 3 when there is no such folder or revision, the repository has no config.json or no safetensors, or the
         hub cannot be reached; 4 when the repository is gated, private or missing; 6 when the disk is full.
     """
-    folder = epath.Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = epath.Path(user_path(name, "base"))
+    if folder.is_dir():
         return folder
-    is_file = bool(name) and folder.exists()
+    is_file = folder.exists()
     # A hub id has exactly one slash and does not look like a path; anything else was meant as a folder.
-    if is_file or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if is_file or name.startswith(("/", ".", "~", "$")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
     scope = _Scope.SETTINGS if config_only else _Scope.TEXTS if text_only else _Scope.ALL

@@ -15,10 +15,10 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import is_whole
 from mossa_jax.findings.trajectory import find_convergence, find_settling, loss_trend
 from mossa_jax.llama.adapters import Adapter, stack
-from mossa_jax.llama.files.peft import load_adapter, read_about
 from mossa_jax.monitoring import goodput
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_steps, snapshot_adapter, tuned_adapter
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.states import PassConfig, PassShape, keep_states
@@ -96,7 +96,7 @@ def _models(run: Run, task: Task) -> list[str]:
 
 
 def _steps(run: Run, name: str) -> int:
-    return int(read_about(run.tuned_folder(name))["steps"])
+    return model_steps(run, name)
 
 
 def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:
@@ -161,15 +161,18 @@ def _debiased(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _adapters(run: Run, path: _Path) -> list[Adapter]:
     """Loads the untrained model, the snapshots, the end and the second seed, always equally many."""
-    arch = run.architecture
     snapshots = []
     for step in path.snapshots:
         folder = run.snapshot_folder(path.name, step)
         if not is_whole(folder):
-            raise Refusal(BAD_INPUT, f"{folder} is missing; put it back or set analyse.trajectory=false")
-        snapshots.append(load_adapter(folder, arch))
-    end = load_adapter(run.tuned_folder(path.name), arch)
-    second = load_adapter(run.tuned_folder(path.second), arch) if path.second else end
+            raise Refusal(
+                BAD_INPUT,
+                f"{folder} is missing; put it back, delete {run.tuned_folder(path.name)} too (both are made again), or "
+                "set analyse.trajectory=false",
+            )
+        snapshots.append(snapshot_adapter(run, path.name, step))
+    end = tuned_adapter(run, path.name)
+    second = tuned_adapter(run, path.second) if path.second else end
     # The end takes the places of snapshots that a short model lacks.
     fillers = [end] * (run.config.tuning.snapshots - len(snapshots))
     return [{}, *snapshots, *fillers, end, second]

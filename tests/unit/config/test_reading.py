@@ -40,7 +40,7 @@ def test_a_file_of_fields_gives_a_configuration(tmp_path, name, content):
     ("name", "content", "words"),
     [
         ("a.json", '{"seed": 1', "is not valid JSON (Expecting ',' delimiter: line 1"),
-        ("a.json", b'{"name": "\xff"}', "is not UTF-8 (byte 10)"),
+        ("a.json", b'{"name": "\xff"}', "is not UTF-8 text (byte 10)"),
         ("a.json", '{"seed": 1, "seed": 2}', "'seed' is given twice"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.toml", "[tuning\n", "is not valid TOML"),
