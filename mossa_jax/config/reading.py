@@ -121,7 +121,9 @@ def _read_object(path: str, where: str) -> bytes | None:
 
 def _load(name: str, where: str, takes_sweeps: bool) -> dict[str, Config]:
     where = where or f"config {name}"
-    path, word = _locate(user_path(name, "--config" if where.startswith("--config") else "config") if name else "", where)
+    path, word = _locate(
+        user_path(name, "--config" if where.startswith("--config") else "config") if name else "", where
+    )
     if path.endswith(FORMATS):
         return _from_data(path, word, where, takes_sweeps)
     if "://" in path or path.endswith((".yaml", ".yml")):

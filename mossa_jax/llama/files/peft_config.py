@@ -33,8 +33,8 @@ _IGNORED = ("runtime_config",)
 _INITS_THAT_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 _OUTSIDE = ("model.embed_tokens", "lm_head")
 _PARENTS = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
-    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
 }
 
 
@@ -119,7 +119,7 @@ def adapted_projections(config: dict[str, Any], arch: Architecture, path: epath.
         raise Refusal(
             BAD_INPUT,
             f"{path}: target_modules={_short(config['target_modules'])} with its layers and exceptions matches no "
-            f"projection of the base model; they are {', '.join(_PARENTS)} in layers 0-{arch.layers - 1}",
+            f"projection of the base model; they are {', '.join(target_sizes(arch))} in layers 0-{arch.layers - 1}",
         )
     return projections
 
