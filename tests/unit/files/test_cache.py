@@ -41,7 +41,9 @@ def test_a_folder_is_built_once_with_digests_that_others_can_check(cache):
     # As `sha256sum` writes it: 64 hex digits, two spaces, the path.
     lines = [line.split("  ") for line in (cache / "kind/name" / SUMS).read_text().splitlines()]
     assert [path for _, path in lines] == ["below/numbers", "file"]
-    assert all(hashlib.sha256((cache / "kind/name" / path).read_bytes()).hexdigest() == digest for digest, path in lines)
+    assert all(
+        hashlib.sha256((cache / "kind/name" / path).read_bytes()).hexdigest() == digest for digest, path in lines
+    )
 
 
 def flip(path):
