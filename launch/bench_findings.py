@@ -22,15 +22,15 @@ OUT = define_path("out", "Folder for the tables as CSV; without it they are only
 def main(_: object) -> None:
     """Runs the chosen simulations and prints their tables."""
     from mossa_jax.benchmarks.findings_statistics import PARTS as SIMULATIONS
+    from mossa_jax.files.csv_text import csv_text
+    from mossa_jax.files.write import write_text
 
     require_choice(PARTS, _PARTS)
     for part in PARTS.value:
         table = SIMULATIONS[part](RUNS.value, SEED.value)
         print(f"## {part}\n{table.round(3).to_string(index=False)}\n", flush=True)
         if OUT.value:
-            folder = pathlib.Path(OUT.value)
-            folder.mkdir(parents=True, exist_ok=True)
-            table.to_csv(folder / f"{part}.csv", index=False)
+            write_text(pathlib.Path(OUT.value) / f"{part}.csv", csv_text(table))
 
 
 if __name__ == "__main__":

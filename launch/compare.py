@@ -72,10 +72,11 @@ _ONLY_MODELS = (*_MODELS, TEMPLATE, MAX_TOKENS, TRUNCATION, POOL, DTYPE, REVISIO
 
 def main(_: object) -> None:
     """Writes the table and prints it."""
+    from mossa_jax.files.csv_text import csv_text
     from mossa_jax.files.write import write_text
 
     table = _compare_models(_files(PROMPTS.value)) if STATES_A.value is None else _compare_saved()
-    write_text(OUT.value, table.to_csv(index=False))
+    write_text(OUT.value, csv_text(table))
     print(table.to_string(index=False))
 
 

@@ -22,10 +22,10 @@ from mossa_jax.config import describe_fields
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
 from mossa_jax.foreign import short
 from mossa_jax.processes.failures import explain, first_line
-from mossa_jax.processes.interrupts import end_on_interrupt
 from mossa_jax.processes.streams import settle_streams
 from mossa_jax.run.options import STALE, Options
 
+from . import end_on_interrupt
 from .config_source import ConfigSource, check_takeover, config_text, settle_config, with_config_of_workdir
 from .facts import command_facts
 from .help import help_text, show
@@ -237,7 +237,12 @@ def require_choice(flag: flags.FlagHolder, choices: Sequence[str]) -> None:
 
 def _live(main: Callable[[Process], object]) -> int:
     """Runs `main` in a process with the settings of the shared flags."""
-    from mossa_jax.processes.life import Process, Settings
+    try:
+        from mossa_jax.processes.life import Process, Settings
+    except ImportError as error:
+        if (refusal := explain(error)) is None:
+            raise
+        _refuse(str(refusal), refusal.code)
 
     values = flags.FLAGS
     settings = Settings(

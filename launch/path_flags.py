@@ -1,4 +1,4 @@
-"""Flags that are paths: every command defines them here, so that `~` and variables are filled in once and everywhere."""
+"""Flags that are paths: all commands define them here, so that `~` and variables are filled in once and everywhere."""
 
 from __future__ import annotations
 

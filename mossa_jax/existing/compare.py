@@ -108,8 +108,8 @@ def compare(
 
     Raises:
       Refusal: 2 for an option that does not exist, or options that exclude each other; 3 for a model, adapter or prompt
-        that cannot be read, and for sides with different numbers of layers, vocabularies or templates; 4 if access to a
-        model is denied.
+        that cannot be read, and for sides with different numbers of layers or templates, or that read a prompt as
+        different ids; 4 if access to a model is denied.
 
     Example:
       >>> import mossa_jax as mossa
@@ -138,7 +138,11 @@ def compare(
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
     if pool == ALL and sides[0].model is not sides[1].model:
         raise Refusal(BAD_CONFIG, "pool 'all' compares adapters over one base, not whole models; give last or mean")
-    ids = reading.encode(model, {one.name: one.texts for one in lists})
+    texts = {one.name: one.texts for one in lists}
+    ids = reading.encode(model, texts)
+    for side in sides:
+        if side.model is not model:
+            reading.check_other(model, side.model, texts, ids)
     warn_of_repeats(ids)
     comparison = _Comparison(sides, pool, ids, permutations, seed)
     tables = [comparison.table(one) for one in lists]
@@ -343,11 +347,4 @@ def _load_side(model: Model, name: str, dtype: str) -> _Side:
         return _Side(model, {})
     if is_adapter(name):
         return _Side(model, load_adapter(name, model.architecture))
-    other = load_model(name, dtype, model.mesh)
-    if other.architecture.vocab != model.architecture.vocab:
-        raise Refusal(
-            BAD_INPUT,
-            f"{name} has a vocabulary of {other.architecture.vocab}, {model.name} of {model.architecture.vocab}; "
-            "both sides must read the same ids",
-        )
-    return _Side(other, {})
+    return _Side(load_model(name, dtype, model.mesh), {})

@@ -75,7 +75,7 @@ class RunModels:
         else:
             base = load_model(config.base, config.dtype, revision=config.revision)
         prints = self.data.get(FINGERPRINTS, {})
-        check_weights(weights_digest(base.state), prints, f"the models of {self.folder}", base.name)
+        check_weights(weights_digest(base.state), prints, f"the models of {self.folder} were", base.name)
         return base
 
     @cached_property

@@ -7,26 +7,21 @@ as well.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import numpy as np
 
+from mossa_jax.files.leftovers import locked
 from mossa_jax.files.paths import cache_root
 from mossa_jax.files.write import new_folder
 from mossa_jax.log import log
-from mossa_jax.processes.watchdog import sign, unlimited
+from mossa_jax.processes.watchdog import sign
 
 SUMS = "SHA256SUMS"
 _CHUNK = 1 << 22  # bytes that are hashed between two signs of life
-
-# Folders whose leftovers this process has removed.
-_swept: set[Path] = set()
 
 
 def build_once(name: str, build: Callable[[Path], None], check: Callable[[Path], str] | None = None) -> Path:
@@ -45,12 +40,7 @@ def build_once(name: str, build: Callable[[Path], None], check: Callable[[Path],
     fault = _fault(folder, check)
     if not fault:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.parent)
-    lock = filelock.FileLock(str(_lock_file(folder)))
-    with unlimited():
-        acquired = lock.acquire()
-    with acquired:
+    with locked(folder.parent, folder.name):
         # Another process may have built it meanwhile.
         fault = _fault(folder, check)
         if fault:
@@ -61,10 +51,6 @@ def build_once(name: str, build: Callable[[Path], None], check: Callable[[Path],
             with new_folder(folder) as working:
                 build(Path(working))
                 _record(Path(working))
-        # Whoever waits for this file finds the folder complete, and so builds nothing beside a third process that
-        # makes itself a new lock.
-        with contextlib.suppress(OSError):
-            _lock_file(folder).unlink()
     return folder
 
 
@@ -149,33 +135,3 @@ def _digests(folder: Path) -> dict[str, str]:
     if not digests:
         raise ValueError(f"{SUMS} is empty")
     return digests
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.lock"
-
-
-def _sweep(parent: Path) -> None:
-    """Removes what processes that were killed left in a folder: locks that nobody holds, and folders half built.
-
-    Done once per process and folder: to look through thousands of entries for each new one would take quadratic time.
-    """
-    if parent in _swept:
-        return
-    _swept.add(parent)
-    # `new_folder` works in .NAME.PROCESS.tmp; its process, if alive, holds the lock of NAME.
-    working: dict[Path, list[Path]] = {path: [] for path in parent.glob(".*.lock")}
-    for path in parent.glob(".*.tmp"):
-        name = path.name.removeprefix(".").rsplit(".", 2)[0]
-        working.setdefault(_lock_file(parent / name), []).append(path)
-    for path, leftovers in working.items():
-        lock = filelock.FileLock(str(path))
-        try:
-            lock.acquire(timeout=0)
-        except (OSError, filelock.Timeout):
-            continue
-        with lock:
-            for leftover in leftovers:
-                shutil.rmtree(leftover, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.unlink()

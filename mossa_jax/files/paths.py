@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +20,7 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.files.leftovers import locked
 from mossa_jax.foreign import user_path
 
 _COPIERS = 8  # files copied at the same time
@@ -172,10 +173,15 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[epath.Path]:
-    """Yields an empty folder in the cache, which is deleted when the block ends."""
-    (cache_root() / "scratch").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_root() / "scratch") as folder:
-        yield epath.Path(folder)
+    """Yields an empty folder in the cache, which is deleted when the block ends; of a killed process, by a later one."""
+    root, name = cache_root() / "scratch", secrets.token_hex(8)
+    with locked(root, name):
+        folder = root / f".{name}.{os.getpid()}.tmp"
+        folder.mkdir()
+        try:
+            yield epath.Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

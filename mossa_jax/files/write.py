@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from mossa_jax.errors import DISK, Refusal
+from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.paths import copy_folder, is_remote, scratch
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def parquet_bytes(table: pd.DataFrame, metadata: Mapping[str, str] | None = None
 
 def csv_bytes(table: pd.DataFrame) -> bytes:
     """Returns a table as CSV, without its index."""
-    return table.to_csv(index=False).encode()
+    return csv_text(table).encode()
 
 
 def read_parquet(path: epath.PathLike) -> pd.DataFrame:

@@ -5,7 +5,7 @@ Everything that a `model_type` implies is in `families`; whatever a family compu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from etils import epath
@@ -15,6 +15,7 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.foreign import short
 from mossa_jax.llama.families import FAMILIES, NEUTRAL, SUPPORTED, Family
 from mossa_jax.llama.fields import LARGEST_ID, Fields
+from mossa_jax.llama.generation_config import read_stop_ids
 from mossa_jax.llama.rope import Rope, local_rope, read_rope
 
 __all__ = ["SUPPORTED", "Architecture", "architecture_from_config", "read_architecture", "read_config", "to_config"]
@@ -46,7 +47,7 @@ class Architecture:
       positions: the longest sequence that the model is made for.
       tied_head: the output head is the embedding.
       bos: the config's BOS id; None if it has none.
-      eos: ids that end an answer; answers are trained to end in the first one.
+      eos: ids that end an answer.
       family: `model_type` of the config.json.
       biases: projections with a bias.
       fused: queries, keys and values are one projection, `qkv_proj`, and gate and up another, `gate_up_proj`.
@@ -127,11 +128,15 @@ def read_config(folder: epath.PathLike) -> dict[str, Any]:
 def read_architecture(folder: epath.PathLike) -> Architecture:
     """Reads the `config.json` of a checkpoint folder, in the spelling of transformers 4 or 5.
 
+    The ids that end an answer come from `generation_config.json` where there is one that names them.
+
     Raises:
       Refusal: 3 when the file is missing or is not JSON, a field is missing or out of its range, or the model cannot be
         computed exactly; the message names the field or architecture and what is supported.
     """
-    return architecture_from_config(read_config(folder), str(epath.Path(folder) / "config.json"))
+    architecture = architecture_from_config(read_config(folder), str(epath.Path(folder) / "config.json"))
+    stops = read_stop_ids(folder)
+    return architecture if stops is None else replace(architecture, eos=stops)
 
 
 def architecture_from_config(config: dict[str, Any], where: str) -> Architecture:

@@ -60,7 +60,7 @@ def check_weights(weights: str, about: Mapping[str, Any], owner: str, base: str)
     Args:
       weights: digest of those of the base.
       about: the record of the tuned model; one without a digest (an older one) passes.
-      owner: of the record, for the message.
+      owner: of the record, with its verb, for the message: "'x' was".
       base: the base's name, for the message.
 
     Raises:
@@ -70,7 +70,7 @@ def check_weights(weights: str, about: Mapping[str, Any], owner: str, base: str)
     if recorded is not None and recorded != weights:
         raise Refusal(
             BAD_INPUT,
-            f"the weights of the base at {base} are not those that {owner} was tuned on (digest {weights}, then "
+            f"the weights of the base at {base} are not those that {owner} tuned on (digest {weights}, then "
             f"{recorded}); restore them, or start a new --workdir",
         )
 

@@ -36,6 +36,11 @@ _EXTRAS = {
 _PACKAGES = {"google": "protobuf", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 # Libraries whose own errors speak of a file that they were given.
 _READERS = ("pyarrow", "safetensors", "jinja2", "zstandard")
+# Those whose own errors speak of a store or a service that does not answer as it should.
+_SERVICES = (
+    "requests", "httpx", "httpx2", "httpcore", "aiohttp", "urllib3", "gcsfs", "s3fs", "botocore", "aiobotocore",
+    "huggingface_hub",
+)  # fmt: skip
 
 
 def explain(error: BaseException) -> Refusal | None:
@@ -55,6 +60,8 @@ def explain(error: BaseException) -> Refusal | None:
     text = first_line(error)
     if text.startswith("RESOURCE_EXHAUSTED"):
         return Refusal(BAD_CONFIG, f"a device {_OF_MEMORY.format(text)}")
+    if _is_of(error, _SERVICES):
+        return _of_service(error, text)
     if _is_of(error, _READERS):
         return Refusal(BAD_INPUT, f"a file cannot be read ({type(error).__name__}: {text}); mend it, or name another")
     if (number := _number_in(error)) is not None:
@@ -88,12 +95,16 @@ def _of_system(error: OSError) -> Refusal:
     is_of_network = isinstance(error, ConnectionError | TimeoutError | socket.gaierror) and not isinstance(
         error, BrokenPipeError
     )
-    if is_of_network or error.errno in _OF_A_NETWORK or _is_of(error, ("requests", "httpx", "httpcore", "aiohttp")):
-        return Refusal(NO_ACCESS, f"no connection ({type(error).__name__}: {where}); check the network, and try again")
+    if is_of_network or error.errno in _OF_A_NETWORK or _is_of(error, _SERVICES):
+        return _of_service(error, where)
     if error.errno in _OF_A_PATH:
         return Refusal(BAD_CONFIG, f"{where}; name another place")
     # Libraries raise it with words alone, about a file that they were given.
     return Refusal(BAD_INPUT, f"a file cannot be read or written ({type(error).__name__}: {where}); name another")
+
+
+def _of_service(error: BaseException, reason: str) -> Refusal:
+    return Refusal(NO_ACCESS, f"no connection ({type(error).__name__}: {reason}); check the network, and try again")
 
 
 def _of_package(error: ImportError) -> Refusal | None:

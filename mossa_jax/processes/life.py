@@ -49,7 +49,7 @@ class Settings:
       start_timeout: seconds to wait until all processes have joined.
       heartbeat_timeout: seconds of silence after which another process counts as lost.
       step_timeout: seconds between two signs of life after which this process counts as stuck; 0 for no limit.
-      stops_on_request: whether SIGTERM and SIGINT ask the work to save and leave; otherwise they end the process.
+      stops_on_request: whether SIGTERM, SIGINT and SIGHUP ask the work to save and leave; else they end the process.
       max_hours: hours since the start of the process after which the work is asked the same; 0 for no limit. The
         clock of process 0 decides for all that have joined it.
       verbosity: what the console says, as absl counts: 1 everything, 0 what a user wants to know, -1 warnings.
@@ -213,7 +213,8 @@ class Process:
         for act in self.before_leaving:
             with contextlib.suppress(Exception):
                 act()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
 

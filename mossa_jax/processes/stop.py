@@ -59,7 +59,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Turns `SIGNALS` into a request (main thread only); a second signal acts as it does by default.
+        """Turns `SIGNALS` into a request (main thread only); a second one acts as it does by default, but for SIGHUP.
 
         A SIGHUP that is ignored, as under `nohup`, stays so.
         """
@@ -71,14 +71,16 @@ class Stop:
             self.ask()
             if self.pass_on is not None:
                 self.pass_on()
-            signal.signal(number, previous[signal.Signals(number)])
+            # A terminal that closes sends SIGHUP, and its shell once more.
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else previous[signal.Signals(number)])
 
         previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
         if previous[signal.SIGHUP] is signal.SIG_IGN:
             del previous[signal.SIGHUP]
         try:
             for number in previous:
-                handle_once(number, ask)
+                # Schedulers may send theirs to a process and to its group; a second Ctrl-C is meant.
+                (handle_once if number is signal.SIGINT else signal.signal)(number, ask)
             yield self
         finally:
             for number, handler in previous.items():

@@ -65,6 +65,7 @@ def _settled(stream: TextIO | None, descriptor: int) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(_Descriptor(descriptor, drops_all=descriptor == 2)),
         encoding=getattr(stream, "encoding", "utf-8"),
-        errors=getattr(stream, "errors", "backslashreplace"),
+        # A name that this encoding lacks is no reason to end.
+        errors="surrogateescape" if getattr(stream, "errors", "") == "surrogateescape" else "backslashreplace",
         line_buffering=descriptor == 2 or os.isatty(descriptor),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,6 @@ from etils import epath
 from mossa_jax.config import MINIATURE, TUNED
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files import sums
-from mossa_jax.files.paths import as_path
 from mossa_jax.files.write import is_whole
 from mossa_jax.function import profile
 from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, rows_that_fit
@@ -30,7 +28,6 @@ from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.fingerprint import WEIGHTS
 from mossa_jax.llama.placement import abstract_base
-from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.goodput import Ledger
 from mossa_jax.monitoring.profiles import Profile
@@ -42,9 +39,8 @@ from mossa_jax.run.basis import basis_digest, control_basis, experimental_basis,
 from mossa_jax.run.exported import model_about
 from mossa_jax.run.fingerprints import FINGERPRINTS, note_weights
 from mossa_jax.run.options import Options
-from mossa_jax.run.parts import PartFile, PartKind
-from mossa_jax.run.places import Places
 from mossa_jax.run.record import read_record, read_sound_record
+from mossa_jax.run.task_parts import Parts
 from mossa_jax.similarity.engine import memory_per_device
 from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tasks import Example, Suite, Task, load_suite
@@ -57,11 +53,11 @@ from mossa_jax.tokens.tokenizer import Tokenizer
 from mossa_jax.tuning.pretrain import miniature_architecture, miniature_base
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
 @dataclass
-class Run(Places):
+class Run(Parts):
     """One attempt at a run: its places, and what its stages load on first use.
 
     Attributes:
@@ -77,9 +73,7 @@ class Run(Places):
     _encoded: dict[tuple[str, str], EncodedSplit] = field(default_factory=dict, repr=False)
     is_prepared: bool = False
     _record: dict[str, Any] | None = field(default=None, repr=False)
-    _parts: dict[tuple[str, str], PartFile] = field(default_factory=dict, repr=False)
-    _whole: set[PartFile] = field(default_factory=set, repr=False)
-    _damaged: set[PartFile] = field(default_factory=set, repr=False)
+    _digests: dict[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -124,7 +118,8 @@ class Run(Places):
     @record.setter
     def record(self, record: dict[str, Any]) -> None:
         self._record, self.is_prepared = record, True
-        self._parts.clear()
+        self.forget_parts()
+        self._digests.clear()
 
     @property
     def has_record(self) -> bool:
@@ -145,7 +140,12 @@ class Run(Places):
 
     def model_digest(self, name: str) -> str:
         """Returns the digest of what a model rests on; of one that is kept, of what it was tuned on."""
-        return self.record["kept"].get(name) or basis_digest(self.model_basis(name))
+        if name in self.record["kept"]:
+            return self.record["kept"][name]
+        # Every task's parts ask for that of E, which is over all tasks: made once, not once per task.
+        if name not in self._digests:
+            self._digests[name] = basis_digest(self.model_basis(name))
+        return self._digests[name]
 
     def is_tuned(self, name: str) -> bool:
         """Returns whether a model that rests on what it has to is exported, as this process sees it."""
@@ -227,6 +227,7 @@ class Run(Places):
 
     def _load(self, mesh: jax.sharding.Mesh) -> Model:
         model = load_model(self.base, self.config.dtype, mesh, self.config.revision)
+        model.check_head()
         agreement.wait_for_all("model")  # without a limit: some hosts may fetch more slowly
         note_weights(self, model)
         return model
@@ -373,67 +374,3 @@ class Run(Places):
             pairs = (self.profile_pairs(task).pairs for task in self.suite.tasks)
             sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
             return variant_shape(arch, self.mesh, sizes, variants, config, itemsize, memory)
-
-    def part(self, kind: PartKind, task: Task) -> PartFile:
-        """Returns the file of a task's share of a stage's table; another one whenever what it rests on is other."""
-        key = kind.stage, task.name
-        if key not in self._parts:
-            digest = basis_digest(kind.rests_on(self, task))
-            self._parts[key] = PartFile.of(self.folder.path, kind.stage, task.name, digest)
-        return self._parts[key]
-
-    def has_part(self, kind: PartKind, task: Task) -> bool:
-        """Returns whether a task's part is there as it was written (writer only).
-
-        One that is not is named once; `options.take_from` may have it, too.
-        """
-        part = self.part(kind, task)
-        if part in self._whole:
-            return True
-        if (what := part.damage()) is not None and part not in self._damaged:
-            self._damaged.add(part)
-            log.warning("%s: made anew", what)
-        is_whole = what is None and part.path.exists()
-        source = self.options.take_from
-        if is_whole or (source and part.take_from(as_path(source))):
-            self._whole.add(part)
-        return part in self._whole
-
-    def without_part(self, kind: PartKind, tasks: Sequence[Task]) -> list[Task]:
-        """Returns the tasks that lack their part of a stage, as process 0 sees it; called by all together."""
-        is_done = agreement.agreed([self.folder.writer and self.has_part(kind, task) for task in tasks])
-        return [task for task, done in zip(tasks, is_done, strict=True) if not done]
-
-    def unfinished(self, kind: PartKind) -> list[Task]:
-        """Returns the run's tasks that lack their part of a stage; all processes call this together."""
-        return self.without_part(kind, self.suite.tasks)
-
-    def read_part(self, kind: PartKind, task: Task) -> pd.DataFrame:
-        """Reads a task's rows of a stage's table, with columns that name the task.
-
-        Raises:
-          Refusal: 3 when the part is not there, or not as it was written.
-        """
-        held_out = task.name in self.suite.held_out
-        return self.part(kind, task).read().assign(task=task.name, cluster=task.cluster, held_out=held_out)
-
-    def read_parts(self, kind: PartKind) -> pd.DataFrame | None:
-        """Reads the rows of all tasks that have their part of a stage; None if no task has (writer only).
-
-        Raises:
-          Refusal: 3 when a part is not as it was written.
-        """
-        import pandas as pd
-
-        paths = [(task, self.part(kind, task).path) for task in self.suite.tasks]
-        tables = [self.read_part(kind, task) for task, path in paths if sums.recorded(path) or path.exists()]
-        return pd.concat(tables, ignore_index=True) if tables else None
-
-    def write_part(self, kind: PartKind, task: Task, rows: list[dict[str, Any]]) -> None:
-        """Writes a task's rows of a stage's table (writer only)."""
-        if self.folder.writer:
-            import pandas as pd
-
-            part = self.part(kind, task)
-            part.write(pd.DataFrame(rows))
-            self._whole.add(part)

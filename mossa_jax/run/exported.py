@@ -77,7 +77,7 @@ def _check_base(run: Run, folder: epath.Path, name: str) -> None:
     if about and not is_checkable(about):
         _say_unchecked(str(run.folder.path))
     if run.base_weights is not None:
-        check_weights(run.base_weights, about, f"{name!r} of this run", run.config.base)
+        check_weights(run.base_weights, about, f"{name!r} of this run was", run.config.base)
 
 
 @lru_cache(maxsize=8)

@@ -125,7 +125,7 @@ def note_weights(run: Run, model: Model) -> None:
     prints = run.record.get(FINGERPRINTS) if run.has_record else None
     if prints is None:
         return
-    check_weights(weights, prints, "this run's models", run.base)
+    check_weights(weights, prints, "this run's models were", run.base)
     if prints.get(WEIGHTS) is None and run.folder.writer and any((run.folder / "adapters").glob("*")):
         log.info("base: the models of this run were tuned by a version that recorded no digest of its weights")
     files = weight_files(run.config)

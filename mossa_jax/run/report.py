@@ -24,7 +24,7 @@ from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import SCORES
 from mossa_jax.run.warnings import early_warnings, training_counters
-from mossa_jax.tuning.curves import BASE_KIND
+from mossa_jax.tuning.curves import recorded_losses
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -118,13 +118,9 @@ def task_scores(run: Run) -> pd.DataFrame:
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:
-    """Returns the loss of tuned models: the mean since the record before, by model and step.
-
-    A step that a restart repeated counts once. The base's pre-training is left out.
-    """
-    records = [record for record in run_folder.metrics() if record.get("kind") != BASE_KIND]
+    """Returns the loss of tuned models: the mean since the record before, by model and step."""
+    records = [record for of_model in recorded_losses(run_folder).values() for record in of_model.values()]
     curves = pd.DataFrame(records, columns=["model", "step", "loss"]).dropna()
-    curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
     return curves.astype({"step": int}).reset_index(drop=True)
 
 

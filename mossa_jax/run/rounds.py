@@ -15,6 +15,7 @@ from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.tuning.checkpoints import checkpoint_folder
+from mossa_jax.tuning.curves import begin_again
 
 _FILE = "rounds.json"
 
@@ -63,6 +64,8 @@ def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequenc
                     "done": False,
                 }
             )
+            begin_again(run.folder, own[-1]["models"])
+            run.folder.flush()
         write_json(run.folder / _FILE, rounds)
     agreement.wait_for_all("round")
     current = _read(run)[label][-1]

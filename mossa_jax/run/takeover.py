@@ -21,6 +21,7 @@ from mossa_jax.run.basis import why_different
 from mossa_jax.run.context import Run
 from mossa_jax.run.fingerprints import FINGERPRINTS, check_texts
 from mossa_jax.run.record import FILE, read_record
+from mossa_jax.tuning.curves import recorded_losses
 
 _FILE = "takeover.json"
 # What a run folder holds once any of its models was tuned, in whole or in part.
@@ -56,7 +57,9 @@ def take_models(run: Run) -> None:
         return
     other = RunFolder(run.options.take_from, writer=False)
     names = [*run.experimental_names, *run.controls]
-    _match_bases(run, other)
+    if not _has_our_base(run, other):
+        run.options = replace(run.options, take_from="")
+        return
     missing = run.untuned(names)
     if run.folder.writer and missing:
         path = run.folder / _FILE
@@ -81,30 +84,32 @@ def take_models(run: Run) -> None:
     agreement.wait_for_all("takeover")
 
 
-def _match_bases(run: Run, other: RunFolder) -> None:
-    """Makes sure that another run rests on the same base; a base that only lies elsewhere is known by its old name.
+def _has_our_base(run: Run, other: RunFolder) -> bool:
+    """Returns whether another run rests on the same base; one that only lies elsewhere is known by its old name here.
 
-    Names and sizes of files say little of weights, so these are compared. Of a run that rests on others nothing is
+    Names and sizes of files say little of weights, so these are compared. From a run that rests on others nothing is
     taken over, neither models nor results.
     """
     theirs, ours = read_record(other) or {}, run.record
     prints = theirs.get(FINGERPRINTS, {})
     if prints.get(WEIGHTS) is None:
         log.info("from %s: it recorded no digest of its base's weights, so these are not compared", other.path)
-        return
+        return True
+    if ours["base"]["dtype"] != theirs["base"]["dtype"]:
+        return True  # each model is told from ours by that
     if run.base_weights is None:
         _ = run.model  # which records the digest
     try:
         check_texts(prints, ours[FINGERPRINTS], run.config.base)
-        check_weights(str(run.base_weights), prints, f"the models of {other.path}", run.config.base)
+        check_weights(str(run.base_weights), prints, f"the models of {other.path} were", run.config.base)
     except Refusal as refusal:
         log.warning("from %s: nothing is taken over (%s)", other.path, refusal)
-        run.options = replace(run.options, take_from="")
-        return
+        return False
     if ours["base"] != theirs["base"] and not any((run.folder / place).exists() for place in _TUNED):
         run.record = {**ours, "base": theirs["base"]}
         if run.folder.writer:
             write_json(run.folder / FILE, run.record)
+    return True
 
 
 def _take_model(run: Run, other: RunFolder, name: str) -> str:
@@ -126,9 +131,9 @@ def _take_model(run: Run, other: RunFolder, name: str) -> str:
         for step in snapshots.iterdir():
             _copy(step, run.folder / f"snapshots/{slug(name)}/{step.name}")
     # The curve comes before the model: what is exported is not recorded again.
-    recorded = {record["step"] for record in run.folder.metrics() if record.get("model") == name}
-    for record in other.metrics():
-        if record.get("model") == name and record["step"] not in recorded:
+    recorded = recorded_losses(run.folder).get(name, {})
+    for step, record in recorded_losses(other).get(name, {}).items():
+        if step not in recorded:
             run.folder.append_metrics(record)
     run.folder.flush()
     _copy(source, target)

@@ -5,6 +5,7 @@ Those of scores and convergence are found with the findings (`findings.warnings`
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from mossa_jax.config import TUNED
@@ -26,6 +27,7 @@ from mossa_jax.log import log
 from mossa_jax.run.context import Run
 from mossa_jax.run.exported import model_about
 from mossa_jax.tasks.mixture import mixture_counts
+from mossa_jax.tuning.curves import recorded_losses
 from mossa_jax.tuning.data_figures import data_table, task_figures
 from mossa_jax.tuning.windows import ends_window
 
@@ -49,7 +51,10 @@ def announce(run: Run, record: dict[str, Any]) -> None:
         return
     rows = {task.name: record["tasks"][task.name]["train"]["rows"] for task in run.suite.tasks}
     mixture = mixture_counts(run.suite, rows, run.config.tasks)
-    rests_on = digest([record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture])
+    left_out = [asdict(left) for left in run.suite.left_out]
+    rests_on = digest(
+        [record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture, left_out]
+    )
     if _kept(run).get("rests_on") != rests_on:
         warnings = [warning.record() for warning in _data_warnings(run)]
         write_json(run.folder / _FILE, {"rests_on": rests_on, "warnings": warnings})
@@ -86,7 +91,7 @@ def lost_records(run: Run) -> list[str]:
     lost = [f"{lines_in_words(damaged)} damaged in metrics.jsonl"] if damaged else []
     steps: dict[str, set[int]] = {}
     for record in filter(lambda record: "model" in record, records):
-        steps.setdefault(record["model"], set()).add(record.get("step"))
+        steps.setdefault(record["model"], set()).add(record["step"])
     gaps = {}
     for name in (*run.experimental_names, *run.controls):
         about = model_about(run, name)
@@ -126,9 +131,8 @@ def training_counters(run_folder: RunFolder) -> dict[str, dict[str, float]]:
     Returns:
       Model -> `skipped`, `spikes` and `steps`, each the highest that was recorded.
     """
-    counters: dict[str, dict[str, float]] = {}
-    for record in filter(lambda record: "model" in record, run_folder.metrics()):
-        counts = counters.setdefault(record["model"], {"skipped": 0, "spikes": 0, "steps": 0})
-        for name, value in (("skipped", "skipped"), ("spikes", "spikes"), ("steps", "step")):
-            counts[name] = max(counts[name], record.get(value, 0))
+    counters = {}
+    for model, records in recorded_losses(run_folder).items():
+        counts = {name: max(record.get(name, 0) for record in records.values()) for name in ("skipped", "spikes")}
+        counters[model] = {**counts, "steps": max(records)}
     return counters

@@ -53,6 +53,7 @@ def export_merged(
             NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge an adapter whose numbers are all finite"
         )
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
+    model.check_head()
     # All processes gather the weights; one writes them.
     config, is_writer = read_config(model.folder), jax.process_index() == 0
     save_weights(path, architecture, model.state, config, model.folder, update, writer=is_writer)

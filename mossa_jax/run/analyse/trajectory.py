@@ -25,6 +25,7 @@ from mossa_jax.states import PassConfig, PassShape, keep_states
 from mossa_jax.tasks import Task
 from mossa_jax.tasks.controls import chosen_tasks, seed_name
 from mossa_jax.tokens.test_prompts import TestPrompts
+from mossa_jax.tuning.curves import recorded_losses
 from mossa_jax.tuning.population import optimizer_for
 from mossa_jax.tuning.snapshots import snapshot_steps
 
@@ -200,16 +201,13 @@ def _losses(run: Run) -> pd.DataFrame:
     """Returns the trend of each model's training loss: E's, and that of every task's own control."""
     import pandas as pd
 
-    # A step that a restart repeated counts once.
-    recorded: dict[str, dict[int, float]] = {}
-    for record in run.folder.metrics():
-        if "model" in record and record.get("loss") is not None:
-            recorded.setdefault(record["model"], {})[record["step"]] = record["loss"]
+    recorded = recorded_losses(run.folder)
     models = [(TUNED, TUNED, "", False)]
     models += [(task.name, _CONTROL, task.cluster, task.name in run.suite.held_out) for task in run.suite.tasks]
     rows = []
     for name, label, cluster, held_out in models:
-        losses, steps = dict(sorted(recorded.get(name, {}).items())), _steps(run, name)
+        records, steps = recorded.get(name, {}), _steps(run, name)
+        losses = {step: record["loss"] for step, record in records.items() if record.get("loss") is not None}
         trend = loss_trend(list(losses), list(losses.values()), steps)
         rows.append({"task": name, "cluster": cluster, "held_out": held_out, "model": label, "steps": steps, **trend})
     return pd.DataFrame(rows)

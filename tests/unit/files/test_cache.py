@@ -11,8 +11,9 @@ import filelock
 import numpy as np
 import pytest
 
-from mossa_jax.files import cache as cache_module
+from mossa_jax.files import leftovers
 from mossa_jax.files.cache import SUMS, build_once, map_array
+from mossa_jax.files.paths import scratch
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_threads_that_ask_together_get_one_folder(cache):
 
 
 def test_what_killed_builders_left_is_removed_and_what_live_ones_hold_is_not(cache, monkeypatch):
-    monkeypatch.setattr(cache_module, "_swept", set())
+    monkeypatch.setattr(leftovers, "_swept", set())
     kind = cache / "kind"
     for name in (".dead.77.tmp", ".a.b.12.tmp", ".alive.99.tmp"):
         (kind / name / "part").mkdir(parents=True)
@@ -137,6 +138,18 @@ def test_what_killed_builders_left_is_removed_and_what_live_ones_hold_is_not(cac
         assert sorted(path.name for path in kind.iterdir()) == [".alive.99.tmp", ".alive.lock", "name"]
 
 
+def test_a_scratch_folder_ends_with_its_block_and_after_a_kill_with_the_next_process(cache, monkeypatch):
+    killed = cache / "scratch/.0123.77.tmp/part"
+    killed.mkdir(parents=True)
+    monkeypatch.setattr(leftovers, "_swept", set())
+    with scratch() as folder, scratch() as other:
+        (folder / "file").write_text("x")
+        monkeypatch.setattr(leftovers, "_swept", set())
+        leftovers.sweep(cache / "scratch")
+        assert folder.exists() and other.exists() and folder != other and not killed.exists()
+    assert not list((cache / "scratch").iterdir())
+
+
 def test_a_builder_that_fails_leaves_no_folder(cache):
     def fail(folder):
         (folder / "file").write_text("half")
@@ -144,7 +157,7 @@ def test_a_builder_that_fails_leaves_no_folder(cache):
 
     with pytest.raises(ValueError, match="no rows"):
         build_once("kind/name", fail)
-    assert not [path for path in (cache / "kind").iterdir() if path.suffix != ".lock"]
+    assert not list((cache / "kind").iterdir())
     assert (build_once("kind/name", Builder()) / "file").read_text() == "whole"
 
 
