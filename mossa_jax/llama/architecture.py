@@ -50,6 +50,7 @@ class Architecture:
       eos: ids that end an answer.
       family: `model_type` of the config.json.
       biases: projections with a bias.
+      fused: queries, keys and values are one projection, `qkv_proj`, and gate and up another, `gate_up_proj`.
       query_key_norm: queries and keys are normed before the rotation: "" not at all, "head" each head by itself,
         "projection" all heads together.
       window: how many keys a query of a windowed block sees, itself included; 0: no block is windowed.
@@ -82,6 +83,7 @@ class Architecture:
     eos: tuple[int, ...]
     family: str = "llama"
     biases: tuple[str, ...] = ()
+    fused: bool = False
     query_key_norm: str = ""
     window: int = 0
     windowed: tuple[int, ...] = ()
@@ -105,11 +107,6 @@ class Architecture:
         # gate, up and down.
         block = attention + 3 * self.hidden * self.feed_forward
         return self.layers * block + self.vocab * self.hidden
-
-    @property
-    def fused(self) -> dict[str, tuple[str, ...]]:
-        """Returns stored matrix -> the projections whose rows stand in it, for the matrices that hold several."""
-        return dict(FAMILIES[self.family].fused)
 
     def state_names(self) -> tuple[str, ...]:
         """Returns the layer names in order: embed, 1..L (block outputs before the final norm), final_norm."""
@@ -206,6 +203,7 @@ def _architecture(config: dict[str, Any], model_type: str, family: Family) -> Ar
             *family.biases,
             *(name for option, names in family.optional_biases.items() if fields.flag(option) for name in names),
         ),
+        fused=family.fused,
         query_key_norm=family.query_key_norm,
         window=window,
         windowed=windowed,

@@ -24,7 +24,7 @@ class Family:
         follow from others.
       biases: projections that always have a bias.
       optional_biases: field of the config -> projections that have a bias where it is set.
-      fused: stored matrix -> the projections whose rows stand in it, one after another.
+      fused: as in `Architecture`.
       activation: name of the config's field, and its default.
       windows: how the config states a sliding window: "" never; "all" by `sliding_window` alone; "some" by
         `use_sliding_window` and the layers that it holds for; "listed" by `layer_types`.
@@ -42,7 +42,7 @@ class Family:
     tied_head: bool = False
     biases: tuple[str, ...] = ()
     optional_biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fused: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
     windows: str = ""
     window: int = 0
@@ -94,7 +94,7 @@ FAMILIES = {
     "phi3": Family(
         positions=4096,
         norm_eps=1e-5,
-        fused={"qkv_proj": _QKV, "gate_up_proj": ("gate_proj", "up_proj")},
+        fused=True,
         windows="all",
     ),
     "gemma2": Family(

@@ -87,7 +87,7 @@ class Projection(nnx.Module):
         self,
         arch: Architecture,
         name: str,
-        axes: tuple[str, str],
+        axes: tuple[str, str | None],
         sizes: tuple[int, int],
         rngs: nnx.Rngs,
         std: float,
@@ -176,9 +176,15 @@ class Attention(nnx.Module):
         # Tensor parallel in pairs (Shoeybi et al. 2019, arXiv 1909.08053): q, k and v are split by heads over `tensor`
         # and o takes the split heads in, so that each device attends with its own heads and a sum follows o alone. The
         # other side of each matrix is spread over `fsdp` and gathered when it is used.
-        self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
-        self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
-        self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+        if arch.fused:
+            # Whole on every device of `tensor`, whose parts would be no whole heads of queries, keys or values.
+            self.qkv_proj = Projection(
+                arch, "qkv_proj", ("embed", None), (arch.hidden, heads + 2 * kv_heads), rngs, std
+            )
+        else:
+            self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
+            self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+            self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         # 2 L outputs are added to the residual stream (Radford et al. 2019, section 2.3).
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
@@ -219,23 +225,10 @@ class Attention(nnx.Module):
         if isinstance(rotary, RotaryTables):
             assert is_windowed is not None, "two tables are for blocks of both kinds"
             rotary = rotary.of_block(is_windowed)
-        if query_columns is None:
-            queries, query_rotary = x, rotary
-            q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
-        else:
-            # Fewer queries, but the keys and values of every column.
-            queries = take_columns(x, query_columns)  # [B, P, D]
+        query_rotary = rotary
+        if query_columns is not None:
             query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
-            q_low_rank = low_rank_inputs(queries, lora, "q_proj")
-            kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
-        q, k = self.q_proj(queries, lora, q_low_rank), self.k_proj(x, lora, kv_low_rank)  # [B, P, H d], [B, S, K d]
-        # Both norms stand before the rotation.
-        if self.arch.query_key_norm == "projection":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self._split_heads(q), self._split_heads(k)  # [B, P, H, d] and [B, S, K, d]
-        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))  # [B, S, K, d]
-        if self.arch.query_key_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._project(x, lora, query_columns)
         # Keys are rotated by their own positions before they are cached or shared, so that they are
         # never rotated again.
         q, k = rotate(q, query_rotary), rotate(k, rotary)
@@ -267,6 +260,33 @@ class Attention(nnx.Module):
         out = self._attend(q, k, v, seen, is_windowed)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
+    def _project(
+        self, x: Float[Array, "B S D"], lora: BlockAdapter, query_columns: Int[Array, "B P"] | None
+    ) -> tuple[Float[Array, "B P H d"], Float[Array, "B S K d"], Float[Array, "B S K d"]]:
+        """Returns queries, keys and values, normed where this family norms them, and not yet rotated."""
+        arch = self.arch
+        if arch.fused:
+            ends = np.cumsum([arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim])
+            q, k, v = jnp.split(self.qkv_proj(x, lora), ends, axis=-1)
+            q = q if query_columns is None else take_columns(q, query_columns)
+            return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        if query_columns is None:
+            queries = x
+            q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
+        else:
+            # Fewer queries, but the keys and values of every column.
+            queries = take_columns(x, query_columns)  # [B, P, D]
+            q_low_rank = low_rank_inputs(queries, lora, "q_proj")
+            kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
+        q = self._split_heads(self._norm("q_norm", "projection", self.q_proj(queries, lora, q_low_rank)))
+        k = self._split_heads(self._norm("k_norm", "projection", self.k_proj(x, lora, kv_low_rank)))
+        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        return self._norm("q_norm", "head", q), self._norm("k_norm", "head", k), v
+
+    def _norm(self, name: str, kind: str, x: jax.Array) -> jax.Array:
+        """Norms queries or keys, where this family norms them in this way: all heads together, or each by itself."""
+        return getattr(self, name)(x) if self.arch.query_key_norm == kind else x
+
     def _split_heads(self, x: Float[Array, "B S Hd"]) -> Float[Array, "B S H d"]:
         # [B, S, H * d] -> [B, S, H, d]; for keys and values, K heads.
         return x.reshape(*x.shape[:2], -1, self.arch.head_dim)
@@ -296,15 +316,22 @@ class FeedForward(nnx.Module):
         up, down = (arch.hidden, arch.feed_forward), (arch.feed_forward, arch.hidden)
         # Gate and up are split by columns over `tensor` and down by rows, so that one sum over
         # devices follows down alone.
-        self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
-        self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
+        if arch.fused:
+            both = (arch.hidden, 2 * arch.feed_forward)
+            self.gate_up_proj = Projection(arch, "gate_up_proj", ("embed", None), both, rngs, std)
+        else:
+            self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
+            self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
         out_std = std / (2 * arch.layers) ** 0.5
         self.down_proj = Projection(arch, "down_proj", ("feed_forward", "embed"), down, rngs, out_std)
 
     def __call__(self, x: Float[Array, "B S D"], lora: BlockAdapter) -> Float[Array, "B S D"]:
         """[B, S, D] -> [B, S, D]."""
-        low_rank = low_rank_inputs(x, lora, "gate_proj", "up_proj")
-        gate, up = self.gate_proj(x, lora, low_rank), self.up_proj(x, lora, low_rank)  # [B, S, F]
+        if hasattr(self, "gate_up_proj"):
+            gate, up = jnp.split(self.gate_up_proj(x, lora), 2, axis=-1)  # [B, S, F] each
+        else:
+            low_rank = low_rank_inputs(x, lora, "gate_proj", "up_proj")
+            gate, up = self.gate_proj(x, lora, low_rank), self.up_proj(x, lora, low_rank)  # [B, S, F] each
         return self.down_proj(_gated(gate, up, self.activation), lora)
 
 

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from mossa_jax.files.safetensors import StoredTensor
 from mossa_jax.files.write import new_folder, write_bytes, write_json
-from mossa_jax.llama.adapters import Adapter, target_sizes
+from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.checkpoint import Checkpoint
 from mossa_jax.llama.files.tensors import TensorReader, TensorWriter
@@ -29,8 +29,8 @@ from mossa_jax.processes.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."
 _PROJECTIONS = {
-    "attention": ("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    "feed_forward": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "attention": ("self_attn", ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")),
+    "feed_forward": ("mlp", ("gate_proj", "up_proj", "gate_up_proj", "down_proj")),
 }
 
 # Our leaf -> Hugging Face's tensor. With `{layer}` there is one tensor per layer; ours stacks them on the first axis.
@@ -48,7 +48,7 @@ _TABLE = {
     },
 }
 
-# Where a block's norms stand (`Architecture.norms`) -> our norm -> Hugging Face's, which has one name for two places.
+# Where a block's norms stand (`Architecture.norms`) -> our norms -> Hugging Face's, which has one name for two places.
 _NORMS = {
     "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
     "post": {
@@ -72,27 +72,10 @@ _ALIGNMENT = 64
 _READERS = 8
 
 
-def _stored_name(arch: Architecture, name: str) -> str:
-    """Returns the stored tensor of one of our leaves, with `{layer}` where there is one per layer."""
-    *_, part, leaf = ("", *name.split("."))
-    if part in _NORMS[arch.norms]:
-        return f"{_BLOCK}{_NORMS[arch.norms][part]}.{leaf}"
-    stored = _TABLE[name]
-    # The rows of several projections may stand in one matrix.
-    matrices = [matrix for matrix, parts in arch.fused.items() if part in parts]
-    return stored.replace(part, matrices[0]) if matrices else stored
-
-
-def _rows_before(arch: Architecture, name: str) -> int:
-    """Returns the rows of other projections that stand before those of a leaf, in a matrix that holds several."""
-    part = name.split(".")[-2] if "." in name else ""
-    parts: tuple[str, ...] = next((parts for parts in arch.fused.values() if part in parts), ())
-    return sum(target_sizes(arch)[other][1] for other in parts[: parts.index(part)]) if parts else 0
-
-
 def _tensors(arch: Architecture, name: str) -> list[str]:
     """Returns the names of the stored tensors behind one of our leaves, in layer order."""
-    stored = _stored_name(arch, name)
+    norms = {f"blocks.{ours}.weight": f"{_BLOCK}{theirs}.weight" for ours, theirs in _NORMS[arch.norms].items()}
+    stored = norms.get(name) or _TABLE[name]
     return [stored.format(layer=layer) for layer in range(arch.layers)] if _is_stacked(name) else [stored]
 
 
@@ -115,11 +98,7 @@ def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     for path, leaf in jax.tree.leaves_with_path(abstract_state(arch, np.float32)):
         name = leaf_name(path)
         # [L, D_out, D_in] of ours is L tensors [D_out, D_in].
-        shape = leaf.shape[1:] if _is_stacked(name) else leaf.shape
-        names = _tensors(arch, name)
-        # A part of a matrix that holds several adds its rows to theirs.
-        rows = shape[0] + shapes[names[0]][0] if names[0] in shapes else shape[0]
-        shapes |= dict.fromkeys(names, (rows, *shape[1:]))
+        shapes |= dict.fromkeys(_tensors(arch, name), leaf.shape[1:] if _is_stacked(name) else leaf.shape)
     return shapes
 
 
@@ -229,7 +208,7 @@ def _load_leaf(
       target: its sharding.
       readers: threads that read in parallel.
     """
-    tensors, slices, before = _tensors(arch, name), dict[tuple, np.ndarray](), _rows_before(arch, name)
+    tensors, slices = _tensors(arch, name), dict[tuple, np.ndarray]()
 
     def read_slice(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None, "a NamedSharding gives every device a slice"
@@ -239,14 +218,9 @@ def _load_leaf(
         if key not in slices:
             out = _aligned_empty([len(range(*piece)) for piece in key], leaf.dtype)
             if _is_stacked(name):
-                # One layer of the leaf: the rest of the index is the slice within a layer.
-                within = tuple(
-                    slice(start + before * (axis == 0), stop + before * (axis == 0), step)
-                    for axis, (start, stop, step) in enumerate(key[1:])
-                )
-
+                # One layer of the leaf: `index[1:]` is the slice within a layer.
                 def read_layer(row: np.ndarray, layer: int) -> None:
-                    checkpoint.read_into(row, tensors[layer], within)
+                    checkpoint.read_into(row, tensors[layer], index[1:])
 
                 # Many reads at once keep fast disks busy.
                 list(readers.map(read_layer, out, range(*key[0])))
@@ -293,14 +267,14 @@ def save_weights(
     leaves = [(leaf_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(state)]
     if not writer:
         # Takes part in gathering every layer and drops it at once.
-        for name, tensor in _on_host(arch, leaves, {}):
+        for name, tensor in _on_host(arch, leaves):
             del name, tensor
         return
     dtype = str(leaves[0][1].dtype)
     with new_folder(folder) as new:
         files = TensorWriter(new, shard_bytes)
-        for name, tensor in _on_host(arch, leaves, adapter or {}):
-            files.add(name, tensor)
+        for name, tensor in _on_host(arch, leaves):
+            files.add(name, _merged(tensor, name, adapter or {}))
         files.close()
         written = {k: v for k, v in config.items() if k not in ("torch_dtype", "dtype")}
         write_json(new / "config.json", written | {"torch_dtype": dtype})
@@ -309,31 +283,17 @@ def save_weights(
                 write_bytes(new / file.name, file.read_bytes())
 
 
-def _on_host(
-    arch: Architecture, leaves: list[tuple[str, jax.Array]], adapter: Adapter
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (stored name, tensor), gathered from all devices one layer at a time, with the adapter's update added."""
-    # Several leaves may be rows of one stored matrix, each in its place.
-    parts: dict[str, list[tuple[str, jax.Array]]] = {}
-    for name, leaf in sorted(leaves, key=lambda each: _rows_before(arch, each[0])):
-        parts.setdefault(_stored_name(arch, name), []).append((name, leaf))
-    for stored, members in parts.items():
-        for layer in range(arch.layers if _is_stacked(members[0][0]) else 1):
-            tensors = []
-            for name, leaf in members:
-                tensor = _gathered(_layer(leaf, layer) if _is_stacked(name) else leaf)
-                tensors.append(_merged(tensor, name, layer, adapter))
-            yield stored.format(layer=layer), tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
-
-
-def _gathered(tensor: jax.Array) -> np.ndarray:
-    """Copies a tensor to the host, from all devices that have a part of it."""
-    if len(tensor.sharding.device_set) > 1:
-        assert isinstance(tensor.sharding, jax.sharding.NamedSharding), "weights are placed by name"
-        # One layer, whole on every device: a collective, which all processes enter in the same order.
-        whole = jax.sharding.NamedSharding(tensor.sharding.mesh, jax.sharding.PartitionSpec())
-        tensor = jax.jit(lambda x: x, out_shardings=whole)(tensor)
-    return np.asarray(tensor.addressable_data(0))
+def _on_host(arch: Architecture, leaves: list[tuple[str, jax.Array]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (stored name, tensor), gathered from all devices one layer at a time."""
+    for name, leaf in leaves:
+        for number, stored in enumerate(_tensors(arch, name)):
+            tensor = _layer(leaf, number) if _is_stacked(name) else leaf
+            if len(tensor.sharding.device_set) > 1:
+                assert isinstance(tensor.sharding, jax.sharding.NamedSharding), "weights are placed by name"
+                # One layer, whole on every device: a collective, which all processes enter in the same order.
+                whole = jax.sharding.NamedSharding(tensor.sharding.mesh, jax.sharding.PartitionSpec())
+                tensor = jax.jit(lambda x: x, out_shardings=whole)(tensor)
+            yield stored, np.asarray(tensor.addressable_data(0))
 
 
 @jax.jit
@@ -342,13 +302,13 @@ def _layer(leaf: jax.Array, number: int) -> jax.Array:
     return jnp.take(leaf, number, axis=0)
 
 
-def _merged(tensor: np.ndarray, name: str, layer: int, adapter: Adapter) -> np.ndarray:
-    """Adds the adapter's update, if it has one, to a layer's matrix [D_out, D_in]: W + scale (a b)^T."""
-    # blocks.<part>.<target>.weight; norms and biases have no update.
-    *_, target, kind = ("", *name.split("."))
-    if kind != "weight" or target not in adapter:
+def _merged(tensor: np.ndarray, name: str, adapter: Adapter) -> np.ndarray:
+    """Adds the adapter's update, if it has one, to a stored matrix [D_out, D_in]: W + scale (a b)^T."""
+    # model.layers.<layer>.<part>.<target>.weight; norms and biases have no update.
+    words = name.split(".")
+    if words[-1] != "weight" or len(words) < 4 or words[-2] not in adapter:
         return tensor
-    lora = adapter[target]
+    lora, layer = adapter[words[-2]], int(words[2])
     # [D_in, r] x [r, D_out], transposed to the stored [D_out, D_in].
     update = lora["scale"][layer] * (lora["a"][layer] @ lora["b"][layer]).T
     return (tensor.astype(np.promote_types(tensor.dtype, np.float32)) + update).astype(tensor.dtype)
