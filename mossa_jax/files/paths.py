@@ -20,6 +20,7 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.errors import Refusal
 from mossa_jax.files.leftovers import locked
 
 _COPIERS = 8  # files copied at the same time
@@ -29,6 +30,16 @@ _CHUNK = 1 << 22  # bytes
 def cache_root() -> Path:
     """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time."""
     return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
+
+
+def keep_home_clean() -> None:
+    """Lets matplotlib keep its list of fonts in this package's cache, and not in the home folder.
+
+    For commands, before they draw; whoever has set MPLCONFIGDIR keeps that.
+    """
+    # Where no home is known, a command that needs no cache works, too.
+    with contextlib.suppress(RuntimeError, Refusal):
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
