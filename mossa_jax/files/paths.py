@@ -20,6 +20,7 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.errors import Refusal
 from mossa_jax.files.leftovers import locked
 from mossa_jax.foreign import user_path
 
@@ -34,6 +35,16 @@ def cache_root() -> Path:
       Refusal: 2 when neither is known, as for a user without a home.
     """
     return Path(user_path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax", "MOSSA_CACHE"))
+
+
+def keep_home_clean() -> None:
+    """Lets matplotlib keep its list of fonts in this package's cache, and not in the home folder.
+
+    For commands, before they draw; whoever has set MPLCONFIGDIR keeps that.
+    """
+    # Where no home is known, a command that needs no cache works, too.
+    with contextlib.suppress(RuntimeError, Refusal):
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
