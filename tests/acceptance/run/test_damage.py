@@ -1,7 +1,8 @@
 """Damage to every kind of file that a run writes: nothing wrong, no traceback; a table of what came of it.
 
-`MOSSA_DAMAGE_FLIPS` sets how many bits of each kind of file are flipped, one after another (50). The run that is damaged is of
-a tiny trained model on four real tasks where these lie beside the repository, and else of a random one on three.
+`MOSSA_DAMAGE_FLIPS` sets how many bits of each kind of file are flipped, one after another (50). The run
+that is damaged is of a tiny trained model on four real tasks where these lie beside the repository, and else of a
+random one on three.
 """
 
 import os
