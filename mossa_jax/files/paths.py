@@ -184,7 +184,7 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[epath.Path]:
-    """Yields an empty folder in the cache, which is deleted when the block ends; of a killed process, by a later one."""
+    """Yields an empty folder in the cache, deleted when the block ends; that of a killed process by another one."""
     root, name = cache_root() / "scratch", secrets.token_hex(8)
     with locked(root, name):
         folder = root / f".{name}.{os.getpid()}.tmp"
