@@ -78,7 +78,7 @@ class Run:
             path, variant = path.parent.parent, path.name
         if not (path / "config.json").exists():
             reason = "it has no config.json" if path.exists() else "it does not exist"
-            raise Refusal(BAD_INPUT, f"{folder} is no run folder: {reason}; give the --workdir of a run")
+            raise Refusal(BAD_INPUT, f"{path} is no run folder: {reason}; give the --workdir of a run")
         self.folder, self.variant_name = path, variant
         if variant and not (self._place / "config.json").exists():
             there = ", ".join(self.variants) or "none"

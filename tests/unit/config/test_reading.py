@@ -1,6 +1,7 @@
 """What --config may name: Python, JSON and TOML files, run folders, published names, runs of a sweep."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -112,3 +113,20 @@ def test_the_record_of_a_run_that_was_changed_is_refused(tmp_path):
         with pytest.raises(Refusal, match="not as its run wrote it") as caught:
             load_config(name)
         assert caught.value.code == 2
+
+
+def test_a_file_that_is_none_is_named_as_what_it_is_and_never_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "pipe.py")
+    for name in ("pipe.json", "pipe.py"):
+        assert "is a named pipe; name another file" in refused(lambda name=name: load_config(tmp_path / name))
+    for name in ("a.json", "a.toml", "a.py"):
+        file(tmp_path, name, "version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+        assert "is a Git LFS pointer" in refused(lambda name=name: load_config(tmp_path / name))
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    assert "cannot be read (Too many levels" in refused(lambda: load_config(tmp_path / "loop.json"))
+    assert "cannot be read (File name too long)" in refused(lambda: load_config("x" * 300 + ".json"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file(tmp_path, "home.json", '{"seed": 5}'.encode("utf-16"))
+    assert load_config("~/home.json").seed == 5
+    assert "the variable NOT_SET_HERE is not set" in refused(lambda: load_config("$NOT_SET_HERE/a.json"))
