@@ -11,7 +11,8 @@ import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.generate import greedy
-from tests.support.model_folders import CASES, TEXTS, Case, torch_answers, torch_ids, torch_states
+from tests.support.model_folder_cases import CASES
+from tests.support.model_folders import TEXTS, Case, torch_answers, torch_ids, torch_states
 
 NEW = 6
 
