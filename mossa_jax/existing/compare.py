@@ -129,16 +129,16 @@ def compare(
     for name in (experimental, control):
         if name != PRETRAINED:
             check_template(model, name, template)
-    depths = [side.model.architecture.layers for side in sides]
-    if depths[0] != depths[1]:
-        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
-    if pool == ALL and sides[0].model is not sides[1].model:
-        raise Refusal(BAD_CONFIG, "pool 'all' compares adapters over one base, not whole models; give last or mean")
     texts = {one.name: one.texts for one in lists}
     ids = reading.encode(model, texts)
     for side in sides:
         if side.model is not model:
             reading.check_other(model, side.model, texts, ids)
+    depths = [side.model.architecture.layers for side in sides]
+    if depths[0] != depths[1]:
+        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
+    if pool == ALL and sides[0].model is not sides[1].model:
+        raise Refusal(BAD_CONFIG, "pool 'all' compares adapters over one base, not whole models; give last or mean")
     warn_of_repeats(ids)
     comparison = _Comparison(sides, pool, ids, permutations, seed)
     tables = [comparison.table(one) for one in lists]
