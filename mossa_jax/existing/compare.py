@@ -140,6 +140,11 @@ def compare(
     for name in (experimental, control):
         if name != PRETRAINED:
             check_template(model, name, template)
+    texts = {one.name: one.texts for one in lists}
+    ids = reading.encode(model, texts)
+    for side in sides:
+        if side.model is not model:
+            reading.check_other(model, side.model, texts, ids)
     depths = [side.model.architecture.layers for side in sides]
     if depths[0] != depths[1]:
         raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
@@ -149,11 +154,6 @@ def compare(
             "pool 'all' compares adapters over one base, not whole models, nor adapters that bring weights of it; "
             "give last or mean",
         )
-    texts = {one.name: one.texts for one in lists}
-    ids = reading.encode(model, texts)
-    for side in sides:
-        if side.model is not model:
-            reading.check_other(model, side.model, texts, ids)
     warn_of_repeats(ids)
     comparison = _Comparison(sides, pool, ids, permutations, seed)
     tables = [comparison.table(one) for one in lists]

@@ -70,7 +70,7 @@ def layer_states(
 
     Args:
       model: from `load_model`.
-      prompts: n texts. BOS is put in front of each exactly once.
+      prompts: n texts. BOS is put in front of each exactly once, if the model has one.
       pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens, "tokens" the states of
         all its tokens: 4 (L + 2) D bytes per token on the host, half a megabyte for a model of 7B.
       adapter: a PEFT adapter folder to run the model with; by default the model runs alone.
