@@ -193,7 +193,9 @@ CASES = {
     "target embedding, tied": Case(_QV | {"target_modules": ["q_proj", "embed_tokens"]}, base="tied"),
     "trainable tokens": Case(_QV | {"trainable_token_indices": [5, 1, 9]}),
     "trainable tokens by name, tied": Case(_QV | {"trainable_token_indices": {"embed_tokens": [4, 7]}}, base="tied"),
-    "modules_to_save embedding and head, tied": Case(_QV | {"modules_to_save": ["embed_tokens", "lm_head"]}, base="tied"),
+    "modules_to_save embedding and head, tied": Case(
+        _QV | {"modules_to_save": ["embed_tokens", "lm_head"]}, base="tied"
+    ),
     "modules_to_save head, kept tied": Case(
         _QV | {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, base="tied"
     ),
@@ -201,10 +203,12 @@ CASES = {
         _QV | {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, base="tied"
     ),
     "target head, kept tied": Case(
-        _QV | {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, base="tied"
+        _QV | {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, base="tied",
+        refused="ensure_weight_tying=True",
     ),
     "target embedding, kept tied": Case(
-        _QV | {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, base="tied"
+        _QV | {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, base="tied",
+        refused="ensure_weight_tying=True",
     ),
     "trainable tokens, kept tied": Case(
         _QV | {"trainable_token_indices": [3, 8], "ensure_weight_tying": True}, base="tied"
