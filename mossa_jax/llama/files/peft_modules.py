@@ -106,8 +106,8 @@ def adapted_modules(config: dict[str, Any], arch: Architecture, path: object, bo
     if modules.outside and arch.tied_head and config.get("ensure_weight_tying"):
         raise Refusal(
             BAD_INPUT,
-            f"{path}: ensure_weight_tying=True is not supported where {' and '.join(modules.outside)} has an update and "
-            "the base's head is its embedding; train without it",
+            f"{path}: ensure_weight_tying=True is not supported where {' and '.join(modules.outside)} has an update, "
+            "and the base's head is its embedding; train without it",
         )
     both = next((name for name in map(module_name, modules.projections) if modules.is_saved(name)), None)
     if both:
