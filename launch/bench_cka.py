@@ -7,7 +7,6 @@ python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead,profile]
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -16,13 +15,14 @@ from mossa_jax.config import POOLS as CONFIG_POOLS
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 from .flags import require_choice, run
+from .path_flags import define_path
 
 if TYPE_CHECKING:
     from mossa_jax.benchmarks import random_models, ready_states
 
 _PARTS = ("states", "traps", "models", "prefix", "overhead", "profile")
 PARTS = flags.DEFINE_list("parts", ",".join(_PARTS), f"Any of {', '.join(_PARTS)}.")
-OUT = flags.DEFINE_string("out", None, "File for the JSON record; without it the record is printed as one line.")
+OUT = define_path("out", "File for the JSON record; without it the record is printed as one line.", output="file")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds; medians are reported.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of states, weights and prompts.")
 N = flags.DEFINE_integer("n", 2048, "states: rows.")
@@ -83,8 +83,6 @@ def main(_: object) -> None:
     unknown = sorted(set(PARTS.value) - set(_PARTS))
     if unknown or not PARTS.value:
         raise Refusal(BAD_CONFIG, f"--parts={','.join(PARTS.value)}: give some of {', '.join(_PARTS)}")
-    if OUT.value and not pathlib.Path(OUT.value).absolute().parent.is_dir():
-        raise Refusal(BAD_CONFIG, f"--out={OUT.value}: its folder does not exist; create it first")
 
     from mossa_jax.benchmarks import (
         comparison_overhead,

@@ -9,13 +9,11 @@ shape is `tiny`. The exit code is 1 if a check or a measurement fails, after all
 import dataclasses
 import json
 import os
-import pathlib
 
 from absl import flags
 
-from mossa_jax.errors import BAD_CONFIG, Refusal
-
 from .flags import require_choice, run
+from .path_flags import define_path
 
 _PARTS = "checks,torch,forward,tuning,states,overhead,similarity,decoding"
 
@@ -24,7 +22,7 @@ SHAPE = flags.DEFINE_string(
 )
 MINUTES = flags.DEFINE_float("minutes", 9, "Minutes after which nothing new begins.", lower_bound=0)
 PARTS = flags.DEFINE_list("parts", _PARTS, f"Any of {_PARTS.replace(',', ', ')}.")
-OUT = flags.DEFINE_string("out", None, "JSON file, written after every measurement; otherwise printed at the end.")
+OUT = define_path("out", "JSON file, written after every measurement; otherwise printed at the end.", output="file")
 ROWS = flags.DEFINE_integer("rows", None, "Rows of a forward pass and of one adapter's step; default 8.", lower_bound=1)
 ROW_LENGTH = flags.DEFINE_integer("row_length", None, "Positions of a row; default 1,024.", lower_bound=1)
 PROMPTS = flags.DEFINE_integer("prompts", None, "Prompts of passes with states; default 256.", lower_bound=1)
@@ -38,9 +36,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 def main(_: object) -> None:
     """Prints progress and the table, and writes or prints the record."""
-    if OUT.value and not pathlib.Path(OUT.value).absolute().parent.is_dir():
-        raise Refusal(BAD_CONFIG, f"--out={OUT.value}: its folder does not exist; create it first")
-
     import jax
 
     from mossa_jax.benchmarks import device

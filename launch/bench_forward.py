@@ -11,13 +11,14 @@ from absl import flags
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 from .flags import run
+from .path_flags import define_path
 
-BASE = flags.DEFINE_string("base", None, "Hugging Face folder; default: 110 million random parameters.")
+BASE = define_path("base", "Hugging Face folder; default: 110 million random parameters.")
 ROWS = flags.DEFINE_integer("rows", 8, "Rows in the batch.", lower_bound=1)
 LENGTH = flags.DEFINE_integer("length", 256, "Positions per row.", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Number type of weights and compute.")
-OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+OUT = define_path("out", "JSON file to write.", output="file")
 
 
 def main(_: object) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from absl import flags
 
 from .flags import run
+from .path_flags import define_path
 
-BASE = flags.DEFINE_string("base", None, "Hugging Face folder.", required=True)
+BASE = define_path("base", "Hugging Face folder.", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type in memory.")
 FSDP = flags.DEFINE_integer("fsdp", -1, "Devices on the fsdp axis; -1: all.")
 SEQUENTIAL = flags.DEFINE_bool("sequential", True, "Also read the files once from end to end.")

@@ -18,30 +18,30 @@ from absl import flags
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 from .flags import run
+from .path_flags import define_path, define_paths
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.")
-EXPERIMENTAL = flags.DEFINE_string("experimental", None, "pretrained, a PEFT folder, or a model.")
-CONTROL = flags.DEFINE_string("control", None, "PEFT folder or model.")
-PROMPTS = flags.DEFINE_multi_string(
+BASE = define_path("base", "Base model: Hugging Face folder or hub id.")
+EXPERIMENTAL = define_path("experimental", "pretrained, a PEFT folder, or a model.", words=("pretrained",))
+CONTROL = define_path("control", "PEFT folder or model.")
+PROMPTS = define_paths(
     "prompts",
-    None,
     "JSONL file: an object with `inputs` per line, and with `item` and `template` if they are known. Several files: "
     "with commas between them, or the flag again.",
 )
-STATES_A = flags.DEFINE_string("states_a", None, "Folder of saved states: an array [rows, width] per layer.")
-STATES_B = flags.DEFINE_string("states_b", None, "Folder of the other model's saved states.")
-IDS_A = flags.DEFINE_string("ids_a", None, "Ids of the rows of --states_a: .txt, .json or .npy.")
-IDS_B = flags.DEFINE_string("ids_b", None, "Ids of the rows of --states_b.")
-ITEMS = flags.DEFINE_string(
+STATES_A = define_path("states_a", "Folder of saved states: an array [rows, width] per layer.")
+STATES_B = define_path("states_b", "Folder of the other model's saved states.")
+IDS_A = define_path("ids_a", "Ids of the rows of --states_a: .txt, .json or .npy.")
+IDS_B = define_path("ids_b", "Ids of the rows of --states_b.")
+ITEMS = define_path(
     "items",
-    None,
     "Item of each prompt or row, one id per row: .txt, .json or .npy; instead of those in --prompts. guess: prompts "
     "that share long texts are one item, as in a run whose rows name none.",
+    words=("guess",),
 )
-OUT = flags.DEFINE_string("out", None, "CSV file to write.", required=True)
+OUT = define_path("out", "CSV file to write.", output="file", required=True)
 TEMPLATE = flags.DEFINE_enum("template", "none", ["none", "llama2", "chat"], "Prompt template.")
 MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", None, "Cut longer prompts to this many tokens; default: the model's positions.", lower_bound=1
@@ -72,10 +72,11 @@ _ONLY_MODELS = (*_MODELS, TEMPLATE, MAX_TOKENS, TRUNCATION, POOL, DTYPE, REVISIO
 
 def main(_: object) -> None:
     """Writes the table and prints it."""
+    from mossa_jax.files.csv_text import csv_text
     from mossa_jax.files.write import write_text
 
     table = _compare_models(_files(PROMPTS.value)) if STATES_A.value is None else _compare_saved()
-    write_text(OUT.value, table.to_csv(index=False))
+    write_text(OUT.value, csv_text(table))
     print(table.to_string(index=False))
 
 
@@ -112,10 +113,9 @@ def _items() -> tuple[str, ...] | None:
     return read_ids(Path(ITEMS.value)) if ITEMS.value else None
 
 
-def _files(values: Sequence[str] | None) -> list[str]:
-    """Returns the files that --prompts names; the name of a file may hold a comma."""
-    split = [[value] if Path(value).is_file() else value.split(",") for value in values or ()]
-    return [file for files in split for file in files]
+def _files(values: Sequence[Sequence[str]] | None) -> list[str]:
+    """Returns the files that --prompts names."""
+    return [file for files in values or () for file in files]
 
 
 def _check(out: str | None) -> bool:
@@ -133,8 +133,8 @@ def _check(out: str | None) -> bool:
     if stray:
         raise Refusal(BAD_CONFIG, f"--{stray[0]} does not go with --states_a; compare either models or saved states")
     files = _files(PROMPTS.value)
-    if "" in files or len(set(files)) < len(files):
-        raise Refusal(BAD_CONFIG, f"--prompts={','.join(files)}: a file is named twice or has no name; name each once")
+    if len(set(files)) < len(files):
+        raise Refusal(BAD_CONFIG, f"--prompts={','.join(files)}: a file is named twice; name each once")
     if ITEMS.value == _GUESS and is_saved:
         raise Refusal(BAD_CONFIG, "--items=guess needs the texts of prompts, which saved states lack; name a file")
     if ITEMS.value not in (None, _GUESS) and len(files) > 1:

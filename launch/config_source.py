@@ -17,6 +17,7 @@ from mossa_jax.config import Config, check, config_to_data, load_config, load_ru
 from mossa_jax.config.data import field_values
 from mossa_jax.config.reading import RECORD, SWEEP_RECORD, read_fields, read_file
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.foreign import user_path
 
 _VARIANTS = "variants"  # the folder of a run folder that holds further variants of its results
 
@@ -66,6 +67,7 @@ def with_config_of_workdir(words: Sequence[str]) -> list[str]:
     workdir = _last_value(words, "workdir")
     if not workdir or "workdir" not in flags.FLAGS:
         return words
+    workdir = user_path(workdir, "--workdir")
     config, place = _last_value(words, "config"), _run_folder(workdir)
     is_variant = place != workdir
     if config is not None and is_variant:
@@ -87,8 +89,6 @@ def check_takeover(source: str, workdir: str | None) -> str:
     Raises:
       Refusal: 2 when it is no run folder, or the one to work in.
     """
-    if not source:
-        raise Refusal(BAD_CONFIG, "--from= is empty; name the folder of a run, or leave it out")
     place = _run_folder(source)
     if read_file(_join(place, RECORD), f"--from={source}") is None:
         raise Refusal(BAD_CONFIG, f"--from={source}: {_why_no_run_folder(place, 'name the folder of a run')}")

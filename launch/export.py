@@ -6,10 +6,11 @@ python -m launch.export --base=MODEL --adapter=PEFT --out=DIR
 from absl import flags
 
 from .flags import run
+from .path_flags import define_path
 
-BASE = flags.DEFINE_string("base", None, "Base model: Hugging Face folder or hub id.", required=True)
-ADAPTER = flags.DEFINE_string("adapter", None, "PEFT folder.", required=True)
-OUT = flags.DEFINE_string("out", None, "Folder to write; new or empty.", required=True)
+BASE = define_path("base", "Base model: Hugging Face folder or hub id.", required=True)
+ADAPTER = define_path("adapter", "PEFT folder.", required=True)
+OUT = define_path("out", "Folder to write; new or empty.", output="folder", required=True)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Number type to write.")
 REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base.")
 

@@ -6,6 +6,7 @@ Flags are parsed before JAX and the package's rooms are imported: a command line
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,13 +16,20 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
 from mossa_jax.config import describe_fields
 from mossa_jax.errors import BAD_CONFIG, DONE, Refusal
+from mossa_jax.foreign import short
+from mossa_jax.processes.failures import explain, first_line
+from mossa_jax.processes.streams import settle_streams
 from mossa_jax.run.options import STALE, Options
 
+from . import end_on_interrupt
 from .config_source import ConfigSource, check_takeover, config_text, settle_config, with_config_of_workdir
+from .facts import command_facts
 from .help import help_text, show
+from .path_flags import define_path
 
 if TYPE_CHECKING:
     from mossa_jax.processes.life import Process
@@ -58,13 +66,35 @@ _words = _Words("", 0, _take_none, [])
 # Fields with a choice of words are overridden by any string; `config.check` then says what they may be.
 config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
 
+
+class _ListParser(tuple_parser.TupleParser):
+    """Parses the list of a field: `a,b`, or as Python writes it, `("a", "b")`, which a name with a comma needs."""
+
+    def parse(self, argument: object) -> tuple:
+        """Returns the entries.
+
+        Raises:
+          ValueError: it begins as Python's lists do and is none.
+        """
+        text = argument.strip() if isinstance(argument, str) else ""
+        if not text or text.startswith(("(", "[", "'", '"')):
+            try:
+                return () if argument == "" else super().parse(argument)
+            except (MemoryError, RecursionError, TypeError):
+                raise ValueError(f"{short(argument)} is no list; write a,b") from None
+        return tuple(word.strip() for word in text.split(","))
+
+
+config_flags.register_flag_parser_for_type(tuple, _ListParser())
+
 flags.DEFINE_integer("processes", 1, "Number of processes; 0 asks the cluster's environment.", lower_bound=0)
 flags.DEFINE_string("coordinator", "", "host:port of process 0, unless the environment says it.")
-flags.DEFINE_string(
+define_path(
     "compile_cache",
-    "",
     "Folder that keeps compiled programs for later runs and for all hosts, e.g. gs://...; empty: in MOSSA_CACHE, at "
     "most 2 GiB; none: keeps none.",
+    default="",
+    words=("", "none"),
 )
 flags.DEFINE_integer("process", -1, "Index of this process, unless the environment says it.")
 flags.DEFINE_integer(
@@ -107,6 +137,10 @@ class _HoursParser(flags.FloatParser):
 def run(main: Callable[[Process], object]) -> None:
     """Parses the command line, runs `main` as a process of the run, and ends with the exit code that README lists."""
     usage = main.__globals__["__doc__"] or ""
+    end_on_interrupt()
+    settle_streams()
+    # Commands draw into files; a notebook's cells name a backend that may not be installed.
+    os.environ["MPLBACKEND"] = "agg"
     app.run(lambda argv: sys.exit(_live(main)), flags_parser=partial(_parse, usage))
 
 
@@ -124,7 +158,7 @@ def define_config_flag(required: bool = True, sweeps: bool = False) -> flags.Fla
     config = config_flags.DEFINE_config_file("config", None, text)
     flags.FLAGS["config"].parser = ConfigSource(sweeps)
     text = "TOML or JSON file with values of fields; those of the command line, as in --config.seed=1, win."
-    flags.DEFINE_string("overrides", None, text)
+    define_path("overrides", text)
     text = "Print the configuration, with all overrides, as JSON that --config takes, and do nothing else."
     flags.DEFINE_bool("print_config", False, text)
     if required:
@@ -135,11 +169,11 @@ def define_config_flag(required: bool = True, sweeps: bool = False) -> flags.Fla
 def define_run_flags(sweeps: bool = False) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Defines the flags of the commands that work in a run folder, and returns --config and --workdir."""
     config = define_config_flag(required=False, sweeps=sweeps)
-    workdir = flags.DEFINE_string(
+    workdir = define_path(
         "workdir",
-        None,
         "Run folder. The same command continues where it stopped; without --config, with the configuration that the "
         "folder has.",
+        output="folder",
     )
     text = "Longest time in seconds between two signs of life (a step, a batch, a file read); 0: no limit."
     flags.DEFINE_float("step_timeout", 1800, text, lower_bound=0)
@@ -155,9 +189,7 @@ def define_run_flags(sweeps: bool = False) -> tuple[flags.FlagHolder, flags.Flag
 
 def define_tuning_flags() -> flags.FlagHolder:
     """Defines the flags of the commands that tune, and returns --profile; `attempt_options` reads the others."""
-    flags.DEFINE_string(
-        "from", None, "Run folder whose models and results are taken over where they rest on the same things."
-    )
+    define_path("from", "Run folder whose models and results are taken over where they rest on the same things.")
     text = (
         "Models that were tuned on other rows than the run has today, as tasks came, went or changed: refuse them, "
         "retrain them, or keep E as it is and count the tasks that came as unseen."
@@ -172,7 +204,7 @@ def attempt_options() -> Options:
     """Returns what the flags of `define_tuning_flags` ask for."""
     values = flags.FLAGS
     source = values["from"].value
-    take_from = check_takeover(source, values["workdir"].value) if source is not None else ""
+    take_from = check_takeover(source, values["workdir"].value) if source else ""
     return Options(take_from=take_from, stale=values["stale"].value)
 
 
@@ -205,8 +237,15 @@ def require_choice(flag: flags.FlagHolder, choices: Sequence[str]) -> None:
 
 def _live(main: Callable[[Process], object]) -> int:
     """Runs `main` in a process with the settings of the shared flags."""
-    from mossa_jax.processes.life import Process, Settings
+    try:
+        from mossa_jax.files.paths import keep_home_clean
+        from mossa_jax.processes.life import Process, Settings
+    except ImportError as error:
+        if (refusal := explain(error)) is None:
+            raise
+        _refuse(str(refusal), refusal.code)
 
+    keep_home_clean()
     values = flags.FLAGS
     settings = Settings(
         platform=values.platform,
@@ -221,7 +260,9 @@ def _live(main: Callable[[Process], object]) -> int:
         max_hours=(values["max_hours"].value or 0) if "max_hours" in values else 0,
         verbosity=values.verbosity,
     )
-    return Process(settings, _keep_compiled_programs).run(main)
+    command = main.__globals__.get("__spec__")
+    name = command.name if command is not None else main.__module__
+    return Process(settings, _keep_compiled_programs, partial(command_facts, name.rpartition(".")[2])).run(main)
 
 
 def _keep_compiled_programs() -> None:
@@ -235,29 +276,29 @@ def _parse(usage: str, argv: Sequence[str]) -> list[str]:
 
     With --print_config it prints the configuration, and the command ends.
     """
-    if _HELP & set(argv[1:]):
-        show(help_text(usage))
-        sys.exit(DONE)
     try:
+        if _HELP & set(argv[1:]):
+            show(help_text(usage))
+            sys.exit(DONE)
         words = [_in_numbers(word) for word in flags.FLAGS.read_flags_from_files(argv, force_gnu=False)]
         _check_fields(words)
         rest = flags.FLAGS(with_config_of_workdir(words))
         _words.take(rest[1:])
         _check_values()
+        if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
+            show(config_text())
+            sys.exit(DONE)
     except flags.Error as error:
         # absl shows a tuple for a word that is no boolean.
         text = re.sub(r"\('Non-boolean argument to boolean flag', .*\)", "must be true or false", str(error))
         missing = re.match(r"flag --(\w+)=None: Flag .* must have a value other than None", text)
         _refuse(f"--{missing[1]} is not given; --help lists all flags" if missing else text)
-    except Refusal as refusal:
-        _refuse(str(refusal), refusal.code)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        _refuse(f"--config: {_first_line(error)}; fields and their meaning: --help")
-    except OSError as error:
-        _refuse(f"--config: the file cannot be read ({_first_line(error)})")
-    if "print_config" in flags.FLAGS and flags.FLAGS.print_config:
-        show(config_text())
-        sys.exit(DONE)
+        _refuse(f"--config: {first_line(error)}; fields and their meaning: --help")
+    except Exception as error:
+        if (refusal := explain(error)) is None:
+            raise
+        _refuse(str(refusal), refusal.code)
     return rest
 
 
@@ -296,11 +337,6 @@ def _check_values() -> None:
     settle_config()
     if "from" in values:
         attempt_options()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse(message: str, code: int = BAD_CONFIG) -> NoReturn:

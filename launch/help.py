@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,11 +49,8 @@ def help_text(usage: str) -> str:
 
 
 def show(text: str) -> None:
-    """Prints a text; a reader that leaves early, such as `head`, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Prints a text, and does not leave it to the end of the process to find that it cannot be written."""
+    print(text, flush=True)
 
 
 def summary(source: Path) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from mossa_jax import __version__
 from mossa_jax.config import published_configs
-from mossa_jax.errors import BAD_CONFIG
+from mossa_jax.errors import BAD_CONFIG, INTERNAL
+from mossa_jax.processes.failures import explain
+from mossa_jax.processes.streams import settle_streams
 
 from .help import show, summary
 
@@ -25,6 +27,7 @@ _COMMANDS = (
 
 def main() -> None:
     """Runs the command that the first word names, or lists the commands."""
+    settle_streams()
     folder = Path(__file__).parent
     files = {name: folder / f"{name}.py" for name in _COMMANDS if (folder / f"{name}.py").is_file()}
     word = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -33,18 +36,27 @@ def main() -> None:
         command = import_module(f".{word}", __package__)
         command.run(command.main)
     elif word == "configs":
-        show(_lines(published_configs()))
+        _show(_lines(published_configs()))
     elif word in ("help", "--help", "-h"):
-        show(
+        _show(
             f"mossa COMMAND [--FLAG=VALUE ...]\n\nCommands:\n{_lines(files)}\n"
             "  configs        Lists the published configs, which --config finds by name.\n\n"
             "mossa COMMAND --help lists the flags of a command, and the fields of a config."
         )
     elif word == "--version":
-        print(f"mossa_jax {__version__}")
+        _show(f"mossa_jax {__version__}")
     else:
         print(f"error: mossa {word}: no such command; there are {', '.join([*files, 'configs'])}", file=sys.stderr)
         sys.exit(BAD_CONFIG)
+
+
+def _show(text: str) -> None:
+    try:
+        show(text)
+    except OSError as error:
+        refusal = explain(error)
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(refusal.code if refusal else INTERNAL)
 
 
 def _lines(files: Mapping[str, Path]) -> str:

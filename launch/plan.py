@@ -31,6 +31,7 @@ from mossa_jax.config import DTYPES, MINIATURE, TEMPLATES, Compare, Config, Mesh
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 from .flags import define_config_flag, require_choice, run
+from .path_flags import define_path
 
 if TYPE_CHECKING:
     from mossa_jax.llama.architecture import Architecture
@@ -44,7 +45,7 @@ CONFIG = define_config_flag(required=False)
 STAGE = flags.DEFINE_enum("stage", None, _STAGES, "Stages to plan; default: all with --config, else forward.")
 SUGGEST = flags.DEFINE_bool("suggest", False, "Search for the mesh and the slots that take the fewest hours.")
 SHAPE = flags.DEFINE_string("shape", None, "Published model whose shape replaces the config's base, e.g. llama2-7b.")
-BASE = flags.DEFINE_string("base", None, "Hugging Face folder or hub id, of which only config.json is read.")
+BASE = define_path("base", "Hugging Face folder or hub id, of which only config.json is read.")
 REVISION = flags.DEFINE_string("revision", "", "Revision of a hub id in --base.")
 TOPOLOGY = flags.DEFINE_list(
     "topology", ["v5e:4x4"], "TPU slices, as v5e:4x4 or v5p:2x2x4, and GPUs x nodes, as h100:8x2, separated by commas."
@@ -81,11 +82,11 @@ PRICE = flags.DEFINE_float(
 )
 PRICES = flags.DEFINE_bool("prices", False, "Print the list prices of chips, and do nothing else.")
 COMPILE = flags.DEFINE_bool("compile", True, "Compile programs; --nocompile plans by formula, in seconds.")
-MEASURED = flags.DEFINE_string(
-    "measured", None, "Folder of a finished run whose measured times are taken to the planned run; see --config."
+MEASURED = define_path(
+    "measured", "Folder of a finished run whose measured times are taken to the planned run; see --config."
 )
 BRIEF = flags.DEFINE_bool("brief", False, "Print one line per topology instead of the tables.")
-OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+OUT = define_path("out", "JSON file to write.", output="file")
 
 
 def _check_flags(values: Mapping[str, Any]) -> bool:

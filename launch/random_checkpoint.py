@@ -6,10 +6,11 @@ python -m launch.random_checkpoint --shape=llama2-7b --dtype=bfloat16 --out=DIR
 from absl import flags
 
 from .flags import require_choice, run
+from .path_flags import define_path
 
 SHAPE = flags.DEFINE_string("shape", "llama2-7b", "Published model whose shape to take.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Number type of the files.")
-OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+OUT = define_path("out", "Folder to write.", output="folder", required=True)
 SHARD_GB = flags.DEFINE_float("shard_gb", 2.0, "Largest size of a file, in GB.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the random numbers.")
 

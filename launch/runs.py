@@ -10,8 +10,11 @@ from absl import flags
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
 from .flags import define_words, run
+from .path_flags import define_path
 
-OUT = flags.DEFINE_string("out", None, "Page to write, FILE.html; its tables are written beside it, as FILE.cells.csv.")
+OUT = define_path(
+    "out", "Page to write, FILE.html; its tables are written beside it, as FILE.cells.csv.", output="file"
+)
 PAIRED = flags.DEFINE_boolean(
     "paired", False, "Run the models again where runs share test prompts: intervals of cells then pair their rows."
 )
@@ -21,14 +24,9 @@ FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "json"], "What
 def _check(words: list[str]) -> None:
     """Refuses what is no run folder, and a page that cannot be written."""
     from mossa_jax.existing.runs import Run
-    from mossa_jax.files.paths import as_path
 
-    if OUT.value is not None:
-        if not OUT.value.endswith(".html"):
-            raise Refusal(BAD_CONFIG, f"--out={OUT.value}: must end in .html")
-        for parent in as_path(OUT.value).parents:
-            if parent.exists() and not parent.is_dir():
-                raise Refusal(BAD_CONFIG, f"--out={OUT.value}: {parent} is a file; name a folder")
+    if OUT.value is not None and not OUT.value.endswith(".html"):
+        raise Refusal(BAD_CONFIG, f"--out={OUT.value}: must end in .html")
     for word in words:
         Run(word).analysis  # noqa: B018
 

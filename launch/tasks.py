@@ -3,20 +3,16 @@
 python -m launch.tasks --config=NAME [--out=DIR] [--export=FOLDER]
 """
 
-from absl import flags
-
 from .flags import define_config_flag, run
+from .path_flags import define_path
 
 CONFIG = define_config_flag()
-OUT = flags.DEFINE_string("out", None, "Folder for tasks.csv, mixture.csv, warnings.txt and lengths.png.")
-EXPORT = flags.DEFINE_string("export", None, "New folder for the suite's rows, as suite `folder` reads them.")
+OUT = define_path("out", "Folder for tasks.csv, mixture.csv, warnings.txt and lengths.png.", output="folder")
+EXPORT = define_path("export", "New folder for the suite's rows, as suite `folder` reads them.", output="folder")
 
 
 def main(_: object) -> None:
     """Prints the table, the mixture and the warnings."""
-    from etils import epath
-
-    from mossa_jax.errors import BAD_CONFIG, Refusal
     from mossa_jax.log import log
     from mossa_jax.preview.dataset import preview_dataset, write_preview
     from mossa_jax.preview.text import preview_text
@@ -24,8 +20,6 @@ def main(_: object) -> None:
     from mossa_jax.tasks.folder import write_folder
 
     config = CONFIG.value
-    if OUT.value and epath.Path(OUT.value).exists() and not epath.Path(OUT.value).is_dir():
-        raise Refusal(BAD_CONFIG, f"--out={OUT.value} is a file; name a folder")
     if EXPORT.value:
         log.info("exporting the suite to %s", EXPORT.value)
         most = max(config.tasks.max_train, config.tasks.max_test)

@@ -24,6 +24,8 @@ DEEPEST = 100
 _LFS = b"version https://git-lfs.github.com/spec/"
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+# A digest, a space, a space or (for `--binary`) a star, and the name.
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -36,7 +38,7 @@ _KINDS = {
 class ForeignPath(Protocol):
     """A path of any file system: `pathlib.Path`, `epath.Path`."""
 
-    def open(self, mode: str = "r") -> Any:
+    def open(self, mode: Any = "r") -> Any:
         """Opens the file."""
 
 
@@ -187,6 +189,16 @@ def parse_json(data: bytes | str, where: object, way_out: str = "copy it again")
     return value
 
 
+def parse_sums(data: bytes) -> dict[str, list[str]]:
+    """Parses a file of `sha256sum`: name -> its digests, as 64 hex digits. Lines that make no sense are passed over."""
+    digests: dict[str, list[str]] = {}
+    for line in data.decode(errors="replace").splitlines():
+        if match := _SUM.fullmatch(line):
+            own = digests.setdefault(match[2], [])
+            own += [match[1]] * (match[1] not in own)
+    return digests
+
+
 def whole_number(value: Any, field: str, least: int, most: int) -> int:
     """Returns a value of a parsed file that has to be a whole number in a range, also where it is written as 4.0.
 
@@ -246,3 +258,33 @@ def _not_json(constant: str) -> NoReturn:
 def _unreadable(path: object, error: Exception, way_out: str) -> Refusal:
     reason = getattr(error, "strerror", None) or str(error)
     return Refusal(BAD_INPUT, f"{path} cannot be read ({reason}); {way_out}")
+
+
+def visible(text: str) -> str:
+    """Returns a text with a sign for each character that shows nothing or turns the ones beside it round.
+
+    Line ends and tabs become `↵` and `⇥`; other control and format characters, spaces beside the usual one, lone
+    surrogates and characters without a meaning become `[U+200B]`.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_SIGNS.get(char) or (escaped(char) if is_hidden(char) else char) for char in text)
+
+
+def is_hidden(char: str) -> bool:
+    """Returns whether a character shows nothing of itself."""
+    return not char.isprintable() or _IGNORABLE.match(char) is not None
+
+
+def escaped(chars: str) -> str:
+    """Spells characters out: `[U+4E00]`, `[U+4E00 U+4E8C]`; of many only the first."""
+    listed = [f"U+{ord(char):04X}" for char in chars[:_SPELT]]
+    return f"[{' '.join(listed)}{f' +{len(chars) - _SPELT}' if len(chars) > _SPELT else ''}]"
+
+
+_SIGNS = {"\n": "↵", "\t": "⇥"}
+_SPELT = 4  # characters of one run that are spelled out
+# Letters and marks that are never drawn: variation selectors, fillers, joiners, the blank of Braille.
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)

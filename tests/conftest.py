@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import json
 import os
 import pathlib
 import platform
 import runpy
 import shutil
 import tempfile
+from dataclasses import asdict
 
 import filelock
 import jax
@@ -18,6 +20,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
 from mossa_jax.run.analyse import factors, layers, merged, stages, weights
 from tests.support.paths import ROOT, SHARED
+from tests.support.run_folders import rewrite
 from tests.support.tiny_llama import Tiny, write_adapter, write_config, write_model, write_tasks
 
 
@@ -136,7 +139,8 @@ def analysed_run(tiny_run) -> tuple[object, pathlib.Path]:
         if not folder.exists():
             making = finished.parent / "making/analysed"
             shutil.copytree(finished, making, ignore=shutil.ignore_patterns(".lock", ".holder"))
-            (making / "config.json").unlink()  # else these analyses would be a variant beside the run's own results
+            # Else these analyses would be a variant beside the run's own results.
+            rewrite(making / "config.json", lambda record: record.update(json.loads(json.dumps(asdict(config)))))
             run_folder = pipeline.open_run(config, str(making))
             try:
                 stages.analyse(pipeline.Run(config, run_folder, Stop()), chosen)

@@ -102,7 +102,8 @@ def run_checks() -> Iterator[list[Check]]:
 
 def _body(model: Model) -> str:
     """Returns the body of attention that this device takes for a model."""
-    return choose_body(model.mesh, jax.tree.leaves(model.state)[0].dtype, model.architecture.head_dim)
+    arch = model.architecture
+    return choose_body(model.mesh, jax.tree.leaves(model.state)[0].dtype, arch.head_dim, arch.attention_cap)
 
 
 def _run(programs: Mapping[str, Program], cases: Cases) -> dict[str, dict[str, float] | str]:

@@ -1,7 +1,8 @@
 """The configuration of a run.
 
 fields.py      every field, with its unit, its default and the default's origin
-values.py      what a value may be by the field's type; rules.py: what the fields may be, alone and together
+values.py      what a value may be by the field's type; ranges.py: the range of each
+rules.py       what the fields may be, alone and together
 data.py        configurations as plain data, for JSON and TOML
 sweeps.py      several configurations of one experiment
 published.py   the published configs; reading.py: what a config file, a run folder or a published name gives

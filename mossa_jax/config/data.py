@@ -14,6 +14,7 @@ from typing import Any
 from mossa_jax.config.fields import Config
 from mossa_jax.config.values import did_you_mean, field_types, field_value
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.foreign import decode, short
 
 FORMATS = (".json", ".toml")
 """Endings of the files that hold plain data."""
@@ -90,10 +91,11 @@ def parse_data(text: bytes, path: str, where: str) -> Any:
     """
     is_toml = PurePath(path).suffix == ".toml"
     try:
-        content = text.decode("utf-8-sig")
+        content = decode(text, f"{where}:")
+    except Refusal as refusal:
+        raise Refusal(BAD_CONFIG, str(refusal)) from None
+    try:
         return tomllib.loads(content) if is_toml else json.loads(content, object_pairs_hook=_without_repeats)
-    except UnicodeDecodeError as error:
-        raise Refusal(BAD_CONFIG, f"{where}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise Refusal(BAD_CONFIG, f"{where}: is not valid {'TOML' if is_toml else 'JSON'} ({reason})") from None
@@ -123,7 +125,7 @@ def _flat(values: Mapping[str, Any], above: str, where: str) -> Iterator[tuple[s
             yield from _flat(value, f"{name}.", where)
         else:
             first = next(known for known in field_types() if known.startswith(f"{name}."))
-            raise Refusal(BAD_CONFIG, f"{where}: {name}={value!r}: is a group of fields, as {first}; set those")
+            raise Refusal(BAD_CONFIG, f"{where}: {name}={short(value)}: is a group of fields, as {first}; set those")
 
 
 def _restored(name: str, value: Any, where: str) -> Any:
@@ -132,7 +134,7 @@ def _restored(name: str, value: Any, where: str) -> Any:
     try:
         return field_value(field_types()[name], value)
     except ValueError as error:
-        raise Refusal(BAD_CONFIG, f"{where}: {name}={value!r}: {error}") from None
+        raise Refusal(BAD_CONFIG, f"{where}: {name}={short(value)}: {error}") from None
 
 
 def _kind(data: Any) -> str:

@@ -19,7 +19,9 @@ Template = Literal["none", "llama2", "chat"]
 Truncation = Literal["keep_end", "paper"]
 Method = Literal["lora", "full"]
 Optimizer = Literal["adamw", "adafactor"]
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Target = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"
+]
 Pool = Literal["last", "mean", "all"]
 Engine = Literal["auto", "kept", "moments"]
 Dtype = Literal["float32", "bfloat16"]
@@ -154,8 +156,8 @@ class Tuning:
     alpha: float = 16.0
     """Scale of the adapters: an update is multiplied by alpha / rank. 16 as in the authors' runs."""
     targets: tuple[Target, ...] = ("q_proj", "v_proj")
-    """Projections with an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj. q and v as
-    in the authors' runs."""
+    """Projections with an adapter: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; of Phi 3,
+    qkv_proj, o_proj, gate_up_proj, down_proj. q and v as in the authors' runs."""
     first_layer: int = 0
     """First block with an adapter; the blocks below keep the base model's states exactly."""
     control: Schedule = field(default_factory=Schedule)

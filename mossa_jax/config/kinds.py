@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -20,6 +21,8 @@ FREE = (
 )  # fmt: skip
 """Fields that no result depends on."""
 
+# The end of every name of a variant that has a hash.
+_HASHED = re.compile(r".*-[0-9a-f]{16}")
 _LATER = ("compare", "analyse", "tuning.score_prompts", "tuning.score_tokens")
 # Fields of `tuning` that decide which models there are, how they fit the devices and over which windows their curves
 # are means: each model is the same, up to rounding, whatever they say.
@@ -56,17 +59,23 @@ def flat_fields(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[st
 
 
 def name_of(values: Mapping[str, Any]) -> str:
-    """Names a variant or a run of a sweep, and its folder, by its own values: `compare.pool=mean`; "" for none."""
+    """Names a variant or a run of a sweep, and its folder, by its own values: `compare.pool=mean`; "" for none.
+
+    Other values have another name, also on file systems that take capitals for small letters.
+    """
     texts = (
         f"{field}={'+'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for field, value in values.items()
     )
     name = ",".join(texts)
-    if re.fullmatch(r"[A-Za-z0-9_.,=+-]{0,100}", name):
+    words = [word for value in values.values() for word in (value if isinstance(value, list | tuple) else [value])]
+    is_plain = all(re.fullmatch(r"[a-z0-9_.-]+", word) for word in words if isinstance(word, str))
+    if is_plain and re.fullmatch(r"([A-Za-z0-9_.,=+-]{0,99}[A-Za-z0-9_])?", name) and not _HASHED.fullmatch(name):
         return name
-    # Too long for a folder's name, or with characters that it may not have.
+    # Too long for a folder's name, with characters that it may not have, or like the name of other values.
     plain = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", name)[:80]
-    return f"{plain}-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
+    exact = json.dumps(dict(values), default=str)
+    return f"{plain}-{hashlib.sha256(exact.encode()).hexdigest()[:16]}"
 
 
 def tuning_identity(tuning: Tuning) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import runpy
 import traceback
@@ -17,6 +18,7 @@ from mossa_jax.config.published import published_configs
 from mossa_jax.config.sweeps import check_sweep
 from mossa_jax.config.values import did_you_mean
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
+from mossa_jax.foreign import parse_sums, read_bytes, user_path
 
 RECORD = "config.json"
 """The file of a run folder that holds its configuration."""
@@ -83,12 +85,24 @@ def read_file(path: str | PathLike[str], where: str) -> bytes | None:
     path = os.fspath(path)
     if "://" in path:
         return _read_object(path, where)
-    try:
-        return Path(path).expanduser().read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    if not _exists(path, where):
         return None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refusal(BAD_CONFIG, f"{where}: cannot be read ({error}); name another file") from None
+    try:
+        return read_bytes(Path(path), way_out="name another file")
+    except Refusal as refusal:
+        raise Refusal(BAD_CONFIG, f"{where}: {refusal}") from None
+
+
+def _exists(path: str, where: str) -> bool:
+    """Returns whether there is something of that name on this machine, whatever it is."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refusal(BAD_CONFIG, f"{where}: cannot be read ({reason}); name another file") from None
+    return True
 
 
 def _read_object(path: str, where: str) -> bytes | None:
@@ -108,7 +122,9 @@ def _read_object(path: str, where: str) -> bytes | None:
 
 def _load(name: str, where: str, takes_sweeps: bool) -> dict[str, Config]:
     where = where or f"config {name}"
-    path, word = _locate(name, where)
+    path, word = _locate(
+        user_path(name, "--config" if where.startswith("--config") else "config") if name else "", where
+    )
     if path.endswith(FORMATS):
         return _from_data(path, word, where, takes_sweeps)
     if "://" in path or path.endswith((".yaml", ".yml")):
@@ -126,11 +142,11 @@ def _locate(name: str, where: str) -> tuple[str, str]:
     published = published_configs()
     head, _, tail = name.partition(":")
     for path, word in ((name, ""), (head, tail)):
-        if Path(path).expanduser().is_file():
-            return str(Path(path).expanduser()), word
+        if path and _exists(path, where) and not os.path.isdir(path):
+            return path, word
         if path in published:
             return str(published[path]), word
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if (folder / RECORD).is_file():
         return str(folder / RECORD), ""
     if (folder / SWEEP_RECORD).is_file():
@@ -148,6 +164,7 @@ def _from_data(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str
     text = read_file(path, where)
     if text is None:
         raise Refusal(BAD_CONFIG, f"{where}: no such file; a run folder has a {RECORD}")
+    _check_digest(path, text, where)
     data = parse_data(text, path, where)
     if isinstance(data, dict) and data.keys() == {_SWEEP}:
         entries = data[_SWEEP] if isinstance(data[_SWEEP], dict) else {}
@@ -158,7 +175,21 @@ def _from_data(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str
     return {"": config_from_data(data, where)}
 
 
+def _check_digest(path: str, text: bytes, where: str) -> None:
+    """Refuses the record of a run folder that is not as the run wrote it."""
+    folder, _, name = path.rpartition("/")
+    if name != RECORD:
+        return
+    digests = parse_sums(read_file(f"{folder or '.'}/SHA256SUMS", where) or b"").get(name)
+    if digests and hashlib.sha256(text).hexdigest() not in digests:
+        raise Refusal(
+            BAD_CONFIG, f"{where}: is not as its run wrote it, by SHA256SUMS beside it; restore it from a copy"
+        )
+
+
 def _from_python(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str, Config]:
+    # What is no Python file, such as a pipe or a pointer to one, is named as what it is.
+    read_file(path, where)
     names = _guarded(lambda: runpy.run_path(path), path, where)
     get_config, get_sweep = names.get("get_config"), names.get("get_sweep")
     if callable(get_sweep) and (takes_sweeps or word or not callable(get_config)):

@@ -14,7 +14,7 @@ from mossa_jax.config.fields import Config
 from mossa_jax.config.kinds import flat_fields, name_of
 from mossa_jax.errors import BAD_CONFIG, Refusal
 
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]{0,119}"
+_NAME = r"[A-Za-z0-9_]([A-Za-z0-9_.,=+-]{0,118}[A-Za-z0-9_,=+-])?"
 
 
 def sweep(base: Config | Callable[[], Config], /, **axes: Any) -> dict[str, Config]:
@@ -67,6 +67,11 @@ def check_sweep(runs: Any, where: str) -> dict[str, Config]:
             raise Refusal(BAD_CONFIG, f"{where}: {name!r}: {rule}")
         if not isinstance(config, Config):
             raise Refusal(BAD_CONFIG, f"{where}: the run {name} is no mossa_jax Config")
+    of_small: dict[str, str] = {}
+    for name in runs:
+        if (twin := of_small.setdefault(name.lower(), name)) != name:
+            rule = "some file systems do not tell capitals from small letters; rename one of them"
+            raise Refusal(BAD_CONFIG, f"{where}: {twin!r} and {name!r}: {rule}")
     return copy.deepcopy(dict(runs))
 
 

@@ -73,5 +73,5 @@ def _is_choice(choice: Any, value: Any) -> bool:
 
 def did_you_mean(word: Any, words: Any) -> str:
     """Returns "; did you mean ...?" with the word that is nearest to a wrong one; empty where none is near."""
-    close = difflib.get_close_matches(str(word), list(words), 1)
+    close = difflib.get_close_matches(str(word)[:100], list(words), 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -30,6 +30,7 @@ from mossa_jax.existing.prompts import (
     items_of_prompts,
     warn_of_repeats,
 )
+from mossa_jax.foreign import user_path
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
@@ -112,9 +113,9 @@ def compare(
 
     Raises:
       Refusal: 2 for an option that does not exist, or options that exclude each other; 3 for a model, adapter or prompt
-        that cannot be read, and for sides with different numbers of layers, vocabularies or templates; 4 if access to a
-        model is denied; 5 for an adapter that is not finite, and where so many states are not that cells would be
-        undefined, naming the side and its first such layer.
+        that cannot be read, and for sides with different numbers of layers or templates, or that read a prompt as
+        different ids; 4 if access to a model is denied; 5 for an adapter that is not finite, and where so many states
+        are not that cells would be undefined, naming the side and its first such layer.
 
     Example:
       >>> import mossa_jax as mossa
@@ -127,6 +128,9 @@ def compare(
     lists = _prompt_lists(prompts, items, templates)
     check_draws(permutations, seed)
     _check_options(pool, permutations, [one for one in lists if one.items is not None])
+    base = base if isinstance(base, Model) else user_path(base, "base")
+    experimental = user_path(experimental, "experimental")
+    control = user_path(control, "control")
     for name in (base, experimental, control):
         if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
             check_holds_none(name)
@@ -145,7 +149,11 @@ def compare(
             "pool 'all' compares adapters over one base, not whole models, nor adapters that bring weights of it; "
             "give last or mean",
         )
-    ids = reading.encode(model, {one.name: one.texts for one in lists})
+    texts = {one.name: one.texts for one in lists}
+    ids = reading.encode(model, texts)
+    for side in sides:
+        if side.model is not model:
+            reading.check_other(model, side.model, texts, ids)
     warn_of_repeats(ids)
     comparison = _Comparison(sides, pool, ids, permutations, seed)
     tables = [comparison.table(one) for one in lists]
@@ -375,11 +383,4 @@ def _load_side(model: Model, name: str, dtype: str) -> _Side:
     if is_adapter(name):
         own, update, _ = load_adapted(model, name)
         return _Side(name, own, update)
-    other = load_model(name, dtype, model.mesh)
-    if other.architecture.vocab != model.architecture.vocab:
-        raise Refusal(
-            BAD_INPUT,
-            f"{name} has a vocabulary of {other.architecture.vocab}, {model.name} of {model.architecture.vocab}; "
-            "both sides must read the same ids",
-        )
-    return _Side(name, other, {})
+    return _Side(name, load_model(name, dtype, model.mesh), {})

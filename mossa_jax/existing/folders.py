@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from mossa_jax.errors import NOT_FINITE, Refusal
 from mossa_jax.existing.compare import COLUMNS, NULL_COLUMNS, null_columns
 from mossa_jax.existing.prompts import check_draws
+from mossa_jax.foreign import user_path
 from mossa_jax.log import log
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.similarity import compare_states
@@ -73,7 +74,9 @@ def compare_saved(
     import pandas as pd
 
     check_draws(permutations, seed)
-    sides = open_states(states_a, ids_a), open_states(states_b, ids_b)
+    folders = user_path(states_a, "states_a"), user_path(states_b, "states_b")
+    ids = [path and user_path(path, name) for path, name in ((ids_a, "ids_a"), (ids_b, "ids_b"))]
+    sides = open_states(folders[0], ids[0]), open_states(folders[1], ids[1])
     check_paired(*sides)
     pairs, rows, untouched, not_finite = [(0, 1)], [], [], _NotFinite(sides)
     progress = Progress("compare", len(sides[0].layers), unit="layers")

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from mossa_jax.llama.adapters import Adapter, HostAdapters, stack, zero_adapter
+from mossa_jax.llama.files.about import read_about
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.files.peft import is_adapter, read_about
+from mossa_jax.llama.files.peft import is_adapter
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.states import PassConfig, PassShape
 from mossa_jax.tokens.packing import PackedSizes, Packing

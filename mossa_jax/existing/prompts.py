@@ -11,6 +11,7 @@ from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.llama.files.load import Model
 from mossa_jax.log import log
 from mossa_jax.tasks.items import guess_items
+from mossa_jax.tokens.library import has_tokenizer, read_library
 from mossa_jax.tokens.tokenizer import TEMPLATES, TRUNCATIONS, encode_prompts
 
 GUESS = "guess"
@@ -61,6 +62,43 @@ class Reading:
                 f"; the model has {positions} positions (max_tokens)" if limit < positions else "",
             )
         return ids
+
+    def check_other(
+        self, model: Model, other: Model, lists: Mapping[str, Sequence[str]], ids: Mapping[str, Sequence[Sequence[int]]]
+    ) -> None:
+        """Checks that another model reads these prompts as the same ids.
+
+        Vocabularies may differ in what the prompts do not use. A folder without a tokenizer reads any.
+
+        Args:
+          model: that encodes the prompts for both.
+          other: the other one.
+          lists: prompts by the name of their list.
+          ids: of each, from `encode`.
+
+        Raises:
+          Refusal: 3 for an id that the other model's embedding does not have, or a prompt of which its own tokenizer
+            makes other ids.
+        """
+        rows = other.architecture.vocab
+        largest = max((max(prompt) for prompts in ids.values() for prompt in prompts), default=0)
+        if largest >= rows:
+            raise Refusal(
+                BAD_INPUT,
+                f"the prompts have id {largest:,} in the tokenizer of {model.name}, and {other.name} has {rows:,} rows "
+                "in its embedding; both sides must read the same ids",
+            )
+        if not has_tokenizer(other.folder):
+            return
+        tokenizer, theirs = model.tokenizer(self.template), read_library(other.folder)
+        for name, prompts in lists.items():
+            number = tokenizer.same_ids(theirs, prompts)
+            if number is not None:
+                raise Refusal(
+                    BAD_INPUT,
+                    f"prompt {number}{name and f' of {name}'} has other ids in the tokenizer of {other.name} than in "
+                    f"that of {model.name}; both sides must read the same ids",
+                )
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

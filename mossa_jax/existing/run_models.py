@@ -15,13 +15,16 @@ from jaxtyping import Float
 from mossa_jax.config import MINIATURE, PRETRAINED, TUNED, Config
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.files.names import slug
+from mossa_jax.files.paths import on_disk
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.files.write import is_whole
 from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
 from mossa_jax.llama.files.base import base_tokenizer
+from mossa_jax.llama.files.exported import exported_about, load_exported, load_exported_model
 from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.files.peft import load_adapter, read_about
+from mossa_jax.llama.fingerprint import check_weights, weights_digest
 from mossa_jax.processes.stop import Stop
+from mossa_jax.run.fingerprints import FINGERPRINTS
 from mossa_jax.states import KeptStates, PassConfig, TokenStates, keep_states, token_states
 from mossa_jax.tasks import Example, Task, load_suite
 from mossa_jax.tasks.order import draw_seed, take_rows
@@ -68,8 +71,12 @@ class RunModels:
         config = self.config
         if config.base == MINIATURE:
             folder = miniature_base(config.pretraining, config.seed, RunFolder(self.folder, writer=False), Stop())
-            return load_model(str(folder), config.dtype)
-        return load_model(config.base, config.dtype, revision=config.revision)
+            base = load_model(str(folder), config.dtype)
+        else:
+            base = load_model(config.base, config.dtype, revision=config.revision)
+        prints = self.data.get(FINGERPRINTS, {})
+        check_weights(weights_digest(base.state), prints, f"the models of {self.folder} were", base.name)
+        return base
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -166,14 +173,19 @@ class RunModels:
         """Returns the model on the devices and adapters, [m, ...] on the host; a zero adapter is the model itself."""
         folders = {name: folder for name in names if (folder := self._tuned_folder(name)) is not None}
         for name, folder in folders.items():
-            self.tokenizer.check_record(read_about(folder).get("template"), f"model {name!r} of {self.folder}")
+            about = exported_about(folder, name)
+            self.tokenizer.check_record(about.get("template"), f"model {name!r} of {self.folder}")
         whole = [name for name, folder in folders.items() if folder.parent.name == "models"]
         if whole and len(names) > 1:
             raise Refusal(BAD_INPUT, f"{whole[0]!r} of {self.folder} is a whole model; only adapters run together")
-        model = load_model(str(folders[whole[0]]), self.config.dtype) if whole else self.base
+        model = self._whole_model(folders[whole[0]], whole[0]) if whole else self.base
         arch = model.architecture
         is_adapter = [name in folders and not whole for name in names]
         adapters = [
-            load_adapter(folders[name], arch) if own else {} for name, own in zip(names, is_adapter, strict=True)
+            load_exported(folders[name], arch, name) if own else {} for name, own in zip(names, is_adapter, strict=True)
         ]
         return model, stack(arch, adapters if any(adapters) else [zero_adapter(arch) for _ in adapters])
+
+    def _whole_model(self, folder: epath.Path, name: str) -> Model:
+        with on_disk(folder) as local:
+            return load_exported_model(local, folder, self.config.dtype, None, name)

@@ -13,8 +13,9 @@ from etils import epath
 from mossa_jax.config import Config
 from mossa_jax.config.data import config_from_data
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
-from mossa_jax.existing.run_files import read_json
+from mossa_jax.files.checked import RUN_AGAIN, read_json, read_table
 from mossa_jax.files.paths import as_path
+from mossa_jax.foreign import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,8 @@ TABLES = {
     "settling": "trajectory", "convergence": "trajectory",
 }  # fmt: skip
 """Tables of a run -> the field of `analyse` that makes it; empty for those that every run has."""
+
+_RESTORE = "restore it from a copy, or run again in a new folder"
 
 LAYER_COLUMNS = ("layer", "layer_a", "layer_b")
 
@@ -70,7 +73,7 @@ class Run:
         Raises:
           Refusal: 3 if this is no run folder, or if it has no such variant.
         """
-        path = as_path(os.fspath(folder))
+        path = as_path(user_path(folder, "folder"))
         if not variant and path.parent.name == "variants" and (path.parent.parent / "config.json").exists():
             path, variant = path.parent.parent, path.name
         if not (path / "config.json").exists():
@@ -103,7 +106,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """The file config.json: every field, and `results_format`."""
-        return read_json(self._place / "config.json")
+        return read_json(self._place / "config.json", _RESTORE)
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -112,13 +115,13 @@ class Run:
         Raises:
           Refusal: 3 if the data have not been read yet.
         """
-        return self._json(self.folder / "data.json")
+        return self._json(self.folder / "data.json", _RESTORE)
 
     @cached_property
     def environment(self) -> dict[str, Any]:
         """The file environment.json: versions, devices and the command of the last start; empty without it."""
         path = self.folder / "environment.json"
-        return read_json(path) if path.exists() else {}
+        return read_json(path, "launch.report writes it again") if path.exists() else {}
 
     @property
     def variants(self) -> list[str]:
@@ -164,7 +167,8 @@ class Run:
           (float: l / L; 0 for `embed`, 1 for `final_norm`); behind the other two `depth_a` and `depth_b`.
 
         Raises:
-          Refusal: 2 for a name that is no table; 3 for a table that is not there, with the way to make it.
+          Refusal: 2 for a name that is no table; 3 for a table that is not there, or not as it was written, with the
+            way to make it.
         """
         return self._with_depths(self.raw_table(name))
 
@@ -174,12 +178,10 @@ class Run:
         Raises:
           Refusal: as `table`.
         """
-        from mossa_jax.files.write import read_parquet
-
         path = self._place / f"results/{name}.parquet"
         if "/" in name or not path.exists():
             raise self._no_table(name)
-        return read_parquet(path)
+        return read_table(path)
 
     def _no_table(self, name: str) -> Refusal:
         """Says why there is no such table, and how to get it."""
@@ -262,11 +264,11 @@ class Run:
         rows = self.analysis.get("warnings") or []
         return [row["sentence"] if isinstance(row, Mapping) else str(row) for row in rows]
 
-    def _json(self, path: epath.Path) -> dict[str, Any]:
+    def _json(self, path: epath.Path, way_out: str = RUN_AGAIN) -> dict[str, Any]:
         if not path.exists():
             again = f"mossa run --workdir={self.folder}"
             raise Refusal(BAD_INPUT, f"{self._place} has no {path.name} yet; {again} continues the run")
-        return read_json(path)
+        return read_json(path, way_out)
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         """Returns a table as an attribute."""

@@ -10,13 +10,18 @@ from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 from jaxtyping import Float
 from safetensors.numpy import save
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.listing import is_folder
 from mossa_jax.files.write import ABOUT, new_folder, read_parquet, write_bytes, write_json, write_parquet, write_text
+from mossa_jax.foreign import check_file, check_pointer, parse_json, user_path
+from mossa_jax.outputs import check_output
+from mossa_jax.similarity.intake import real_array
 from mossa_jax.states import TokenStates
 from mossa_jax.states.folders import open_states
 from mossa_jax.tasks import Example
@@ -58,9 +63,10 @@ def states_table(
       >>> table = mossa.states_table(states, examples, task="sentiment_surprise")
       >>> probe = LogisticRegression().fit(np.stack(table["states:4"]), table.targets)
     """
+    states = _checked(states)
     table = _rows_table(states, examples, columns)
     for name, array in states.items():
-        table[STATES + name] = list(np.asarray(array))
+        table[STATES + name] = list(array)
     return table
 
 
@@ -78,12 +84,14 @@ def save_states(
 
     Args:
       path: of the table or the folder; replaced as a whole.
-      states: as in `states_table`.
+      states: as in `states_table`; arrays of NumPy, JAX or torch. Their number type is kept, but for integers and long
+        doubles, which become float64, and for bfloat16 in a table, which becomes float32.
       examples: as in `states_table`.
       **columns: as in `states_table`.
 
     Raises:
-      Refusal: 3 if there are not as many examples as prompts; 6 if the disk is full.
+      Refusal: 2 if nothing can be written there; 3 if there are not as many examples as prompts, or the states are no
+        arrays of real numbers; 6 if the disk is full.
 
     Example:
       >>> mossa.save_states("states/tuned", states, examples, task="rte", model="tuned")
@@ -91,7 +99,10 @@ def save_states(
       >>> mossa.compare_saved("states/base", "states/tuned")
       >>> states, rows = mossa.load_states("states/tuned")
     """
-    place = epath.Path(path)
+    name = user_path(path, "path")
+    place = epath.Path(name)
+    check_output(name, "path", "file" if place.suffix == ".parquet" else "folder")
+    states = _checked(states)
     rows = _rows_table(states, examples, columns)
     if place.suffix == ".parquet":
         import pyarrow.parquet as pq
@@ -119,8 +130,8 @@ def load_states(path: str | PathLike[str]) -> tuple[dict[str, Float[np.ndarray, 
     Raises:
       Refusal: 3 if it is neither, or holds something else.
     """
-    place = epath.Path(path)
-    if place.suffix == ".parquet" and place.is_file():
+    place = epath.Path(user_path(path, "path"))
+    if place.suffix == ".parquet" and not is_folder(place):
         return _read_table(place)
     if not (place / _ARRAYS).is_file() or not (place / _ROWS).is_file():
         raise Refusal(BAD_INPUT, f"{place} holds no states; give a folder or a .parquet file of mossa.save_states")
@@ -130,6 +141,25 @@ def load_states(path: str | PathLike[str]) -> tuple[dict[str, Float[np.ndarray, 
     if len(rows) != saved.rows:
         raise Refusal(BAD_INPUT, f"{place / _ROWS} has {len(rows)} rows and {_ARRAYS} {saved.rows}; save both again")
     return {name: np.array(read()) for name, read in saved.layers.items()}, rows
+
+
+def _checked(states: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns states as arrays that every format of files can hold; the positions of tokens stay with them.
+
+    Raises:
+      Refusal: 3 if there are none, or one is no [n, D] of real numbers with as many rows as the first.
+    """
+    arrays = {name: np.asarray(real_array(array, f"states[{name!r}]")) for name, array in states.items()}
+    if not arrays:
+        raise Refusal(BAD_INPUT, "there are no states; give an array [rows, width] per layer")
+    first = next(iter(arrays))
+    for name, array in arrays.items():
+        if array.ndim != 2 or len(array) != len(arrays[first]):
+            rows = f"[{len(arrays[first])}, width]" if arrays[first].ndim == 2 else "[rows, width]"
+            raise Refusal(BAD_INPUT, f"states[{name!r}] has shape {list(array.shape)}; give {rows} for every layer")
+    if isinstance(states, TokenStates):
+        return TokenStates(arrays, states.prompt, states.position, states.token)
+    return arrays
 
 
 def _rows_table(
@@ -169,6 +199,8 @@ def _arrow_table(rows: pd.DataFrame, states: Mapping[str, np.ndarray]) -> pa.Tab
 
     table = pa.Table.from_pandas(rows, preserve_index=False)
     for name, array in states.items():
+        # Parquet has no bfloat16, and float32 holds all of it.
+        array = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
         flat = np.ascontiguousarray(array).reshape(-1)
         table = table.append_column(STATES + name, pa.FixedSizeListArray.from_arrays(pa.array(flat), array.shape[1]))
     return table.replace_schema_metadata(table.schema.metadata | {_METADATA: json.dumps(list(states)).encode()})
@@ -178,12 +210,16 @@ def _read_table(path: epath.Path) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_file(path, "give a table of mossa.save_states")
+    with path.open("rb") as file:
+        check_pointer(path, file.read(64))
     try:
         table = pq.read_table(io.BytesIO(path.read_bytes()))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise Refusal(BAD_INPUT, f"{path} is not a readable Parquet file ({error})") from None
-    names = json.loads((table.schema.metadata or {}).get(_METADATA, b"[]"))
-    if not names:
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0]
+        raise Refusal(BAD_INPUT, f"{path} is not a readable Parquet file ({reason}); save it again") from None
+    names = parse_json((table.schema.metadata or {}).get(_METADATA, b"[]"), path, "save it again")
+    if not names or not isinstance(names, list) or not {f"{STATES}{name}" for name in names} <= {*table.column_names}:
         raise Refusal(BAD_INPUT, f"{path} holds no states; give a table of mossa.save_states")
     states = {}
     for name in names:

@@ -12,7 +12,9 @@ from mossa_jax.config import Config, check, config_from_data, load_config, with_
 from mossa_jax.errors import BAD_CONFIG, STOPPED, Refusal
 from mossa_jax.existing.runs import Run
 from mossa_jax.files.compiled import keep_compiled
+from mossa_jax.foreign import user_path
 from mossa_jax.log import log
+from mossa_jax.outputs import check_output
 from mossa_jax.processes.life import Process, Settings
 from mossa_jax.run import pipeline
 from mossa_jax.run.options import STALE, Options
@@ -59,7 +61,9 @@ def run(
         raise Refusal(BAD_CONFIG, f"stale={stale!r}: must be one of {', '.join(STALE)}")
     values = with_fields(_config(config), overrides, "mossa.run")
     check(values)
-    folder, options = os.path.expanduser(os.fspath(workdir)), Options(os.fspath(take_from), stale)
+    folder = user_path(workdir, "workdir")
+    check_output(folder, "workdir", "folder")
+    options = Options(user_path(take_from, "take_from") if take_from else "", stale)
     keep_compiled()
     # Devices and other processes are as whoever started this one left them; only the stop is asked for here.
     process = Process(Settings())

@@ -20,6 +20,7 @@ from mossa_jax.existing.passes import (
     stack_adapters,
 )
 from mossa_jax.existing.prompts import Reading, check_choice, check_texts
+from mossa_jax.foreign import user_path
 from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model
 from mossa_jax.states import POOLS, TokenStates, keep_states, token_states
@@ -102,6 +103,7 @@ def layer_states(
     reading = Reading(template, max_tokens, truncation)
     check_texts(prompts)
     if adapter is not None:
+        adapter = user_path(adapter, "adapter")
         check_template(model, adapter, template)
     ids = reading.encode(model, {"": prompts})[""]
     model, update, _ = (model, {}, True) if adapter is None else load_adapted(model, adapter)

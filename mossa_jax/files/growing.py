@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
+from collections.abc import Callable
 
 from etils import epath
 
@@ -23,13 +25,16 @@ class GrowingText:
     seconds after a line was added and at `flush`, and a kill loses the lines since then.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, is_line: Callable[[bytes], bool] | None = None):
         """Writes nothing yet.
 
         Args:
           path: of the file, which may exist.
+          is_line: whether a last line that lacks its line break is a line. One that is not is what a kill left, and
+            the next line takes its place. By default it stays.
         """
         self.path = epath.Path(path)
+        self._is_line = is_line
         self._lock = threading.RLock()
         self._has_begun = False
         self._text = ""  # the whole text, in an object store
@@ -44,10 +49,7 @@ class GrowingText:
         """
         with self._lock:
             if not self._has_begun:
-                # A kill may have left half a line: the next one starts on a line of its own.
-                before = self.path.read_bytes() if self.path.exists() else b""
-                line = line if before.endswith(b"\n") or not before else f"\n{line}"
-                self._text = before.decode(errors="replace") if is_remote(self.path) else ""
+                line = self._begin() + line
             if is_remote(self.path):
                 self._text += line + "\n"
                 self._is_behind = True
@@ -59,6 +61,18 @@ class GrowingText:
                 with self.path.open("a") as file:
                     file.write(line + "\n")
             self._has_begun = True
+
+    def _begin(self) -> str:
+        """Makes the file ready for its first new line; returns what has to stand before that."""
+        before = self.path.read_bytes() if self.path.exists() else b""
+        start = before.rpartition(b"\n")[2]
+        if start and self._is_line is not None and not self._is_line(start):
+            before = before.removesuffix(start)
+            if not is_remote(self.path):
+                os.truncate(self.path, len(before))
+        self._text = before.decode(errors="replace") if is_remote(self.path) else ""
+        # A kill may have left half a line: the next one starts on a line of its own.
+        return "" if before.endswith(b"\n") or not before else "\n"
 
     def flush(self) -> None:
         """Writes the lines that an object store lacks; after an error the next call tries again.

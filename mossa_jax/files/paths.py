@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +20,31 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.errors import Refusal
+from mossa_jax.files.leftovers import locked
+from mossa_jax.foreign import user_path
+
 _COPIERS = 8  # files copied at the same time
 _CHUNK = 1 << 22  # bytes
 
 
 def cache_root() -> Path:
-    """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time."""
-    return Path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax").expanduser()
+    """Returns $MOSSA_CACHE, or `~/.cache/mossa_jax`. Its content can be rebuilt and may be deleted at any time.
+
+    Raises:
+      Refusal: 2 when neither is known, as for a user without a home.
+    """
+    return Path(user_path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax", "MOSSA_CACHE"))
+
+
+def keep_home_clean() -> None:
+    """Lets matplotlib keep its list of fonts in this package's cache, and not in the home folder.
+
+    For commands, before they draw; whoever has set MPLCONFIGDIR keeps that.
+    """
+    # Where no home is known, a command that needs no cache works, too.
+    with contextlib.suppress(RuntimeError, Refusal):
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -166,10 +184,15 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[epath.Path]:
-    """Yields an empty folder in the cache, which is deleted when the block ends."""
-    (cache_root() / "scratch").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_root() / "scratch") as folder:
-        yield epath.Path(folder)
+    """Yields an empty folder in the cache, which is deleted when the block ends; of a killed process, by a later one."""
+    root, name = cache_root() / "scratch", secrets.token_hex(8)
+    with locked(root, name):
+        folder = root / f".{name}.{os.getpid()}.tmp"
+        folder.mkdir()
+        try:
+            yield epath.Path(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
+import re
 from typing import Any, Protocol
 
 import filelock
@@ -14,13 +14,24 @@ from etils import epath
 from mossa_jax.config import Config
 from mossa_jax.config.kinds import differences, kind_of, name_of
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
-from mossa_jax.files.growing import GrowingText
+from mossa_jax.files import checked, sums
 from mossa_jax.files.lease import Lease
+from mossa_jax.files.metrics import Metrics
 from mossa_jax.files.paths import as_path, is_remote
-from mossa_jax.files.write import storing, write_json, write_text
+from mossa_jax.files.write import storing, write_text
+from mossa_jax.log import log
+from mossa_jax.processes import agreement
 
 RESULTS = 4
 """The format of results. It is raised when the same configuration gives other results, so that no folder mixes them."""
+
+
+RECORDS = ("config.json", "data.json", "rounds.json", "takeover.json", "warnings.json")
+"""Files of a run folder that later attempts read."""
+
+# What only a run writes: a folder with any of these and without config.json has lost it.
+_TRACES = (*RECORDS, "environment.json", "metrics.jsonl", "adapters/tuned", "results/parts")
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
 class Tracker(Protocol):
@@ -64,7 +75,7 @@ class RunFolder:
         self.writer = writer
         self._lock: filelock.BaseFileLock | None = None
         self._lease: Lease | None = None
-        self._metrics = GrowingText(self.path / "metrics.jsonl")
+        self._metrics = Metrics(self.path)
         self.trackers: Tracker | None = None
 
     def __truediv__(self, name: str) -> epath.Path:
@@ -91,32 +102,50 @@ class RunFolder:
           environment: versions, devices and the command; JSON-ready.
 
         Raises:
-          Refusal: 2 when the folder's models or data belong to another configuration, or it is in use; 4 when an object
-            store cannot be reached.
+          Refusal: 2 when the folder's models or data belong to another configuration, it is in use, or its config.json
+            is lost or damaged; 4 when an object store cannot be reached.
         """
+        # The others see what process 0 wrote there, or not yet.
+        self.variant = agreement.decided(lambda: self._claim(config, environment))
+
+    def _claim(self, config: Config, environment: dict[str, Any]) -> str:
+        """Does what `open` says, and returns the name of the variant."""
         record = _as_json(dataclasses.asdict(config) | {"results_format": RESULTS})
         main = self._read_config()
         # A field that is newer than the folder had its default.
         default = _as_json(dataclasses.asdict(type(config)()))
         self.variant = "" if main is None else self._variant_of(_completed(main, default), record)
         if not self.writer:
-            return
+            return self.variant
         self._acquire()
         if not is_remote(self.path):
-            for depth in range(4):
-                for leftover in self.path.glob("*/" * depth + ".*.tmp"):
-                    leftover.rmtree() if leftover.is_dir() else leftover.unlink()
-        if not (self.place / "config.json").exists():
-            write_json(self.place / "config.json", record)
-        write_json(self.path / "environment.json", environment)
+            _sweep(self.path)
+        if main is not None and not sums.recorded(self.path / "config.json"):
+            log.info("%s was written before digests were; its files are recorded as they are", self.path)
+            sums.seal(self.path / name for name in RECORDS)
+        place = self.place / "config.json"
+        # Of the folder's own config.json, `_read_config` knows.
+        what = checked.damage(place) if self.variant else None
+        if what is not None:
+            log.warning("%s: written anew", what)
+        if what is not None or not place.exists():
+            checked.write_json(place, record)
+        checked.write_json(self.path / "environment.json", environment)
+        return self.variant
 
     def _read_config(self) -> dict[str, Any] | None:
         """Reads config.json; None if the folder is new."""
         path = self.path / "config.json"
+        way_out = (
+            f"restore it from a copy, or name a new folder with --from={self.path}, which takes over what rests on the "
+            "same values"
+        )
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise Refusal(BAD_CONFIG, f"--workdir={self.path} is a file; name a folder")
-            text = path.read_bytes() if path.exists() else None
+            if path.exists():
+                return checked.read_json(path, way_out, BAD_CONFIG)
+            traces = traces_of(self.path)
         except Refusal:
             raise
         except Exception as error:
@@ -127,12 +156,12 @@ class RunFolder:
                 f"--workdir={self.path} cannot be reached ({type(error).__name__}: {error}); check its name, the "
                 "network and the credentials of this machine",
             ) from None
-        if text is None:
-            return None
-        try:
-            return json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise Refusal(BAD_CONFIG, f"{path} is not valid JSON; mend it or name a new --workdir") from None
+        if traces:
+            raise Refusal(
+                BAD_CONFIG,
+                f"{path} is gone, but {traces[0]} of its run is there; restore it from a copy, or name a new --workdir",
+            )
+        return None
 
     def _variant_of(self, main: dict[str, Any], record: dict[str, Any]) -> str:
         """Returns the name of the variant that a configuration asks for in a folder of another one."""
@@ -187,7 +216,7 @@ class RunFolder:
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Adds a record to metrics.jsonl as a line (writer only)."""
         if self.writer:
-            self._metrics.append(json.dumps(record))
+            self._metrics.append(record)
             if self.trackers is not None:
                 self.trackers(record)
 
@@ -203,16 +232,28 @@ class RunFolder:
         self._metrics.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the records of metrics.jsonl; a last line that a kill cut short is skipped."""
+        """Returns the records of metrics.jsonl, as `recorded_metrics`."""
+        return self.recorded_metrics()[0]
+
+    def recorded_metrics(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """Returns the records of metrics.jsonl, and the numbers of its damaged lines, which are left out and said."""
         self.flush()
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        records = []
-        for line in path.read_text().split("\n"):
-            with contextlib.suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
-        return records
+        return self._metrics.read()
+
+
+def traces_of(folder: epath.Path) -> list[str]:
+    """Returns the names of files and folders that only a run writes, as far as they are in a folder."""
+    return [name for name in _TRACES if (folder / name).exists()]
+
+
+def _sweep(folder: epath.Path) -> None:
+    """Deletes what writes left that a kill cut short, however deep."""
+    for parent, folders, files in os.walk(folder):
+        for name in filter(_LEFTOVER.fullmatch, folders):
+            epath.Path(parent, name).rmtree(missing_ok=True)
+        folders[:] = [name for name in folders if not _LEFTOVER.fullmatch(name)]
+        for name in filter(_LEFTOVER.fullmatch, files):
+            epath.Path(parent, name).unlink(missing_ok=True)
 
 
 def _as_json(value: Any) -> Any:

@@ -15,9 +15,13 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.foreign import check_file, check_pointer
 
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """The number types of weights and states: name in the file -> NumPy type."""
+
+# Bytes that tell a pointer from tensors.
+_START = 64
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,13 @@ def read_header(path: Path | epath.Path) -> dict[str, StoredTensor]:
     """Reads where the tensors of a file lie: name -> place.
 
     Raises:
-      Refusal: 3 when the file cannot be read or is cut off.
+      Refusal: 3 when the file cannot be read or is cut off, is a pipe or a device, or is a Git LFS pointer instead of
+        the tensors.
     """
+    check_file(path, "copy it again")
     try:
+        with open(path, "rb") as file:
+            check_pointer(path, file.read(_START))
         # The library checks the header and the file's length.
         with safe_open(str(path), framework="numpy"):
             pass

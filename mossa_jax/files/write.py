@@ -7,12 +7,13 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from mossa_jax.errors import DISK, Refusal
+from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.paths import copy_folder, is_remote, scratch
 
 if TYPE_CHECKING:
@@ -46,9 +47,34 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refusal(DISK, f"no space left to write {path} ({len(data)} bytes); free some and run again") from None
+        _refuse_if_full(error, path, data)
         raise
+
+
+def append_bytes(path: epath.PathLike, line: bytes) -> None:
+    """Adds a line to a file on a disk, on a line of its own even if a kill left half of one; creates the file.
+
+    Raises:
+      Refusal: 6, as `write_bytes`.
+    """
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line)
+            file.flush()
+            _sync(file.fileno())
+    except OSError as error:
+        _refuse_if_full(error, path, line)
+        raise
+
+
+def _refuse_if_full(error: OSError, path: epath.Path, data: bytes) -> None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise Refusal(DISK, f"no space left to write {path} ({len(data)} bytes); free some and run again") from None
 
 
 def _sync(descriptor: int) -> None:
@@ -92,21 +118,34 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     Raises:
       ValueError: for NaN and infinity, which JSON does not have.
     """
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Returns what `write_json` writes."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_parquet(path: epath.PathLike, table: pd.DataFrame) -> None:
     """Writes a table as Parquet, without its index, as `write_bytes`."""
+    write_bytes(path, parquet_bytes(table))
+
+
+def parquet_bytes(table: pd.DataFrame, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Returns what `write_parquet` writes, with more metadata of its schema if there are some."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = pa.Table.from_pandas(table, preserve_index=False)
+    columns = columns.replace_schema_metadata({**(columns.schema.metadata or {}), **(metadata or {})})
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
-    write_bytes(path, buffer.getvalue())
+    pq.write_table(columns, buffer)
+    return buffer.getvalue()
 
 
-def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
-    """Writes a table as Parquet at `path` and as CSV beside it."""
-    path = epath.Path(path)
-    write_parquet(path, table)
-    write_text(path.with_suffix(".csv"), table.to_csv(index=False))
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """Returns a table as CSV, without its index."""
+    return csv_text(table).encode()
 
 
 def read_parquet(path: epath.PathLike) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """The kinds of warnings: what can spoil a result, how, the way out, and which claims it touches.
 
 One catalogue serves the preview, the start of a run, its end and the page, so that each says the same in the same words
-and once. `DATA` and `SETTINGS` are known before anything is trained, `RESULTS` afterwards.
+and once. `LEFT_OUT`, `DATA` and `SETTINGS` are known before anything is trained, `RESULTS` afterwards.
 
 Which claims a kind touches is the field `claims`, with the sets and their reasons below. A claim is qualified only by
 those of its own tasks that have the problem (`qualifications`).
@@ -307,6 +307,65 @@ MISSING_TASKS = Kind(
     effect="neither E nor the findings include them",
     knob="add a source that has them (tasks.sources) or report them with the result",
 )
+LEFT_OUT = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="other_files",
+            group="data",
+            problem="files and folders beside the tasks that are not read",
+            effect="what they hold is in no task",
+            knob="a task is <split>/<task>.jsonl, .jsonl.gz or .parquet with split train or test: write these so, or "
+            "move them elsewhere",
+        ),
+        Kind(
+            name="lone_files",
+            group="data",
+            problem="test or validation files without a train file",
+            effect="they are in no task, since a task needs both",
+            knob="add the train file, give both the same name, or move them elsewhere",
+        ),
+        Kind(
+            name="other_splits",
+            group="data",
+            problem="splits of the data set that are not read",
+            effect="a run reads train and test alone",
+            knob="add their rows to one of these if they are to count",
+        ),
+        Kind(
+            name="unknown_fields",
+            group="data",
+            problem="fields of tasks.json that are not known",
+            effect="they say nothing to a run",
+            knob="known are cluster, held_out, licence and file",
+        ),
+        Kind(
+            name="misspelt_columns",
+            group="data",
+            problem="fields of rows whose names are nearly those of fields that a run reads",
+            effect="they are not read",
+            knob="name them in tasks.columns, or rename them",
+        ),
+        Kind(
+            name="validation_files",
+            group="data",
+            problem="tasks with validation files",
+            effect="a run reads train and test alone",
+            knob="add their rows to one of these if they are to count",
+            is_note=True,
+        ),
+        Kind(
+            name="unread_columns",
+            group="data",
+            problem="fields of rows that are not read",
+            effect="a run reads prompts, answers, templates and items alone",
+            knob="tasks.columns says which fields hold them",
+            is_note=True,
+        ),
+    )
+}
+"""Kinds of what a source holds and a run does not read (`tasks.suite.LeftOut`), by name."""
+
 CHANGED_TASKS = Kind(
     name="changed_tasks",
     group="data",
@@ -454,8 +513,22 @@ SPIKES = Kind(
     effect="a model that a jump threw back has learned less than its number of steps says",
     knob="lower the learning rate of its schedule, or raise tuning.warmup",
 )
+LOST_RECORDS = Kind(
+    name="lost_records",
+    group="training",
+    problem="records of training that are lost",
+    effect="curves lack these points, and skipped updates and jumps of the loss may be counted too low",
+    knob="restore metrics.jsonl from a copy, or tune in a new --workdir",
+)
 
-SETTINGS = (LONE_CLUSTERS, MISSING_TASKS, CHANGED_TASKS, OTHER_MIXTURE, FEW_STEPS_OF_E, *POOLINGS.values())
+SETTINGS = (
+    LONE_CLUSTERS,
+    MISSING_TASKS,
+    CHANGED_TASKS,
+    OTHER_MIXTURE,
+    FEW_STEPS_OF_E,
+    *POOLINGS.values(),
+)
 """Kinds that show in the suite or in the settings, before anything is trained."""
 
 RESULTS = (
@@ -469,8 +542,9 @@ RESULTS = (
     SKIPPING_SPECIALISTS,
     SKIPPING_E,
     SPIKES,
+    LOST_RECORDS,
 )
 """Kinds that show in training or in scores."""
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (*DATA, *SETTINGS, *RESULTS)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (*LEFT_OUT.values(), *DATA, *SETTINGS, *RESULTS)}
 """All kinds, by name."""

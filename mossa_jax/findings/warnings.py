@@ -24,7 +24,9 @@ from mossa_jax.findings.warning_kinds import (
     IDLE_E,
     IDLE_SPECIALISTS,
     KINDS,
+    LEFT_OUT,
     LONE_CLUSTERS,
+    LOST_RECORDS,
     MISSING_TASKS,
     MOST_TASKS,
     MOVING_E,
@@ -115,7 +117,7 @@ def data_warnings(tasks: pd.DataFrame, suite: Suite, experimental_steps: int) ->
 
     Args:
       tasks: a row per task, with the columns of `data_figures.data_table`.
-      suite: the suite, for the tasks that it lacks.
+      suite: the suite, for the tasks that it lacks and for what it leaves out.
       experimental_steps: optimizer steps of E.
     """
     warnings = []
@@ -136,6 +138,9 @@ def data_warnings(tasks: pd.DataFrame, suite: Suite, experimental_steps: int) ->
     if suite.missing:
         sentence = _sentence(MISSING_TASKS, name_some(suite.missing, len(tasks) + len(suite.missing)))
         warnings.append(RunWarning(MISSING_TASKS.name, sentence, tuple(suite.missing)))
+    for left in suite.left_out:
+        sentence = _sentence(LEFT_OUT[left.kind], name_first(left.names))
+        warnings.append(RunWarning(left.kind, sentence))
     if experimental_steps < FEW_STEPS:
         warnings.append(RunWarning(FEW_STEPS_OF_E.name, _sentence(FEW_STEPS_OF_E, str(experimental_steps))))
     return in_order(warnings)
@@ -240,6 +245,15 @@ def training_warnings(
     return warnings
 
 
+def record_warnings(losses: Sequence[str]) -> list[RunWarning]:
+    """Returns what is to be said of records of training that are damaged or gone.
+
+    Args:
+      losses: what is lost, in words; empty if nothing is.
+    """
+    return [RunWarning(LOST_RECORDS.name, _sentence(LOST_RECORDS, "; ".join(losses)))] if losses else []
+
+
 def in_order(warnings: Iterable[RunWarning]) -> list[RunWarning]:
     """Returns warnings in the order of their kinds, notes last, each kind once."""
     first: dict[str, RunWarning] = {}
@@ -277,6 +291,13 @@ def name_some(names: Sequence[str], total: int) -> str:
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{len(names)} of {total}, first {', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more"
+
+
+def name_first(names: Sequence[str]) -> str:
+    """Lists names; if there are many, the first of them and how many there are."""
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[: _NAMED - 1])} and {len(names) - _NAMED + 1} more"
 
 
 def _of_tasks(

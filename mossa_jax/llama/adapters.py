@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.llama.architecture import Architecture
 
 Adapter = dict[str, dict[str, np.ndarray]]
@@ -45,6 +46,13 @@ AXES = {
 def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
     """Returns target -> (D_in, D_out), the sizes of the projection that it updates."""
     heads, kv_heads = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    if arch.fused:
+        return {
+            "qkv_proj": (arch.hidden, heads + 2 * kv_heads),
+            "o_proj": (heads, arch.hidden),
+            "gate_up_proj": (arch.hidden, 2 * arch.feed_forward),
+            "down_proj": (arch.feed_forward, arch.hidden),
+        }
     return {
         "q_proj": (arch.hidden, heads),
         "k_proj": (arch.hidden, kv_heads),
@@ -54,6 +62,21 @@ def target_sizes(arch: Architecture) -> dict[str, tuple[int, int]]:
         "up_proj": (arch.hidden, arch.feed_forward),
         "down_proj": (arch.feed_forward, arch.hidden),
     }
+
+
+def check_targets(arch: Architecture, targets: Sequence[str]) -> None:
+    """Refuses targets that the model does not have.
+
+    Raises:
+      Refusal: 2, naming them, and those that it has.
+    """
+    names = [*target_sizes(arch)]
+    if missing := [target for target in targets if target not in names]:
+        raise Refusal(
+            BAD_CONFIG,
+            f"config.tuning.targets={','.join(targets)}: a {arch.family} model has no {', '.join(missing)}; choose of "
+            f"{', '.join(names)}",
+        )
 
 
 def initial_adapter(
@@ -165,9 +188,9 @@ def is_finite(adapter: Adapter | Adapters) -> bool:
 def zero_adapter(arch: Architecture) -> Adapter:
     """Returns the smallest adapter that changes nothing, for runs in which every model is the base itself."""
     # One target of rank 1, all zeros, scale included: [L, D_in, 1], [L, 1, D_out], [L].
-    d_in, d_out = target_sizes(arch)["q_proj"]
+    target, (d_in, d_out) = next(iter(target_sizes(arch).items()))
     shapes = {"a": (arch.layers, d_in, 1), "b": (arch.layers, 1, d_out), "scale": (arch.layers,)}
-    return {"q_proj": {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
+    return {target: {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}}
 
 
 def abstract_adapters(

@@ -4,7 +4,7 @@
 |---|---|---|
 | `xla` | everywhere; always for float32 and float64, and for decoding | mask by blocks of queries |
 | `splash` | TPU, bfloat16 | segment ids inside the kernel, no mask in memory |
-| `cudnn` | GPU, bfloat16 and float16 | the kernel takes a dense mask [B, 1, S, T] |
+| `cudnn` | GPU, bfloat16 and float16; not for capped scores | the kernel takes a dense mask [B, 1, S, T] |
 
 The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrides the choice. A kernel works in the matrix
 unit's narrow precision, so float32, whose point is exactness, never goes there by itself.
@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.blockwise import Spans, blockwise, product_precision
+from mossa_jax.llama.blockwise import Spans, blockwise, product_precision, soft_cap
 from mossa_jax.llama.cudnn import cudnn, takes_heads
 from mossa_jax.llama.splash import splash
 
@@ -146,24 +146,26 @@ def attention(
     v: Float[Array, "B T K d"],
     visible: Visible,
     window: int = 0,
+    cap: float = 0.0,
 ) -> Float[Array, "B S H d"]:
-    """Computes softmax attention with grouped heads.
+    """Computes softmax attention with grouped heads; scores are inner products times d^-0.5.
 
     Args:
       q: [B, S, H, d].
       k, v: [B, T, K, d]; K divides H.
       visible: which keys a query sees.
       window: a query sees at most this many of them, the nearest, itself included; 0: all.
+      cap: scores x become cap tanh(x / cap); 0: they stay.
 
     Returns:
       [B, S, H, d] in the dtype of `v`; the softmax is computed in float32 or wider.
 
     Raises:
-      Refusal: 2 for an unknown MOSSA_ATTENTION.
+      Refusal: 2 for an unknown MOSSA_ATTENTION, or one that cannot cap scores.
     """
     # Few queries: their scores [B, H, P, T] are small, and no blocks are needed.
     if isinstance(visible, DecodingQuery | QueryColumns):
-        return _masked_attention(q, k, v, visible.mask(window))
+        return _masked_attention(q, k, v, visible.mask(window), cap)
     mesh = visible.mesh
     tensor = mesh.shape["tensor"] if mesh is not None else 1
     # With fewer key/value heads than devices on the tensor axis, each device gets a copy of the head that it needs.
@@ -171,32 +173,36 @@ def attention(
         k, v = (jnp.repeat(x, tensor // k.shape[2], axis=2) for x in (k, v))
     # No query sees a key this many columns back: the window hides it, or no sequence is that long.
     near = min(filter(None, (window, visible.max_own)), default=0)
-    spans = Spans(_BLOCK, near or k.shape[1], visible.prefix_columns)
-    match choose_body(mesh, q.dtype, q.shape[-1]):
+    spans = Spans(_BLOCK, near or k.shape[1], visible.prefix_columns, cap)
+    match choose_body(mesh, q.dtype, q.shape[-1], cap):
         case "splash":
             return splash(q, k, v, visible.segments, mesh, spans)
         case "cudnn":
             return cudnn(q, k, v, visible.segments, mesh, window)
     if mesh is None or mesh.devices.flat[0].platform == "cpu":
-        return _attention_on_cpu(q, k, v, visible, window, near)
+        return _attention_on_cpu(q, k, v, visible, window, near, cap)
     return blockwise(q, k, v, visible.segments, spans)
 
 
-def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike, head_dim: int) -> str:
-    """Returns the body, one of `BODIES`, for heads of this dtype and width on a mesh.
+def choose_body(mesh: jax.sharding.Mesh | None, dtype: DTypeLike, head_dim: int, cap: float = 0.0) -> str:
+    """Returns the body, one of `BODIES`, for heads of this dtype and width on a mesh; `cap` as in `attention`.
 
     Raises:
-      Refusal: 2 for an unknown MOSSA_ATTENTION.
+      Refusal: 2 for an unknown MOSSA_ATTENTION, or one that cannot cap scores.
     """
     if override := os.environ.get("MOSSA_ATTENTION"):
         if override not in BODIES:
             raise Refusal(BAD_CONFIG, f"MOSSA_ATTENTION={override} is unknown; choose one of {', '.join(BODIES)}")
+        if cap and override == "cudnn":
+            raise Refusal(
+                BAD_CONFIG, f"MOSSA_ATTENTION=cudnn cannot cap scores, as this model does at {cap:g}; use xla"
+            )
         return override
     # Without a mesh the platform is not known. Kernels multiply in a narrow precision, which is not for float32.
     if mesh is None or dtype not in _NARROW:
         return "xla"
     body = _KERNELS.get(mesh.devices.flat[0].platform, "xla")
-    return "xla" if body in unusable or (body == "cudnn" and not takes_heads(head_dim)) else body
+    return "xla" if body in unusable or (body == "cudnn" and (cap or not takes_heads(head_dim))) else body
 
 
 def _attention_on_cpu(
@@ -206,11 +212,12 @@ def _attention_on_cpu(
     visible: Segments,
     window: int,
     near: int,
+    cap: float,
 ) -> Float[Array, "B S H d"]:
     """Attends block by block, in the order that suits a cache; `near` as `Spans.window`, 0: not known."""
     # Block by block only where it saves something: near keys are fewer than the row's, or a prefix stands apart.
     if visible.prefix_columns or 0 < near < q.shape[1] - _CPU_BLOCK:
-        spans = Spans(_CPU_BLOCK, near or k.shape[1], visible.prefix_columns)
+        spans = Spans(_CPU_BLOCK, near or k.shape[1], visible.prefix_columns, cap)
         # A loop over rows would take rows that are spread over devices one by one.
         if visible.mesh is not None and visible.mesh.shape["fsdp"] > 1:
             return blockwise(q, k, v, visible.segments, spans)
@@ -227,7 +234,7 @@ def _attention_on_cpu(
     for start in range(0, q.shape[1], size):
         stop = min(start + size, q.shape[1])
         mask = visible.mask(start, stop, window)  # [B, stop - start, stop]
-        outputs.append(_masked_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask))
+        outputs.append(_masked_attention(q[:, start:stop], k[:, :stop], v[:, :stop], mask, cap))
     return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
@@ -236,8 +243,9 @@ def _masked_attention(
     k: Float[Array, "B T K d"],
     v: Float[Array, "B T K d"],
     mask: Bool[Array, "B S T"],
+    cap: float,
 ) -> Float[Array, "B S H d"]:
-    """Attends to all keys at once.
+    """Attends to all keys at once; `cap` as in `attention`.
 
     Heads come before positions, and the queries of a group form one matrix; the mask is added instead of selected by;
     the weights are normalised after the second product. Together this is three times as fast on CPU as the textbook's
@@ -253,7 +261,7 @@ def _masked_attention(
     # Additive and in float32: every query sees itself, so no row of scores is minus infinity throughout.
     hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]  # [B, 1, G * S, T]
     scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=product_precision(q.dtype), preferred_element_type=wide)
-    scores = scores * width**-0.5 + hidden  # [B, K, G * S, T]
+    scores = soft_cap(scores * width**-0.5, cap) + hidden  # [B, K, G * S, T]
     # Against overflow of exp. The shift cancels, so no gradient has to pass through the maximum.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     out = jnp.einsum(

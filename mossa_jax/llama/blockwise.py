@@ -38,6 +38,11 @@ def product_precision(dtype: DTypeLike) -> jax.lax.Precision | None:
     return None if dtype in (jnp.bfloat16, jnp.float16) else jax.lax.Precision.HIGHEST
 
 
+def soft_cap(scores: Float[Array, "*rows W"], cap: float) -> Float[Array, "*rows W"]:
+    """Bends scores so that none passes `cap` (Gemma Team 2024, arXiv 2408.00118, section 2); 0: they stay."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
 @dataclass(frozen=True)
 class Spans:
     """Which keys each block of queries meets.
@@ -46,11 +51,13 @@ class Spans:
       block: queries per block (Q).
       window: a query sees no key of its own sequence `window` or more columns back.
       prefix_columns: columns at the head of a row that may hold shared keys (segment -1) (P).
+      cap: scores x become cap tanh(x / cap); 0: they stay.
     """
 
     block: int
     window: int
     prefix_columns: int = 0
+    cap: float = 0.0
 
     def meets_all(self, columns: int) -> bool:
         """Whether a block meets all keys of a row of `columns`, since the keys near it would be as many or more."""
@@ -258,7 +265,9 @@ class _Rows:
         return jnp.where(seen, 0.0, -jnp.inf).astype(dtype)[:, None, None]
 
     def _scores(self, block: Int[Array, ""]) -> Float[Array, "B K G Q W"]:
+        """Returns a block's scores; minus infinity where a query does not see a key."""
         scores = _product("bkqd,bktd->bkqt", self._queries_of(self.q, block), self._keys_of(self.k, block))
+        scores = soft_cap(scores, self.spans.cap)
         # [B, K, G * Q, W] -> [B, K, G, Q, W], to which the mask [B, 1, 1, Q, W] is added for all heads.
         scores = scores.reshape(*scores.shape[:2], -1, self.spans.block, scores.shape[-1])
         return scores + self._mask(block, scores.dtype)
@@ -293,14 +302,20 @@ class _Rows:
         Returns:
           by the queries [B, K, G, Q, d]; by the keys and by the values, each [B, K, d, W].
         """
-        weights = _flatten_groups(jnp.exp(self._scores(block) - log_normaliser))  # [B, K, G * Q, W]
+        scores = self._scores(block)
+        weights = _flatten_groups(jnp.exp(scores - log_normaliser))  # [B, K, G * Q, W]
         gradient = self._queries_of(gradient, block)  # [B, K, G * Q, d]
         # [B, K, G * Q, W].
         by_weight = _product("bkqd,bktd->bkqt", gradient, self._keys_of(self.v, block))
         # Each is used twice: without the barrier XLA computes it twice as well.
         weights, by_weight = jax.lax.optimization_barrier((weights, by_weight))
         # The gradient of softmax: weights times (gradient by weights minus their weighted mean).
-        by_score = (weights * (by_weight - self._queries_of(inner, block))).astype(self.k.dtype)
+        by_score = weights * (by_weight - self._queries_of(inner, block))
+        if self.spans.cap:
+            # The slope of cap tanh(x / cap) at a capped score y is 1 - (y / cap)^2; hidden keys have weight 0.
+            capped = jnp.where(jnp.isfinite(scores), scores, 0.0)
+            by_score = by_score * (1 - jnp.square(_flatten_groups(capped) / self.spans.cap))
+        by_score = by_score.astype(self.k.dtype)
         # This, too, is used twice: for the queries and for the keys.
         by_score = jax.lax.optimization_barrier(by_score)
         by_query = _product("bkqt,bktd->bkqd", by_score, self._keys_of(self.k, block))

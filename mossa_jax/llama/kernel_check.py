@@ -27,7 +27,7 @@ _MODELS, _ROWS, _LENGTH, _PREFIX, _HEADS, _KV_HEADS = 2, 2, 256, 32, 4, 2
 _BOUND = 0.03
 
 
-def check_kernel(mesh: jax.sharding.Mesh, dtype: DTypeLike, head_dim: int) -> None:
+def check_kernel(mesh: jax.sharding.Mesh, dtype: DTypeLike, head_dim: int, cap: float = 0.0) -> None:
     """Tries the kernel that attention would take, and puts the XLA body in its place if it fails or is wrong.
 
     All processes of a run call this together. MOSSA_ATTENTION is taken at its word.
@@ -36,11 +36,14 @@ def check_kernel(mesh: jax.sharding.Mesh, dtype: DTypeLike, head_dim: int) -> No
       mesh: that the model runs on.
       dtype: of the base.
       head_dim: d, the width of a head.
+      cap: of the model's scores, as in `attention`.
     """
-    body = choose_body(mesh, dtype, head_dim)
+    body = choose_body(mesh, dtype, head_dim, cap)
+    if cap and body != choose_body(mesh, dtype, head_dim):
+        log.info("attention: this model caps its scores, which the platform's kernel cannot; the XLA body is used")
     if body == "xla" or os.environ.get("MOSSA_ATTENTION"):
         return
-    reason = _fault(body, jnp.dtype(dtype).name, head_dim)
+    reason = _fault(body, jnp.dtype(dtype).name, head_dim, cap)
     # One process that took another body would compile another program than its peers.
     if any(agreement.everywhere(int(bool(reason)))):
         unusable.add(body)
@@ -52,7 +55,7 @@ def check_kernel(mesh: jax.sharding.Mesh, dtype: DTypeLike, head_dim: int) -> No
 
 
 @lru_cache
-def _fault(body: str, dtype: str, head_dim: int) -> str:
+def _fault(body: str, dtype: str, head_dim: int, cap: float) -> str:
     """Returns what is wrong with a kernel; "" if its outputs and gradients are those of the XLA body."""
     mesh = single_device()
     rng = np.random.default_rng(0)
@@ -64,10 +67,10 @@ def _fault(body: str, dtype: str, head_dim: int) -> str:
     ids = jnp.asarray(segments, jnp.int32)
 
     def kernel(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        return attention(q, k, v, Segments(ids, mesh, _PREFIX))
+        return attention(q, k, v, Segments(ids, mesh, _PREFIX), cap=cap)
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        return blockwise(q, k, v, ids, Spans(128, _LENGTH, _PREFIX))
+        return blockwise(q, k, v, ids, Spans(128, _LENGTH, _PREFIX, cap))
 
     counts = (ids != 0)[..., None, None]  # padding means nothing
 

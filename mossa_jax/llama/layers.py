@@ -22,7 +22,7 @@ from mossa_jax.llama.adapters import BlockAdapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments, Visible, attention
 from mossa_jax.llama.blockwise import product_precision
-from mossa_jax.llama.rope import RotaryTable, rotate
+from mossa_jax.llama.rope import RotaryTable, RotaryTables, rotate
 
 
 class KeysValues(NamedTuple):
@@ -87,7 +87,7 @@ class Projection(nnx.Module):
         self,
         arch: Architecture,
         name: str,
-        axes: tuple[str, str],
+        axes: tuple[str, str | None],
         sizes: tuple[int, int],
         rngs: nnx.Rngs,
         std: float,
@@ -140,19 +140,29 @@ class Projection(nnx.Module):
         return y
 
 
+def scale(x: Float[Array, "*rows D"], factor: float) -> Float[Array, "*rows D"]:
+    """Multiplies by a constant, in float32 or wider, and rounds once; by 1 it is `x` itself."""
+    if factor == 1:
+        return x
+    return (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * factor).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467), in float32 or wider."""
 
-    def __init__(self, eps: float, *shape: int):
-        """Starts with weights of one; `shape` is [D], or [L, D] where layers are stacked."""
-        self.eps = eps
-        self.weight = nnx.Param(jnp.ones(shape, jnp.float32), logical=(*("layers",) * (len(shape) - 1), None))
+    def __init__(self, arch: Architecture, *shape: int):
+        """Starts with factors of one; `shape` is [D], or [L, D] where layers are stacked."""
+        self.eps, self.offset, self.is_wide = arch.norm_eps, arch.norm_offset, arch.wide_norms
+        weight = jnp.full(shape, 1.0 - self.offset, jnp.float32)
+        self.weight = nnx.Param(weight, logical=(*("layers",) * (len(shape) - 1), None))
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        """Norms x: [..., D] -> [..., D]; cast back before the weight is applied, as in transformers."""
+        """Norms x: [..., D] -> [..., D]; cast back before or after the weight is applied, as in transformers."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # x / sqrt(mean(x^2) + eps): no mean is subtracted. Squares are summed in float32, since bfloat16 keeps 8 bits.
         normed = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        if self.is_wide:
+            return (normed * (self.weight[...].astype(wide.dtype) + self.offset)).astype(x.dtype)
         return self.weight[...] * normed.astype(x.dtype)
 
 
@@ -166,22 +176,29 @@ class Attention(nnx.Module):
         # Tensor parallel in pairs (Shoeybi et al. 2019, arXiv 1909.08053): q, k and v are split by heads over `tensor`
         # and o takes the split heads in, so that each device attends with its own heads and a sum follows o alone. The
         # other side of each matrix is spread over `fsdp` and gathered when it is used.
-        self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
-        self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
-        self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+        if arch.fused:
+            # Whole on every device of `tensor`, whose parts would be no whole heads of queries, keys or values.
+            self.qkv_proj = Projection(
+                arch, "qkv_proj", ("embed", None), (arch.hidden, heads + 2 * kv_heads), rngs, std
+            )
+        else:
+            self.q_proj = Projection(arch, "q_proj", ("embed", "heads"), (arch.hidden, heads), rngs, std)
+            self.k_proj = Projection(arch, "k_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
+            self.v_proj = Projection(arch, "v_proj", ("embed", "kv_heads"), (arch.hidden, kv_heads), rngs, std)
         # 2 L outputs are added to the residual stream (Radford et al. 2019, section 2.3).
         out_std = std / (2 * arch.layers) ** 0.5
         self.o_proj = Projection(arch, "o_proj", ("heads", "embed"), (heads, arch.hidden), rngs, out_std)
         if arch.query_key_norm:
-            # Over the d numbers of one head; all heads share the weight.
-            self.q_norm = RMSNorm(arch.norm_eps, arch.layers, d)
-            self.k_norm = RMSNorm(arch.norm_eps, arch.layers, d)
+            # Over the d numbers of one head, where all heads share the weight; or over all heads.
+            is_per_head = arch.query_key_norm == "head"
+            self.q_norm = RMSNorm(arch, arch.layers, d if is_per_head else heads)
+            self.k_norm = RMSNorm(arch, arch.layers, d if is_per_head else kv_heads)
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
         lora: BlockAdapter,
-        rotary: RotaryTable,
+        rotary: RotaryTable | RotaryTables,
         visible: Segments | DecodingQuery,
         is_windowed: Bool[Array, ""] | None = None,
         *,
@@ -205,24 +222,19 @@ class Attention(nnx.Module):
         Returns:
           [B, P, D], and the keys and values of x; with a `DecodingCache`, those of the whole cache.
         """
-        if query_columns is None:
-            queries, query_rotary = x, rotary
-            q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
-        else:
-            # Fewer queries, but the keys and values of every column.
-            queries = take_columns(x, query_columns)  # [B, P, D]
+        if isinstance(rotary, RotaryTables):
+            assert is_windowed is not None, "two tables are for blocks of both kinds"
+            rotary = rotary.of_block(is_windowed)
+        query_rotary = rotary
+        if query_columns is not None:
             query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
-            q_low_rank = low_rank_inputs(queries, lora, "q_proj")
-            kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
-        q = self._split_heads(self.q_proj(queries, lora, q_low_rank))  # [B, P, H, d]
-        k = self._split_heads(self.k_proj(x, lora, kv_low_rank))  # [B, S, K, d]
-        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))  # [B, S, K, d]
-        # Before the rotation, as in Qwen 3.
-        if self.arch.query_key_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._project(x, lora, query_columns)
         # Keys are rotated by their own positions before they are cached or shared, so that they are
         # never rotated again.
         q, k = rotate(q, query_rotary), rotate(k, rotary)
+        # The bodies multiply scores by d^-0.5: whatever else a model scales them by is a factor of the queries.
+        if self.arch.attention_scale:
+            q = scale(q, self.arch.attention_scale * self.arch.head_dim**0.5)
         keys_values = KeysValues(k, v)
         match past:
             case DecodingCache(cached, slot):
@@ -248,6 +260,33 @@ class Attention(nnx.Module):
         out = self._attend(q, k, v, seen, is_windowed)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
+    def _project(
+        self, x: Float[Array, "B S D"], lora: BlockAdapter, query_columns: Int[Array, "B P"] | None
+    ) -> tuple[Float[Array, "B P H d"], Float[Array, "B S K d"], Float[Array, "B S K d"]]:
+        """Returns queries, keys and values, normed where this family norms them, and not yet rotated."""
+        arch = self.arch
+        if arch.fused:
+            ends = np.cumsum([arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim])
+            q, k, v = jnp.split(self.qkv_proj(x, lora), ends, axis=-1)
+            q = q if query_columns is None else take_columns(q, query_columns)
+            return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        if query_columns is None:
+            queries = x
+            q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
+        else:
+            # Fewer queries, but the keys and values of every column.
+            queries = take_columns(x, query_columns)  # [B, P, D]
+            q_low_rank = low_rank_inputs(queries, lora, "q_proj")
+            kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
+        q = self._split_heads(self._norm("q_norm", "projection", self.q_proj(queries, lora, q_low_rank)))
+        k = self._split_heads(self._norm("k_norm", "projection", self.k_proj(x, lora, kv_low_rank)))
+        v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
+        return self._norm("q_norm", "head", q), self._norm("k_norm", "head", k), v
+
+    def _norm(self, name: str, kind: str, x: jax.Array) -> jax.Array:
+        """Norms queries or keys, where this family norms them in this way: all heads together, or each by itself."""
+        return getattr(self, name)(x) if self.arch.query_key_norm == kind else x
+
     def _split_heads(self, x: Float[Array, "B S Hd"]) -> Float[Array, "B S H d"]:
         # [B, S, H * d] -> [B, S, H, d]; for keys and values, K heads.
         return x.reshape(*x.shape[:2], -1, self.arch.head_dim)
@@ -258,10 +297,10 @@ class Attention(nnx.Module):
         """Attends with or without the window, as the block has one: [B, S, H, d]."""
 
         def windowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, visible, self.arch.window)
+            return attention(q, k, v, visible, self.arch.window, self.arch.attention_cap)
 
         def unwindowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, visible)
+            return attention(q, k, v, visible, cap=self.arch.attention_cap)
 
         if is_windowed is None:
             return windowed(q, k, v)
@@ -270,46 +309,63 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """SiLU-gated feed-forward part (Shazeer 2020, arXiv 2002.05202)."""
+    """Gated feed-forward part (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
+        self.activation = arch.activation
         up, down = (arch.hidden, arch.feed_forward), (arch.feed_forward, arch.hidden)
         # Gate and up are split by columns over `tensor` and down by rows, so that one sum over
         # devices follows down alone.
-        self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
-        self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
+        if arch.fused:
+            both = (arch.hidden, 2 * arch.feed_forward)
+            self.gate_up_proj = Projection(arch, "gate_up_proj", ("embed", None), both, rngs, std)
+        else:
+            self.gate_proj = Projection(arch, "gate_proj", ("embed", "feed_forward"), up, rngs, std)
+            self.up_proj = Projection(arch, "up_proj", ("embed", "feed_forward"), up, rngs, std)
         out_std = std / (2 * arch.layers) ** 0.5
         self.down_proj = Projection(arch, "down_proj", ("feed_forward", "embed"), down, rngs, out_std)
 
     def __call__(self, x: Float[Array, "B S D"], lora: BlockAdapter) -> Float[Array, "B S D"]:
         """[B, S, D] -> [B, S, D]."""
-        low_rank = low_rank_inputs(x, lora, "gate_proj", "up_proj")
-        gate, up = self.gate_proj(x, lora, low_rank), self.up_proj(x, lora, low_rank)  # [B, S, F]
-        return self.down_proj(_gated(gate, up), lora)
+        if hasattr(self, "gate_up_proj"):
+            gate, up = jnp.split(self.gate_up_proj(x, lora), 2, axis=-1)  # [B, S, F] each
+        else:
+            low_rank = low_rank_inputs(x, lora, "gate_proj", "up_proj")
+            gate, up = self.gate_proj(x, lora, low_rank), self.up_proj(x, lora, low_rank)  # [B, S, F] each
+        return self.down_proj(_gated(gate, up, self.activation), lora)
 
 
 # `prevent_cse` is not needed: inside the scan over layers nothing is merged.
-@partial(jax.checkpoint, prevent_cse=False)
-def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _gated(gate: Float[Array, "B S F"], up: Float[Array, "B S F"], activation: str) -> Float[Array, "B S F"]:
     """Multiplies by the gate; recomputed in the backward pass, which would keep as much as both arguments together."""
-    return nnx.silu(gate) * up
+    if activation == "silu":
+        return nnx.silu(gate) * up
+    # In float32: a cube in bfloat16 would lose most of its bits.
+    wide = gate.astype(jnp.promote_types(gate.dtype, jnp.float32))
+    return jax.nn.gelu(wide, approximate=True).astype(gate.dtype) * up
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block; its parameters carry the stacked layer axis, which the scan takes off."""
+    """Transformer block; its parameters carry the stacked layer axis, which the scan takes off."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, std: float):
         # Every parameter is declared once for all layers, [L, ...]: one scan compiles one block.
-        self.attention_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
+        self.residual_scale = arch.residual_scale
+        if arch.norms in ("pre", "both"):
+            self.attention_norm = RMSNorm(arch, arch.layers, arch.hidden)
+            self.feed_forward_norm = RMSNorm(arch, arch.layers, arch.hidden)
+        if arch.norms in ("post", "both"):
+            self.attention_post_norm = RMSNorm(arch, arch.layers, arch.hidden)
+            self.feed_forward_post_norm = RMSNorm(arch, arch.layers, arch.hidden)
         self.attention = Attention(arch, rngs, std)
-        self.feed_forward_norm = RMSNorm(arch.norm_eps, arch.layers, arch.hidden)
         self.feed_forward = FeedForward(arch, rngs, std)
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
         lora: BlockAdapter,
-        rotary: RotaryTable,
+        rotary: RotaryTable | RotaryTables,
         visible: Segments | DecodingQuery,
         is_windowed: Bool[Array, ""] | None = None,
         *,
@@ -319,11 +375,22 @@ class Block(nnx.Module):
         """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""
         # The scopes name the two halves in profiles.
         with jax.named_scope("attention"):
-            normed = self.attention_norm(x)
             attended, keys_values = self.attention(
-                normed, lora, rotary, visible, is_windowed, past=past, query_columns=query_columns
+                self._norm("attention_norm", x),
+                lora,
+                rotary,
+                visible,
+                is_windowed,
+                past=past,
+                query_columns=query_columns,
             )
             # The residual stream of the columns that ask, [B, P, D].
-            x = (x if query_columns is None else take_columns(x, query_columns)) + attended
+            x = x if query_columns is None else take_columns(x, query_columns)
+            x = x + scale(self._norm("attention_post_norm", attended), self.residual_scale)
         with jax.named_scope("feed_forward"):
-            return x + self.feed_forward(self.feed_forward_norm(x), lora), keys_values
+            fed = self.feed_forward(self._norm("feed_forward_norm", x), lora)
+            return x + scale(self._norm("feed_forward_post_norm", fed), self.residual_scale), keys_values
+
+    def _norm(self, name: str, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """Applies one of the norms, where this family has it."""
+        return getattr(self, name)(x) if hasattr(self, name) else x

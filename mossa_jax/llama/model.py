@@ -25,7 +25,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments
 from mossa_jax.llama.blockwise import product_precision
 from mossa_jax.llama.layers import Block, DecodingCache, KeysValues, RMSNorm
-from mossa_jax.llama.rope import RotaryTable, rotary_table
+from mossa_jax.llama.rope import Rope, RotaryTable, RotaryTables, rotary_table
 
 
 class Llama(nnx.Module):
@@ -39,7 +39,7 @@ class Llama(nnx.Module):
         # [V, D], ids over `tensor` and widths over `fsdp`; the head likewise.
         self.embedding = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
         self.blocks = Block(arch, rngs, std)
-        self.final_norm = RMSNorm(arch.norm_eps, arch.hidden)
+        self.final_norm = RMSNorm(arch, arch.hidden)
         if not arch.tied_head:
             self.head = nnx.Param(init(rngs.params(), shape, jnp.float32), logical=("vocab", "embed"))
 
@@ -108,7 +108,7 @@ def run_blocks_cached(
     Returns:
       (output of the last block [B, 1, D], the keys and values with the new ones at `slot`).
     """
-    embedded = model.embedding[...][tokens]  # [B, 1, D]
+    embedded = _embedded(model, arch, tokens)  # [B, 1, D]
     # One position per row: [B, 1, d/2] each.
     rotary = _rotary_table(arch, visible.position, visible, embedded.dtype)
 
@@ -122,21 +122,37 @@ def run_blocks_cached(
 
 def embed(
     model: Llama, arch: Architecture, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], visible: Segments
-) -> tuple[Float[Array, "B S D"], RotaryTable]:
-    """Embeds `tokens` [B, S]: returns [B, S, D], and the rotary table of their `positions`."""
+) -> tuple[Float[Array, "B S D"], RotaryTable | RotaryTables]:
+    """Embeds `tokens` [B, S]: returns [B, S, D], and the rotary table or tables of their `positions`."""
     # The embedding [V, D] has D over `fsdp`, and so would the result. Pinned, it has its rows there,
     # as every block expects.
-    embedded = pin_rows(model.embedding[...][tokens], visible)
+    embedded = pin_rows(_embedded(model, arch, tokens), visible)
     return embedded, _rotary_table(arch, positions, visible, embedded.dtype)
+
+
+def _embedded(model: Llama, arch: Architecture, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    """Looks `tokens` up in the embedding, and scales them where the family does."""
+    embedded = model.embedding[...][tokens]
+    # The factor is rounded to the embedding's dtype first, as in transformers.
+    return embedded if arch.embedding_scale == 1 else embedded * jnp.asarray(arch.embedding_scale, embedded.dtype)
 
 
 def _rotary_table(
     arch: Architecture, positions: Int[Array, "B S"], visible: Segments | DecodingQuery, dtype: DTypeLike
-) -> RotaryTable:
-    """Returns the rotary table of `positions`, in float32 or wider."""
-    # Only dynamic scaling depends on a sequence's length, which takes a comparison [B, T, T] to count.
-    lengths = visible.lengths() if arch.rope.rope_type == "dynamic" else None
-    return rotary_table(arch.rope, arch.head_dim, positions, lengths, jnp.promote_types(dtype, jnp.float32))
+) -> RotaryTable | RotaryTables:
+    """Returns the rotary table or tables of `positions`, in float32 or wider."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def table(rope: Rope) -> RotaryTable:
+        # To count a sequence's length takes a comparison [B, T, T].
+        lengths = visible.lengths() if rope.depends_on_length else None
+        return rotary_table(rope, arch.head_dim, positions, lengths, wide)
+
+    if arch.local_rope is None:
+        return table(arch.rope)
+    if len(arch.windowed) == arch.layers:
+        return table(arch.local_rope)
+    return RotaryTables(table(arch.local_rope), table(arch.rope))
 
 
 def pin_rows(x: Float[Array, "B S D"], visible: Segments) -> Float[Array, "B S D"]:
@@ -152,10 +168,10 @@ def pin_rows(x: Float[Array, "B S D"], visible: Segments) -> Float[Array, "B S D
 def can_share_prefix(arch: Architecture) -> bool:
     """Whether the sequences of a row may share a prefix (segment -1).
 
-    They may not where anything depends on the columns of the row (a window) or on a sequence's own length (dynamic
-    rotary scaling).
+    They may not where anything depends on the columns of the row (a window) or on a sequence's own length (some rotary
+    scalings).
     """
-    return not arch.windowed and arch.rope.rope_type != "dynamic"
+    return not arch.windowed and not arch.rope.depends_on_length
 
 
 def windowed_blocks(arch: Architecture) -> np.ndarray | None:
@@ -174,11 +190,18 @@ def head_weight(model: Llama, arch: Architecture) -> Float[Array, "V D"]:
 
 def logits(model: Llama, arch: Architecture, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Applies final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
-    return head_logits(model.final_norm(x), head_weight(model, arch))
+    return bound_logits(arch, head_products(model.final_norm(x), head_weight(model, arch)))
 
 
-def head_logits(normed: Float[Array, "*rows D"], head: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
-    """Applies the head alone: [..., D] and [V, D] -> [..., V] float32 (float64 for float64)."""
+def bound_logits(arch: Architecture, products: Float[Array, "*rows V"]) -> Float[Array, "*rows V"]:
+    """Turns products with the head into logits, [..., V]: divided and capped where the family does."""
+    if arch.logit_divisor != 1:
+        products = products / arch.logit_divisor
+    return arch.logit_cap * jnp.tanh(products / arch.logit_cap) if arch.logit_cap else products
+
+
+def head_products(normed: Float[Array, "*rows D"], head: Float[Array, "V D"]) -> Float[Array, "*rows V"]:
+    """Multiplies by the head: [..., D] and [V, D] -> [..., V] float32 (float64 for float64)."""
     wide = jnp.promote_types(normed.dtype, jnp.float32)
     precision = product_precision(normed.dtype)
     # Sums in float32 also for bfloat16 states: logits decide between ids that are close.

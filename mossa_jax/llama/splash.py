@@ -48,7 +48,7 @@ def splash(
       segments: [B, T] as in `attention.Segments`.
       mesh: rows over `fsdp` if they divide, heads over `tensor`; every device runs the kernel on its own part. None for
         one device.
-      spans: the columns of the shared prefix, and how far back a query sees.
+      spans: the columns of the shared prefix, how far back a query sees, and the cap of scores.
       interpret: run the kernel's body in plain JAX, on any platform, for tests.
 
     Returns:
@@ -76,7 +76,7 @@ def _attend_on_device(
     # A window as long as the row hides nothing.
     window = spans.window if spans.window < length else 0
     padded = mesh_lib.round_up(length, _LANES)
-    kernel = _kernel(_causal_mask(padded, window), q.shape[2], interpret)
+    kernel = _kernel(_causal_mask(padded, window), q.shape[2], interpret, spans.cap)
     ids = _pad(segments, padded)
     # The kernel takes one row, so rows are its batch axis.
     out = jax.vmap(kernel)(*_heads_first(q, k, v, padded, padded), library.SegmentIds(q=ids, kv=ids))
@@ -101,7 +101,7 @@ def _merge(
     # Whatever stands before the first query is prefix, or fills it up: no query's own key.
     window = spans.window if spans.window < queries else 0
     own_ids = _pad(segments[:, own], padded)  # [B, padded]
-    own_kernel = _kernel(_causal_mask(padded, window), q.shape[2], interpret, save_residuals=True)
+    own_kernel = _kernel(_causal_mask(padded, window), q.shape[2], interpret, spans.cap, save_residuals=True)
     own_out, (own_log,) = jax.vmap(own_kernel)(
         *_heads_first(q, k[:, own], v[:, own], padded, padded), library.SegmentIds(q=own_ids, kv=own_ids)
     )
@@ -110,7 +110,7 @@ def _merge(
     query_ids = jnp.where(sees, _SEEN, _PADDING)
     key_ids = _pad(jnp.where(segments[:, before] == -1, _SEEN, _HIDDEN), padded_prefix, _HIDDEN)
     whole = library.FullMask((padded, padded_prefix))
-    prefix_kernel = _kernel(whole, q.shape[2], interpret, save_residuals=True)
+    prefix_kernel = _kernel(whole, q.shape[2], interpret, spans.cap, save_residuals=True)
     prefix_out, (prefix_log,) = jax.vmap(prefix_kernel)(
         *_heads_first(q, k[:, before], v[:, before], padded, padded_prefix),
         library.SegmentIds(q=query_ids, kv=key_ids),
@@ -162,7 +162,7 @@ def _causal_mask(length: int, window: int) -> Any:
     return library.LocalMask(shape, (window - 1, 0), 0) if window else library.CausalMask(shape)
 
 
-def _kernel(mask: Any, heads: int, interpret: bool, save_residuals: bool = False) -> Callable[..., Any]:
+def _kernel(mask: Any, heads: int, interpret: bool, cap: float, save_residuals: bool = False) -> Callable[..., Any]:
     """Builds the kernel for one row, [H, queries, d] -> [H, queries, d], which also returns residuals if asked to."""
     queries, keys = (next(size for size in _BLOCKS if length % size == 0) for length in mask.shape)
     # The same sizes for the forward pass and both passes backward (dkv and dq).
@@ -183,5 +183,6 @@ def _kernel(mask: Any, heads: int, interpret: bool, save_residuals: bool = False
         head_shards=1,
         q_seq_shards=1,
         save_residuals=save_residuals,
+        attn_logits_soft_cap=cap or None,
         interpret=interpret,
     )

@@ -17,6 +17,7 @@ from mossa_jax.config import MINIATURE, TUNED, Config
 from mossa_jax.config.data import config_from_data
 from mossa_jax.devices.chips import GPUS, TPUS, chip_name
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.files.checked import damage
 from mossa_jax.files.paths import as_path
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import Architecture, architecture_from_config, read_architecture
@@ -153,6 +154,8 @@ class _Folder:
         return [record for record in RunFolder(self.path, writer=False).metrics() if "stage" in record]
 
     def _json(self, file: epath.Path) -> dict[str, Any]:
+        if (what := damage(file)) is not None and file.exists():
+            raise Refusal(BAD_INPUT, f"--measured={self.path}: {what}; name another run")
         try:
             return dict(json.loads(file.read_text()))
         except OSError:

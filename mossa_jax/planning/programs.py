@@ -111,8 +111,9 @@ def attention_body(base: Base) -> str:
     if isinstance(base.grid, AbstractMesh):
         if base.is_tpu:
             return "splash" if base.dtype != "float32" else "xla"
-        return "cudnn" if base.dtype != "float32" and takes_heads(base.arch.head_dim) else "xla"
-    return choose_body(base.grid, jnp.dtype(base.dtype), base.arch.head_dim)
+        is_taken = takes_heads(base.arch.head_dim) and not base.arch.attention_cap
+        return "cudnn" if base.dtype != "float32" and is_taken else "xla"
+    return choose_body(base.grid, jnp.dtype(base.dtype), base.arch.head_dim, base.arch.attention_cap)
 
 
 def tuning_program(

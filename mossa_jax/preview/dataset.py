@@ -13,6 +13,7 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.config import Config, check
+from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.write import write_text
 from mossa_jax.findings.warnings import data_warnings, in_order, pooling_warnings
 from mossa_jax.llama.files.base import base_can_share_prefix, base_tokenizer
@@ -106,16 +107,18 @@ def preview_dataset(config: Config) -> Preview:
 def write_preview(preview: Preview, folder: epath.PathLike) -> None:
     """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
     from mossa_jax.report import figure_elements
+    from mossa_jax.report.glyphs import say_missing
     from mossa_jax.report.length_histograms import draw_lengths
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "tasks.csv", preview.tasks.to_csv(index=False))
-    write_text(folder / "mixture.csv", preview.mixture.to_csv(index=False))
+    write_text(folder / "tasks.csv", csv_text(preview.tasks))
+    write_text(folder / "mixture.csv", csv_text(preview.mixture))
     write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in preview.warnings))
     # matplotlib's stubs want literal keys; the style is a plain dict.
     with figure_elements.figure_style():
-        figure_elements.save(draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens), folder, "lengths")
+        figure = draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens)
+        say_missing(figure_elements.save(figure, folder, "lengths"))
 
 
 def _totals(tasks: pd.DataFrame, mixture: Examples, cost: TrainingCost, suite: Suite, config: Config) -> Totals:

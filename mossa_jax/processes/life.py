@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import faulthandler
 import logging
 import os
@@ -20,12 +19,15 @@ import jax
 from absl import logging as absl_logging
 from absl.logging import converter
 
-from mossa_jax.errors import BAD_CONFIG, DISK, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
+from mossa_jax.errors import BAD_CONFIG, DONE, INTERNAL, LOST_PEER, STOPPED, Refusal
 from mossa_jax.log import console, log, log_to_console
+from mossa_jax.processes import agreement
+from mossa_jax.processes.facts import Facts, program_facts
+from mossa_jax.processes.failures import explain, first_line
 from mossa_jax.processes.peers import Peers
 from mossa_jax.processes.rendezvous import check_platform, choose_platform, describe, find_place, join
 from mossa_jax.processes.stop import Stop
-from mossa_jax.processes.watchdog import Watchdog
+from mossa_jax.processes.watchdog import Watchdog, unlimited
 
 # How an error of JAX's runtime begins. The end of another process may be the cause of any of these.
 _RUNTIME_ERROR = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|DATA_LOSS): ")
@@ -47,7 +49,7 @@ class Settings:
       start_timeout: seconds to wait until all processes have joined.
       heartbeat_timeout: seconds of silence after which another process counts as lost.
       step_timeout: seconds between two signs of life after which this process counts as stuck; 0 for no limit.
-      stops_on_request: whether SIGTERM and SIGINT ask the work to save and leave; otherwise they end the process.
+      stops_on_request: whether SIGTERM, SIGINT and SIGHUP ask the work to save and leave; else they end the process.
       max_hours: hours since the start of the process after which the work is asked the same; 0 for no limit. The
         clock of process 0 decides for all that have joined it.
       verbosity: what the console says, as absl counts: 1 everything, 0 what a user wants to know, -1 warnings.
@@ -77,18 +79,26 @@ class Process:
         stopped and does not survive the interpreter's end.
     """
 
-    def __init__(self, settings: Settings, prepare: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        settings: Settings,
+        prepare: Callable[[], None] | None = None,
+        facts: Callable[[], Facts] | None = None,
+    ):
         """Starts nothing yet.
 
         Args:
           settings: how to start, and for how long to wait.
           prepare: called once the devices are available, before the work.
+          facts: returns what all processes of the run must have in common, beside their programs; called where the run
+            has several.
         """
         self.stop = Stop(settings.max_hours)
         self.before_leaving: list[Callable[[], None]] = []
         self.runs_native_code: list[Callable[[], bool]] = []
         self._settings = settings
         self._prepare = prepare
+        self._facts = facts
         self._peers: Peers | None = None
         self._index = 0
 
@@ -120,17 +130,18 @@ class Process:
             with listening, self.stop.in_time(lambda: self._peers is None or self._index == 0):
                 self._start()
                 work(self)
+                # Here a full disk can still be told.
+                sys.stdout.flush()
         except Refusal as refusal:
             self._wait_for_verdict(refusal)
             return refusal.code, f"{'stopped' if refusal.code == STOPPED else 'error'}: {refusal}"
         except Exception as error:
             self._wait_for_verdict(error)
-            if isinstance(error, OSError):
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    return DISK, f"error: no space left ({error}); free some and run the same command again"
-                if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
-                    return BAD_CONFIG, f"error: {error}; name another place"
-            return INTERNAL, traceback.format_exc().rstrip()
+            told, stack = explain(error), traceback.format_exc().rstrip()
+            if told is None:
+                return INTERNAL, stack
+            log.debug("%s", stack)
+            return told.code, f"error: {told}"
         return DONE, ""
 
     def _start(self) -> None:
@@ -142,10 +153,16 @@ class Process:
         place = find_place(settings.processes, settings.coordinator, settings.process, settings.start_timeout)
         if place is not None:
             self._index = place.process
+            with unlimited():
+                facts = {"program": program_facts(), **(self._facts() if self._facts is not None else {})}
             self._peers = join(
-                place, settings.start_timeout, settings.heartbeat_timeout, self.stop, self._end_for_another
+                place, settings.start_timeout, settings.heartbeat_timeout, self.stop, self._end_for_another, facts
             )
+            agreement.meet_over(self._peers)
         check_platform()
+        if place is not None:
+            device = {"platform": jax.default_backend(), "device": jax.local_devices()[0].device_kind}
+            agreement.same("the devices", device, "give all hosts devices of one kind", BAD_CONFIG)
         if self._prepare is not None:
             self._prepare()
         if place is not None:
@@ -196,15 +213,10 @@ class Process:
         for act in self.before_leaving:
             with contextlib.suppress(Exception):
                 act()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type's name if it has none."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _last_line(text: str) -> str:

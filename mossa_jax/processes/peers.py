@@ -5,10 +5,11 @@ process keeps a TCP connection to process 0 (`rendezvous.py` opens them before J
 it is alive, and at the end how it ends. A connection that breaks means that a process died; one that is silent for the
 time-out means that a process was stopped or cut off. Process 0 tells the others what it noticed.
 
-Messages are lines of JSON: `hello` (a process's index, with `of` and `host`), `refused` (the reason), `ready` (all have
-joined), `alive`, `stop` (the run was asked to stop, and whether it is `late`: its time is over), `ends` (how a process
-ends: `code`, `why`), `over` (all have said how they end), `lost` (why the run ends, with which `code`, and whether a
-process `hangs`).
+Messages are lines of JSON: `hello` (a process's index, with `of`, `host` and `facts`), `refused` (the reason), `ready`
+(all have joined), `alive`, `stop` (the run was asked to stop, and whether it is `late`: its time is over), `gives` (the
+number of an exchange, with the `name` of it, `by` whom, and a `value`), `all` (the same number, with all `values`),
+`ends` (how a process ends: `code`, `why`), `over` (all have said how they end), `lost` (why the run ends, with which
+`code`, and whether a process `hangs`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from typing import Any
 
 import jax
 
-from mossa_jax.errors import DONE, LOST_PEER, STOPPED
-from mossa_jax.processes.stop import Stop
+from mossa_jax.errors import DONE, LOST_PEER, STOPPED, Refusal
+from mossa_jax.processes.stop import SIGNALS, Stop
 from mossa_jax.processes.watchdog import unlimited
 
 BEAT = 1.0
@@ -38,6 +39,7 @@ BEAT = 1.0
 BEHIND = 5.0
 """Seconds by which JAX's own time-out is later than ours, so that ours comes first."""
 _GRACE = 5.0  # seconds within which the others may say that they fail as well, after one process has failed
+_FULL = 5.0  # seconds for which a connection may take nothing more
 _LINGER = 2.0  # seconds that process 0 lets the others end first: it holds JAX's service
 
 EndProcess = Callable[[int, str, bool], None]
@@ -51,6 +53,7 @@ class Link:
       connection: the socket.
       process: index of the other process; -1 until it has said hello.
       host: its host.
+      differs: the refusal that says in what it differs from process 0; None if it does not.
       heard: monotonic time of its last message.
       unread: messages that arrived together with one that had to be acted on first.
     """
@@ -60,6 +63,7 @@ class Link:
         self.connection = connection
         self.process = process
         self.host = host
+        self.differs: Refusal | None = None
         self.heard = time.monotonic()
         self.unread: list[dict[str, Any]] = []
         self._rest = b""
@@ -68,9 +72,21 @@ class Link:
         return f"process {self.process} on {self.host}"
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; a connection that is broken or full is noticed when listening."""
+        """Sends a message; a connection that is broken, or stays full, is noticed when listening."""
+        data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            while data:
+                try:
+                    data = data[self.connection.send(data) :]
+                except BlockingIOError:
+                    # Facts about many files are more than the system keeps for a connection.
+                    if not self._takes_more():
+                        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _takes_more(self) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection, selectors.EVENT_WRITE)
+            return bool(selector.select(_FULL))
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Returns the messages that have arrived; None if the connection is broken or speaks another protocol."""
@@ -93,7 +109,11 @@ class Link:
 
 
 class Peers:
-    """The other processes of this run, watched by a thread of this one."""
+    """The other processes of this run, watched by a thread of this one.
+
+    Attributes:
+      host: of this process.
+    """
 
     def __init__(self, process: int, links: Sequence[Link], timeout: float, stop: Stop, end_process: EndProcess):
         """Starts watching; process 0 tells the others that all have joined.
@@ -107,6 +127,7 @@ class Peers:
             (its exit code, so that all end alike). Its last argument says whether the other one noticed that it hangs:
             then it may have been waiting for this one. Has to end this process.
         """
+        self.host = socket.gethostname()
         self._process = process
         self._links = {link.process: link for link in links}
         self._timeout = timeout
@@ -114,6 +135,10 @@ class Peers:
         self._end_process = end_process
         self._outbox: collections.deque[dict[str, Any]] = collections.deque()
         self._ends: dict[int, tuple[int, str, float]] = {}  # process -> exit code, reason, time of the message
+        self._values: dict[int, dict[int, tuple[str, Any]]] = {}  # exchange -> process -> its name, value
+        self._answers: dict[int, list[Any]] = {}  # exchange -> all values
+        self._answered = threading.Condition()
+        self._exchanges = 0
         self._reason = LOST_PEER, "", False  # exit code, text, whether a process hangs
         self._broken = threading.Event()
         self._over = threading.Event()  # all have said how they end
@@ -154,6 +179,20 @@ class Peers:
         """Says how this process is about to end."""
         self._post({"ends": self._process, "code": code, "why": reason})
 
+    def exchange(self, name: str, value: Any) -> list[Any]:
+        """Returns the value of every process, by its index; the main threads of all call this at the same point.
+
+        Args:
+          name: of this point, for the message where a process is at another one.
+          value: ready for JSON.
+        """
+        number, self._exchanges = self._exchanges, self._exchanges + 1
+        self._post({"gives": number, "by": self._process, "name": name, "value": value})
+        # If a process never comes here, the watching thread ends this one.
+        with unlimited(), self._answered:
+            self._answered.wait_for(lambda: number in self._answers)
+            return self._answers.pop(number)
+
     def wait_for_verdict(self) -> None:
         """Returns once it is certain that no process is lost; then the error of a collective has another cause."""
         with unlimited():
@@ -176,7 +215,7 @@ class Peers:
                 for key, _ in selector.select(BEAT / 2):
                     if key.data is not None:
                         self._listen(key.data)
-                    elif {signal.SIGTERM, signal.SIGINT} & set(self._woken.recv(1 << 10)):
+                    elif SIGNALS & set(self._woken.recv(1 << 10)):
                         self._spread({"stop": self._process})
                 while self._outbox:
                     self._spread(self._outbox.popleft())
@@ -203,7 +242,9 @@ class Peers:
                 self._take(message)
 
     def _spread(self, message: dict[str, Any]) -> None:
-        self._tell_all(message)
+        # Only process 0 collects values.
+        if self._process != 0 or "gives" not in message:
+            self._tell_all(message)
         self._take(message)
 
     def _tell_all(self, message: dict[str, Any]) -> None:
@@ -216,10 +257,30 @@ class Peers:
             self._stop.ask(message.get("late", False))
         elif "ends" in message:
             self._ends.setdefault(message["ends"], (message["code"], message["why"], time.monotonic()))
+        elif "gives" in message and self._process == 0:
+            self._collect(message["gives"], message["by"], (message["name"], message["value"]))
+        elif "all" in message:
+            with self._answered:
+                self._answers[message["all"]] = message["values"]
+                self._answered.notify_all()
         elif "over" in message:
             self._over.set()
         elif "lost" in message:
             self._break(message["code"], message["lost"], message.get("hangs", False))
+
+    def _collect(self, number: int, process: int, value: tuple[str, Any]) -> None:
+        """Takes a process's value of an exchange (process 0); sends all values once they are there."""
+        values = self._values.setdefault(number, {})
+        values[process] = value
+        if len(values) <= len(self._links):
+            return
+        names = {index: name for index, (name, _) in sorted(values.items())}
+        other = next((index for index in names if names[index] != names[0]), None)
+        if other is not None:
+            self._break(LOST_PEER, f"{self._links[other]} is at {names[other]!r}, process 0 at {names[0]!r}")
+            return
+        del self._values[number]
+        self._spread({"all": number, "values": [values[index][1] for index in sorted(values)]})
 
     def _judge(self) -> None:
         """Looks for processes that were silent too long, and, in process 0, whether those that end do so together."""
@@ -231,9 +292,13 @@ class Peers:
             return
         if len(self._ends) > len(self._links):
             self._spread({"over": len(self._ends)})
-        for process, (_, _, when) in self._ends.items():
-            if now - when > _GRACE:
-                self._break_for(process)
+        for process, (code, _, when) in self._ends.items():
+            if now - when > _GRACE and not self._break_for(process):
+                # It will never come to an exchange that others have begun.
+                lacking = (values for values in self._values.values() if process not in values)
+                if point := next((name for values in lacking for name, _ in values.values()), ""):
+                    name = self._links.get(process, "process 0")
+                    self._break(LOST_PEER, f"{name} ended with exit code {code} while others wait for {point!r}")
 
     def _break_for(self, process: int) -> bool:
         """Ends the run for all if a process said that it failed; returns whether it did."""

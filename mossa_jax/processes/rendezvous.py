@@ -20,11 +20,13 @@ import jax
 from mossa_jax.errors import BAD_CONFIG, LOST_PEER, Refusal
 from mossa_jax.log import log
 from mossa_jax.processes.drivers import is_for_planning_only, without_complaints
+from mossa_jax.processes.facts import Facts, difference
 from mossa_jax.processes.peers import BEAT, BEHIND, EndProcess, Link, Peers
 from mossa_jax.processes.stop import Stop
 from mossa_jax.processes.watchdog import unlimited
 
 _REPORT = 10.0  # seconds between lines that say which processes are missing
+_LATE = 5.0  # seconds that the others have to come after one that differs from process 0
 _SILENT = 10.0  # seconds of silence after which something else than process 0 must be listening at its address
 _PCI = Path("/sys/bus/pci/devices")
 _GOOGLE, _TPUS = "0x1ae0", ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v2 to v7
@@ -159,7 +161,14 @@ def find_place(processes: int, coordinator: str, process: int, timeout: float) -
     return Place(address, count, index, devices)
 
 
-def join(place: Place, start_timeout: float, heartbeat_timeout: float, stop: Stop, end_process: EndProcess) -> Peers:
+def join(
+    place: Place,
+    start_timeout: float,
+    heartbeat_timeout: float,
+    stop: Stop,
+    end_process: EndProcess,
+    facts: Facts | None = None,
+) -> Peers:
     """Waits until all processes have come, makes them one run of JAX, and watches them from then on.
 
     Args:
@@ -168,13 +177,15 @@ def join(place: Place, start_timeout: float, heartbeat_timeout: float, stop: Sto
       heartbeat_timeout: seconds of silence after which a process counts as lost.
       stop: as for `Peers`.
       end_process: as for `Peers`.
+      facts: what all processes must have in common; None for nothing.
 
     Raises:
-      Refusal: 2 when two processes have the same index; 7, naming them, when some do not come; 75 when stopped.
+      Refusal: 2 when two processes have the same index; 2 or 3 when one has other facts than process 0; 7, naming them,
+        when some do not come; 75 when stopped.
     """
     meet = _gather if place.process == 0 else _come
     with unlimited():
-        links = meet(place, start_timeout, stop)
+        links = meet(place, start_timeout, stop, facts or {})
     peers = Peers(place.process, links, heartbeat_timeout, stop, end_process)
     with contextlib.suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `Stop`
@@ -201,20 +212,25 @@ def describe(place: Place) -> str:
     return f"processes: {len(counts)} of {place.processes} have joined, {each} ({jax.devices()[0].device_kind})"
 
 
-def _gather(place: Place, timeout: float, stop: Stop) -> list[Link]:
-    """Process 0: listens until all others have come; returns its connections to them, by index."""
+def _gather(place: Place, timeout: float, stop: Stop, facts: Facts) -> list[Link]:
+    """Process 0: listens until all others have come; returns its connections to them, by index.
+
+    Where one of them has other facts, all are told so, and none of them begins.
+    """
     deadline = time.monotonic() + timeout
     joined: dict[int, Link] = {}
     with _listening(place, deadline, stop) as listener, selectors.DefaultSelector() as selector:
         log.info("processes: waiting for %d others at %s", place.processes - 1, place.coordinator)
         selector.register(listener, selectors.EVENT_READ)
         reported = beat = time.monotonic()
+        missing: list[int] = []
+        status = ""
         while len(joined) < place.processes - 1:
             for key, _ in selector.select(0.1):
                 if key.data is None:
                     link = Link(listener.accept()[0])
                     selector.register(link.connection, selectors.EVENT_READ, link)
-                elif not _welcome(key.data, joined, place):
+                elif not _welcome(key.data, joined, place, facts):
                     selector.unregister(key.fileobj)
                     key.data.connection.close()
             now = time.monotonic()
@@ -222,11 +238,11 @@ def _gather(place: Place, timeout: float, stop: Stop) -> list[Link]:
             status = f"{len(joined) + 1} of {place.processes} have joined, missing: {_named(missing)}"
             if stop.asked:
                 stop.leave()
+            if any(link.differs for link in joined.values()):
+                # Those that still come are told, too.
+                deadline = min(deadline, now + _LATE)
             if missing and now > deadline:
-                refusal = f"processes: {status}, after {timeout:g} s (--start_timeout); start all, or wait longer"
-                for link in joined.values():
-                    link.send({"lost": refusal, "code": LOST_PEER})
-                raise Refusal(LOST_PEER, refusal)
+                break
             if now > reported + _REPORT:
                 reported = now
                 log.info("processes: %s", status)
@@ -234,6 +250,14 @@ def _gather(place: Place, timeout: float, stop: Stop) -> list[Link]:
                 beat = now
                 for link in joined.values():
                     link.send({"alive": 0})
+        refusal = next((joined[index].differs for index in sorted(joined) if joined[index].differs), None)
+        if refusal is None and missing:
+            text = f"processes: {status}, after {timeout:g} s (--start_timeout); start all, or wait longer"
+            refusal = Refusal(LOST_PEER, text)
+        if refusal is not None:
+            for link in joined.values():
+                link.send({"lost": str(refusal), "code": refusal.code})
+            raise refusal
     return [joined[index] for index in sorted(joined)]
 
 
@@ -254,7 +278,7 @@ def _listening(place: Place, deadline: float, stop: Stop) -> socket.socket:
             time.sleep(0.2)
 
 
-def _welcome(link: Link, joined: dict[int, Link], place: Place) -> bool:
+def _welcome(link: Link, joined: dict[int, Link], place: Place, facts: Facts) -> bool:
     """Adds a process that says hello; returns False if it is gone, or was told why it cannot join."""
     messages = link.receive()
     if messages is None:
@@ -273,11 +297,12 @@ def _welcome(link: Link, joined: dict[int, Link], place: Place) -> bool:
             link.send({"refused": f"process {process} on {hello.get('host')}: {reason}"})
             return False
         link.process, link.host = process, str(hello.get("host"))
+        link.differs = difference(str(link), facts, hello["facts"] if isinstance(hello.get("facts"), dict) else {})
         joined[process] = link
     return True
 
 
-def _come(place: Place, timeout: float, stop: Stop) -> list[Link]:
+def _come(place: Place, timeout: float, stop: Stop, facts: Facts) -> list[Link]:
     """Any other process: connects to process 0, and waits for its message that all have joined."""
     deadline = time.monotonic() + timeout
     link: Link | None = None
@@ -293,7 +318,8 @@ def _come(place: Place, timeout: float, stop: Stop) -> list[Link]:
         if link is None:
             with contextlib.suppress(OSError):
                 link = Link(socket.create_connection(place.address, timeout=5), 0, place.address[0])
-                link.send({"hello": place.process, "of": place.processes, "host": socket.gethostname()})
+                hello = {"hello": place.process, "of": place.processes, "host": socket.gethostname(), "facts": facts}
+                link.send(hello)
             time.sleep(0.2)
             continue
         messages = link.receive()

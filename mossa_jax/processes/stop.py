@@ -1,4 +1,4 @@
-"""The polite stop, on SIGTERM, SIGINT or after --max_hours: the run saves its state and leaves.
+"""The polite stop, on SIGTERM, SIGINT, SIGHUP or after --max_hours: the run saves its state and leaves.
 
 The same command resumes it.
 """
@@ -11,14 +11,18 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mossa_jax.errors import STOPPED, Refusal
+from mossa_jax.processes.interrupts import handle_once
 from mossa_jax.processes.watchdog import unlimited
+
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""The signals that ask for a stop: of a scheduler, of a keyboard, and of a terminal that is closed."""
 
 _IMPORTED = time.monotonic()
 
@@ -55,7 +59,10 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """Turns SIGTERM and SIGINT into a request (main thread only); a second signal acts as it does by default."""
+        """Turns `SIGNALS` into a request (main thread only); a second one acts as it does by default, but for SIGHUP.
+
+        A SIGHUP that is ignored, as under `nohup`, stays so.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -64,10 +71,16 @@ class Stop:
             self.ask()
             if self.pass_on is not None:
                 self.pass_on()
-            signal.signal(number, previous[signal.Signals(number)])
+            # A terminal that closes sends SIGHUP, and its shell once more.
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else previous[signal.Signals(number)])
 
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
+        if previous[signal.SIGHUP] is signal.SIG_IGN:
+            del previous[signal.SIGHUP]
         try:
+            for number in previous:
+                # Schedulers may send theirs to a process and to its group; a second Ctrl-C is meant.
+                (handle_once if number is signal.SIGINT else signal.signal)(number, ask)
             yield self
         finally:
             for number, handler in previous.items():

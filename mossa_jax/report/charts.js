@@ -399,8 +399,11 @@
   }
 
   function saveCsv() {
-    // A leading quote keeps spreadsheets from reading a task's name as a formula.
-    const quoted = (text) => '"' + String(text).replace(/^[=+\-@]/, "'$&").replace(/"/g, '""') + '"';
+    // An apostrophe keeps spreadsheets from running a task's name as a formula, as in `files/csv_text.py`.
+    const formula = /^(?:[\s'"\x00-\x1f\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|['"]*[\t\r\n\x00])/;
+    const plain = /^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/;
+    const guarded = (text) => (formula.test(text) && !plain.test(text) ? "'" + text : text);
+    const quoted = (text) => '"' + guarded(String(text)).replace(/"/g, '""') + '"';
     const lines = ["experimental,estimator,task,cluster,held_out,left_out,layer,cka,low,high,n"];
     for (const [model] of models) {
       for (const [name, cells] of Object.entries(data.cells[model])) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.files.write import write_bytes
+from mossa_jax.report.glyphs import FAMILY, LONGEST, make_drawable
 from mossa_jax.report.palette import DEFAULT, FAINT, MODEL_NAMES, Palette, layer_label
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -33,6 +35,7 @@ STYLE: dict[Any, Any] = {
 }
 CEILING_LABEL = "ceiling: two seeds of one specialist"
 _MAX_TICKS = 35
+_LONGEST = (LONGEST, 60, 30, 10)  # characters of a line, the next number where the one before leaves no room
 _DPI = 110
 
 # Without dates and versions, so that equal input gives equal files.
@@ -178,14 +181,37 @@ def cka_range(axes: Axes, values: np.ndarray) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, folder: epath.Path, name: str) -> None:
-    """Writes `name.png` and `name.pdf`, each whole or not at all. Equal figures give equal files."""
-    with figure_style():
-        figure.draw_without_rendering()
-    # The layout is settled: solving it again for each format would take most of the time.
+def settle(figure: Figure) -> set[str]:
+    """Makes all texts of a figure drawable and lays it out, for good: no later drawing changes a place.
+
+    Names that leave no room for the axes are cut further.
+
+    Returns:
+      The characters that no font here has, for `say_missing`.
+    """
+    missing: set[str] = set()
+    for longest in _LONGEST:
+        missing |= make_drawable(figure, longest)
+        with warnings.catch_warnings(record=True) as complaints, figure_style():
+            warnings.simplefilter("always")
+            figure.draw_without_rendering()
+        if not any("constrained_layout" in str(complaint.message) for complaint in complaints):
+            break
+    # Solving the layout again for each format would take most of the time.
     figure.set_layout_engine("none")
+    return missing
+
+
+def save(figure: Figure, folder: epath.Path, name: str) -> set[str]:
+    """Writes `name.png` and `name.pdf`, each whole or not at all. Equal figures give equal files.
+
+    Returns:
+      What `settle` returns.
+    """
+    missing = settle(figure)
     for suffix, metadata in _METADATA.items():
         buffer = io.BytesIO()
         with figure_style():
             figure.savefig(buffer, format=suffix, dpi=_DPI, metadata=metadata)
         write_bytes(folder / f"{name}.{suffix}", buffer.getvalue())
+    return missing

@@ -20,8 +20,9 @@ from mossa_jax.findings.trust import FDR
 from mossa_jax.report import figure_elements as elements
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.chart_data import ceiling_values, change_matrix
+from mossa_jax.report.glyphs import make_drawable, say_missing
 from mossa_jax.report.inputs import ReportInputs, left_out
-from mossa_jax.report.palette import DEFAULT, FAINT, FOREIGN_NAMES, MODEL_NAMES, Palette
+from mossa_jax.report.palette import DEFAULT, FAINT, FOREIGN_NAMES, MODEL_NAMES, Palette, shorten
 from mossa_jax.report.score_figure import draw_scores, task_label
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
     """
     folder = epath.Path(folder)
     drawings = _drawings(inputs)
+    missing: set[str] = set()
     for name, draw in drawings.items():
         with elements.figure_style():
-            elements.save(draw(), folder, name)
+            missing |= elements.save(draw(), folder, name)
+    say_missing(missing)
     return list(drawings)
 
 
@@ -62,7 +65,9 @@ def draw_figure(inputs: ReportInputs, name: str) -> Figure:
     if name not in drawings:
         raise Refusal(BAD_CONFIG, f"there is no figure {name!r}; there is {', '.join(drawings)}")
     with elements.figure_style():
-        return drawings[name]()
+        figure = drawings[name]()
+        say_missing(make_drawable(figure))
+    return figure
 
 
 def _drawings(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
@@ -133,9 +138,9 @@ def draw_clusters(table: pd.DataFrame, analysis: dict[str, Any], palette: Palett
             elements.ceiling_line(axes, ceiling, palette)
             elements.layer_axis(axes, layers, label=False, max_ticks=20)
             elements.cka_range(axes, all_values)
-            axes.set_title(f"{row['cluster']} ({_tasks(len(row['tasks']))})")
+            axes.set_title(f"{shorten(row['cluster'], 44)} ({_tasks(len(row['tasks']))})")
         else:
-            elements.empty_panel(axes, f"{row['cluster']}: no defined cell")
+            elements.empty_panel(axes, f"{shorten(row['cluster'], 44)}: no defined cell")
     for axes in list(panels.flat)[len(ranking) :]:
         axes.set_axis_off()
     if ranking:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mossa_jax.foreign import visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -15,7 +18,11 @@ _PALETTE_SIZE = 96
 
 
 def templates() -> jinja2.Environment:
-    """Returns the templates of pages, which escape every value and refuse a name that is not there."""
+    """Returns the templates of pages.
+
+    They escape every value, give a sign to characters that show nothing (`visible`), and refuse a name that is not
+    there.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -24,9 +31,31 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
+    environment.policies["json.dumps_function"] = _dumps
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """Makes what a template inserts visible; what is HTML already stays as it is."""
+    return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _dumps(value: Any, **options: Any) -> str:
+    return json.dumps(_visible_values(value), **options)
+
+
+def _visible_values(value: Any) -> Any:
+    """Makes every text visible in a value that becomes JSON."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {_visible_values(key): _visible_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_visible_values(item) for item in value]
+    return value
 
 
 def inlined(*names: str) -> str:

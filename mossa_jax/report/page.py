@@ -18,6 +18,7 @@ from mossa_jax.report import palette, tables
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analysis_section import AnalysisSection
 from mossa_jax.report.chart_data import chart_data
+from mossa_jax.report.glyphs import missing_sentence, undrawable
 from mossa_jax.report.html_parts import data_uri, inlined, templates
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.time_spent import time_table
@@ -63,7 +64,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         means=tables.mean_rows(inputs),
         repairing=tables.repairing(inputs.table),
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
-        facts=to_json_types(dict(inputs.facts)),
+        facts=to_json_types(dict(inputs.facts)) | _fonts(inputs),
         command=inputs.command,
         warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
         notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
@@ -99,6 +100,12 @@ def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }
+
+
+def _fonts(inputs: ReportInputs) -> dict[str, str]:
+    """Returns the line at the head of the page on characters of names that the static figures could not draw."""
+    missing = undrawable([*inputs.table["task"].unique(), *inputs.table["cluster"].unique()])
+    return {"fonts": missing_sentence(missing)} if missing else {}
 
 
 def _picture(figure: epath.Path) -> str:

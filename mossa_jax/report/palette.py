@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.foreign import visible
 
 BLUE, VERMILLION, GREEN, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 YELLOW, PURPLE, ORANGE = "#F0E442", "#CC79A7", "#E69F00"
@@ -138,5 +139,6 @@ def score_name(model: str) -> str:
 
 
 def shorten(name: str, limit: int = 38) -> str:
-    """Cuts a task's name to fit beside a chart."""
+    """Cuts a name to fit beside a chart, on one line; what would not be seen in it becomes a sign (`visible`)."""
+    name = visible(name)
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -13,6 +13,7 @@ from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.run_tables import CHANGE
 from mossa_jax.findings.trust import FDR
 from mossa_jax.report import figure_elements as elements
+from mossa_jax.report.glyphs import say_missing
 from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, VERMILLION, shorten
 
 if TYPE_CHECKING:
@@ -38,17 +39,25 @@ def draw_curves(comparison: Comparison) -> Figure:
     if not curves["median"].notna().any():
         elements.empty_panel(axes, "No change is defined.")
         return figure
+    handles = []
     for number, name in enumerate(comparison.names):
         rows = curves[curves["run"] == name]
         colour, dashes = run_style(number)
         axes.fill_between(rows["relative_depth"], rows["q1"], rows["q3"], color=colour, alpha=0.12, lw=0)
-        axes.plot(
-            rows["relative_depth"], rows["median"], color=colour, ls=_STYLES[dashes], marker="o", ms=3, label=name
+        handles += axes.plot(
+            rows["relative_depth"],
+            rows["median"],
+            color=colour,
+            ls=_STYLES[dashes],
+            marker="o",
+            ms=3,
+            label=shorten(name),
         )
     axes.axhline(0, color="#888888", lw=1)
     axes.set(xlim=(0, 1.02), xlabel="relative depth (block l of L at l / L)", ylabel="change of CKA")
     axes.grid(axis="y", color="#dddddd", lw=0.6)
-    figure.legend(loc="outside upper right", ncols=4, fontsize=8)
+    # Named one by one: matplotlib leaves labels that begin with an underscore out.
+    figure.legend(handles=handles, loc="outside upper right", ncols=4, fontsize=8)
     return figure
 
 
@@ -58,7 +67,7 @@ def draw_differences(comparison: Comparison, run: str) -> Figure:
     cells = cells[(cells["run"] == run) & (cells["quantity"] == CHANGE) & (cells["estimator"] == HEADLINE)]
     if cells.empty:
         figure = elements.new_figure(8.0, 1.6)
-        elements.empty_panel(figure.subplots(), f"{run}: no cell is compared.")
+        elements.empty_panel(figure.subplots(), f"{shorten(run)}: no cell is compared.")
         return figure
     tasks, layers, values = difference_matrix(cells, "difference")
     figure = elements.new_figure(max(7.0, 3.6 + 0.42 * len(layers)), 1.5 + 0.19 * len(tasks))
@@ -71,7 +80,7 @@ def draw_differences(comparison: Comparison, run: str) -> Figure:
     elements.layer_axis(axes, layers)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_yticks(range(len(tasks)), [shorten(task, 48) for task in tasks], fontsize=7)
-    axes.set_title(f"change of {run} less that of {comparison.names[0]}")
+    axes.set_title(f"change of {shorten(run)} less that of {shorten(comparison.names[0])}")
     figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
 
@@ -89,8 +98,9 @@ def difference_matrix(cells: pd.DataFrame, column: str) -> tuple[list[str], list
 
 
 def picture(figure: Figure) -> bytes:
-    """Returns a figure as PNG."""
+    """Returns a figure as PNG, and says which characters no font here has."""
     buffer = io.BytesIO()
+    say_missing(elements.settle(figure))
     with elements.figure_style():
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.write import write_text
 from mossa_jax.findings import to_json_types
 from mossa_jax.findings.between_runs import Comparison
@@ -66,7 +67,7 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
         plotly=get_plotlyjs(),
     )
     frames = {name: getattr(comparison, name) for name in ("cells", "curves", "means", "sizes")}
-    files = {path.with_suffix(f".{name}.csv"): frame.to_csv(index=False) for name, frame in frames.items()}
+    files = {path.with_suffix(f".{name}.csv"): csv_text(frame) for name, frame in frames.items()}
     for file, text in {**files, path: page}.items():
         write_text(file, text)
     return [str(file) for file in (path, *files)]

@@ -13,6 +13,7 @@ from mossa_jax.config import MINIATURE, Config
 from mossa_jax.config.kinds import differences, model_identity
 from mossa_jax.files.names import digest
 from mossa_jax.files.run_folder import RESULTS
+from mossa_jax.foreign import user_path
 from mossa_jax.tasks.controls import Control
 from mossa_jax.tasks.mixture import mixture_counts
 from mossa_jax.tasks.suite import Suite
@@ -23,7 +24,7 @@ def base_identity(config: Config) -> dict[str, Any]:
     about: dict[str, Any] = {"base": config.base, "revision": config.revision, "dtype": config.dtype}
     if config.base == MINIATURE:
         return {**about, "pretraining": asdict(config.pretraining)}
-    folder = Path(config.base).expanduser()
+    folder = Path(user_path(config.base, "config.base"))
     if not folder.is_dir():
         return about
     text = (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b""

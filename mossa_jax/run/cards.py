@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from mossa_jax.files.write import write_text
 from mossa_jax.llama.files.card import CARD, model_card
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ def add_scores(run: Run, table: pd.DataFrame) -> None:
                 scores.setdefault(name, []).extend({**row, "of": of} for row in rows)
     for name, rows in scores.items():
         folder = run.tuned_folder(name)
-        text = model_card(read_about(folder), run.base, is_whole=run.is_whole(name), scores=rows)
+        text = model_card(model_about(run, name), run.base, is_whole=run.is_whole(name), scores=rows)
         path = folder / CARD
         if not path.exists() or path.read_text() != text:
             write_text(path, text)

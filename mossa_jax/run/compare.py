@@ -10,7 +10,7 @@ import pandas as pd
 
 from mossa_jax.config import PRETRAINED
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.write import write_table
+from mossa_jax.files.checked import write_table
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress

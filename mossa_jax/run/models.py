@@ -16,16 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mossa_jax.config import Config
-from mossa_jax.files.paths import on_disk
 from mossa_jax.function.answers import greedy_answers
 from mossa_jax.function.information import AnswerPairs
 from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.adapters import HostAdapters, stack, zero_adapter
-from mossa_jax.llama.files.load import Model, load_model
-from mossa_jax.llama.files.peft import load_adapter, read_about
+from mossa_jax.llama.files.load import Model
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about, tuned_adapter, tuned_model
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import KeptStates, PassConfig, PassShape, keep_states
@@ -72,22 +71,21 @@ def model_groups(run: Run, names: Sequence[str | None]) -> Iterator[ModelGroup]:
 
 def _check_template(run: Run, name: str) -> None:
     """Refuses to prompt a tuned model with another template than it was tuned with."""
-    record = read_about(run.tuned_folder(name)).get("template")
+    record = model_about(run, name).get("template")
     run.tokenizer.check_record(record, f"{'model' if run.is_whole(name) else 'adapter'} {name!r}")
 
 
 def _adapter_group(run: Run, names: Sequence[str | None], indices: tuple[int, ...]) -> ModelGroup:
     arch = run.architecture
     with goodput.lost("load"):
-        adapters = [{} if name is None else load_adapter(run.tuned_folder(name), arch) for name in names]
+        adapters = [{} if name is None else tuned_adapter(run, name) for name in names]
     if not any(adapters):
         adapters = [zero_adapter(arch) for _ in adapters]
     return ModelGroup(run.model, stack(arch, adapters), indices)
 
 
 def _whole_model(run: Run, name: str, index: int) -> ModelGroup:
-    with on_disk(run.tuned_folder(name)) as folder:
-        model = load_model(str(folder), run.config.dtype, run.mesh)
+    model = tuned_model(run, name)
     return ModelGroup(model, stack(run.architecture, [zero_adapter(run.architecture)]), (index,))
 
 

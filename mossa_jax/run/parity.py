@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pandas as pd
+from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, NO_ACCESS, Refusal
-from mossa_jax.files.write import read_parquet, write_json, write_table
+from mossa_jax.files.checked import damage, read_table, write_json, write_table
+from mossa_jax.files.sums import recorded, remove_summed
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
@@ -27,10 +29,13 @@ def base_parity(run: Run) -> pd.DataFrame | str:
     Returns:
       The table of `mossa_jax.states.parity`, or why the model was not checked. A reason is not final: the next report
       tries again.
+
+    Raises:
+      Refusal: 3 when the table is damaged, and this attempt has not read the rows that would make it anew.
     """
     path, reason_path = run.folder / "results/parity.parquet", run.folder / "results/parity.json"
-    if all(agreement.agreed([run.folder.writer and path.exists() and path.with_suffix(".csv").exists()])):
-        return read_parquet(path) if run.folder.writer else ""
+    if all(agreement.agreed([run.folder.writer and _is_there(run, path)])):
+        return read_table(path) if run.folder.writer else ""
     parity = _check_base(run)
     if run.folder.writer:
         if isinstance(parity, str):
@@ -40,9 +45,17 @@ def base_parity(run: Run) -> pd.DataFrame | str:
             largest = relative_differences(parity).max()
             log.info("base model: its layer states are those of transformers, to a relative %.1e", largest)
             write_table(path, parity)
-            reason_path.unlink(missing_ok=True)
+            remove_summed(reason_path)
     agreement.wait_for_all("parity")
     return parity
+
+
+def _is_there(run: Run, path: epath.Path) -> bool:
+    """Returns whether the table is there; a damaged one is refused where it cannot be made anew."""
+    if not run.is_prepared:
+        return path.exists() or bool(recorded(path))
+    files = (path, path.with_suffix(".csv"))
+    return all(file.exists() and damage(file) is None for file in files)
 
 
 def _check_base(run: Run) -> pd.DataFrame | str:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files import sums
+from mossa_jax.files.checked import read_json
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.tasks.suite import Suite, Task
 
 FILE = "data.json"
 
+_WAY_OUT = "launch.run makes it anew if its models rest on the rows of today"
 _SPLITS = ("train", "test")
 
 
 def read_record(run_folder: RunFolder) -> dict[str, Any] | None:
-    """Reads the record that `prepare` wrote into a run folder; None if there is none."""
+    """Reads the record that `prepare` wrote into a run folder; None if there is none.
+
+    Raises:
+      Refusal: 3 when it is gone or not as it was written.
+    """
     path = run_folder / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path, _WAY_OUT) if path.exists() or sums.recorded(path) else None
+
+
+def read_sound_record(run_folder: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """Reads the record as `read_record`; None, and the refusal in words, for a damaged one."""
+    try:
+        return read_record(run_folder), ""
+    except Refusal as refusal:
+        return None, str(refusal)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -10,21 +9,22 @@ from typing import Any
 import pandas as pd
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files import sums
+from mossa_jax.files.checked import read_json, read_table, write_json, write_table
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import read_parquet, write_json, write_table
 from mossa_jax.findings import SCORE_COLUMNS, find
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
 from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_steps
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import SCORES
 from mossa_jax.run.warnings import early_warnings, training_counters
-from mossa_jax.tuning.curves import BASE_KIND
+from mossa_jax.tuning.curves import recorded_losses
 
 
 def report(run: Run) -> dict[str, Any]:
@@ -47,14 +47,14 @@ def report(run: Run) -> dict[str, Any]:
 def _report(run: Run) -> dict[str, Any]:
     run_folder = run.folder
     table_path = run.results / "cka.parquet"
-    if not all(agreement.agreed([run_folder.writer and table_path.exists()])):
+    if not all(agreement.agreed([run_folder.writer and (table_path.exists() or bool(sums.recorded(table_path)))])):
         raise Refusal(BAD_INPUT, f"{table_path} is not there yet; run launch.run first")
     run.stop.leave_if_asked()
     parity = base_parity(run)
     run.stop.leave_if_asked()
     if not run_folder.writer:
         return {}
-    inputs = gather_inputs(run, read_parquet(table_path), parity)
+    inputs = gather_inputs(run, read_table(table_path), parity)
     write_table(run.results / "scores.parquet", inputs.scores)
     write_table(run.results / "curves.parquet", inputs.curves)
     write_json(run.results / "findings.json", inputs.analysis)
@@ -70,10 +70,10 @@ def _report(run: Run) -> dict[str, Any]:
 def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> ReportInputs:
     """Gathers what the report shows from the run folder, and derives the findings; `times` is left open."""
     record = run.record
-    environment = json.loads((run.folder / "environment.json").read_text())
+    environment = read_json(run.folder / "environment.json")
     scores = task_scores(run)
     change_path = run.results / "change.parquet"
-    change = read_parquet(change_path) if change_path.exists() else None
+    change = read_table(change_path) if sums.recorded(change_path) or change_path.exists() else None
     seed, draws = run.config.seed, run.config.compare.draws
     analyses = read_tables(run)
     analysis = find(
@@ -118,13 +118,9 @@ def task_scores(run: Run) -> pd.DataFrame:
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:
-    """Returns the loss of tuned models: the mean since the record before, by model and step.
-
-    A step that a restart repeated counts once. The base's pre-training is left out.
-    """
-    records = [record for record in run_folder.metrics() if record.get("kind") != BASE_KIND]
+    """Returns the loss of tuned models: the mean since the record before, by model and step."""
+    records = [record for of_model in recorded_losses(run_folder).values() for record in of_model.values()]
     curves = pd.DataFrame(records, columns=["model", "step", "loss"]).dropna()
-    curves = curves.drop_duplicates(["model", "step"], keep="last").sort_values(["model", "step"])
     return curves.astype({"step": int}).reset_index(drop=True)
 
 
@@ -142,7 +138,7 @@ def task_table(run: Run, record: dict[str, Any]) -> pd.DataFrame:
                 "test_rows": test["rows"],
                 "truncated_rows": train["cut"],
                 "truncated_prompts": test["cut"],
-                "steps": read_about(run.tuned_folder(task.name))["steps"],
+                "steps": model_steps(run, task.name),
             }
         )
     return pd.DataFrame(rows)

@@ -6,16 +6,16 @@ in further rounds. A round is recorded before its first step: its checkpoints ho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mossa_jax.files.write import write_json
+from mossa_jax.files.checked import damage, read_json, write_json
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
 from mossa_jax.tuning.checkpoints import checkpoint_folder
+from mossa_jax.tuning.curves import begin_again
 
 _FILE = "rounds.json"
 
@@ -45,6 +45,8 @@ def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequenc
     if run.folder.writer:
         rounds = _read(run)
         own = rounds.setdefault(label, [])
+        if not own and checkpoint_folder(run.folder, label).exists():
+            own += _lost_rounds(run, label, models)
         # Goes on with a round only if it would tune the same models again, and leads to one that is missing.
         open_round = own[-1] if own and not own[-1]["done"] else None
         if open_round is not None:
@@ -62,6 +64,8 @@ def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequenc
                     "done": False,
                 }
             )
+            begin_again(run.folder, own[-1]["models"])
+            run.folder.flush()
         write_json(run.folder / _FILE, rounds)
     agreement.wait_for_all("round")
     current = _read(run)[label][-1]
@@ -75,6 +79,16 @@ def end_round(run: Run, label: str) -> None:
         rounds[label][-1]["done"] = True
         write_json(run.folder / _FILE, rounds)
     agreement.wait_for_all("round")
+
+
+def remove_checkpoints(run: Run) -> None:
+    """Deletes the checkpoints of rounds that are done, with what a kill has left of the last save (writer only).
+
+    Nothing reads them again: all models of the round are exported.
+    """
+    if run.folder.writer:
+        for each in (each for own in _read(run).values() for each in own if each["done"]):
+            checkpoint_folder(run.folder, each["label"]).rmtree(missing_ok=True)
 
 
 def interrupted(run: Run) -> list[str]:
@@ -91,7 +105,25 @@ def interrupted(run: Run) -> list[str]:
 
 def _read(run: Run) -> dict[str, list[dict[str, Any]]]:
     path = run.folder / _FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    if (what := damage(path)) is not None:
+        if run.folder.writer:
+            log.warning("%s: begun anew", what)
+            write_json(path, {})
+        return {}
+    return read_json(path, "delete it") if path.exists() else {}
+
+
+def _lost_rounds(run: Run, label: str, models: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Returns the rounds of a group whose record is lost, as far as its checkpoints tell.
+
+    If there was one round, it had all models of the group. Of further ones nobody knows the models, and their
+    checkpoints are left aside.
+    """
+    rounds = [{"label": label, "models": dict(models), "done": False}]
+    while checkpoint_folder(run.folder, further := f"{label} {len(rounds) + 1}").exists():
+        rounds.append({"label": further, "models": {}, "done": True})
+    rounds[0]["done"] = len(rounds) > 1
+    return rounds
 
 
 def _give_up(run: Run, old: dict[str, Any]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import is_whole
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.run.basis import basis_digest, why_different
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 from mossa_jax.run.record import changed_splits, describe_changes
 from mossa_jax.run.rounds import interrupted
 
@@ -44,7 +44,7 @@ def match_models(
     names = [*run.experimental_names, *run.controls]
     stale = _stale(run, names) if run.folder.writer else {}
     is_stale = agreement.agreed([name in stale for name in names])
-    found = {name: read_about(run.tuned_folder(name)) for name, flag in zip(names, is_stale, strict=True) if flag}
+    found = {name: model_about(run, name) for name, flag in zip(names, is_stale, strict=True) if flag}
     # Who decided to keep E has decided for as long as no other task comes or goes.
     was_kept = bool(before["kept"]) and not change and run.options.stale == "refuse"
     keeps = was_kept or run.options.stale == "keep"
@@ -62,7 +62,7 @@ def match_models(
         log.warning("%s: kept as it is (%s)", name, _why(run, name, found[name]))
     # Also where E misses nothing that counts as its mixture: without this, what came would belong to it again.
     exported = [name for name in run.experimental_names if keeps and is_whole(run.tuned_folder(name))]
-    return {name: read_about(run.tuned_folder(name))["digest"] for name in exported}
+    return {name: model_about(run, name)["digest"] for name in exported}
 
 
 def _stale(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def _stale(run: Run, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     stale = {}
     for name in names:
         folder = run.tuned_folder(name)
-        about = read_about(folder) if is_whole(folder) else {}
+        about = model_about(run, name) if is_whole(folder) else {}
         if about and about.get("digest") != basis_digest(run.model_basis(name)):
             stale[name] = about
     for name in interrupted(run):

@@ -12,8 +12,8 @@ import jax
 from mossa_jax.config import Config, check, varied_fields
 from mossa_jax.config.reading import RECORD, SWEEP_RECORD, read_file
 from mossa_jax.errors import BAD_CONFIG, STOPPED, Refusal
+from mossa_jax.files.checked import write_json
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import write_json
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.processes.life import Process

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from dataclasses import replace
 
 from etils import epath
 
 from mossa_jax.errors import BAD_CONFIG, Refusal
+from mossa_jax.files.checked import damage, read_json, write_json
 from mossa_jax.files.names import slug
 from mossa_jax.files.paths import as_path, copy_folder
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import is_whole, new_folder, write_json
-from mossa_jax.llama.files.peft import read_about
+from mossa_jax.files.write import is_whole, new_folder
+from mossa_jax.llama.files.about import check_files
+from mossa_jax.llama.files.exported import exported_about
+from mossa_jax.llama.fingerprint import WEIGHTS, check_weights
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.run.basis import why_different
 from mossa_jax.run.context import Run
+from mossa_jax.run.fingerprints import FINGERPRINTS, check_texts
+from mossa_jax.run.record import FILE, read_record
+from mossa_jax.tuning.curves import recorded_losses
 
 _FILE = "takeover.json"
+# What a run folder holds once any of its models was tuned, in whole or in part.
+_TUNED = ("adapters", "models", "rounds.json")
 _SHOWN = 6
 
 
@@ -50,10 +57,16 @@ def take_models(run: Run) -> None:
         return
     other = RunFolder(run.options.take_from, writer=False)
     names = [*run.experimental_names, *run.controls]
+    if not _has_our_base(run, other):
+        run.options = replace(run.options, take_from="")
+        return
     missing = run.untuned(names)
     if run.folder.writer and missing:
         path = run.folder / _FILE
-        earlier = json.loads(path.read_text()) if path.exists() else {"models": []}
+        if (what := damage(path)) is not None:
+            log.warning("%s: begun anew", what)
+        is_sound = what is None and path.exists()
+        earlier = read_json(path, "delete it") if is_sound else {"models": []}
         taken, anew = [], {}
         for name in missing:
             reason = _take_model(run, other, name)
@@ -71,13 +84,46 @@ def take_models(run: Run) -> None:
     agreement.wait_for_all("takeover")
 
 
+def _has_our_base(run: Run, other: RunFolder) -> bool:
+    """Returns whether another run rests on the same base; one that only lies elsewhere is known by its old name here.
+
+    Names and sizes of files say little of weights, so these are compared. From a run that rests on others nothing is
+    taken over, neither models nor results.
+    """
+    theirs, ours = read_record(other) or {}, run.record
+    prints = theirs.get(FINGERPRINTS, {})
+    if prints.get(WEIGHTS) is None:
+        log.info("from %s: it recorded no digest of its base's weights, so these are not compared", other.path)
+        return True
+    if ours["base"]["dtype"] != theirs["base"]["dtype"]:
+        return True  # each model is told from ours by that
+    if run.base_weights is None:
+        _ = run.model  # which records the digest
+    try:
+        check_texts(prints, ours[FINGERPRINTS], run.config.base)
+        check_weights(str(run.base_weights), prints, f"the models of {other.path} were", run.config.base)
+    except Refusal as refusal:
+        log.warning("from %s: nothing is taken over (%s)", other.path, refusal)
+        return False
+    if ours["base"] != theirs["base"] and not any((run.folder / place).exists() for place in _TUNED):
+        run.record = {**ours, "base": theirs["base"]}
+        if run.folder.writer:
+            write_json(run.folder / FILE, run.record)
+    return True
+
+
 def _take_model(run: Run, other: RunFolder, name: str) -> str:
     """Copies a model with its snapshots and its curve; returns why it cannot be taken over, "" if it was."""
     target = run.tuned_folder(name)
     source = other / f"{target.parent.name}/{target.name}"
     if not is_whole(source):
         return "it is not there"
-    about: dict[str, Any] = read_about(source)
+    try:
+        about = exported_about(source, name)
+        if about.get("digest") == run.model_digest(name):
+            check_files(source, about)
+    except Refusal as refusal:
+        return str(refusal)
     if about.get("digest") != run.model_digest(name):
         return why_different(about.get("rests_on", {}), run.model_basis(name))
     snapshots = other / f"snapshots/{slug(name)}"
@@ -85,9 +131,9 @@ def _take_model(run: Run, other: RunFolder, name: str) -> str:
         for step in snapshots.iterdir():
             _copy(step, run.folder / f"snapshots/{slug(name)}/{step.name}")
     # The curve comes before the model: what is exported is not recorded again.
-    recorded = {record["step"] for record in run.folder.metrics() if record.get("model") == name}
-    for record in other.metrics():
-        if record.get("model") == name and record["step"] not in recorded:
+    recorded = recorded_losses(run.folder).get(name, {})
+    for step, record in recorded_losses(other).get(name, {}).items():
+        if step not in recorded:
             run.folder.append_metrics(record)
     run.folder.flush()
     _copy(source, target)

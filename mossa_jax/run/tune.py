@@ -18,7 +18,8 @@ from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.files.base import base_can_share_prefix
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import read_about, save_adapter
+from mossa_jax.llama.files.peft import save_adapter
+from mossa_jax.llama.fingerprint import WEIGHTS
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
@@ -26,9 +27,10 @@ from mossa_jax.processes import agreement
 from mossa_jax.run.ahead import Programs
 from mossa_jax.run.cards import card_record
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 from mossa_jax.run.later_programs import score_programs
 from mossa_jax.run.prepare import prepare
-from mossa_jax.run.rounds import end_round, next_round
+from mossa_jax.run.rounds import end_round, next_round, remove_checkpoints
 from mossa_jax.run.score import score
 from mossa_jax.run.takeover import take_models
 from mossa_jax.run.warnings import announce
@@ -37,7 +39,6 @@ from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.encoded import Examples, concatenate
 from mossa_jax.tokens.packing import Packing
 from mossa_jax.tokens.permuted import permute_answers
-from mossa_jax.tuning.checkpoints import checkpoint_folder
 from mossa_jax.tuning.full_finetuning import FullPrograms, save_full, tune_full
 from mossa_jax.tuning.members import Member, TuningContext, steps_for
 from mossa_jax.tuning.population_programs import steps_ahead
@@ -83,6 +84,7 @@ def tune(run: Run, later: Mapping[str, Programs] | None = None) -> None:
         locate(config.base, config.revision, config_only=True)  # access is checked before data is read
     announce(run, prepare(run))
     take_models(run)
+    remove_checkpoints(run)
     first_layer, layers = config.tuning.first_layer, run.architecture.layers
     if not 0 <= first_layer < layers:
         raise Refusal(
@@ -234,29 +236,32 @@ def _tune_adapters(run: Run, group: Group, base: Model) -> None:
         members = [member for member in group.members if member.name in current.names]
         _tune_together(run, group, current.label, members, base)
         end_round(run, group.label)
+        remove_checkpoints(run)
 
 
 def _tune_together(run: Run, group: Group, label: str, members: list[Member], base: Model) -> None:
     """Tunes some of a group's adapters in one program, and exports each as soon as it is done."""
 
+    def record_of(member: Member) -> dict[str, Any]:
+        return {**group.records[member.name], WEIGHTS: run.base_weights}
+
     def export(member: Member, adapter: Adapter) -> None:
         if run.folder.writer and not run.is_tuned(member.name):
             run.folder.flush()  # an exported model is not trained again, so its curve must be on disk before
             _set_aside(run, member.name)
-            save_adapter(run.tuned_folder(member.name), adapter, run.base, group.records[member.name])
+            save_adapter(run.tuned_folder(member.name), adapter, run.base, record_of(member))
 
     def keep_snapshot(member: Member, step: int, adapter: Adapter) -> None:
-        folder = run.snapshot_folder(member.name, step)
-        if run.folder.writer and read_about(folder).get("digest") != member.rests_on:
-            save_adapter(
-                folder, adapter, run.base, group.records[member.name] | {"steps": step, "of_steps": member.steps}
-            )
+        if run.folder.writer:
+            about = record_of(member) | {"steps": step, "of_steps": member.steps}
+            save_adapter(run.snapshot_folder(member.name, step), adapter, run.base, about)
 
     run.ahead.take_over(group.label)
     names = [member.name for member in members]
     exported = set(names) - set(run.untuned(names))
     context = TuningContext(run.config.tuning, run.folder, run.stop)
-    tune_population(label, members, base, run.schedule(names[0]), context, export, exported, keep_snapshot)
+    schedule = run.schedule(names[0])
+    tune_population(label, members, base, schedule, context, export, exported, keep_snapshot, group.members)
     agreement.wait_for_all("export")
 
 
@@ -264,7 +269,7 @@ def _set_aside(run: Run, name: str) -> None:
     """Copies an adapter that rests on other rows to `replaced/`, before a new one takes its place."""
     folder = run.tuned_folder(name)
     if is_whole(folder):
-        with new_folder(run.folder / f"replaced/{folder.name}.{read_about(folder).get('digest', 'old')}") as new:
+        with new_folder(run.folder / f"replaced/{folder.name}.{model_about(run, name).get('digest', 'old')}") as new:
             copy_folder(folder, new)
 
 
@@ -287,11 +292,10 @@ def _tune_in_full(run: Run, group: Group) -> None:
         run.release()  # the parameters take the base's place; `run.weights` reads it once more at the first step
         parameters = tune_full(label, member, programs, run.weights, context)
         with goodput.lost("export"):
-            record = {"base": run.base, **group.records[member.name]}
+            record = {"base": run.base, **group.records[member.name], WEIGHTS: run.base_weights}
             save_full(run.tuned_folder(member.name), outline, parameters, record)
         del parameters
         agreement.wait_for_all("export")
-        if run.folder.writer:
-            checkpoint_folder(run.folder, label).rmtree(missing_ok=True)
         end_round(run, group_label)
+        remove_checkpoints(run)
         progress.line(number, f"{member.name} exported")

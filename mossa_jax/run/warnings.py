@@ -5,20 +5,31 @@ Those of scores and convergence are found with the findings (`findings.warnings`
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from typing import Any
 
 from mossa_jax.config import TUNED
+from mossa_jax.files.checked import damage, read_json, write_json
+from mossa_jax.files.metrics import lines_in_words
 from mossa_jax.files.names import digest
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import write_json
-from mossa_jax.findings.warnings import RunWarning, data_warnings, history_warnings, in_order, pooling_warnings
+from mossa_jax.files.sums import recorded
+from mossa_jax.findings.warnings import (
+    RunWarning,
+    data_warnings,
+    history_warnings,
+    in_order,
+    pooling_warnings,
+    record_warnings,
+)
 from mossa_jax.llama.files.base import base_can_share_prefix
-from mossa_jax.llama.files.peft import read_about
 from mossa_jax.log import log
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about
 from mossa_jax.tasks.mixture import mixture_counts
+from mossa_jax.tuning.curves import recorded_losses
 from mossa_jax.tuning.data_figures import data_table, task_figures
+from mossa_jax.tuning.windows import ends_window
 
 _FILE = "warnings.json"
 
@@ -40,7 +51,10 @@ def announce(run: Run, record: dict[str, Any]) -> None:
         return
     rows = {task.name: record["tasks"][task.name]["train"]["rows"] for task in run.suite.tasks}
     mixture = mixture_counts(run.suite, rows, run.config.tasks)
-    rests_on = digest([record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture])
+    left_out = [asdict(left) for left in run.suite.left_out]
+    rests_on = digest(
+        [record["template"], record["missing"], record["tasks"], list(run.suite.held_out), mixture, left_out]
+    )
     if _kept(run).get("rests_on") != rests_on:
         warnings = [warning.record() for warning in _data_warnings(run)]
         write_json(run.folder / _FILE, {"rests_on": rests_on, "warnings": warnings})
@@ -60,15 +74,44 @@ def early_warnings(run: Run) -> list[RunWarning]:
     """
     kept = _kept(run)
     warnings = [RunWarning.of_record(each) for each in kept["warnings"]] if kept else _data_warnings(run)
-    mixture = read_about(run.tuned_folder(TUNED)).get("mixture", {})
+    mixture = model_about(run, TUNED).get("mixture", {})
     return in_order(
-        [*warnings, *pooling_warnings(run.config.compare.pool), *history_warnings(run.record, list(mixture))]
+        [
+            *warnings,
+            *pooling_warnings(run.config.compare.pool),
+            *history_warnings(run.record, list(mixture)),
+            *record_warnings(lost_records(run)),
+        ]
     )
+
+
+def lost_records(run: Run) -> list[str]:
+    """Says which lines of metrics.jsonl are damaged, and which points of the curves of tuned models it lacks."""
+    records, damaged = run.folder.recorded_metrics()
+    lost = [f"{lines_in_words(damaged)} damaged in metrics.jsonl"] if damaged else []
+    steps: dict[str, set[int]] = {}
+    for record in filter(lambda record: "model" in record, records):
+        steps.setdefault(record["model"], set()).add(record["step"])
+    gaps = {}
+    for name in (*run.experimental_names, *run.controls):
+        about = model_about(run, name)
+        if about:
+            total, length = about["steps"], about["tuning"]["log_every"]
+            ends = [step for step in range(1, total + 1) if ends_window(step, length, total)]
+            gaps[name] = sum(step not in steps.get(name, ()) for step in ends)
+    gaps = {name: count for name, count in gaps.items() if count}
+    if gaps:
+        models = f"{len(gaps)} models, first {next(iter(gaps))!r}" if len(gaps) > 1 else repr(next(iter(gaps)))
+        lost.append(f"{sum(gaps.values())} points of the curves of {models}")
+    return lost
 
 
 def _kept(run: Run) -> dict[str, Any]:
     path = run.folder / _FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    if run.is_prepared and (what := damage(path)) is not None:
+        log.warning("%s: made anew", what)
+        return {}
+    return read_json(path) if path.exists() or recorded(path) else {}
 
 
 def _data_warnings(run: Run) -> list[RunWarning]:
@@ -88,9 +131,8 @@ def training_counters(run_folder: RunFolder) -> dict[str, dict[str, float]]:
     Returns:
       Model -> `skipped`, `spikes` and `steps`, each the highest that was recorded.
     """
-    counters: dict[str, dict[str, float]] = {}
-    for record in filter(lambda record: "model" in record, run_folder.metrics()):
-        counts = counters.setdefault(record["model"], {"skipped": 0, "spikes": 0, "steps": 0})
-        for name, value in (("skipped", "skipped"), ("spikes", "spikes"), ("steps", "step")):
-            counts[name] = max(counts[name], record.get(value, 0))
+    counters = {}
+    for model, records in recorded_losses(run_folder).items():
+        counts = {name: max(record.get(name, 0) for record in records.values()) for name in ("skipped", "spikes")}
+        counters[model] = {**counts, "steps": max(records)}
     return counters

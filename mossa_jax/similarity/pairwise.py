@@ -25,6 +25,7 @@ from mossa_jax.similarity.estimators import (
     variance_missing,
     whole_products,
 )
+from mossa_jax.similarity.intake import real_array
 from mossa_jax.similarity.items import ItemRows, item_rows, within_items
 from mossa_jax.similarity.layerwise import replicate
 
@@ -148,8 +149,7 @@ def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Arr
       UndefinedSimilarity: float64 or integer rows without variance.
       Refusal: 3 for a shape or dtype that does not fit, and for float64 rows that are not finite.
     """
-    if not isinstance(x, jax.Array):
-        x = np.asarray(x)
+    x = real_array(x, name)
     if x.ndim != 2:
         raise Refusal(BAD_INPUT, f"{name} has shape {list(x.shape)}; give a two-dimensional array [rows, width]")
     if x.shape[0] < MIN_ROWS or x.shape[1] == 0:
@@ -157,8 +157,6 @@ def _prepare(x: np.ndarray | jax.Array, name: str) -> tuple[np.ndarray | jax.Arr
     if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != np.float64:
         # Float32 and narrower numbers lose nothing on the way to the device, which centres them itself.
         return x, float(jnp.finfo(x.dtype).eps)
-    if not (jnp.issubdtype(x.dtype, jnp.number) or x.dtype == bool) or jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise Refusal(BAD_INPUT, f"{name} has dtype {x.dtype}; give real numbers")
     # Float64 has digits that the device's float32 would cut off. Under a large offset these digits are the data, so
     # such rows are centred here.
     x = np.asarray(x, np.float64)
@@ -188,7 +186,8 @@ def cka(
     """Computes exact linear CKA of two sets of paired rows; signed, never clamped.
 
     Args:
-      x: [n, D_x] real array, NumPy or JAX, n >= 4.
+      x: [n, D_x] real array, n >= 4: of NumPy or JAX, a CPU tensor of torch, or a table of numbers. float16, bfloat16,
+        float32 and float64 are taken as they are; integers, truth values and long doubles become float64.
       y: [n, D_y] real array; D_y may differ.
       estimator: `"debiased"` (about 0 for independent data at any width) or `"biased"` (Kornblith et al. 2019, the
         one of the MOSSA paper; near 1 for independent data once D is much larger than n).
@@ -201,8 +200,8 @@ def cka(
     Raises:
       UndefinedSimilarity: a side has no variance, its debiased self-similarity is not positive, or one item has half
         of the rows or more.
-      Refusal: 2 for an unknown estimator; 3 for different n, fewer than 4 rows or items, rows that are not finite, or
-        arrays that are not two-dimensional.
+      Refusal: 2 for an unknown estimator; 3 for different n, fewer than 4 rows or items, rows that are not finite or
+        have masked cells, or arrays that are not two-dimensional or hold no real numbers.
 
     Example:
       >>> import mossa_jax as mossa, numpy as np

@@ -7,19 +7,27 @@ that order too; and a wrong order is the one mistake that no figure shows.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.listing import composed, is_folder, shown, visible
 from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
+from mossa_jax.files.write import ABOUT
+from mossa_jax.foreign import check_file, check_pointer, read_json, read_text
+from mossa_jax.log import log
 
 _IDS = "ids"
+_LAYER_FILES = (".npy", ".safetensors")
+_ID_FILES = (".txt", ".json", ".npy")
+_LARGEST = 2**30  # bytes of a file of ids
+_NAMED = 5  # files that a message names
 # Types of stored ids, by the names that safetensors gives them.
 _INTEGERS = {"I64": np.int64, "I32": np.int32, "I16": np.int16, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16}
 # Formats that may run code when they are read, or that hold several arrays under one name.
@@ -68,13 +76,16 @@ def open_states(folder: str, ids: str | None = None) -> SavedStates:
       folder: its path.
       ids: another file of ids (.txt, .json or .npy); the folder's own, if it has any, must agree with it.
 
+    Other files are named in the log, but for hidden ones, backups, and what `mossa.save_states` writes beside.
+
     Raises:
       Refusal: 3 if something is missing, is a pickle, has another number type or shape, or does not agree.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = epath.Path(folder)
+    if not is_folder(path):
         raise Refusal(BAD_INPUT, f"states folder {folder} does not exist; give a folder of .npy or .safetensors files")
-    files = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".safetensors") and file.stem != _IDS)
+    there = visible(path)
+    files = [Path(file) for file in there if file.suffix.lower() in _LAYER_FILES and file.stem != _IDS]
     layers: dict[str, _Layer] = {}
     ids_by_source: dict[str, tuple[str, ...]] = {}
     for file in files:
@@ -82,15 +93,18 @@ def open_states(folder: str, ids: str | None = None) -> SavedStates:
             if name in layers:
                 raise Refusal(BAD_INPUT, f"{folder} has layer {name!r} twice; leave one of the files out")
             layers[name] = layer
+    others = [shown(file.name) for file in there if Path(file) not in files and not _is_known(file.name)]
     if not layers:
-        unreadable = sorted(file.name for file in path.iterdir() if file.suffix in _UNREADABLE)
+        unreadable = [name for name in others if name.lower().endswith(_UNREADABLE)]
         hint = f"{unreadable[0]} is not read (a pickle can run code); " if unreadable else ""
         raise Refusal(BAD_INPUT, f"{folder} holds no layer; {hint}save one [rows, width] array per layer as .npy")
     rows = _common_rows(folder, layers)
     # All sources of ids are read, and have to agree: a stale ids.txt beside newer arrays is a likely mistake.
-    for file in [*(path / f"{_IDS}{suffix}" for suffix in (".txt", ".json", ".npy")), *([Path(ids)] if ids else [])]:
-        if file.exists() or str(file) == ids:
-            ids_by_source[str(file)] = read_ids(file)
+    own = [Path(file) for file in there if file.stem == _IDS and file.suffix.lower() in _ID_FILES]
+    for file in [*own, *([Path(ids)] if ids else [])]:
+        ids_by_source[str(file)] = read_ids(file)
+    if others:
+        log.warning("%s: %d files are no layers and not read: %s", folder, len(others), _first(others))
     order = sorted(layers, key=_natural_order)
     return SavedStates(folder, {name: layers[name].read for name in order}, rows, _common_ids(ids_by_source, rows))
 
@@ -138,6 +152,15 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
         )
 
 
+def _is_known(name: str) -> bool:
+    """Returns whether a file stands beside layers without being one: ids, and what `mossa.save_states` writes."""
+    return Path(name).stem == _IDS or name in (ABOUT, "rows.parquet")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def _natural_order(name: str) -> tuple[int, list[str | int]]:
     # Every other piece is digits, and compares as a number: block_2 before block_10.
     pieces = re.split(r"(\d+)", name)
@@ -146,11 +169,15 @@ def _natural_order(name: str) -> tuple[int, list[str | int]]:
 
 def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[str, ...]]) -> dict[str, _Layer]:
     """Returns the layers of a file by name; ids that the file holds are added to `ids_by_source`."""
-    if path.suffix == ".npy":
+    check_file(path)
+    with path.open("rb") as file:
+        check_pointer(path, file.read(64))
+    stem = composed(path.stem)
+    if path.suffix.lower() == ".npy":
         # Memory-mapped: this reads the header. The file is opened again when the layer is read, so
         # that no map stays open.
         array = _load_npy(path)
-        return {path.stem: _Layer(lambda: _load_npy(path), array.shape, array.dtype.name)}
+        return {stem: _Layer(lambda: _load_npy(path), array.shape, array.dtype.name)}
     tensors = read_header(path)
 
     def reader(tensor: StoredTensor, dtypes: dict[str, Any]) -> Callable[[], np.ndarray]:
@@ -174,21 +201,23 @@ def _layers_of(path: Path, is_only_file: bool, ids_by_source: dict[str, tuple[st
     layers = {}
     for name, tensor in tensors.items():
         dtype = np.dtype(FLOATS[tensor.dtype]).name if tensor.dtype in FLOATS else tensor.dtype
-        layers[path.stem if is_single else name] = _Layer(reader(tensor, FLOATS), tensor.shape, dtype)
+        layers[stem if is_single else name] = _Layer(reader(tensor, FLOATS), tensor.shape, dtype)
     return layers
 
 
 def _load_npy(path: Path) -> np.ndarray:
+    """Maps an array of a .npy file, in the machine's byte order; the numbers of another order are copied."""
     try:
         # `allow_pickle=False`: an array of objects is a pickle, which could run code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # its parser of headers raises whatever Python's own does
+        reason = " ".join(str(error).split())[:200]
         raise Refusal(
-            BAD_INPUT, f"{path} is a pickle or not a NumPy array ({error}); save plain numbers with numpy.save"
+            BAD_INPUT, f"{path} is a pickle or not a NumPy array ({reason}); save plain numbers with numpy.save"
         ) from None
     if not isinstance(array, np.ndarray):
         raise Refusal(BAD_INPUT, f"{path} is an archive of arrays; save one array per file with numpy.save")
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _common_rows(folder: str, layers: dict[str, _Layer]) -> int:
@@ -220,19 +249,18 @@ def read_ids(path: Path) -> tuple[str, ...]:
     Raises:
       Refusal: 3 if it cannot be read, or holds anything but strings or whole numbers.
     """
-    if path.suffix == ".npy":
+    check_file(path)
+    ending = path.suffix.lower()
+    if ending == ".npy":
         array = _load_npy(path)
         # Kinds: signed and unsigned integers, and text.
         if array.ndim != 1 or array.dtype.kind not in "iuU":
             raise Refusal(BAD_INPUT, f"{path} is {array.dtype}{list(array.shape)}; give whole numbers or strings [n]")
         return tuple(map(str, array.tolist()))
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return tuple(text.splitlines())
-        values = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Refusal(BAD_INPUT, f"ids {path} cannot be read ({error})") from None
+    if ending != ".json":
+        # No other character ends a line, and blank lines name nothing.
+        return tuple(line for line in read_text(path, _LARGEST).split("\n") if line.strip())
+    values = read_json(path, "give a list of ids", _LARGEST)
     if not isinstance(values, list) or not all(type(value) in (str, int) for value in values):
         raise Refusal(BAD_INPUT, f"{path} is not a list of strings or whole numbers; give one id per row")
     return tuple(map(str, values))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -69,6 +70,16 @@ def count_training_rows(config: Tasks) -> tuple[Suite, dict[str, int]]:
 
 def _with_choice(suite: Suite, config: Tasks) -> Suite:
     """Applies `only` and `held_out` of a configuration to a suite, and checks the names of its tasks."""
+    # Composed and decomposed letters look alike, and some file systems do not tell them apart.
+    of_form: dict[str, str] = {}
+    for task in suite.tasks:
+        twin = of_form.setdefault(unicodedata.normalize("NFC", task.name), task.name)
+        if twin != task.name:
+            raise Refusal(
+                BAD_INPUT,
+                f"suite {suite.name!r} has two tasks whose names differ in their Unicode form alone, {twin!a} and "
+                f"{task.name!a}; rename one of them",
+            )
     for name, count in Counter(task.name for task in suite.tasks).items():
         if name in _RESERVED:
             raise Refusal(BAD_INPUT, f"a task cannot be called {name!r}, the name of a model of the run; rename it")

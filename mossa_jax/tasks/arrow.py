@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mossa_jax.config import Columns
 from mossa_jax.errors import BAD_INPUT, Refusal
@@ -63,6 +64,20 @@ def _holds_items(column_type: pyarrow.DataType) -> bool:
     return types.is_integer(column_type) or types.is_null(column_type) or _is_text(column_type)
 
 
+def label_names(schema: pyarrow.Schema, name: str) -> list[str] | None:
+    """Returns the names behind the numbers of a column, where `datasets` wrote them (ClassLabel); else None."""
+    from pyarrow import types
+
+    if schema.get_field_index(name) < 0 or not types.is_integer(schema.field(name).type):
+        return None
+    try:
+        about: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = about["info"]["features"][name]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(each, str) for each in names) else None
+
+
 def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
     """Checks that a schema has a column of texts with that name.
 
@@ -77,7 +92,7 @@ def check_text_column(source: str, schema: pyarrow.Schema, name: str) -> None:
             "(--config.tasks.columns)",
         )
     column_type = schema.field(name).type
-    if not _is_text(column_type):
+    if not _is_text(column_type) and label_names(schema, name) is None:
         raise Refusal(
             BAD_INPUT, f"{source}: column {name!r} is of type {column_type}, not text; name a column of texts"
         )
@@ -88,18 +103,26 @@ def _is_text(column_type: pyarrow.DataType) -> bool:
 
     if types.is_dictionary(column_type):
         column_type = column_type.value_type
-    return types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)
+    # Some writers store texts as binary; whether they are UTF-8 is looked at row by row in any case.
+    kinds = (
+        types.is_string, types.is_large_string, types.is_string_view,
+        types.is_binary, types.is_large_binary, types.is_binary_view,
+    )  # fmt: skip
+    return any(is_kind(column_type) for is_kind in kinds)
 
 
-def raw_rows(batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str], columns: Columns) -> Iterator[RawRow]:
+def raw_rows(
+    batch: pyarrow.RecordBatch | pyarrow.Table, names: Sequence[str], columns: Columns, schema: pyarrow.Schema
+) -> Iterator[RawRow]:
     """Yields the rows of a batch or table.
 
     Args:
       batch: with at least the columns `names`.
       names: as `example_columns` returns them.
       columns: what the columns are called.
+      schema: of the whole file or table, which names the labels of columns of numbers.
     """
-    inputs, targets = (_bytes_of(batch.column(name)) for name in names[:2])
+    inputs, targets = (texts_in(batch.column(name), label_names(schema, name)) for name in names[:2])
     optional = names[2:]
     templates: list[int | None] = [-1] * batch.num_rows
     items: Sequence[bytes | int | None] = [None] * batch.num_rows
@@ -122,13 +145,21 @@ def decode_row(row: RawRow, columns: Columns) -> Example:
     return make_example(_decode(inputs), _decode(targets), template, name, columns)
 
 
-def texts_of(column: pyarrow.Array | pyarrow.ChunkedArray) -> list[str | None]:
-    """Returns the values of a text column.
+def texts_of(column: pyarrow.Array | pyarrow.ChunkedArray, labels: Sequence[str] | None = None) -> list[str | None]:
+    """Returns the values of a text column, or of one of numbers with labels.
 
     Raises:
       BadRow: one of them is not UTF-8.
     """
-    return [_decode(value) for value in _bytes_of(column)]
+    return [_decode(value) for value in texts_in(column, labels)]
+
+
+def texts_in(column: pyarrow.Array | pyarrow.ChunkedArray, labels: Sequence[str] | None) -> list[bytes | None]:
+    """Returns a column's texts as bytes that may not be UTF-8; a number outside the labels is no text."""
+    if labels is None:
+        return _bytes_of(column)
+    names = dict(enumerate(label.encode("utf-8", "surrogatepass") for label in labels))
+    return [names.get(number) for number in column.to_pylist()]
 
 
 def _decode(value: bytes | None) -> str | None:

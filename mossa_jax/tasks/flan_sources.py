@@ -20,7 +20,9 @@ from mossa_jax.errors import BAD_INPUT, DISK, Refusal
 from mossa_jax.files.cache import build_once
 from mossa_jax.files.hub import disk_full, is_offline, list_files
 from mossa_jax.files.hub_download import download
+from mossa_jax.files.listing import is_nobodys
 from mossa_jax.files.names import digest
+from mossa_jax.foreign import user_path
 from mossa_jax.log import log
 from mossa_jax.tasks.flan_names import FlanTask
 from mossa_jax.tasks.row_files import file_digest, file_task
@@ -88,9 +90,10 @@ def open_source(source: str) -> Files:
     Raises:
       Refusal: 3 for a name that is neither, or a data set that cannot be listed; 4 if access is denied.
     """
-    folder = Path(source).expanduser()
-    if source and folder.is_dir():
+    folder = Path(user_path(source, "config.tasks.sources"))
+    if folder.is_dir():
         paths = [*folder.glob("*/*.jsonl"), *folder.rglob("*.parquet")]
+        paths = [path for path in paths if not is_nobodys(path.name)]
         return Files(str(folder), {path.relative_to(folder).as_posix(): "" for path in paths}, folder.joinpath)
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[^/.~][^/]*/[^/]+", name):

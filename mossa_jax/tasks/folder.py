@@ -13,15 +13,22 @@ from typing import Any
 from etils import epath
 
 from mossa_jax.config import Tasks
+from mossa_jax.config.values import did_you_mean
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, DISK, Refusal
+from mossa_jax.files.listing import composed, is_folder, shown, visible
 from mossa_jax.files.names import slug
 from mossa_jax.files.write import new_folder
-from mossa_jax.tasks.row_files import ENDINGS, file_task
+from mossa_jax.foreign import read_object, short, user_path
+from mossa_jax.tasks.left_out import left_out_of, row_files_in
+from mossa_jax.tasks.row_files import file_task
 from mossa_jax.tasks.suite import SPLITS, Suite, Task
 from mossa_jax.tasks.usable import BadRow, check_text
 
 NO_CLUSTER = "tasks"
 """Cluster of a task whose source names none."""
+
+# What an entry of `tasks.json` may say.
+_FIELDS = ("cluster", "held_out", "licence", "license", "file")
 
 
 @dataclass(frozen=True)
@@ -40,39 +47,46 @@ def folder_suite(config: Tasks) -> Suite:
 
     `tasks.json` is optional. It maps a task's name to an object whose optional fields are `cluster`, `held_out` (true:
     E never sees the task), `licence` (of its rows, or `license`; it stands on the cards of its models) and `file`, the
-    name of its files without their ending if this is not the task's name.
+    name of its files without their ending if this is not the task's name. What the folder holds beside is named in
+    `Suite.left_out`.
 
     Raises:
       Refusal: 3 if the folder or its `train` or `test` folder is missing, or `tasks.json` does not fit the files.
     """
-    folder = epath.Path(config.folder).expanduser()
+    folder = epath.Path(user_path(config.folder, "config.tasks.folder"))
     for needed in (folder, folder / "train", folder / "test"):
-        if not needed.is_dir():
+        if not is_folder(needed):
             raise Refusal(
                 BAD_INPUT,
-                f"task folder {needed} does not exist; name a folder with <split>/<task>.jsonl or .parquet files "
-                "(--config.tasks.folder)",
+                f"task folder {shown(str(needed))} does not exist; name a folder with <split>/<task>.jsonl or .parquet "
+                "files (--config.tasks.folder)",
             )
-    files = {split: _files(folder / split) for split in SPLITS}
+    files = {split: row_files_in(folder / split) for split in SPLITS}
     if not files["train"]:
-        raise Refusal(BAD_INPUT, f"{folder / 'train'} holds no .jsonl or .parquet file; a task is <split>/<task>.jsonl")
-    entries = _entries(folder / "tasks.json")
+        raise Refusal(
+            BAD_INPUT,
+            f"{folder / 'train'} holds no .jsonl or .parquet file{_beside(folder / 'train')}; a task is "
+            "<split>/<task>.jsonl",
+        )
+    entries, unknown = _entries(folder / "tasks.json")
     listed = {entry.file for entry in entries}
-    without_train = [entry for entry in entries if entry.file not in files["train"]]
-    if without_train:
-        raise Refusal(
-            BAD_INPUT,
-            f"{folder / 'tasks.json'} names task {without_train[0].name!r}, which has no train file "
-            f"{folder / 'train' / without_train[0].file}.jsonl or .parquet; add the file or remove the name",
-        )
+    for entry in entries:
+        if entry.file not in files["train"]:
+            close = did_you_mean(entry.file, [name for name in files["train"] if name not in listed])
+            raise Refusal(
+                BAD_INPUT,
+                f"{folder / 'tasks.json'} names task {entry.name!r}, which has no train file "
+                f"{folder / 'train' / entry.file}.jsonl or .parquet{close}; add the file or remove the name",
+            )
     entries += [_Entry(file, file) for file in files["train"] if file not in listed]
-    without_test = [entry for entry in entries if entry.file not in files["test"]]
-    if without_test:
-        raise Refusal(
-            BAD_INPUT,
-            f"task {without_test[0].name!r} has no file {folder / 'test' / without_test[0].file}.jsonl or .parquet; "
-            "add it or remove its train file",
-        )
+    for entry in entries:
+        if entry.file not in files["test"]:
+            close = did_you_mean(entry.file, [name for name in files["test"] if name not in files["train"]])
+            raise Refusal(
+                BAD_INPUT,
+                f"task {entry.name!r} has no file {folder / 'test' / entry.file}.jsonl or .parquet{close}; "
+                "add it or remove its train file",
+            )
 
     def task(entry: _Entry) -> Task:
         locate = partial(_locate, files, entry.file)
@@ -81,7 +95,8 @@ def folder_suite(config: Tasks) -> Suite:
         )
 
     held_out = tuple(entry.name for entry in entries if entry.held_out)
-    return Suite(folder.name, tuple(task(entry) for entry in entries), held_out)
+    left_out = left_out_of(folder, files, unknown, config.columns)
+    return Suite(folder.name, tuple(task(entry) for entry in entries), held_out, left_out=left_out)
 
 
 def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = None) -> None:
@@ -95,7 +110,7 @@ def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = No
     Raises:
       Refusal: 2 if `folder` is not empty; 3 for bad data of the suite; 6 if the disk is full.
     """
-    folder = epath.Path(folder).expanduser()
+    folder = epath.Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Refusal(BAD_CONFIG, f"{folder} exists and is not an empty folder; name a new one")
     try:
@@ -107,15 +122,10 @@ def write_folder(suite: Suite, folder: epath.PathLike, max_rows: int | None = No
         raise
 
 
-def _files(folder: epath.Path) -> dict[str, epath.Path]:
-    """Returns name without ending -> file, of one split's folder, sorted by name."""
-    children = folder.iterdir() if folder.is_dir() else ()
-    paths = [path for path in children if path.suffix in ENDINGS and not path.name.startswith(".")]
-    for file, count in Counter(path.stem for path in paths).items():
-        if count > 1:
-            both = " and ".join(str(folder / f"{file}{ending}") for ending in ENDINGS)
-            raise Refusal(BAD_INPUT, f"task {file!r} has two files of one split: {both}; remove one")
-    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+def _beside(folder: epath.Path) -> str:
+    """Says what a folder without files of rows holds instead."""
+    names = [shown(path.name) for path in visible(folder)][:3]
+    return f", but {', '.join(names)}" if names else ""
 
 
 def _locate(files: dict[str, dict[str, epath.Path]], file: str, split: str) -> epath.Path | None:
@@ -123,27 +133,26 @@ def _locate(files: dict[str, dict[str, epath.Path]], file: str, split: str) -> e
     return files[split].get(file)
 
 
-def _entries(path: epath.Path) -> list[_Entry]:
-    """Reads `tasks.json`, if it exists."""
+def _entries(path: epath.Path) -> tuple[list[_Entry], tuple[str, ...]]:
+    """Reads `tasks.json`, if it exists: its entries, and the fields that it has beyond those that are known."""
     if not path.exists():
-        return []
+        return [], ()
+    table = read_object(path, "correct or remove it")
     try:
-        table = json.loads(path.read_bytes())
         entries = [_entry(name, fields) for name, fields in table.items()]
-    except json.JSONDecodeError as error:
-        raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); correct or remove it") from None
-    except (BadRow, ValueError, RecursionError, AttributeError) as error:
-        raise Refusal(
-            BAD_INPUT, f"{path} is not a JSON object of task objects ({error}); correct or remove it"
-        ) from None
+    except BadRow as error:
+        raise Refusal(BAD_INPUT, f"{path} is not an object of task objects ({error}); correct or remove it") from None
     repeated = [file for file, count in Counter(entry.file for entry in entries).items() if count > 1]
     if repeated:
         raise Refusal(BAD_INPUT, f"{path} gives two tasks the file {repeated[0]!r}; each needs a file of its own")
-    return entries
+    unknown = dict.fromkeys(str(field) for fields in table.values() for field in fields if field not in _FIELDS)
+    return entries, tuple(unknown)
 
 
-def _entry(name: str, fields: dict[str, Any]) -> _Entry:
-    """Makes the entry of a task; raises `BadRow` if a field is of the wrong type."""
+def _entry(name: str, fields: Any) -> _Entry:
+    """Makes the entry of a task; raises `BadRow` if it or a field is of the wrong type."""
+    if not isinstance(fields, dict):
+        raise BadRow(f"{name!r} is {short(fields)}, no object")
     cluster, file = fields.get("cluster") or NO_CLUSTER, fields.get("file", name)
     held_out = fields.get("held_out", False)
     licence = fields.get("licence") or fields.get("license") or ""
@@ -151,7 +160,7 @@ def _entry(name: str, fields: dict[str, Any]) -> _Entry:
         check_text(text, field)
     if not isinstance(held_out, bool):
         raise BadRow(f"'held_out' of {name!r} is neither true nor false")
-    return _Entry(name, file, cluster, held_out, licence)
+    return _Entry(composed(name), composed(file), composed(cluster), held_out, licence)
 
 
 def _write(suite: Suite, working: epath.Path, max_rows: int | None) -> None:

@@ -16,10 +16,14 @@ from etils import epath
 
 from mossa_jax.config import Tasks
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files.listing import composed, is_folder, visible
+from mossa_jax.foreign import read_json, user_path
 from mossa_jax.tasks.folder import NO_CLUSTER
 from mossa_jax.tasks.row_files import file_digest
-from mossa_jax.tasks.suite import Example, Suite, Task, split_of
+from mossa_jax.tasks.suite import Example, LeftOut, Suite, Task, split_of
 from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_text, usable_rows
+
+_LARGEST = 2**30  # bytes of a task's file, which is read at once
 
 
 def natural_instructions_suite(config: Tasks) -> Suite:
@@ -32,19 +36,27 @@ def natural_instructions_suite(config: Tasks) -> Suite:
     Raises:
       Refusal: 3 if there are no such files, or one of them is no task.
     """
-    folder = epath.Path(config.folder).expanduser()
-    paths = sorted(folder.glob("task*.json")) or sorted((folder / "tasks").glob("task*.json"))
+    folder = epath.Path(user_path(config.folder, "config.tasks.folder"))
+    paths = _task_files(folder) or _task_files(folder / "tasks")
     if not paths:
         raise Refusal(
             BAD_INPUT,
             f"{folder} holds no task*.json, nor does its tasks/; name a folder of Super-NaturalInstructions "
             "(--config.tasks.folder)",
         )
-    return Suite(folder.name, tuple(_task(path, config) for path in paths))
+    others = [path for path in visible(paths[0].parent) if path.suffix.lower() == ".json" and path not in paths]
+    left_out = (LeftOut("other_files", tuple(path.name for path in others)),) if others else ()
+    return Suite(folder.name, tuple(_task(path, config) for path in paths), left_out=left_out)
+
+
+def _task_files(folder: epath.Path) -> list[epath.Path]:
+    if not is_folder(folder):
+        return []
+    return [path for path in visible(folder) if path.name.startswith("task") and path.name.lower().endswith(".json")]
 
 
 def _task(path: epath.Path, config: Tasks) -> Task:
-    name, share = path.stem, config.test_share
+    name, share = composed(path.stem), config.test_share
     bad_rows: dict[str, int] = {}
 
     def read(split: str) -> Iterator[Example]:
@@ -70,12 +82,7 @@ def _task(path: epath.Path, config: Tasks) -> Task:
 
 def _load(path: epath.Path) -> dict[str, Any]:
     """Reads a task's file and checks that it has instances."""
-    try:
-        content = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise Refusal(BAD_INPUT, f"{path}:{error.lineno}: not valid JSON ({error.msg}); fetch it again") from None
-    except (ValueError, RecursionError):
-        raise Refusal(BAD_INPUT, f"{path} is not JSON in UTF-8; fetch it again") from None
+    content = read_json(path, "fetch it again", _LARGEST)
     if not isinstance(content, dict) or not isinstance(content.get("Instances"), list):
         raise Refusal(BAD_INPUT, f"{path} is no task: it has no list 'Instances'; correct it or move it elsewhere")
     return content

@@ -78,6 +78,19 @@ class Task:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What a source holds and a suite does not read.
+
+    Attributes:
+      kind: name of a kind of `findings.warning_kinds.LEFT_OUT`, which says what it means.
+      names: of the files, fields or tasks, as people know them.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Suite:
     """A named set of tasks, in a fixed order.
 
@@ -86,12 +99,14 @@ class Suite:
       tasks: the tasks; their names are unique.
       held_out: names of the tasks that E never sees.
       missing: names that were asked for but that no source has (`tasks.allow_missing`).
+      left_out: what the source holds beside the tasks.
     """
 
     name: str
     tasks: tuple[Task, ...]
     held_out: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     def clusters(self) -> dict[str, list[Task]]:
         """Returns cluster name -> its tasks, both in suite order."""

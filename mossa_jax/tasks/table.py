@@ -13,20 +13,25 @@ from etils import epath
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
 from mossa_jax.files import hub
+from mossa_jax.files.listing import is_folder
+from mossa_jax.foreign import user_path
 from mossa_jax.tasks.arrow import (
     BATCH,
     RawRow,
     check_text_column,
     decode_row,
     example_columns,
+    label_names,
     raw_rows,
     texts_of,
 )
 from mossa_jax.tasks.folder import NO_CLUSTER
-from mossa_jax.tasks.suite import SPLITS, Example, Suite, Task, split_of
+from mossa_jax.tasks.left_out import columns_beside
+from mossa_jax.tasks.suite import SPLITS, Example, LeftOut, Suite, Task, split_of
 from mossa_jax.tasks.usable import BadRow, bad_row_counter, check_text, usable_rows
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 
@@ -42,7 +47,7 @@ def table_suite(config: Tasks) -> Suite:
     """
     table = _Table(config, *_load(config.sources[0], config.subset))
     for split, rows in table.splits.items():
-        example_columns(f"data set {table.source}, split {split}", rows.data.schema, config.columns)
+        example_columns(f"data set {table.source}, split {split}", _schema(rows), config.columns)
     clusters = table.clusters()
     tasks = []
     for name in dict.fromkeys(name for rows_of in table.rows.values() for name in rows_of):
@@ -50,7 +55,7 @@ def table_suite(config: Tasks) -> Suite:
         read = partial(table.read, name, bad_rows)
         cluster = clusters.get(name, NO_CLUSTER)
         tasks.append(Task(name, cluster, read, table.source, bad_rows=bad_rows, licence=table.licence))
-    return Suite(table.name, tuple(tasks))
+    return Suite(table.name, tuple(tasks), left_out=table.left_out())
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,14 @@ class _Table:
       name: of the data set, without its organisation.
       source: where the data set comes from, with its commit.
       splits: split name -> its table.
+      other_splits: names of the splits that are not read.
     """
 
     config: Tasks
     name: str
     source: str
     splits: dict[str, Dataset]
+    other_splits: tuple[str, ...]
 
     @cached_property
     def rows(self) -> dict[str, dict[str, np.ndarray]]:
@@ -81,6 +88,14 @@ class _Table:
     def licence(self) -> str:
         """The licence that the data set's own description states; empty if it states none."""
         return self.splits["train"].info.license or ""
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Returns the splits and the columns that are not read."""
+        names, columns = self.splits["train"].column_names, self.config.columns
+        unread, misspelt = columns_beside(names, columns)
+        unread_splits = [*self.other_splits, *(["validation"] if "validation" in self.splits else [])]
+        found = {"other_splits": unread_splits, "misspelt_columns": misspelt, "unread_columns": unread}
+        return tuple(LeftOut(kind, tuple(names)) for kind, names in found.items() if names)
 
     def clusters(self) -> dict[str, str]:
         """Returns task -> cluster; empty if the table has no column of clusters.
@@ -131,11 +146,11 @@ class _Table:
     def _numbered_rows(self, split: str, indices: np.ndarray) -> Iterator[tuple[int, RawRow]]:
         """Yields rows of a split with their numbers, from 1."""
         table = self.splits[split]
-        names = example_columns(f"data set {self.source}", table.data.schema, self.config.columns)
+        names = example_columns(f"data set {self.source}", _schema(table), self.config.columns)
         view = table.select_columns(names).with_format("arrow")
         for start in range(0, len(indices), BATCH):
             chunk = indices[start : start + BATCH]
-            rows = raw_rows(view[chunk.tolist()], names, self.config.columns)
+            rows = raw_rows(view[chunk.tolist()], names, self.config.columns, _schema(table))
             yield from zip((chunk + 1).tolist(), rows, strict=True)
 
     def _split_of(self, row: RawRow) -> str:
@@ -156,11 +171,12 @@ class _Table:
 
         source = f"data set {self.source}, split {split}"
         data = self.splits[split].data
-        check_text_column(source, data.schema, column)
+        schema = _schema(self.splits[split])
+        check_text_column(source, schema, column)
         values = data.column(column)
         unique = values.unique()
         try:
-            names = [check_text(name, column) for name in texts_of(unique)]
+            names = [check_text(name, column) for name in texts_of(unique, label_names(schema, column))]
         except BadRow as problem:
             raise Refusal(
                 BAD_INPUT,
@@ -173,7 +189,12 @@ class _Table:
         return {name: order[start:end] for name, start, end in zip(names, starts, ends, strict=True)}
 
 
-def _load(source: str, subset: str) -> tuple[str, str, dict[str, Dataset]]:
+def _schema(table: Dataset) -> pyarrow.Schema:
+    """Returns the schema of a split, with the names of its labels."""
+    return table.features.arrow_schema
+
+
+def _load(source: str, subset: str) -> tuple[str, str, dict[str, Dataset], tuple[str, ...]]:
     """Loads a data set.
 
     Args:
@@ -181,12 +202,12 @@ def _load(source: str, subset: str) -> tuple[str, str, dict[str, Dataset]]:
       subset: name of its configuration; empty for the default one.
 
     Returns:
-      The data set's name, where it comes from with its commit, and its splits.
+      The data set's name, where it comes from with its commit, its splits, and the names of those that are not read.
     """
     from datasets import load_dataset
 
-    folder = epath.Path(source).expanduser()
-    if folder.is_dir():
+    folder = epath.Path(user_path(source, "config.tasks.sources"))
+    if is_folder(folder):
         name, label, commit = str(folder), str(folder), ""
     else:
         name, _, revision = source.partition("@")
@@ -206,7 +227,8 @@ def _load(source: str, subset: str) -> tuple[str, str, dict[str, Dataset]]:
         raise Refusal(
             BAD_INPUT, f"data set {label} has no split 'train', only {', '.join(tables)}; name one that has it"
         )
-    return epath.Path(name).name, label, {split: tables[split] for split in SPLITS if split in tables}
+    others = tuple(split for split in tables if split not in SPLITS)
+    return epath.Path(name).name, label, {split: tables[split] for split in SPLITS if split in tables}, others
 
 
 def _refusal(label: str, error: Exception) -> Refusal:

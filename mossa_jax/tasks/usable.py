@@ -45,7 +45,7 @@ def check_labels(template: Any, item: Any, columns: Columns) -> tuple[int, str]:
     if not isinstance(template, int) or isinstance(template, bool) or template not in _TEMPLATES:
         raise BadRow(
             f"field {columns.template!r} is {reprlib.repr(template)}, not a whole number from {_TEMPLATES.start} "
-            f"to {_TEMPLATES.stop - 1}"
+            f"to {_TEMPLATES.stop - 1} (in a suite, --config.tasks.columns.template= reads none)"
         )
     return template, _item_name(item, columns.item)
 
@@ -57,7 +57,10 @@ def _item_name(item: Any, field: str) -> str:
     if isinstance(item, int) and not isinstance(item, bool):
         return str(item)
     if not isinstance(item, str):
-        raise BadRow(f"field {field!r} is {reprlib.repr(item)}, neither a text nor a whole number")
+        raise BadRow(
+            f"field {field!r} is {reprlib.repr(item)}, neither a text nor a whole number (in a suite, "
+            "--config.tasks.columns.item= reads none)"
+        )
     return check_text(item, field)
 
 

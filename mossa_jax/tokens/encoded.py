@@ -13,7 +13,7 @@ import numpy as np
 
 from mossa_jax.config import Config, Tokens
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.cache import build_once
+from mossa_jax.files.cache import build_once, map_array
 from mossa_jax.files.names import digest
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tasks.items import COLUMN, GUESSED, ROWS, guess_items, items_of
@@ -180,7 +180,7 @@ def encode_split(
     prompt_lengths, answer_lengths, cut, templates, items, keys = (np.load(folder / f"{name}.npy") for name in _COLUMNS)
     if not len(cut):
         raise Refusal(BAD_INPUT, f"task {task.name!r} has no {split} rows; fill it or leave the task out (tasks.only)")
-    flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
+    flat = map_array(folder / _IDS, np.int32)
     about = json.loads((folder / "about.json").read_text())
     examples = from_flat(flat, prompt_lengths, answer_lengths)
     return EncodedSplit(

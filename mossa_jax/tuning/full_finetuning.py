@@ -28,11 +28,14 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import compile_step
 from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
 from mossa_jax.files.names import digest
-from mossa_jax.files.write import ABOUT, new_folder, write_json, write_text
+from mossa_jax.files.write import new_folder, write_text
 from mossa_jax.llama.architecture import read_config
+from mossa_jax.llama.files.about import write_about
 from mossa_jax.llama.files.card import CARD, model_card
+from mossa_jax.llama.files.exported import OWN_WEIGHTS
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.weights import save_weights
+from mossa_jax.llama.fingerprint import weights_digest
 from mossa_jax.llama.model import merge
 from mossa_jax.llama.placement import leaf_name, shardings
 from mossa_jax.monitoring import goodput
@@ -377,12 +380,13 @@ def save_full(folder: epath.PathLike, model: Model, state: nnx.State, about: Map
       folder: replaced as a whole, never left half written.
       model: the base that was tuned; its config and tokenizer files are copied. Its state may be shapes.
       state: what `tune_full` returned.
-      about: written into the folder as `mossa.json` (tasks, template, seed, ...), and in words as its card,
-        `README.md`.
+      about: written into the folder as `mossa.json` (tasks, template, seed, ...) with digests of its files and
+        weights, and in words as its card, `README.md`.
     """
     arch, config = model.architecture, read_config(model.folder)
     # Rounded once, at the end; shards stay where they are, and `save_weights` gathers them layer by layer.
     stored = jax.tree.map(lambda leaf, base: leaf.astype(base.dtype), state, model.state)
+    about = {**about, OWN_WEIGHTS: weights_digest(stored)}
     if jax.process_index() != 0:
         # Gathering a layer is a collective, so that processes that write nothing take part in it too.
         save_weights(folder, arch, stored, config, model.folder, writer=False)
@@ -390,4 +394,4 @@ def save_full(folder: epath.PathLike, model: Model, state: nnx.State, about: Map
     with new_folder(folder) as new:
         save_weights(new, arch, stored, config, model.folder)
         write_text(new / CARD, model_card(about, model.name, is_whole=True))
-        write_json(new / ABOUT, about)
+        write_about(new, about, but=".safetensors")

@@ -24,7 +24,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import Segments
 from mossa_jax.llama.blockwise import product_precision
 from mossa_jax.llama.layers import RMSNorm
-from mossa_jax.llama.model import Llama, head_logits, head_weight, logits, run_blocks
+from mossa_jax.llama.model import Llama, bound_logits, head_products, head_weight, logits, run_blocks
 from mossa_jax.tuning.batch import Batch
 
 # Logits [B, C, V] in float32: 1,024 tokens of a vocabulary of 32,000 take 131 MB.
@@ -104,7 +104,7 @@ def frozen_loss(
     """
     size, head, answers, labels = _chunks(model, arch, last, predict, labels, mesh, HEAD_TOKENS)
     # The gather of answers is outside the custom rule: JAX itself carries the gradient [B, M, D] back to [B, S, D].
-    return _loss_by_chunks(size, model.final_norm, head, answers, labels)
+    return _loss_by_chunks(arch, size, model.final_norm, head, answers, labels)
 
 
 def answer_losses(
@@ -157,7 +157,7 @@ def losses_of_states(
     size, head, answers, labels = _chunks(model, arch, last, rows["predict"], rows["labels"], mesh, head_tokens)
 
     def write(chunk: jax.Array, losses: jax.Array) -> jax.Array:
-        part = _chunk_loss(chunk, model.final_norm, head, answers, labels, size)[0][..., 0]  # [B, C]
+        part = _chunk_loss(chunk, arch, model.final_norm, head, answers, labels, size)[0][..., 0]  # [B, C]
         return jax.lax.dynamic_update_slice_in_dim(losses, part, chunk * size, axis=1)
 
     zeros = jnp.zeros(labels.shape, _wide(answers))
@@ -188,9 +188,14 @@ def _chunks(
     return size, head, jnp.take_along_axis(last, predict[..., None], axis=1), labels  # [B, M, D]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loss_by_chunks(
-    size: int, norm: RMSNorm, head: Float[Array, "V D"], states: Float[Array, "B M D"], labels: Int[Array, "B M"]
+    arch: Architecture,
+    size: int,
+    norm: RMSNorm,
+    head: Float[Array, "V D"],
+    states: Float[Array, "B M D"],
+    labels: Int[Array, "B M"],
 ) -> Float[Array, ""]:
     """Sums the loss over chunks of `size` columns, which divides M.
 
@@ -200,12 +205,12 @@ def _loss_by_chunks(
     # The number of turns depends on the labels, which reverse mode cannot follow: hence the rule of our own. One total
     # per row, [B], because a sum over rows would be a collective in every turn.
     def add(chunk: jax.Array, totals: jax.Array) -> jax.Array:
-        return totals + jnp.sum(_chunk_loss(chunk, norm, head, states, labels, size)[0], axis=(1, 2))
+        return totals + jnp.sum(_chunk_loss(chunk, arch, norm, head, states, labels, size)[0], axis=(1, 2))
 
     return jnp.sum(jax.lax.fori_loop(0, _chunk_count(labels, size), add, jnp.zeros(len(labels), _wide(states))))
 
 
-def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Array]:
+def _loss_by_chunks_forward(arch: Architecture, size: int, *inputs: Any) -> tuple[jax.Array, jax.Array]:
     """Returns the loss, and as residual its gradient by the states [B, M, D]."""
     # With symbolic zeros every input comes with `perturbed`: whether anything asks for its gradient.
     norm, head, states, labels = jax.tree.map(lambda leaf: leaf.value, inputs)
@@ -214,7 +219,7 @@ def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Arr
 
     def add(chunk: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         totals, gradient = carry
-        losses, chunk_gradient = _chunk_loss(chunk, norm, head, states, labels, size)
+        losses, chunk_gradient = _chunk_loss(chunk, arch, norm, head, states, labels, size)
         # Chunks that are never computed keep a gradient of zero.
         return totals + jnp.sum(losses, axis=(1, 2)), jax.lax.dynamic_update_slice_in_dim(
             gradient, chunk_gradient(), chunk * size, axis=1
@@ -225,7 +230,9 @@ def _loss_by_chunks_forward(size: int, *inputs: Any) -> tuple[jax.Array, jax.Arr
     return jnp.sum(totals), gradient
 
 
-def _loss_by_chunks_backward(size: int, gradient: jax.Array, outer: jax.Array) -> tuple[None, None, jax.Array, None]:
+def _loss_by_chunks_backward(
+    arch: Architecture, size: int, gradient: jax.Array, outer: jax.Array
+) -> tuple[None, None, jax.Array, None]:
     # The loss is a sum, so the gradient of the whole only scales that of the states, [B, M, D].
     return None, None, (outer * gradient).astype(gradient.dtype), None
 
@@ -235,6 +242,7 @@ _loss_by_chunks.defvjp(_loss_by_chunks_forward, _loss_by_chunks_backward, symbol
 
 def _chunk_loss(
     chunk: Int[Array, ""],
+    arch: Architecture,
     norm: RMSNorm,
     head: Float[Array, "V D"],
     states: Float[Array, "B M D"],
@@ -245,7 +253,7 @@ def _chunk_loss(
     # [B, C, D] and [B, C].
     states, labels = (jax.lax.dynamic_slice_in_dim(x, chunk * size, size, axis=1) for x in (states, labels))
     normed, norm_gradient = jax.vjp(norm, states)  # [B, C, D]
-    scores = head_logits(normed, head)  # [B, C, V]
+    scores, bound_gradient = jax.vjp(partial(bound_logits, arch), head_products(normed, head))  # [B, C, V]
     # Against overflow of exp. The shift cancels in the loss, and no gradient is taken through it.
     scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     is_label = labels[..., None] >= 0  # [B, C, 1]
@@ -259,10 +267,10 @@ def _chunk_loss(
     def gradient() -> jax.Array:
         # The gradient of cross-entropy by the scores: probabilities minus the label's unit vector. In the states'
         # dtype, so that a bfloat16 model multiplies in bfloat16.
-        by_score = (jnp.where(is_label, weights / sums, 0) - label).astype(states.dtype)  # [B, C, V]
+        by_score = bound_gradient(jnp.where(is_label, weights / sums, 0) - label)[0]  # [B, C, V]
         by_normed = jnp.einsum(
             "bcv,vd->bcd",
-            by_score,
+            by_score.astype(states.dtype),
             head,
             precision=product_precision(states.dtype),
             preferred_element_type=_wide(states),

@@ -50,6 +50,7 @@ def tune_population(
     export: Export,
     exported: Collection[str] = (),
     keep_snapshot: KeepSnapshot | None = None,
+    alike: Sequence[Member] = (),
 ) -> None:
     """Trains all members, as many at once as there are slots, and exports each as soon as it is done.
 
@@ -69,13 +70,17 @@ def tune_population(
       keep_snapshot: called on every process with a member, the number of steps that it has taken and its adapter on the
         host, after each step of `snapshot_steps`; after a restart it may be called again, with the same values. None
         for no snapshots, whatever `tuning.snapshots` says.
+      alike: all models of the group, those that are tuned already too; `members` by default. They decide the shapes of
+        the rows. With `tuning.reproducible` they decide all shapes: a model that is tuned again by itself is then the
+        same to the bit.
 
     Raises:
       Refusal: 5, naming model, step and rows, when a model has skipped `tuning.skips` updates in a row, or an adapter
         is not finite; 75 on a request to stop.
     """
     tuning = context.tuning
-    roster = Roster.of(members, schedule.batch_rows, tuning.slots, model.mesh.shape["adapter"])
+    multiple = model.mesh.shape["adapter"]
+    roster = Roster.of(members, schedule.batch_rows, tuning.slots, multiple, alike, tuning.reproducible)
     timeline = roster.timeline
     log.debug(
         "%s: training %d models in %d slots for %d steps; slots are %.1f %% full",

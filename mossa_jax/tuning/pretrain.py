@@ -24,7 +24,9 @@ from mossa_jax.errors import DISK, NOT_FINITE, STOPPED, Refusal
 from mossa_jax.files.cache import cache_root
 from mossa_jax.files.names import digest
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.files.write import new_folder
 from mossa_jax.llama.architecture import Architecture, to_config
+from mossa_jax.llama.files.about import check_files, is_checkable, read_about, write_about
 from mossa_jax.llama.files.weights import save_weights
 from mossa_jax.llama.model import initial_state, merge
 from mossa_jax.llama.rope import Rope
@@ -45,6 +47,8 @@ from mossa_jax.tuning.windows import Window, add_loss, ends_window
 # Gradient clip by global norm, Adam's second decay, and the share of the peak learning rate at the last step.
 _CLIP, _ADAM_B2, _FINAL_RATE = 1.0, 0.98, 0.05
 
+
+_CHECKPOINTS = "checkpoints/pretraining"
 
 Metrics = dict[str, Any]
 """Metrics of a step, each []: `loss` (nats per token), and `window`."""
@@ -80,12 +84,14 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
     # Everything that the weights follow from; another text or tokenizer is another folder.
     key = digest([asdict(config), seed, text, vocabulary, _CLIP, _ADAM_B2, _FINAL_RATE])
     folder = epath.Path(cache_root() / f"miniature-{key}")
-    if not folder.exists() and run_folder.writer:
+    if run_folder.writer and not _is_intact(folder):
         try:
             _pretrain(folder, documents, config, seed, run_folder, stop)
         except Refusal as refusal:
             if refusal.code != STOPPED:  # on a stop, all processes leave together below
                 raise
+    if run_folder.writer and folder.exists():
+        (run_folder / _CHECKPOINTS).rmtree(missing_ok=True)
     # Processes that do not train wait here; the writer comes here after a stop, too.
     agreement.wait_for_all("pre-training")
     stop.leave_if_asked()
@@ -95,6 +101,21 @@ def miniature_base(config: Pretraining, seed: int, run_folder: RunFolder, stop: 
             f"{folder}: the miniature base is missing on this host; set MOSSA_CACHE to a folder that all hosts share",
         )
     return folder
+
+
+def _is_intact(folder: epath.Path) -> bool:
+    """Returns whether the cache holds the model as it was written; damage is said, and the model is made again."""
+    if not folder.exists():
+        return False
+    try:
+        about = read_about(folder)
+        check_files(folder, about)
+    except Refusal as refusal:
+        log.info("pretraining: the miniature base model is made again (%s)", refusal)
+        return False
+    if not is_checkable(about):
+        log.info("pretraining: the miniature base model in %s has no digests and is made again", folder)
+    return is_checkable(about)
 
 
 def miniature_architecture(config: Pretraining) -> Architecture:
@@ -174,7 +195,7 @@ def _pretrain(
         report,
         since_line.report,
         checkpoints=Checkpoints(
-            run_folder / "checkpoints/pretraining", alone=True, config=folder.name, before_sealing=run_folder.flush
+            run_folder / _CHECKPOINTS, alone=True, config=folder.name, before_sealing=run_folder.flush
         ),
         checkpoint_every=max(config.steps // 5, 1),
         log_every=log_every,
@@ -182,7 +203,9 @@ def _pretrain(
         alone=True,
     )
     with goodput.lost("export"):
-        save_weights(folder, arch, state.parameters, to_config(arch), epath.Path(TOKENIZER))
+        with new_folder(folder) as new:
+            save_weights(new, arch, state.parameters, to_config(arch), epath.Path(TOKENIZER))
+            write_about(new, {"pretraining": asdict(config), "seed": seed})
 
 
 def _make_update(

@@ -43,7 +43,15 @@ class Roster:
     places: int
 
     @classmethod
-    def of(cls, members: Sequence[Member], batch_rows: int, slots: int, multiple: int) -> Roster:
+    def of(
+        cls,
+        members: Sequence[Member],
+        batch_rows: int,
+        slots: int,
+        multiple: int,
+        alike: Sequence[Member] = (),
+        has_all_places: bool = False,
+    ) -> Roster:
         """Plans a group.
 
         Args:
@@ -51,13 +59,19 @@ class Roster:
           batch_rows: short rows per batch.
           slots: the most models that are trained at once.
           multiple: that places are rounded up to.
+          alike: all models whose rows and steps are to have one shape; `members` by default. A model that is tuned
+            again by itself then goes through the products that it went through among the others.
+          has_all_places: whether there are as many places as for all models of `alike`.
         """
+        alike = alike or members
         batches = [batches_for(member, batch_rows) for member in members]
         # The mesh plays no part in the plan. It only decides how many places, beyond the slots, stay empty.
         timeline = plan_slots([member.steps for member in members], min(slots, len(members)))
         # Index 0 is short rows and index 1 long ones, here and in `Batches.at`.
-        row_lengths = RowLength.of(members, batches, 0), RowLength.of(members, batches, 1)
-        return cls(members, batches, row_lengths, timeline, mesh_lib.round_up(timeline.slots, multiple))
+        of_alike = [batches_for(member, batch_rows) for member in alike]
+        row_lengths = RowLength.of(alike, of_alike, 0), RowLength.of(alike, of_alike, 1)
+        places = min(slots, len(alike)) if has_all_places else timeline.slots
+        return cls(members, batches, row_lengths, timeline, mesh_lib.round_up(places, multiple))
 
     def models_at(self, step: int) -> Int[np.ndarray, " A"]:
         """Returns the model in each place at a step, -1 for none."""

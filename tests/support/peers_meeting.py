@@ -1,7 +1,7 @@
 """Run by test_peers.py: processes that meet and watch each other, without JAX; forked after one import.
 
 Arguments: a JSON list of scenarios, each {"processes": N, "do": {index: action}} with optional "start_timeout",
-"indices", "of" and "signals", and a folder. Every process writes the reason that it gets to
+"indices", "of", "ranks" (facts) and "signals", and a folder. Every process writes the reason that it gets to
 FOLDER/<scenario>-<number>.txt. Prints the exit codes of each scenario, as JSON.
 """
 
@@ -31,6 +31,12 @@ def free_port() -> int:
 def work(said: Path, what: str, peers: peers_lib.Peers, stop: Stop) -> int:
     """Waits until another process is lost, or ends as `what` says: [wait SECONDS] CODE REASON, abort, or stop."""
     (said.with_suffix(".there")).touch()
+    if what.startswith("exchange"):
+        _, name, size = what.split()
+        values = peers.exchange(name, str(peers._process) * int(size))
+        ended = "together" if peers.end(0, "") else "alone"
+        said.write_text(f"{ended} {[(value[0], len(value)) for value in values]}")
+        return 0
     if what == "abort":
         os.abort()
     if what == "stop":
@@ -62,7 +68,8 @@ def process(scenario: dict, place: processes.Place, number: int, said: Path) -> 
     stop = Stop()
     try:
         meet = processes._come if place.process else processes._gather
-        links = meet(place, scenario.get("start_timeout", 20), stop)
+        facts = {"config": {"rank": scenario.get("ranks", {}).get(str(number), 4)}}
+        links = meet(place, scenario.get("start_timeout", 20), stop, facts)
     except Refusal as refusal:
         said.write_text(str(refusal))
         return refusal.code

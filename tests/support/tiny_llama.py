@@ -84,6 +84,60 @@ FAMILIES = {
     "qwen2_some_windowed": ("Qwen2", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "qwen3_biases": ("Qwen3", {"head_dim": 16, "attention_bias": True}),
+    "yarn": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e3, "factor": 4.0, "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+            }
+        },
+    ),
+    "yarn_scaled": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 12,
+                "beta_fast": 2.0, "beta_slow": 0.5, "mscale": 1.5, "mscale_all_dim": 0.5, "truncate": False,
+            },
+        },
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4,
+            "logits_scaling": 5.0, "attention_bias": True, "mlp_bias": True,
+        },
+    ),
+    "olmo2": ("Olmo2", {}),
+    "phi3": ("Phi3", {"sliding_window": 7, "pad_token_id": 0}),
+    "phi3_longrope": (
+        "Phi3",
+        {
+            "pad_token_id": 0, "original_max_position_embeddings": 24, "max_position_embeddings": 96,
+            "rope_parameters": {
+                "rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.2], "long_factor": [1.5, 4.0],
+            },
+        },
+    ),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0,
+         "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 12,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            },
+        },
+    ),
 }  # fmt: skip
 """Name -> (class of transformers, fields that differ from the common small shape)."""
 
@@ -99,7 +153,9 @@ def write_family(folder: pathlib.Path, name: str, seed: int = 0, **change) -> Ti
         num_key_value_heads=2, rms_norm_eps=1e-5, max_position_embeddings=24, bos_token_id=1, eos_token_id=2,
         initializer_range=0.2,
     )  # fmt: skip
-    config = getattr(transformers, f"{kind}Config")(**(common | fields | change), attn_implementation="eager")
+    # Text alone: Gemma 3 has a class for images as well.
+    config_class = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
+    config = config_class(**(common | fields | change), attn_implementation="eager")
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for part, parameter in model.named_parameters():

@@ -5,7 +5,9 @@ from __future__ import annotations
 from mossa_jax.config import MINIATURE, Config
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.files.locate import locate
+from mossa_jax.llama.generation_config import unused_settings
 from mossa_jax.llama.model import can_share_prefix
+from mossa_jax.log import log
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -22,7 +24,13 @@ def base_tokenizer(config: Config) -> Tokenizer:
         return load_tokenizer(TOKENIZER, config.tokens.template, bos=1, eos=(2,))
     folder = locate(config.base, config.revision, text_only=True)
     architecture = read_architecture(folder)
-    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos)
+    if ignored := unused_settings(folder):
+        log.warning(
+            "%s: generation_config.json sets %s, which answers here leave out: they are the likeliest tokens",
+            config.base,
+            ", ".join(ignored),
+        )
+    return load_tokenizer(folder, config.tokens.template, architecture.bos, architecture.eos, architecture.vocab)
 
 
 def base_can_share_prefix(config: Config) -> bool:

@@ -247,8 +247,10 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     for metric in metrics:
         head += [_METRICS[metric][0], "the base's"]
     rows = []
-    for task in dict.fromkeys(row["task"] for row in scores):
-        (first, *_) = [row for row in scores if row["task"] == task]
+    firsts: dict[str, Mapping[str, Any]] = {}
+    for row in scores:
+        firsts.setdefault(row["task"], row)
+    for task, first in firsts.items():
         row = [code(task, True) + (" (held out)" if first["held_out"] else ""), f"{first['n']:,}"]
         for metric in metrics:
             row += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]

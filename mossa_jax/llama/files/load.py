@@ -10,11 +10,13 @@ from etils import epath
 from flax import nnx
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.llama.architecture import Architecture, read_architecture
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.llama.architecture import Architecture, read_architecture, read_config
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.weights import load_weights
+from mossa_jax.llama.files.peft import is_adapter
+from mossa_jax.llama.files.weights import load_weights, open_checkpoint
 from mossa_jax.llama.kernel_check import check_kernel
+from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,6 +31,7 @@ class Model:
       architecture: from its config.json.
       state: its weights, spread over `mesh`.
       mesh: the devices.
+      has_head: whether it has an output head. Without one it gives states, but no answers and no likelihoods.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Model:
     architecture: Architecture
     state: nnx.State
     mesh: jax.sharding.Mesh
+    has_head: bool = True
 
     def __repr__(self) -> str:
         arch, leaves = self.architecture, jax.tree.leaves(self.state)
@@ -48,11 +52,28 @@ class Model:
 
     def tokenizer(self, template: str = "none") -> Tokenizer:
         """Loads its tokenizer, with a prompt template."""
-        return load_tokenizer(self.folder, template, self.architecture.bos, self.architecture.eos)
+        arch = self.architecture
+        return load_tokenizer(self.folder, template, arch.bos, arch.eos, arch.vocab)
+
+    def check_head(self) -> None:
+        """Refuses a model without an output head where its answers are wanted.
+
+        Raises:
+          Refusal: 3.
+        """
+        if not self.has_head:
+            raise Refusal(
+                BAD_INPUT,
+                f"model {self.name} has no lm_head.weight, so it gives states but no answers; use the model with its "
+                "head (transformers: AutoModelForCausalLM)",
+            )
 
 
 def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None, revision: str = "") -> Model:
-    """Loads a Llama-family model.
+    """Loads a Llama-family model, from the files that transformers would read.
+
+    Tensors that no layer's state depends on (a classifier's head) are left out with a warning, and a model without an
+    output head is loaded for its states.
 
     Args:
       name: a Hugging Face model folder or a hub id.
@@ -72,9 +93,20 @@ def load_model(name: str, dtype: str = "float32", mesh: jax.sharding.Mesh | None
         raise Refusal(BAD_CONFIG, "dtype 'float64' needs 64-bit jax; set JAX_ENABLE_X64=1")
     # Cheap refusals come first: number type, files, architecture, and only then gigabytes of weights.
     folder = locate(name, revision)
+    if is_adapter(folder) and (folder / "config.json").exists():
+        # transformers would load the model and put the adapter onto it.
+        raise Refusal(
+            BAD_INPUT,
+            f"{folder} holds an adapter beside the model (adapter_config.json); move it to a folder of its own",
+        )
     architecture = read_architecture(folder)
+    if "auto_map" in read_config(folder):
+        log.warning(
+            "%s comes with code of its own (auto_map), which is never run: it is read as %s", name, architecture.family
+        )
     mesh = mesh_lib.single_device() if mesh is None else mesh
-    check_kernel(mesh, jnp.dtype(dtype), architecture.head_dim)
+    check_kernel(mesh, jnp.dtype(dtype), architecture.head_dim, architecture.attention_cap)
     with goodput.lost("load"):
-        weights = load_weights(folder, architecture, mesh, jnp.dtype(dtype))
-    return Model(name, folder, architecture, weights, mesh)
+        checkpoint = open_checkpoint(folder, architecture)
+        weights = load_weights(checkpoint, architecture, mesh, jnp.dtype(dtype))
+    return Model(name, folder, architecture, weights, mesh, checkpoint.has_head)

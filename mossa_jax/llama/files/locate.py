@@ -7,7 +7,6 @@ a model needs, and which repositories are refused.
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -16,6 +15,8 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.hub import Repository, download_snapshot, from_hub_or_cache, listing
+from mossa_jax.foreign import read_object, user_path
+from mossa_jax.llama.files.precedence import INDEX, PICKLES, unlisted, weight_files
 
 
 class _Scope(enum.Enum):
@@ -26,8 +27,6 @@ class _Scope(enum.Enum):
     SETTINGS = enum.auto()
 
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _CONFIG = ("config.json", "generation_config.json")
 _TEXT = (
     "tokenizer*.json",
@@ -37,10 +36,9 @@ _TEXT = (
     "vocab.json",
     "merges.txt",
     "*.jinja",
+    "additional_chat_templates/*.jinja",
 )
-# Safetensors that are not Hugging Face weights: the same weights in the authors' own layout, and adapters.
-_OTHER_TENSORS = ("consolidated", "adapter_")
-_PICKLES = (".bin", ".pt", ".pth")
+_ADAPTER = "adapter_config.json"
 
 # The same weights without a gate, by hub id.
 _OPEN_COPIES = {
@@ -80,12 +78,12 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
       Refusal: 3 when there is no such folder or revision, the repository has no config.json or no safetensors, or the
         hub cannot be reached; 4 when the repository is gated, private or missing; 6 when the disk is full.
     """
-    folder = epath.Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = epath.Path(user_path(name, "base"))
+    if folder.is_dir():
         return folder
-    is_file = bool(name) and folder.exists()
+    is_file = folder.exists()
     # A hub id has exactly one slash and does not look like a path; anything else was meant as a folder.
-    if is_file or name.startswith(("/", ".", "~")) or name.count("/") != 1:
+    if is_file or name.startswith(("/", ".", "~", "$")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
     scope = _Scope.SETTINGS if config_only else _Scope.TEXTS if text_only else _Scope.ALL
@@ -98,8 +96,8 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
     )
 
     def ask_hub() -> epath.Path:
-        # A model's own files lie at the top; folders hold other formats of it.
-        files = [file for file in listing(repository).files if "/" not in file]
+        # A model's own files lie at the top; folders hold other formats of it, and further chat templates.
+        files = [file for file in listing(repository).files if "/" not in file or file.endswith(".jinja")]
         _check_files(name, files)
         return _download(repository, files, scope)
 
@@ -108,12 +106,19 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
 
 def _check_files(name: str, files: Sequence[str]) -> None:
     """Refuses a repository that is not a model in safetensors."""
+    if _ADAPTER in files:
+        # With a config.json beside it, transformers would load the model and put the adapter onto it.
+        raise Refusal(
+            BAD_INPUT,
+            f"hub model {name} holds an adapter ({_ADAPTER}); give its base model, and the adapter's folder as a side "
+            "of a comparison",
+        )
     if "config.json" not in files:
         raise Refusal(BAD_INPUT, f"hub model {name} has no config.json; give a model in Hugging Face layout")
-    if _tensor_files(files):
+    if unlisted(files):
         return
     # The Trainer of transformers leaves `training_args.bin` beside any model; it is no weight.
-    pickles = sorted(file for file in files if file.endswith(_PICKLES) and file != "training_args.bin")
+    pickles = sorted(file for file in files if file.endswith(PICKLES) and file != "training_args.bin")
     if pickles:
         raise Refusal(
             BAD_INPUT,
@@ -123,26 +128,15 @@ def _check_files(name: str, files: Sequence[str]) -> None:
     raise Refusal(BAD_INPUT, f"hub model {name} holds no model weights in .safetensors; give one that does")
 
 
-def _tensor_files(files: Sequence[str]) -> list[str]:
-    """Returns the files of weights among `files`, so that each tensor is in one of them unless an index says more."""
-    if _SINGLE in files:
-        return [_SINGLE]
-    return sorted(file for file in files if file.endswith(".safetensors") and not file.startswith(_OTHER_TENSORS))
-
-
 def _weight_files(folder: epath.Path, files: Sequence[str]) -> list[str]:
-    """Returns the files of weights that a model needs, by its index in `folder` where it has one."""
-    if _INDEX not in files:
-        return _tensor_files(files)
-    try:
-        return sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refusal(BAD_INPUT, f"{folder / _INDEX} is no index of tensors ({error}); give another revision") from None
+    """Returns the files of weights that a model needs, by the small files of it in `folder`."""
+    stated = read_object(folder / "config.json", "give another revision").get("transformers_weights")
+    return weight_files(files, str(folder), lambda name: read_object(folder / name, "give another revision"), stated)
 
 
 def _small_files(files: Sequence[str], scope: _Scope) -> list[str]:
     """Returns the files beside the weights that are wanted."""
-    patterns = [*_CONFIG] if scope is _Scope.SETTINGS else [*_CONFIG, *_TEXT, _INDEX]
+    patterns = [*_CONFIG] if scope is _Scope.SETTINGS else [*_CONFIG, *_TEXT, INDEX]
     return [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
 
 
@@ -157,7 +151,7 @@ def _download(repository: Repository, files: Sequence[str], scope: _Scope) -> ep
     if missing:
         raise Refusal(
             BAD_INPUT,
-            f"hub model {repository.name} lacks {', '.join(missing[:3])} of its {_INDEX}; give another revision",
+            f"hub model {repository.name} lacks {', '.join(missing[:3])} of its {INDEX}; give another revision",
         )
     # From the same commit, should the branch have moved since.
     download_snapshot(replace(repository, revision=folder.name), weights)

@@ -8,12 +8,14 @@ import jax
 from etils import epath
 
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
+from mossa_jax.foreign import user_path
 from mossa_jax.llama.architecture import read_architecture, read_config
 from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
 from mossa_jax.llama.files.peft import read_adapter
 from mossa_jax.llama.files.weights import save_weights
+from mossa_jax.outputs import check_output
 
 
 def export_merged(
@@ -35,8 +37,11 @@ def export_merged(
       Refusal: 2 when `folder` is in use already, or as in `load_model`; 3 when the model is missing or the adapter does
         not fit it; 4 when access is denied; 5 when the adapter is not finite; 6 when the disk is full.
     """
-    path = epath.Path(folder).expanduser().resolve()
+    place = user_path(folder, "folder")
+    check_output(place, "folder", "folder")
+    path = epath.Path(place).resolve()
     _check_free(path)
+    adapter = None if adapter is None else user_path(adapter, "adapter")
     # Everything that can be refused is refused before any weights are read.
     if isinstance(base, Model):
         architecture = base.architecture
@@ -45,6 +50,7 @@ def export_merged(
     if adapter is not None:
         read_adapter(adapter, architecture)
     model, update = base if isinstance(base, Model) else load_model(base, dtype, revision=revision), None
+    model.check_head()
     if adapter is not None:
         model, update, keeps_tied = load_adapted(model, adapter)
         if architecture.tied_head and not keeps_tied:
@@ -59,12 +65,8 @@ def export_merged(
 
 
 def _check_free(folder: epath.Path) -> None:
-    """Refuses a path where a new folder would fail or overwrite something."""
-    # The folder itself, or the nearest of its parents that exists.
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        raise Refusal(BAD_CONFIG, f"output folder {folder} cannot be created: {nearest} is a file; name another folder")
-    if nearest == folder and any(folder.iterdir()):
+    """Refuses a folder that holds something, or cannot be replaced by a new one."""
+    if folder.is_dir() and any(folder.iterdir()):
         raise Refusal(BAD_CONFIG, f"output folder {folder} is not empty; name a new folder, or empty this one first")
     # The new folder is written beside it and renamed, and a mount point cannot be renamed over.
     if os.path.ismount(folder):

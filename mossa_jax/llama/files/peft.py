@@ -16,10 +16,11 @@ from safetensors.numpy import save
 
 from mossa_jax.errors import BAD_INPUT, NOT_FINITE, Refusal
 from mossa_jax.files.paths import on_disk
-from mossa_jax.files.write import ABOUT, new_folder, write_bytes, write_json, write_text
-from mossa_jax.foreign import check_file, check_pointer, read_object
+from mossa_jax.files.write import new_folder, write_bytes, write_json, write_text
+from mossa_jax.foreign import check_file, check_pointer
 from mossa_jax.llama.adapters import Adapter, target_sizes
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.about import write_about
 from mossa_jax.llama.files.card import CARD, model_card
 from mossa_jax.llama.files.peft_config import plain_config, read_config
 from mossa_jax.llama.files.peft_modules import (
@@ -237,7 +238,8 @@ def save_adapter(
       folder: replaced as a whole, never left half written.
       adapter: target -> {"a" [L, D_in, r], "b" [L, r, D_out], "scale" [L]}.
       base: `base_model_name_or_path`.
-      about: written beside it as `mossa.json` (task, template, seed, ...), and in words as its card, `README.md`.
+      about: written beside it as `mossa.json` (task, template, seed, ...) with digests of the files, and in words as
+        its card, `README.md`.
       as_read: what `read_adapter` returned for `adapter`.
 
     Raises:
@@ -265,13 +267,7 @@ def save_adapter(
         write_json(new / CONFIG, config | {"base_model_name_or_path": base})
         write_bytes(new / WEIGHTS, save(tensors, metadata={"format": "pt"}))
         write_text(new / CARD, model_card(about, base))
-        write_json(new / ABOUT, about)
-
-
-def read_about(folder: epath.PathLike) -> dict[str, Any]:
-    """Returns what `save_adapter` wrote `about` an adapter; empty for folders that others wrote."""
-    path = epath.Path(folder) / ABOUT
-    return read_object(path) if path.exists() else {}
+        write_about(new, about)
 
 
 def _tensor_name(projection: LayerTarget, side: str, body: str = BODY) -> str:

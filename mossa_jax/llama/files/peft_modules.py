@@ -22,8 +22,8 @@ BODY = "model."
 EMBEDDING, HEAD = "embed_tokens", "lm_head"
 
 _PARENTS = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), "self_attn"),
-    **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"), "self_attn"),
+    **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
 }
 # PEFT's own targets for a family, where a config names none: the same for all that it knows of ours.
 _DEFAULT_TARGETS = ["q_proj", "v_proj"]
@@ -101,7 +101,7 @@ def adapted_modules(config: dict[str, Any], arch: Architecture, path: object, bo
         raise Refusal(
             BAD_INPUT,
             f"{path}: target_modules={short(config.get('target_modules'))} with its layers and exceptions matches no "
-            f"projection of the base model; they are {', '.join(_PARENTS)} in layers 0-{arch.layers - 1}",
+            f"projection of the base model; they are {', '.join(target_sizes(arch))} in layers 0-{arch.layers - 1}",
         )
     if modules.outside and arch.tied_head and config.get("ensure_weight_tying"):
         raise Refusal(

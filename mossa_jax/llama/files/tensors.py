@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 
 import numpy as np
@@ -14,9 +13,8 @@ from safetensors.numpy import save_file
 from mossa_jax.errors import BAD_INPUT, DISK, Refusal
 from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 from mossa_jax.files.write import write_json
-
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".pkl")
+from mossa_jax.foreign import read_object
+from mossa_jax.llama.files.precedence import INDEX, PICKLES, SINGLE, weight_files
 
 
 class TensorReader:
@@ -28,57 +26,50 @@ class TensorReader:
     """
 
     def __init__(self, folder: epath.PathLike):
-        """Finds and checks the files, and reads only their headers.
+        """Finds the files that transformers would read, and reads only their headers.
 
         Raises:
-          Refusal: 3 when the folder is missing, has pickled weights only, lacks a file of its index, or holds a
-            file or a number type that cannot be read.
+          Refusal: 3 when the folder is missing, has pickled weights only, lacks a file of its index, holds a file that
+            cannot be read, or leaves open which of two tensors is meant.
         """
         self.folder = epath.Path(folder)
         if not self.folder.is_dir():
             raise Refusal(BAD_INPUT, f"model folder {self.folder} does not exist; give a folder or a hub id")
         self.tensors: dict[str, StoredTensor] = {}
-        for name in self._files():
-            self.tensors |= self._tensors_of(self.folder / name)
+        present = [path.name for path in self.folder.iterdir()]
+        for name in self._files(present):
+            tensors = read_header(self.folder / name)
+            # Shards of an index may repeat a tensor: the last one counts, as in transformers.
+            if (twice := sorted(tensors.keys() & self.tensors)) and not {SINGLE, INDEX} & {*present}:
+                raise Refusal(
+                    BAD_INPUT,
+                    f"{self.folder} has {twice[0]} in {name} and in another file, and no index that says which counts; "
+                    f"leave one of them, named {SINGLE}",
+                )
+            self.tensors |= tensors
 
-    def _files(self) -> list[str]:
-        """Returns the names of the files: those of the index, else the single one, else all."""
-        index = self.folder / _INDEX
-        if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise Refusal(BAD_INPUT, f"{index} is no index of tensors ({error}); copy the model again") from None
-        else:
-            names = sorted(path.name for path in self.folder.glob("*.safetensors"))
-            # Other files beside a single one hold the same weights in another layout, or an adapter.
-            names = ["model.safetensors"] if "model.safetensors" in names else names
+    def _files(self, present: list[str]) -> list[str]:
+        """Returns the names of the files of weights among those that are there."""
+        config = self.folder / "config.json"
+        stated = read_object(config).get("transformers_weights") if config.exists() else None
+        names = weight_files(present, str(self.folder), lambda name: read_object(self.folder / name), stated)
         missing = [name for name in names if not (self.folder / name).exists()]
         if missing:
-            raise Refusal(BAD_INPUT, f"{self.folder} lacks {', '.join(missing)} of its index; copy the whole model")
-        if not names:
-            pickled = sorted(path.name for path in self.folder.glob("*") if path.suffix in _PICKLES)
-            if pickled:
-                raise Refusal(
-                    BAD_INPUT,
-                    f"{self.folder / pickled[0]} is a pickle, which can run code when read; convert the model to "
-                    "safetensors (transformers: save_pretrained)",
-                )
-            raise Refusal(BAD_INPUT, f"{self.folder} holds no .safetensors file")
-        return names
-
-    @staticmethod
-    def _tensors_of(path: epath.Path) -> dict[str, StoredTensor]:
-        """Returns the places of the tensors of a file; refuses number types that are not floating point."""
-        tensors = read_header(path)
-        for name, stored in tensors.items():
-            if stored.dtype not in FLOATS:
-                raise Refusal(
-                    BAD_INPUT,
-                    f"{path}: {name} is stored as {stored.dtype}; only {', '.join(FLOATS)} can be read: use a "
-                    "checkpoint that is not quantized",
-                )
-        return tensors
+            raise Refusal(BAD_INPUT, f"{self.folder} lacks {', '.join(missing[:3])} of its index; copy the whole model")
+        if names:
+            return names
+        pickled = sorted(name for name in present if name.endswith(PICKLES))
+        if pickled:
+            raise Refusal(
+                BAD_INPUT,
+                f"{self.folder / pickled[0]} is a pickle, which can run code when read; convert the model to "
+                "safetensors (transformers: save_pretrained)",
+            )
+        others = sorted(name for name in present if name.endswith((".safetensors", ".gguf")))
+        seen = f" ({others[0]} is in another layout)" if others else ""
+        raise Refusal(
+            BAD_INPUT, f"{self.folder} holds no {SINGLE}{seen}; save the model with transformers: save_pretrained"
+        )
 
     def read_into(self, out: np.ndarray, name: str, index: tuple[slice, ...] = ()) -> None:
         """Copies a part of a tensor into `out`, cast to its type; reads the bytes of that part and no others.
@@ -157,7 +148,7 @@ class TensorWriter:
         if count > 1:
             # Tensor name -> file; `total_size` is bytes of tensors without headers, as transformers writes it.
             weight_map = {tensor: name for name, tensors in zip(names, self._files, strict=True) for tensor in tensors}
-            write_json(self.folder / _INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
+            write_json(self.folder / INDEX, {"metadata": {"total_size": self._bytes}, "weight_map": weight_map})
 
     def _temporary(self, number: int) -> str:
         """Returns the path of a file while it is not known how many there will be."""

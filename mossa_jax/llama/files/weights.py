@@ -17,11 +17,11 @@ from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
 
-from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.safetensors import StoredTensor
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
+from mossa_jax.llama.files.checkpoint import Checkpoint
 from mossa_jax.llama.files.tensors import TensorReader, TensorWriter
 from mossa_jax.llama.model import abstract_state
 from mossa_jax.llama.placement import check_mesh, leaf_name, shardings
@@ -29,8 +29,8 @@ from mossa_jax.processes.watchdog import sign
 
 _BLOCK = "model.layers.{layer}."
 _PROJECTIONS = {
-    "attention": ("self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")),
-    "feed_forward": ("mlp", ("gate_proj", "up_proj", "down_proj")),
+    "attention": ("self_attn", ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj")),
+    "feed_forward": ("mlp", ("gate_proj", "up_proj", "gate_up_proj", "down_proj")),
 }
 
 # Our leaf -> Hugging Face's tensor. With `{layer}` there is one tensor per layer; ours stacks them on the first axis.
@@ -38,8 +38,6 @@ _TABLE = {
     "embedding": "model.embed_tokens.weight",
     "final_norm.weight": "model.norm.weight",
     "head": "lm_head.weight",
-    "blocks.attention_norm.weight": _BLOCK + "input_layernorm.weight",
-    "blocks.feed_forward_norm.weight": _BLOCK + "post_attention_layernorm.weight",
     "blocks.attention.q_norm.weight": _BLOCK + "self_attn.q_norm.weight",
     "blocks.attention.k_norm.weight": _BLOCK + "self_attn.k_norm.weight",
     **{
@@ -50,8 +48,20 @@ _TABLE = {
     },
 }
 
-# Buffers that older exports store although they follow from the config.
-_IGNORED_ENDINGS = ("rotary_emb.inv_freq",)
+# Where a block's norms stand (`Architecture.norms`) -> our norms -> Hugging Face's, which has one name for two places.
+_NORMS = {
+    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+    "post": {
+        "attention_post_norm": "post_attention_layernorm",
+        "feed_forward_post_norm": "post_feedforward_layernorm",
+    },
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_post_norm": "post_feedforward_layernorm",
+    },
+}
 
 # Beginnings of the names of files that are copied beside saved weights.
 _COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
@@ -64,13 +74,14 @@ _READERS = 8
 
 def _tensors(arch: Architecture, name: str) -> list[str]:
     """Returns the names of the stored tensors behind one of our leaves, in layer order."""
-    stored = _TABLE[name]
+    norms = {f"blocks.{ours}.weight": f"{_BLOCK}{theirs}.weight" for ours, theirs in _NORMS[arch.norms].items()}
+    stored = norms.get(name) or _TABLE[name]
     return [stored.format(layer=layer) for layer in range(arch.layers)] if _is_stacked(name) else [stored]
 
 
 def _is_stacked(name: str) -> bool:
     """Whether one of our leaves has a layer axis, and is stored as one tensor per layer."""
-    return "{layer}" in _TABLE[name]
+    return name.startswith("blocks.")
 
 
 def _aligned_empty(shape: list[int], dtype: DTypeLike) -> np.ndarray:
@@ -91,22 +102,38 @@ def stored_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_weights(folder: epath.PathLike, arch: Architecture, mesh: jax.sharding.Mesh, dtype: DTypeLike) -> nnx.State:
-    """Reads a checkpoint folder into the model's state on `mesh`.
+def open_checkpoint(folder: epath.PathLike, arch: Architecture) -> Checkpoint:
+    """Finds and checks the tensors of a model, and reads none of them.
 
     Args:
       folder: Hugging Face layout, one safetensors file or several with an index.
+      arch: from the folder's `config.json`.
+
+    Raises:
+      Refusal: 3 as in `Checkpoint`.
+    """
+    return Checkpoint(folder, stored_shapes(arch), arch.layers)
+
+
+def load_weights(
+    folder: epath.PathLike | Checkpoint, arch: Architecture, mesh: jax.sharding.Mesh, dtype: DTypeLike
+) -> nnx.State:
+    """Reads a checkpoint into the model's state on `mesh`.
+
+    A head that is not stored, of a model that gives states alone, is all zeros.
+
+    Args:
+      folder: the folder, or its checkpoint if it is open already.
       arch: from the folder's `config.json`.
       mesh: the devices, over which the arrays are spread by the table in `devices.mesh`.
       dtype: float32, bfloat16 or (with 64-bit jax) float64.
 
     Raises:
-      Refusal: 2 for a mesh that does not fit; 3 with the missing, unexpected and misshapen tensors in one message.
+      Refusal: 2 for a mesh that does not fit; 3 as in `open_checkpoint`.
     """
-    checkpoint = TensorReader(folder)
-    check_mesh(arch, mesh, str(folder))
+    checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder, arch)
+    check_mesh(arch, mesh, str(checkpoint.folder))
     leaves, structure = jax.tree.flatten_with_path(abstract_state(arch, dtype))
-    _check_tensors(checkpoint, arch, str(folder))
     targets = jax.tree.leaves(shardings(arch, mesh))
     # The largest first: host memory then peaks while little else is loaded.
     order = sorted(range(len(leaves)), key=lambda i: -leaves[i][1].size)
@@ -197,6 +224,8 @@ def _load_leaf(
 
                 # Many reads at once keep fast disks busy.
                 list(readers.map(read_layer, out, range(*key[0])))
+            elif tensors[0] not in checkpoint.tensors:
+                out[...] = 0
             else:
                 checkpoint.read_into(out, tensors[0], index)
             slices[key] = out
@@ -210,25 +239,6 @@ def _load_leaf(
     ]
     # Waits until the copies are done, so that this leaf's host memory is free before the next leaf is read.
     return jax.block_until_ready(jax.make_array_from_single_device_arrays(leaf.shape, target, shards))
-
-
-def _check_tensors(checkpoint: TensorReader, arch: Architecture, folder: str) -> None:
-    """Refuses a checkpoint whose tensors are not exactly those that its config.json implies."""
-    expected = stored_shapes(arch)
-    present = {name for name in checkpoint.tensors if not name.endswith(_IGNORED_ENDINGS)}
-    # Some exporters store the tied head as well, a second copy of the embedding.
-    if arch.tied_head:
-        present.discard("lm_head.weight")
-    problems = [f"missing {name}" for name in sorted(set(expected) - present)]
-    problems += [f"unexpected {name}" for name in sorted(present - set(expected))]
-    problems += [
-        f"{name} has shape {checkpoint.tensors[name].shape}, not {shape}"
-        for name, shape in sorted(expected.items())
-        if name in present and checkpoint.tensors[name].shape != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise Refusal(BAD_INPUT, f"{folder} does not fit its config.json: {shown}")
 
 
 def save_weights(

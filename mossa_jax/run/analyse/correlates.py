@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mossa_jax.files.write import read_parquet
+from mossa_jax.files.checked import read_table
 from mossa_jax.findings.correlates import find_correlates
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, no_models, one_table
 from mossa_jax.run.context import Run
@@ -34,7 +34,7 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
     scores = run.read_parts(SCORES)
     empty = pd.DataFrame(columns=["task", "cluster", "held_out", "model", "metric", "value", "low", "high", "n"])
     correlates = find_correlates(
-        read_parquet(run.results / "cka.parquet"),
+        read_table(run.results / "cka.parquet"),
         empty if scores is None else scores,
         parts,
         run.config.seed,

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.files.write import read_parquet, write_parquet
+from mossa_jax.files.checked import damage, read_table
+from mossa_jax.files.sums import is_intact, write_summed
+from mossa_jax.files.write import parquet_bytes
 from mossa_jax.findings.separation import Sample, separation_rows
+from mossa_jax.log import log
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, own_models
 from mossa_jax.run.context import Run
 from mossa_jax.similarity.lineup import BASE, E
@@ -74,10 +77,12 @@ def _tables(run: Run, parts: pd.DataFrame) -> Mapping[str, pd.DataFrame]:
     """Returns the tables; those of equal parts are read, since a layout of thousands of prompts takes minutes."""
     folder = run.folder / "results/parts/map_tables"
     places = {name: folder / f"{name}.{_digest(parts, run.config.seed)}.parquet" for name in _TABLES}
-    if not all(place.exists() for place in places.values()):
+    if not all(is_intact(place) for place in places.values()):
+        for what in filter(None, map(damage, places.values())):
+            log.warning("%s: made anew", what)
         for name, table in make_tables(run, parts).items():
-            write_parquet(places[name], table)
-    return {name: read_parquet(place) for name, place in places.items()}
+            write_summed(places[name], parquet_bytes(table))
+    return {name: read_table(place) for name, place in places.items()}
 
 
 def _digest(parts: pd.DataFrame, seed: int) -> str:

@@ -11,12 +11,12 @@ from mossa_jax.config import TUNED
 from mossa_jax.function import information, measures
 from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.adapters import Adapter, stack, target_sizes
-from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.updates import quotients
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, all_tasks, one_table
 from mossa_jax.run.analyse.merged_adapter import block_squares, load_merged, specialists
 from mossa_jax.run.analyse.sample import first_rows, rows_of
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import tuned_adapter
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.similarity import Similarities, compare_states
 from mossa_jax.similarity.changes import paired_changes
@@ -86,12 +86,12 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
     similarities = _similarities(run, states, merged.adapter)
     # E against the control less the merged model against it: [K, 2] each.
     change = paired_changes(similarities, [_PAIRS.index((E, OWN))], [_PAIRS.index((_MEAN, OWN))])
-    tuned_adapter, control_adapter = (load_adapter(run.tuned_folder(name), arch) for name in (TUNED, task.name))
+    of_tuned, of_control = (tuned_adapter(run, name) for name in (TUNED, task.name))
     of_blocks = {
-        "update_cosine_tuned": merged.cosines(tuned_adapter),
-        "update_cosine_control": merged.cosines(control_adapter),
+        "update_cosine_tuned": merged.cosines(of_tuned),
+        "update_cosine_control": merged.cosines(of_control),
         # The mean's update is small where those of the specialists have little in common.
-        "update_size_tuned": quotients(np.sqrt(merged.squares), np.sqrt(block_squares(tuned_adapter))),
+        "update_size_tuned": quotients(np.sqrt(merged.squares), np.sqrt(block_squares(of_tuned))),
     }
     rows = []
     for k, layer in enumerate(states.kept.names):

@@ -10,14 +10,17 @@ from functools import lru_cache
 import numpy as np
 from etils import epath
 
+from mossa_jax.errors import Refusal
 from mossa_jax.files.write import is_whole
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.files.peft import load_adapter, read_about, save_adapter
+from mossa_jax.llama.files.about import check_files, read_about
+from mossa_jax.llama.files.peft import load_adapter, save_adapter
 from mossa_jax.llama.updates import inner_products, mean_adapter, quotients
 from mossa_jax.log import log
 from mossa_jax.processes import agreement
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_about, tuned_adapter
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,30 @@ def load_merged(run: Run) -> MergedAdapter:
     analyse = run.config.analyse
     models = {name: run.model_digest(name) for name in names}
     settings = {"specialists": models, "max_rank": analyse.merged_rank, "scale": analyse.merged_scale}
-    is_there = run.folder.writer and is_whole(folder) and read_about(folder).get("settings") == settings
+    is_there = run.folder.writer and _is_there(folder, settings)
     if not all(agreement.agreed([is_there])):
         if run.folder.writer:
             _write(run, folder, names, settings)
         agreement.wait_for_all("merged")
     return _read(os.fspath(folder), json.dumps(settings), run.architecture)
+
+
+def _is_there(folder: epath.Path, settings: dict) -> bool:
+    """Returns whether the mean with these settings is there, as it was written."""
+    if not is_whole(folder):
+        return False
+    try:
+        return read_about(folder).get("settings") == settings and _is_intact(os.fspath(folder), json.dumps(settings))
+    except Refusal as refusal:
+        log.info("merged: made again (%s)", refusal)
+        return False
+
+
+# Once for all tasks, as `_read`; a refusal is not kept.
+@lru_cache(maxsize=1)
+def _is_intact(folder: str, _: str) -> bool:
+    check_files(folder, read_about(folder))
+    return True
 
 
 # Once for all tasks: of a large model with many specialists it is a gigabyte. Other settings make another adapter in
@@ -77,7 +98,7 @@ def _read(folder: str, _: str, arch: Architecture) -> MergedAdapter:
 
 def _write(run: Run, folder: epath.Path, names: list[str], settings: dict) -> None:
     arch = run.architecture
-    adapters = [load_adapter(run.tuned_folder(name), arch) for name in names]
+    adapters = [tuned_adapter(run, name) for name in names]
     adapter, lost = mean_adapter(arch, adapters, run.config.analyse.merged_rank)
     for update in adapter.values():
         update["scale"] = np.full_like(update["scale"], settings["scale"])
@@ -88,6 +109,6 @@ def _write(run: Run, folder: epath.Path, names: list[str], settings: dict) -> No
         "settings": settings,
         "lost": lost,
         "squares": block_squares(adapter).tolist(),
-        "template": read_about(run.tuned_folder(names[0])).get("template"),
+        "template": model_about(run, names[0]).get("template"),
     }
     save_adapter(folder, adapter, str(run.base), about)

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from mossa_jax.files.write import read_parquet, write_table
+from mossa_jax.files import sums
+from mossa_jax.files.checked import read_table, write_table
 from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
@@ -152,7 +153,11 @@ def _write_tables(run: Run, analysis: Analysis) -> None:
 
 
 def read_tables(run: Run, analyses: Sequence[Analysis]) -> Mapping[str, pd.DataFrame]:
-    """Reads the tables of the analyses that this run makes, as far as they exist (writer only)."""
+    """Reads the tables of the analyses that this run makes, as far as they exist (writer only).
+
+    Raises:
+      Refusal: 3 for one that is not as it was written.
+    """
     names = [name for analysis in wanted(run, analyses) for name in analysis.table_names]
     paths = {name: run.results / f"{name}.parquet" for name in names}
-    return {name: read_parquet(path) for name, path in paths.items() if path.exists()}
+    return {name: read_table(path) for name, path in paths.items() if sums.recorded(path) or path.exists()}

@@ -15,16 +15,17 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import is_whole
 from mossa_jax.findings.trajectory import find_convergence, find_settling, loss_trend
 from mossa_jax.llama.adapters import Adapter, stack
-from mossa_jax.llama.files.peft import load_adapter, read_about
 from mossa_jax.monitoring import goodput
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import model_steps, snapshot_adapter, tuned_adapter
 from mossa_jax.similarity import compare_states
 from mossa_jax.similarity.cells import similarity_cells
 from mossa_jax.states import PassConfig, PassShape, keep_states
 from mossa_jax.tasks import Task
 from mossa_jax.tasks.controls import chosen_tasks, seed_name
 from mossa_jax.tokens.test_prompts import TestPrompts
+from mossa_jax.tuning.curves import recorded_losses
 from mossa_jax.tuning.population import optimizer_for
 from mossa_jax.tuning.snapshots import snapshot_steps
 
@@ -96,7 +97,7 @@ def _models(run: Run, task: Task) -> list[str]:
 
 
 def _steps(run: Run, name: str) -> int:
-    return int(read_about(run.tuned_folder(name))["steps"])
+    return model_steps(run, name)
 
 
 def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any]]:
@@ -161,15 +162,18 @@ def _debiased(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _adapters(run: Run, path: _Path) -> list[Adapter]:
     """Loads the untrained model, the snapshots, the end and the second seed, always equally many."""
-    arch = run.architecture
     snapshots = []
     for step in path.snapshots:
         folder = run.snapshot_folder(path.name, step)
         if not is_whole(folder):
-            raise Refusal(BAD_INPUT, f"{folder} is missing; put it back or set analyse.trajectory=false")
-        snapshots.append(load_adapter(folder, arch))
-    end = load_adapter(run.tuned_folder(path.name), arch)
-    second = load_adapter(run.tuned_folder(path.second), arch) if path.second else end
+            raise Refusal(
+                BAD_INPUT,
+                f"{folder} is missing; put it back, delete {run.tuned_folder(path.name)} too (both are made again), or "
+                "set analyse.trajectory=false",
+            )
+        snapshots.append(snapshot_adapter(run, path.name, step))
+    end = tuned_adapter(run, path.name)
+    second = tuned_adapter(run, path.second) if path.second else end
     # The end takes the places of snapshots that a short model lacks.
     fillers = [end] * (run.config.tuning.snapshots - len(snapshots))
     return [{}, *snapshots, *fillers, end, second]
@@ -197,16 +201,13 @@ def _losses(run: Run) -> pd.DataFrame:
     """Returns the trend of each model's training loss: E's, and that of every task's own control."""
     import pandas as pd
 
-    # A step that a restart repeated counts once.
-    recorded: dict[str, dict[int, float]] = {}
-    for record in run.folder.metrics():
-        if "model" in record and record.get("loss") is not None:
-            recorded.setdefault(record["model"], {})[record["step"]] = record["loss"]
+    recorded = recorded_losses(run.folder)
     models = [(TUNED, TUNED, "", False)]
     models += [(task.name, _CONTROL, task.cluster, task.name in run.suite.held_out) for task in run.suite.tasks]
     rows = []
     for name, label, cluster, held_out in models:
-        losses, steps = dict(sorted(recorded.get(name, {}).items())), _steps(run, name)
+        records, steps = recorded.get(name, {}), _steps(run, name)
+        losses = {step: record["loss"] for step, record in records.items() if record.get("loss") is not None}
         trend = loss_trend(list(losses), list(losses.values()), steps)
         rows.append({"task": name, "cluster": cluster, "held_out": held_out, "model": label, "steps": steps, **trend})
     return pd.DataFrame(rows)

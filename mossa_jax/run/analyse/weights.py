@@ -9,10 +9,10 @@ import numpy as np
 
 from mossa_jax.config import TUNED
 from mossa_jax.llama.adapters import Adapter
-from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.llama.updates import Update, base_norms, cosines, norms, overlap, quotients
 from mossa_jax.run.analyse.analysis import Analysis, TaskStates, one_table
 from mossa_jax.run.context import Run
+from mossa_jax.run.exported import tuned_adapter
 from mossa_jax.run.lineup import draw_mismatched
 from mossa_jax.run.models import tunes_whole_models
 from mossa_jax.tasks import Task
@@ -31,12 +31,11 @@ def _price(_: Run) -> str:
 
 
 def _rows(run: Run, task: Task, _: TaskStates | None) -> list[dict[str, Any]]:
-    arch = run.architecture
-    tuned, control = (load_adapter(run.tuned_folder(name), arch) for name in (TUNED, task.name))
+    tuned, control = (tuned_adapter(run, name) for name in (TUNED, task.name))
     others = draw_mismatched(run, task)[:1]
     seeds = [name for name in (seed_name(task.name, 1),) if name in run.controls]
     targets = [target for target in tuned if target in control]
-    other, seed = (load_adapter(run.tuned_folder(names[0]), arch) if names else None for names in (others, seeds))
+    other, seed = (tuned_adapter(run, names[0]) if names else None for names in (others, seeds))
     of_base = base_norms(run.mesh, run.model.state, targets)
     rows = []
     for target in targets:
@@ -52,7 +51,7 @@ def _rows(run: Run, task: Task, _: TaskStates | None) -> list[dict[str, Any]]:
         columns |= _angles(control[target], _update(seed, target), "_seed")
         rows += [
             {"layer": str(layer + 1), "target": target, **{name: values[layer] for name, values in columns.items()}}
-            for layer in range(arch.layers)
+            for layer in range(run.architecture.layers)
         ]
     return rows
 

@@ -33,6 +33,12 @@ SCENARIOS = {
     "all refuse": {"processes": 3, "do": {"0": "3 bad row", "1": "3 bad row", "2": "wait 0.5 3 bad row"}},
     "stop at one": {"processes": 3, "do": {"0": "until stopped", "1": "stop", "2": "until stopped"}},
     "out of time": {"processes": 3, "do": {"0": "out of time", "1": "until stopped", "2": "until stopped"}},
+    "differs": {"processes": 3, "do": WORK, "ranks": {"2": 8}},
+    "differs and one is missing": {"processes": 3, "do": {"0": "work", "2": "work"}, "ranks": {"2": 8}},
+    "exchange": {"processes": 3, "do": {"0": "exchange rows 9", "1": "exchange rows 500000", "2": "exchange rows 1"}},
+    "ends before an exchange": {"processes": 3, "do": {"0": "exchange rows 1", "1": "0", "2": "exchange rows 1"}},
+    "refuses before an exchange": {"processes": 2, "do": {"0": "exchange rows 1", "1": "3 bad row"}},
+    "at other points": {"processes": 2, "do": {"0": "exchange rows 1", "1": "exchange base 1"}},
     "aborts": {"processes": 2, "do": {"0": "abort", "1": "work"}},
 }  # fmt: skip
 
@@ -85,6 +91,12 @@ FULL = "ended with exit code 6 (the disk is full)"
         ("all refuse", [3, 3, 3], ["together"] * 3),
         ("stop at one", [75, 0, 75], ["together"] * 3),
         ("out of time", [75, 75, 75], ["together late"] * 3),
+        ("differs", [2, 2, 2], [f"process 2 on {HOST} has rank=8, process 0 has 4; give all"] * 3),
+        ("differs and one is missing", [2, 2], [f"process 2 on {HOST} has rank=8, process 0 has 4"] * 2),
+        ("exchange", [0, 0, 0], ["together [('0', 9), ('1', 500000), ('2', 1)]"] * 3),
+        ("ends before an exchange", [7, 0, 7], [f"process 1 on {HOST} ended with exit code 0 while", "alone"]),
+        ("refuses before an exchange", [3, 3], [f"process 1 on {HOST} ended with exit code 3 (bad row)", "alone"]),
+        ("at other points", [7, 7], [f"process 1 on {HOST} is at 'base', process 0 at 'rows'"] * 2),
         ("aborts", [-6, 7], ["", f"process 0 on 127.0.0.1 {CLOSED}"]),
     ],
 )

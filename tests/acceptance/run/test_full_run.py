@@ -23,7 +23,7 @@ from mossa_jax.run import pipeline
 from mossa_jax.run.models import ask, model_states
 from mossa_jax.tuning import full_finetuning as full
 from tests.support.processes import together
-from tests.support.run_folders import part_of
+from tests.support.run_folders import edit_about, part_of
 from tests.support.tiny_llama import distance, torch_model, torch_states
 
 TASKS = ["copy_first", "count_words", "last_word"]
@@ -230,10 +230,7 @@ def test_comparing_the_exported_folders_gives_the_same_cells(which, experimental
 def test_a_model_of_another_template_is_not_compared(full_controls, tiny, tmp_path):
     config, workdir = full_controls
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    path = copy / "models/copy_first/mossa.json"
-    about = json.loads(path.read_text())
-    about["template"].update(name="llama2", digest="other")
-    path.write_text(json.dumps(about))
+    edit_about(copy / "models/copy_first", lambda about: about["template"].update(name="llama2", digest="other"))
     part_of(copy, "cka", "copy_first").unlink()
     run = bench_in(config, copy)
     try:
@@ -243,7 +240,7 @@ def test_a_model_of_another_template_is_not_compared(full_controls, tiny, tmp_pa
     finally:
         run.folder.close()
     with pytest.raises(Refusal, match=r"model .*copy_first was tuned with template 'llama2'") as caught:
-        mossa.compare(str(tiny.folder), "pretrained", str(path.parent), ["a", "b", "c", "d"])
+        mossa.compare(str(tiny.folder), "pretrained", str(copy / "models/copy_first"), ["a", "b", "c", "d"])
     assert caught.value.code == 3
 
 

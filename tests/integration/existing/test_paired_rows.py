@@ -1,6 +1,5 @@
 """Errors of differences between two runs over the rows that both share, against float64 with rows left out in turn."""
 
-import json
 import shutil
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import mossa_jax as mossa
 from mossa_jax.existing.between_runs import compare_folders
 from mossa_jax.existing.paired_rows import paired_rows
+from tests.support.run_folders import rewrite
 
 TASK = "count_words"
 
@@ -65,10 +65,11 @@ def test_they_replace_the_errors_of_both_runs_and_the_note_is_gone(runs):
 
 
 def test_runs_with_other_prompts_are_not_run_again(runs):
-    record = json.loads((runs[1].folder / "data.json").read_text())
-    for task in record["tasks"].values():
-        task["test"] |= {"fingerprint": "other", "digest": "other"}
-    (runs[1].folder / "data.json").write_text(json.dumps(record))
+    def change(record):
+        for task in record["tasks"].values():
+            task["test"] |= {"fingerprint": "other", "digest": "other"}
+
+    rewrite(runs[1].folder / "data.json", change)
     inputs = compare_folders([str(run.folder) for run in runs], paired=True)
     assert not inputs.comparison.cells.is_paired.any() and not inputs.comparison.cells.same_prompts.any()
     assert any("other test prompts in all shared tasks" in note for note in inputs.comparison.notes)

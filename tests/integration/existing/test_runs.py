@@ -17,6 +17,7 @@ from mossa_jax.existing.runs import TABLES
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import models, pipeline
 from mossa_jax.run.analyse import ANALYSES
+from tests.support.run_folders import rewrite, rewrite_table
 from tests.support.tiny_llama import distance
 
 ORDER = ["embed", "1", "2", "3", "final_norm"]
@@ -135,7 +136,7 @@ def test_a_variant_has_tables_of_its_own(tiny_run, tmp_path):
     record["compare"]["pool"] = "mean"
     (place / "config.json").write_text(json.dumps(record))
     shutil.copytree(folder / "results", place / "results")
-    pd.read_parquet(folder / "results/cka.parquet").assign(cka=0.5).to_parquet(place / "results/cka.parquet")
+    rewrite_table(place / "results/cka.parquet", pd.read_parquet(folder / "results/cka.parquet").assign(cka=0.5))
     run = mossa.Run(folder)
     assert run.variants == ["compare.pool=mean"] and run.config.compare.pool == "last"
     for variant in (run.variant("compare.pool=mean"), mossa.Run(place), mossa.Run(folder, "compare.pool=mean")):
@@ -191,15 +192,28 @@ def test_a_folder_that_is_no_run_or_not_finished_is_refused(tiny_run, tmp_path):
             ask()
         assert caught.value.code == 3
     (folder / "config.json").write_text("{")
+    with pytest.raises(Refusal, match=r"config\.json is not as it was written"):
+        mossa.Run(folder).config  # noqa: B018
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(Refusal, match="not valid JSON"):
         mossa.Run(folder).config  # noqa: B018
 
 
+def test_a_damaged_table_is_refused(tiny_run, tmp_path):
+    folder = copy(tiny_run, tmp_path)
+    for name, ask in (("cka.parquet", lambda run: run.cka), ("findings.json", lambda run: run.findings)):
+        path = folder / "results" / name
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(Refusal, match=rf"{name} is not as it was written.*launch\.run makes it anew") as caught:
+            ask(mossa.Run(folder))
+        assert caught.value.code == 3
+
+
 def test_rows_that_have_changed_since_are_refused(tiny_run, tmp_path):
     folder = copy(tiny_run, tmp_path)
-    record = json.loads((folder / "data.json").read_text())
-    record["tasks"]["last_word"]["test"]["fingerprint"] = "other"
-    (folder / "data.json").write_text(json.dumps(record))
+    rewrite(folder / "data.json", lambda record: record["tasks"]["last_word"]["test"].update(fingerprint="other"))
     with pytest.raises(Refusal, match="test rows of task 'last_word' have changed") as caught:
         mossa.Run(folder).states("last_word")
     assert caught.value.code == 3

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.support.run_folders import rewrite, rewrite_table
+
 
 def command(root, *words):
     return subprocess.run(
@@ -25,14 +27,12 @@ def folders(tiny_run, tmp_path_factory):
     first = here / "first"
     shutil.copytree(tiny_run[1], first, ignore=shutil.ignore_patterns(".lock", ".holder", "adapters", "checkpoints"))
     second = shutil.copytree(first, here / "second")
-    record = json.loads((second / "config.json").read_text())
-    record["tuning"]["rank"] = 16
-    (second / "config.json").write_text(json.dumps(record))
+    rewrite(second / "config.json", lambda record: record["tuning"].update(rank=16))
     table = pd.read_parquet(second / "results/cka.parquet")
     noise = np.random.default_rng(0).normal(0, 0.01, len(table))
-    table.assign(cka=table.cka + noise).to_parquet(second / "results/cka.parquet")
+    rewrite_table(second / "results/cka.parquet", table.assign(cka=table.cka + noise))
     change = pd.read_parquet(second / "results/change.parquet")
-    change.assign(change=change.change + 0.01).to_parquet(second / "results/change.parquet")
+    rewrite_table(second / "results/change.parquet", change.assign(change=change.change + 0.01))
     unfinished = here / "unfinished"
     unfinished.mkdir()
     shutil.copy(first / "config.json", unfinished)

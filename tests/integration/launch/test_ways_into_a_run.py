@@ -162,7 +162,7 @@ def test_every_slip_is_one_line_and_exit_code_2_before_anything_heavy_is_importe
         (["plan", "--shape=llama2-7b", f"--overrides={here / 'good.toml'}"], "there is no --config"),
         (["run", demo, new, f"--from={here / 'nowhere'}"], "--from="),
         (["run", demo, f"--workdir={here / 'run'}", f"--from={here / 'run'}/"], "is --workdir itself"),
-        (["run", demo, new, "--from="], "--from= is empty"),
+        (["run", demo, new, "--from="], "--from='' is not a path"),
         (["report", demo, new, f"--from={here / 'run'}"], "Unknown command line flag 'from'"),
         (["tune", demo, new, "--stale=no"], "--stale=no: value should be one of <refuse|retrain|keep>"),
         (["run", f"--config={here / 'sweep.py'}", new, "--config.seed=4"], "config.seed: the sweep varies it"),

@@ -69,7 +69,10 @@ def test_both_spellings_of_the_config_are_read_alike(family):
     name, tiny = family
     config = json.loads((tiny.folder / "config.json").read_text())
     rope = config.pop("rope_parameters")
-    old = config | {"rope_theta": rope["rope_theta"]}
+    old = config
+    if "full_attention" in rope:
+        old["rope_local_base_freq"], rope = rope["sliding_attention"]["rope_theta"], rope["full_attention"]
+    old["rope_theta"] = rope["rope_theta"]
     if rope["rope_type"] != "default":
         scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
         if name == "linear":  # as the first configs had it
@@ -112,7 +115,7 @@ def test_published_sizes(name, count):
     [
         ({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}, ("GPTNeoXForCausalLM", *SUPPORTED)),
         ({"model_type": None}, ("None", "LlamaForCausalLM")),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ("yarn", "llama3")),
+        ({"rope_parameters": {"rope_type": "proportional", "factor": 4.0}}, ("proportional", "llama3")),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, ("low_freq_factor",)),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, ("0.5",)),
         ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor",)),

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.llama.files.peft import load_adapter, read_about
+from mossa_jax.llama.files.about import read_about
+from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline
 from mossa_jax.run.cards import add_scores

@@ -13,11 +13,12 @@ import mossa_jax as mossa
 from mossa_jax.config import Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.processes.facts import first_difference
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.folder import write_folder
-from tests.support.run_folders import part_of
+from tests.support.run_folders import edit_about, part_of, rewrite
 
 
 def run_in(config, workdir):
@@ -30,9 +31,7 @@ def again(tiny_config, tiny_run, tasks_folder, tmp_path):
     config = runpy.run_path(str(tiny_config))["get_config"]()
     workdir = shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     config.tasks.folder = str(shutil.copytree(tasks_folder, tmp_path / "tasks"))
-    record = json.loads((workdir / "config.json").read_text())
-    record["tasks"]["folder"] = config.tasks.folder
-    (workdir / "config.json").write_text(json.dumps(record))
+    rewrite(workdir / "config.json", lambda record: record["tasks"].update(folder=config.tasks.folder))
     run = run_in(config, workdir)
     yield run
     run.folder.close()
@@ -125,10 +124,18 @@ def test_test_rows_are_a_draw_with_items_and_templates(again, tiny_config, tmp_p
 
 
 def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
-    monkeypatch.setattr(prepare.agreement, "everywhere", lambda ours: [ours, ours, ours + 1])
-    with pytest.raises(Refusal, match="process 2 of 3 reads other rows") as caught:
-        prepare.prepare(again)
-    assert caught.value.code == 3
+    """The facts that processes compare name the task and the split of a row that differs."""
+    told = []
+    monkeypatch.setattr(prepare.agreement, "same", lambda subject, facts, way_out: told.append(dict(facts)))
+    prepare.prepare(again)
+    with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
+        lines.write('{"inputs": "one more", "targets": "one"}\n')
+    monkeypatch.setattr(prepare, "read_record", lambda folder: None)
+    prepare.prepare(pipeline.Run(again.config, again.folder, Stop()))
+    ours, theirs = told
+    reason = first_difference("process 1 on host", ours, theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == ["task copy_first, test"]
+    assert "process 1 on host has task copy_first, test=" in reason and "template" in " ".join(ours)
 
 
 def test_rows_that_changed_since_the_run_began_are_refused(again):
@@ -144,7 +151,7 @@ def test_rows_that_changed_since_the_run_began_are_refused(again):
 
 def test_adapters_of_another_template_are_not_compared(again, tiny):
     folder = again.folder.path / "adapters/copy_first"
-    edit(folder / "mossa.json", lambda about: about["template"].update(name="llama2", digest="other"))
+    edit_about(folder, lambda about: about["template"].update(name="llama2", digest="other"))
     part_of(again.folder.path, "cka", "copy_first").unlink()
     with pytest.raises(Refusal, match=r"copy_first.*tuned with template 'llama2'") as caught:
         pipeline.compare(again)
@@ -156,12 +163,12 @@ def test_adapters_of_another_template_are_not_compared(again, tiny):
         with pytest.raises(Refusal, match="llama2") as caught:
             call()
         assert caught.value.code == 3
-    edit(folder / "mossa.json", lambda about: about.pop("template"))  # an adapter whose template is unknown is accepted
+    edit_about(folder, lambda about: about.pop("template"))  # an adapter whose template is unknown is accepted
     mossa.compare(str(tiny.folder), "pretrained", str(folder), ["a", "b", "c", "d"])
 
 
 def test_a_run_folder_of_another_template_is_refused(again):
-    edit(again.folder.path / "data.json", lambda record: record["template"].update(digest="other"))
+    rewrite(again.folder.path / "data.json", lambda record: record["template"].update(digest="other"))
     with pytest.raises(Refusal, match="another version of template 'none'") as caught:
         prepare.prepare(again)
     assert caught.value.code == 3

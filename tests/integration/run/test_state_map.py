@@ -107,4 +107,4 @@ def test_tables_of_equal_parts_are_read_and_not_made_again(run, monkeypatch):
     other.at[7, "state"] = other.at[7, "state"] + np.float32(1e-3)
     state_map.ANALYSIS.tables(run, other)
     assert len(calls) == 1
-    assert len(list((run.folder / "results/parts/map_tables").iterdir())) == 4
+    assert len(list((run.folder / "results/parts/map_tables").glob("*.parquet"))) == 4

@@ -16,6 +16,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, prepare, warnings
 from mossa_jax.run.pipeline import summary
 from tests.conftest import load_config
+from tests.support.run_folders import rewrite
 
 LONG = "and then the old boats go under the big red mill when rain comes from the hills near a river " * 3
 CLUSTERS = {"fruit": "food", "bread": "food", "boat": "travel", "cart": "travel"}
@@ -106,8 +107,7 @@ def test_planted_faults_are_said_once_each_in_the_words_of_the_preview(tiny_conf
 def test_other_rows_are_looked_at_anew(tiny_config, tmp_path):
     config = planted(tiny_config, tmp_path / "tasks", clean())
     lines_at_start(config, tmp_path / "run")
-    kept = json.loads((tmp_path / "run/warnings.json").read_text())
-    (tmp_path / "run/warnings.json").write_text(json.dumps(kept | {"rests_on": "other rows", "warnings": []}))
+    rewrite(tmp_path / "run/warnings.json", lambda kept: kept.update(rests_on="other rows", warnings=[]))
     (tmp_path / "tasks/tasks.json").write_text(json.dumps({task: {"cluster": task} for task in CLUSTERS}))
     lines, _ = lines_at_start(config, tmp_path / "run")
     assert [line.split(":")[1] for line in lines] == [" clusters with a single task in the mixture"]

@@ -1,6 +1,9 @@
 """Encoded splits: their content, their key in the cache, and what encodes them anew."""
 
 import json
+import logging
+import os
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +11,9 @@ import pytest
 
 from mossa_jax.config import Tokens
 from mossa_jax.errors import Refusal
-from mossa_jax.files.cache import build_once
 from mossa_jax.tasks.suite import Example, Task
 from mossa_jax.tokens.encoded import encode_split
+from mossa_jax.tokens.permuted import permute_answers
 from mossa_jax.tokens.tokenizer import cut_pair, cut_prompt, load_tokenizer
 from tests.support.tiny_llama import copy_tokenizer
 
@@ -75,7 +78,7 @@ def test_rows_are_read_once_and_again_when_anything_changes(cache, tokenizer):
     first = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
     again = encode_split(source.task(), "train", tokenizer, TOKENS, 100)
     assert source.readings == 1 and np.array_equal(again.examples.stores[0], first.examples.stores[0])
-    assert isinstance(again.examples.stores[0].base, np.memmap)
+    assert not again.examples.stores[0].flags.writeable
     others = [
         encode_split(source.task(), "test", tokenizer, TOKENS, 100),
         encode_split(source.task(), "train", tokenizer, TOKENS, 20),
@@ -140,14 +143,43 @@ def test_bad_rows_are_recorded_with_the_split(cache, tokenizer):
     assert encode_split(fresh, "train", tokenizer, TOKENS, 9).bad_rows == 2  # the same rows: found in the cache
 
 
-def test_a_folder_is_built_once_and_the_remains_of_a_killed_builder_are_removed(cache):
-    calls = []
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_rows_are_encoded_again_to_the_same_bytes_with_one_line(cache, tokenizer, caplog, split):
+    caplog.set_level(logging.INFO, "mossa_jax")
+    source = Source(rows(40))
 
-    def build(folder):
-        calls.append(folder)
-        (folder / "file").write_text("whole")
+    def encode():
+        found = encode_split(source.task(), split, tokenizer, TOKENS, 100)
+        return [found.digest, *(array.tobytes() for array in (found.examples.stores[0], found.cut, found.keys))]
 
-    left = cache / "kind/.name.123.tmp"
-    left.mkdir(parents=True)
-    assert build_once("kind/name", build) == build_once("kind/name", build) == cache / "kind/name"
-    assert len(calls) == 1 and (cache / "kind/name/file").read_text() == "whole" and not left.exists()
+    whole = encode()
+    (folder,) = (cache / "tokens").glob("[!.]*")
+    original = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(original) == 9
+    draw = random.Random(0)
+    for name, content in original.items():
+        flipped = bytearray(content)
+        flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        for damaged in (flipped, content[: len(content) // 2], b"", bytes(len(content)), content + b"x", None):
+            (folder / name).unlink() if damaged is None else (folder / name).write_bytes(damaged)
+            caplog.clear()
+            assert encode() == whole, name
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == original, name
+            (line,) = caplog.messages
+            assert str(folder) in line and line.endswith("so it is made again")
+    caplog.clear()
+    readings = source.readings
+    assert encode() == whole and source.readings == readings and not caplog.messages
+
+
+def test_rows_of_many_splits_hold_no_open_file(cache, tokenizer):
+    def descriptors():
+        return len(os.listdir("/dev/fd"))
+
+    kept = [encode_split(Source(rows(3)).task(), "train", tokenizer, TOKENS, 9)]
+    before = descriptors()
+    for number in range(4, 24):
+        kept.append(encode_split(Source(rows(number)).task(), "train", tokenizer, TOKENS, 99))
+        permute_answers(kept[-1], tokenizer, TOKENS, (number,))
+    assert descriptors() == before
+    assert all(split.examples.prompt(0).tolist() == kept[0].examples.prompt(0).tolist() for split in kept)

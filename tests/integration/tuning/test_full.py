@@ -14,6 +14,7 @@ from mossa_jax.config import OPTIMIZERS, Schedule, Tuning
 from mossa_jax.errors import Refusal
 from mossa_jax.files.run_folder import RunFolder
 from mossa_jax.llama.architecture import read_config
+from mossa_jax.llama.files.about import read_about
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.model import abstract_state, parameter_count
 from mossa_jax.llama.placement import shardings
@@ -388,7 +389,7 @@ def test_the_saved_folder_loads_in_transformers_with_equal_logits(model, tuned, 
     torch = import_torch()
     about = {"model": "E", "tasks": ["one", "two"], "steps": 10}
     save_full(tmp_path / "saved", model, tuned, about)
-    assert json.loads((tmp_path / "saved/mossa.json").read_text()) == about
+    assert read_about(tmp_path / "saved").items() >= about.items()
     assert "library_name: transformers" in (tmp_path / "saved/README.md").read_text()
     theirs = torch_model(tmp_path / "saved")
     assert (tmp_path / "saved/tokenizer.json").exists()
@@ -414,11 +415,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(model, tuned, tmp_path, monkey
     def full_disk(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(full, "write_json", full_disk)
+    monkeypatch.setattr(full, "write_about", full_disk)
     with pytest.raises(OSError, match="disk full"):
         save_full(tmp_path / "saved", model, model.state, {"model": "second"})
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-    assert json.loads((tmp_path / "saved/mossa.json").read_text()) == {"model": "first"}
+    assert read_about(tmp_path / "saved")["model"] == "first"
     again = load_model(str(tmp_path / "saved")).state
     assert jax.tree.all(jax.tree.map(np.array_equal, again, tuned))
 

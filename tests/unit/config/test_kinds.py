@@ -54,6 +54,13 @@ def test_a_variant_says_how_it_differs(values, name):
     assert name_of(values) == name
 
 
+def test_no_two_variants_share_a_name_on_any_file_system():
+    lists = (["a", "b"], ["a+b"], ["A", "b"], ["a,b"], ["a=b"], [], [""], ["x."], ["a-0123456789abcdef"], "a+b")
+    names = [name_of({"analyse.layers_tasks": value}) for value in lists]
+    assert names[0] == "analyse.layers_tasks=a+b"
+    assert len({name.lower() for name in names}) == len(names) and not any(name.endswith(".") for name in names)
+
+
 def test_names_that_no_folder_may_have_are_replaced_and_stay_apart():
     names = [name_of({"analyse.layers_tasks": [task]}) for task in ("a/b", "a b", "ü", "x" * 300, "x" * 301, "..")]
     assert len(set(names)) == len(names)

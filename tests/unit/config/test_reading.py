@@ -1,5 +1,7 @@
 """What --config may name: Python, JSON and TOML files, run folders, published names, runs of a sweep."""
 
+import hashlib
+
 import pytest
 
 from mossa_jax.config import Config, Tuning, load_config, load_runs
@@ -40,7 +42,7 @@ def test_a_file_of_fields_gives_a_configuration(tmp_path, name, content):
     ("name", "content", "words"),
     [
         ("a.json", '{"seed": 1', "is not valid JSON (Expecting ',' delimiter: line 1"),
-        ("a.json", b'{"name": "\xff"}', "is not UTF-8 (byte 10)"),
+        ("a.json", b'{"name": "\xff"}', "is not UTF-8 text (byte 10)"),
         ("a.json", '{"seed": 1, "seed": 2}', "'seed' is given twice"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.toml", "[tuning\n", "is not valid TOML"),
@@ -97,3 +99,16 @@ def test_a_run_folder_in_a_store_is_read():
     assert load_config("memory://bucket/run").seed == 7
     assert "no such file; a run folder has a config.json" in refused(lambda: load_config("memory://bucket/other"))
     assert "Protocol not known" in refused(lambda: load_config("s3x://bucket/run"))
+
+
+def test_the_record_of_a_run_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"seed": 3}')
+    assert load_config(tmp_path).seed == 3  # nobody says what it was
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  config.json\n")
+    assert load_config(path).seed == 3
+    path.write_text('{"seed": 2}')
+    for name in (tmp_path, path):
+        with pytest.raises(Refusal, match="not as its run wrote it") as caught:
+            load_config(name)
+        assert caught.value.code == 2

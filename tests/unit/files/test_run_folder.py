@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import resource
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,11 @@ import pytest
 
 from mossa_jax.errors import Refusal
 from mossa_jax.files import run_folder as run_folder
+from mossa_jax.files.checked import write_json as write_checked
+from mossa_jax.files.checked import write_table
 from mossa_jax.files.names import slug
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.files.write import new_folder, write_bytes, write_json, write_table
+from mossa_jax.files.write import new_folder, write_bytes, write_json
 
 HOSTILE = (
     "", ".", "..", "../..", "/etc/passwd", "a/b", "a\\b", "a b", "A:b", "-rf", ".hidden", "nul\0", "line\nfeed",
@@ -37,6 +40,18 @@ def test_slugs_stay_inside_and_apart(tmp_path):
     for plain in ("boolq", "anli_r1", "wmt14_en-fr", "v1.1"):
         assert slug(plain) == plain
     assert slug("a/b") == slug("a/b")
+
+
+def test_no_two_names_share_a_slug_on_any_file_system():
+    names = (
+        "boolq BoolQ BOOLQ e\u0301 \u00e9 \ufb01 fi a.b con CON aux.json com1.x nul dot. dot tuned Tuned \uff54uned"
+    ).split()
+    names += ["a b", "dot ", "x" * 100, "x" * 101]
+    names += [slug(name) for name in names if slug(name) != name]  # called like another's slug
+    found = [slug(name) for name in names]
+    assert len({unicodedata.normalize("NFKC", name).lower() for name in found}) == len(names)
+    for name in found:
+        assert name.split(".")[0].lower() not in ("con", "aux", "nul", "com1") and not name.endswith((".", " "))
 
 
 @pytest.fixture
@@ -117,17 +132,58 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     assert caught.value.code == 2
     record = json.loads((tmp_path / "run/config.json").read_text())
     older = {**record, "tuning": {"rank": 8}}  # from before there was a choice of targets
-    (tmp_path / "run/config.json").write_text(json.dumps(older))
+    write_checked(tmp_path / "run/config.json", older)
     again.open(Outer(), {})
     again.close()
     with pytest.raises(Refusal, match=r"tuning\.targets was \['q_proj'\], now \['v_proj'\]"):
         RunFolder(tmp_path / "run").open(Outer(tuning=Inner(targets=("v_proj",))), {})
-    (tmp_path / "run/config.json").write_text(json.dumps(record | {"results_format": 1}))  # by older code
+    write_checked(tmp_path / "run/config.json", record | {"results_format": 1})  # by older code
     with pytest.raises(Refusal, match="results_format was 1, now"):
         RunFolder(tmp_path / "run").open(Outer(), {})
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match="is a file"):
         RunFolder(tmp_path / "file").open(Outer(), {})
+
+
+@pytest.mark.parametrize("harm", ["flip", "empty", "gone"])
+def test_a_folder_that_lost_its_config_is_not_taken_for_a_new_one(tmp_path, harm):
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Outer(), {})
+    folder.close()
+    path = tmp_path / "run/config.json"
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_text("" if harm == "empty" else path.read_text().replace("8", "9"))
+    for config in (Outer(), Outer(seed=1)):
+        with pytest.raises(Refusal, match=r"config\.json is .*; restore it") as caught:
+            RunFolder(tmp_path / "run").open(config, {})
+        assert caught.value.code == 2
+    assert path.exists() == (harm != "gone")
+
+
+def test_a_folder_without_digests_gets_them_as_it_is(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = RunFolder(tmp_path / "run")
+    folder.open(Outer(), {})
+    folder.close()
+    (tmp_path / "run/SHA256SUMS").unlink()
+    (tmp_path / "run/rounds.json").write_text("{}")
+    folder.open(Outer(), {})
+    folder.close()
+    assert "written before digests" in caplog.text
+    sealed = {line.split()[1] for line in (tmp_path / "run/SHA256SUMS").read_text().splitlines()}
+    assert sealed == {"config.json", "environment.json", "rounds.json"}
+
+
+def test_what_a_kill_left_goes_at_any_depth(tmp_path):
+    folder = tmp_path / "run"
+    for name in (".a.1.tmp", "variants/parts/x/.b.23.tmp", "a/b/c/d/e/.f.4.tmp/g"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "a/own.1.tmp").write_text("")  # a user's
+    RunFolder(folder).open(Outer(), {})
+    assert [name for name in files(folder) if "tmp" in name] == ["a/own.1.tmp"]
 
 
 def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
@@ -139,11 +195,12 @@ def test_metrics_pass_over_a_line_that_was_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-7])
     assert [record["step"] for record in writer.metrics()] == [0, 1]
-    # The run that is started again goes on after the cut, and only the cut line is lost.
+    # The run that is started again writes its line in the place of the cut one.
     writer = RunFolder(tmp_path)
     for step in (2, 3):
         writer.append_metrics({"model": "ü", "step": step})
-    assert [record["step"] for record in writer.metrics()] == [0, 1, 2, 3]
+    assert writer.recorded_metrics() == ([{"model": "ü", "step": step} for step in range(4)], [])
+    assert len(path.read_text().splitlines()) == 4
 
 
 def test_a_refusal_is_one_line():

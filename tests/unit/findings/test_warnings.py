@@ -1,5 +1,6 @@
 """Warnings: a sound run has none, and each planted fault has its own, which qualifies the claims it touches alone."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from mossa_jax.findings import find
 from mossa_jax.findings.warning_kinds import DATA, EVERY, GROUPS, KINDS
 from mossa_jax.findings.warnings import RunWarning, data_warnings, in_order, late_lines, pooling_warnings
+from mossa_jax.tasks.suite import LeftOut
 from tests.support.planted_report import report_scores, report_table
 
 TASKS = [f"t{number:02}" for number in range(22)]
@@ -44,8 +46,9 @@ def data_of(**faults):
     return frame.reset_index(drop=True)
 
 
-def said_of(tasks=None, missing=(), steps=500):
-    return data_warnings(data_of() if tasks is None else tasks, SimpleNamespace(missing=missing), steps)
+def said_of(tasks=None, missing=(), steps=500, left_out=()):
+    suite = SimpleNamespace(missing=missing, left_out=left_out)
+    return data_warnings(data_of() if tasks is None else tasks, suite, steps)
 
 
 def qualified(analysis):
@@ -263,3 +266,13 @@ def test_lone_clusters_qualify_the_ranking_of_clusters(scores):
     assert warning.kind == "lone_clusters" and "c09 (t18)" in warning.line
     analysis = find(table, report_scores(table), draws=100, warnings=[warning])
     assert qualified(analysis) == {"clusters"}
+
+
+def test_what_a_source_holds_and_a_run_does_not_read_comes_first_and_moves_no_verdict():
+    names = [f"train/{number}.csv" for number in range(9)]
+    left_out = [LeftOut("unread_columns", ("lang",)), LeftOut("other_files", tuple(names))]
+    first, *_, last = said_of(data_of(truncated={TASKS[0]: 0.5}), left_out=left_out)
+    assert first.kind == "other_files" and first.line.startswith("warning: files and folders beside the tasks")
+    assert "train/4.csv and 4 more;" in first.line and not first.about.claims
+    assert last.kind == "unread_columns" and last.line.startswith("note: fields of rows that are not read: lang;")
+    assert RunWarning.of_record(json.loads(json.dumps(first.record()))) == first

@@ -117,12 +117,12 @@ def test_a_bad_instance_is_named_or_left_out_and_counted(tmp_path, instance, wor
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{\n"Instances": [\n}', ":3: "),
+        ('{\n"Instances": [\n}', "(line 3, "),
         ("[]", "'Instances'"),
         ('{"Instances": {}}', "'Instances'"),
-        ("[" * 100_000, "JSON"),
+        ("[" * 100_000, "deeper than 100 levels"),
         (f'{{"Instances": {"9" * 5000}}}', "JSON"),
-        ("\xff", "JSON"),
+        ("\xff", "not UTF-8"),
         ('{"Instances": [], "Categories": [3]}', "'Categories'"),
     ],
 )

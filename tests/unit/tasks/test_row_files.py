@@ -203,7 +203,7 @@ def test_a_bad_row_of_parquet_is_named_or_left_out_and_counted(tmp_path, columns
         ({"inputs": ["a"], "answer": ["b"]}, "no column 'targets'; there are inputs, answer"),
         ({"inputs": ["a"], "targets": [1]}, "'targets' is of type int64"),
         ({"inputs": [["a"]], "targets": ["b"]}, "'inputs' is of type list"),
-        ({"inputs": [b"a"], "targets": ["b"]}, "'inputs' is of type binary"),
+        ({"inputs": [1.5], "targets": ["b"]}, "'inputs' is of type double"),
         ({"inputs": ["a"], "targets": ["b"], "template": [True]}, "'template' is of type bool"),
         ({"inputs": pa.array([], pa.string()), "targets": pa.array([], pa.string())}, "no usable row"),
     ],
@@ -236,7 +236,7 @@ def test_an_incomplete_parquet_file_is_refused_in_one_line(tmp_path):
 def test_missing_files_and_files_of_another_type_are_refused(tmp_path):
     for name in ("none.jsonl", "none.parquet"):
         assert str(tmp_path / name) in refused(read_examples, tmp_path / name, Columns())
-    assert ".jsonl or .parquet" in refused(read_examples, tmp_path / "x.csv", Columns())
+    assert ".jsonl, .jsonl.gz or .parquet" in refused(read_examples, tmp_path / "x.csv", Columns())
 
 
 def test_a_task_reads_to_its_limit_and_counts_bad_rows(tmp_path):
