@@ -172,8 +172,8 @@ def tune_full(
       label: in front of progress lines, and the name of the folder of checkpoints.
       member: its rows, number of steps and seed; one of those that `programs` are for.
       programs: of the group.
-      weights: returns the base's weights; called where there is no checkpoint to resume from, and for the cause of a loss
-        that is not finite.
+      weights: returns the base's weights; called where there is no checkpoint to resume from, and to find why a loss is
+        not finite.
       context: of the run; the fields of its `tuning` that describe adapters do not count.
 
     Raises:

@@ -174,7 +174,8 @@ CASES = {
         _QV, embeddings=True, change=tensors(lambda t: {n: x * 1.5 if "embed" in n else x for n, x in t.items()})
     ),
     "head, other, tied": Case(
-        _QV, base="tied", embeddings=True, change=tensors(lambda t: {n: x * 1.5 if "lm_head" in n else x for n, x in t.items()})
+        _QV, base="tied", embeddings=True,
+        change=tensors(lambda t: {n: x * 1.5 if "lm_head" in n else x for n, x in t.items()})
     ),
     "modules_to_save embedding and head": Case(_QV | {"modules_to_save": ["embed_tokens", "lm_head"]}),
     "modules_to_save embedding, tied": Case(_QV | {"modules_to_save": ["embed_tokens"]}, base="tied"),
@@ -192,6 +193,26 @@ CASES = {
     "target embedding, tied": Case(_QV | {"target_modules": ["q_proj", "embed_tokens"]}, base="tied"),
     "trainable tokens": Case(_QV | {"trainable_token_indices": [5, 1, 9]}),
     "trainable tokens by name, tied": Case(_QV | {"trainable_token_indices": {"embed_tokens": [4, 7]}}, base="tied"),
+    "modules_to_save embedding and head, tied": Case(
+        _QV | {"modules_to_save": ["embed_tokens", "lm_head"]}, base="tied"
+    ),
+    "modules_to_save head, kept tied": Case(
+        _QV | {"modules_to_save": ["lm_head"], "ensure_weight_tying": True}, base="tied"
+    ),
+    "modules_to_save embedding, kept tied": Case(
+        _QV | {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, base="tied"
+    ),
+    "target head, kept tied": Case(
+        _QV | {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}, base="tied",
+        refused="ensure_weight_tying=True",
+    ),
+    "target embedding, kept tied": Case(
+        _QV | {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}, base="tied",
+        refused="ensure_weight_tying=True",
+    ),
+    "trainable tokens, kept tied": Case(
+        _QV | {"trainable_token_indices": [3, 8], "ensure_weight_tying": True}, base="tied"
+    ),
     "bias all": Case(_QV | {"bias": "all"}, base="biased"),
     "bias lora_only": Case(_QV | {"bias": "lora_only"}, base="biased"),
     "bias all, no biases": Case(_QV | {"bias": "all"}),

@@ -103,6 +103,12 @@ def adapted_modules(config: dict[str, Any], arch: Architecture, path: object, bo
             f"{path}: target_modules={short(config.get('target_modules'))} with its layers and exceptions matches no "
             f"projection of the base model; they are {', '.join(target_sizes(arch))} in layers 0-{arch.layers - 1}",
         )
+    if modules.outside and arch.tied_head and config.get("ensure_weight_tying"):
+        raise Refusal(
+            BAD_INPUT,
+            f"{path}: ensure_weight_tying=True is not supported where {' and '.join(modules.outside)} has an update, "
+            "and the base's head is its embedding; train without it",
+        )
     both = next((name for name in map(module_name, modules.projections) if modules.is_saved(name)), None)
     if both:
         raise Refusal(BAD_INPUT, f"{path}: {both} is in target_modules and in modules_to_save; take it out of one")

@@ -161,7 +161,7 @@ def replace_weights(
     Raises:
       Refusal: 3 when the checkpoint cannot be read any more.
     """
-    checkpoint = TensorReader(folder)
+    checkpoint = open_checkpoint(folder, arch)
     checkpoint.tensors |= tensors
     places = shardings(arch, mesh)
     with ThreadPoolExecutor(_READERS) as readers:

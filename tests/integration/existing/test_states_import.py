@@ -195,7 +195,7 @@ def test_states_without_any_finite_layer_are_refused(tmp_path, streams):
     a, b = streams
     for layer in LAYERS:
         a[layer][:] = np.nan
-    with pytest.raises(Refusal, match="layer embed of .*/a is not finite in 24 of 24 rows") as caught:
+    with pytest.raises(Refusal, match=r"layer embed of .*/a is not finite in 24 of 24 rows") as caught:
         mossa.compare_saved(write_npy(tmp_path / "a", a), write_npy(tmp_path / "b", b))
     assert caught.value.code == 5
 

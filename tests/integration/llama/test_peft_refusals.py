@@ -1,13 +1,14 @@
 """PEFT adapters that are not supported or do not fit, and their refusals."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mossa_jax.llama.files import peft_config
+from mossa_jax.llama.files import peft_config, peft_modules
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from tests.integration.llama.test_peft_folders import change_config, refused
@@ -45,6 +46,32 @@ def test_every_field_of_the_installed_peft_is_read_harmless_or_refused():
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - {*peft_config._READ, *peft_config._HARMLESS, *peft_config._IGNORED} == set(NOT_REPRESENTED)
     assert fields >= {*peft_config._READ, *peft_config._HARMLESS, *peft_config._IGNORED}
+
+
+def test_default_targets_are_those_of_the_installed_peft():
+    constants = pytest.importorskip("peft.utils.constants")
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    for family in peft_modules._FAMILIES_WITH_DEFAULT:
+        assert theirs[family] == peft_modules._DEFAULT_TARGETS
+    assert not {"olmo2", "granite", "phi3"} & set(theirs)
+
+
+def test_a_folder_of_adapters_names_them(copy, model, tmp_path):
+    shutil.copytree(copy, tmp_path / "several/first")
+    shutil.copytree(copy, tmp_path / "several/second")
+    assert f"(first, second); give one, as {tmp_path}/several/first" in refused(tmp_path / "several", model)
+
+
+def test_pointers_and_pipes_are_named_and_not_waited_for(copy, model):
+    path = copy / "adapter_model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert "Git LFS pointer" in refused(copy, model)
+    path.unlink()
+    os.mkfifo(path)
+    assert "a named pipe" in refused(copy, model)
+    (copy / "adapter_config.json").unlink()
+    os.mkfifo(copy / "adapter_config.json")
+    assert "a named pipe" in refused(copy, model)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +147,7 @@ def test_files_that_are_not_an_adapter_are_refused(copy, model, tmp_path):
     assert "pickled adapters are refused" in refused(copy, model)
     path.write_bytes(b"not a safetensors file")
     assert "not a readable" in refused(copy, model)
-    for text in ('{"r": NaN}', "{", "\udcff", "[]"):
+    for text, word in (('{"r": NaN}', "JSON"), ("{", "JSON"), ("\udcff", "UTF-8"), ("[]", "JSON")):
         (copy / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        assert "JSON" in refused(copy, model)
+        assert word in refused(copy, model)
     assert "no adapter_config.json" in refused(tmp_path, model)

@@ -8,7 +8,8 @@ import pytest
 from mossa_jax.llama.files.name_patterns import LONGEST, Budget, NamePattern, PatternError
 
 NAMES = (
-    "model.layers.12.self_attn.q_proj", "model.layers.3.mlp.up_proj", "layers.0.mlp.down_proj", "lm_head", "aab", "abab",
+    "model.layers.12.self_attn.q_proj", "model.layers.3.mlp.up_proj", "layers.0.mlp.down_proj", "lm_head", "aab",
+    "abab",
 )  # fmt: skip
 ATOMS = (
     "a", "b", ".", r"\.", r"\d", r"\w", r"\W", "[a-c]", "[^b.]", r"\b", "^", "$", "model", "layers", "q_proj", "(?=a)",
@@ -55,8 +56,8 @@ def test_what_stands_around_a_pattern_counts_for_plain_names_too():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+$", "(.*.*)*x", "(x?){1,60000}y", "((.{1,50}){1,50}){1,50}z", "(((.*)*)*)*q", "(a|a|a|.)*b", "(.|.)" * 40 + "!",
-     "(" * 40 + "a*" + ")*" * 40 + "$"],
+    ["(a+)+$", "(.*.*)*x", "(x?){1,60000}y", "((.{1,50}){1,50}){1,50}z", "(((.*)*)*)*q", "(a|a|a|.)*b",
+     "(.|.)" * 40 + "!", "(" * 40 + "a*" + ")*" * 40 + "$"],
 )  # fmt: skip
 def test_patterns_that_run_away_elsewhere_have_their_answer(pattern):
     """Each is `False` by hand: it asks for a last sign that the name does not have, or is not `a` alone."""

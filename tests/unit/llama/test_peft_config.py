@@ -22,7 +22,8 @@ VALUES = (
     "null", "true", "false", "0", "-1", "1", "3", "2.5", "1e308", "-1e308", "1e400", "1" + "0" * 400, "9" * 5000, '""',
     '"q_proj"', '"(a+)+$"', '"(.*.*)*x"', '"((((("', '"[z-a]"', '"all-linear"', "[]", "{}", '["q_proj"]', "[[1]]",
     '["(a+)+$"]', "[1, 2]", "[1" + "0" * 400 + "]", '{"q_proj": 2}', '{"(a+)+": 2}', '{"q_proj": 1e400}', '{"(": 1}',
-    '{"embed_tokens": [1]}', '{"a": {"b": null}}', "[" * 90 + "]" * 90, "[" * 5000 + "]" * 5000, '"\\ud800"', '"\\u0000"',
+    '{"embed_tokens": [1]}', '{"a": {"b": null}}', "[" * 90 + "]" * 90, "[" * 5000 + "]" * 5000,
+    '"\\ud800"', '"\\u0000"',
     '"' + "x" * 10_000 + '"', '"' + ".*" * 500 + 'x"', "NaN", "Infinity", "-0.0", "1e-320",
 )  # fmt: skip
 FIELDS = [*_READ, *_HARMLESS, "use_dora", "tomorrow"]
@@ -71,7 +72,7 @@ def test_every_value_in_every_field_is_read_or_refused(tmp_path, arch, value):
         ({"target_modules": "(?>q_proj)"}, "atomic_group"),
         ({"target_modules": ".*" * 1000}, "too intricate"),
         ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head'"),
-        ({"modules_to_save": ["q_proj"], "target_modules": ["model.layers.1.self_attn.q_proj"]}, "matches no projection"),
+        ({"modules_to_save": ["q_proj"], "target_modules": ["1.self_attn.q_proj"]}, "matches no projection"),
         ({"modules_to_save": ["_proj"]}, "in target_modules and in modules_to_save"),
         ({"trainable_token_indices": {"lm_head": [1]}}, "others than embed_tokens"),
         ({"trainable_token_indices": [-1]}, "trainable_token_indices=-1"),

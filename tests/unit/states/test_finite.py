@@ -9,6 +9,9 @@ import pytest
 
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import Refusal
+from mossa_jax.llama.architecture import architecture_from_config
+from mossa_jax.llama.files.weights import first_not_finite
+from mossa_jax.llama.model import abstract_state
 from mossa_jax.run import compare
 from mossa_jax.similarity import compare_states
 from mossa_jax.states import KeptStates
@@ -61,19 +64,13 @@ def test_a_task_of_a_run_with_enough_finite_rows_has_a_warning(caplog):
 
 
 def test_a_weight_that_is_not_finite_is_found_by_its_stored_name():
-    from mossa_jax.llama.architecture import architecture_from_config
-    from mossa_jax.llama.files.weights import first_not_finite
-    from mossa_jax.llama.model import initial_state
-
-    arch = architecture_from_config(
-        {
-            "model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-        },
-        "config.json",
-    )  # fmt: skip
-    state = initial_state(arch, 0)
+    config = {
+        "model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    arch = architecture_from_config(config, "config.json")
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract_state(arch, np.float32))
     assert first_not_finite(state, arch) is None
-    weight = state.blocks.feed_forward.up_proj.weight
-    weight.value = weight.value.at[2, 1, 1].set(jnp.nan)
+    weight = state["blocks"]["feed_forward"]["up_proj"]["weight"]
+    weight.set_value(weight.get_value().at[2, 1, 1].set(jnp.nan))
     assert first_not_finite(state, arch) == "model.layers.2.mlp.up_proj.weight"
