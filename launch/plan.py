@@ -160,6 +160,7 @@ def _settings() -> Config:
 
 def _model(config: Config) -> tuple[Architecture, str, bool]:
     """The base model's architecture and name, and whether nothing but its shape is known."""
+    from mossa_jax.llama.adapters import check_targets
     from mossa_jax.llama.architecture import architecture_from_config, read_architecture
     from mossa_jax.llama.files.locate import locate
     from mossa_jax.llama.published import PUBLISHED, published_shape
@@ -170,7 +171,9 @@ def _model(config: Config) -> tuple[Architecture, str, bool]:
     shape = SHAPE.value or published_shape(config.base)
     if shape:
         return architecture_from_config(PUBLISHED[shape], shape), SHAPE.value or config.base, True
-    return read_architecture(locate(config.base, config.revision, config_only=True)), config.base, False
+    architecture = read_architecture(locate(config.base, config.revision, config_only=True))
+    check_targets(architecture, config.tuning.targets)
+    return architecture, config.base, False
 
 
 def _price(topology: str) -> float:

@@ -225,10 +225,12 @@ class Attention(nnx.Module):
         if isinstance(rotary, RotaryTables):
             assert is_windowed is not None, "two tables are for blocks of both kinds"
             rotary = rotary.of_block(is_windowed)
-        query_rotary = rotary
+        queries, query_rotary = x, rotary
         if query_columns is not None:
+            # Fewer queries, but the keys and values of every column.
+            queries = take_columns(x, query_columns)  # [B, P, D]
             query_rotary = RotaryTable(*(take_columns(part, query_columns) for part in rotary))
-        q, k, v = self._project(x, lora, query_columns)
+        q, k, v = self._project(queries, x, lora)
         # Keys are rotated by their own positions before they are cached or shared, so that they are
         # never rotated again.
         q, k = rotate(q, query_rotary), rotate(k, rotary)
@@ -261,27 +263,37 @@ class Attention(nnx.Module):
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
     def _project(
-        self, x: Float[Array, "B S D"], lora: BlockAdapter, query_columns: Int[Array, "B P"] | None
+        self, queries: Float[Array, "B P D"], x: Float[Array, "B S D"], lora: BlockAdapter
     ) -> tuple[Float[Array, "B P H d"], Float[Array, "B S K d"], Float[Array, "B S K d"]]:
-        """Returns queries, keys and values, normed where this family norms them, and not yet rotated."""
-        arch = self.arch
-        if arch.fused:
-            ends = np.cumsum([arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim])
-            q, k, v = jnp.split(self.qkv_proj(x, lora), ends, axis=-1)
-            q = q if query_columns is None else take_columns(q, query_columns)
-            return self._split_heads(q), self._split_heads(k), self._split_heads(v)
-        if query_columns is None:
-            queries = x
+        """Returns queries, keys and values, normed where this family norms them, and not yet rotated.
+
+        Args:
+          queries: [B, P, D], the columns that ask; `x` itself where all do.
+          x: [B, S, D], the columns that are attended to.
+          lora: one model's adapter for this block.
+        """
+        if self.arch.fused:
+            return self._project_at_once(queries, x, lora)
+        if queries is x:
             q_low_rank = kv_low_rank = low_rank_inputs(x, lora, "q_proj", "k_proj", "v_proj")
         else:
-            # Fewer queries, but the keys and values of every column.
-            queries = take_columns(x, query_columns)  # [B, P, D]
             q_low_rank = low_rank_inputs(queries, lora, "q_proj")
             kv_low_rank = low_rank_inputs(x, lora, "k_proj", "v_proj")
         q = self._split_heads(self._norm("q_norm", "projection", self.q_proj(queries, lora, q_low_rank)))
         k = self._split_heads(self._norm("k_norm", "projection", self.k_proj(x, lora, kv_low_rank)))
         v = self._split_heads(self.v_proj(x, lora, kv_low_rank))
         return self._norm("q_norm", "head", q), self._norm("k_norm", "head", k), v
+
+    def _project_at_once(
+        self, queries: Float[Array, "B P D"], x: Float[Array, "B S D"], lora: BlockAdapter
+    ) -> tuple[Float[Array, "B P H d"], Float[Array, "B S K d"], Float[Array, "B S K d"]]:
+        """Does the work of `_project` where queries, keys and values stand in one matrix."""
+        ends = np.cumsum([self.arch.heads * self.arch.head_dim, self.arch.kv_heads * self.arch.head_dim])
+        q, k, v = map(self._split_heads, jnp.split(self.qkv_proj(x, lora), ends, axis=-1))
+        if queries is not x:
+            # The keys and values of these few columns are computed once more, and dropped.
+            q = self._split_heads(self.qkv_proj(queries, lora)[..., : ends[0]])
+        return q, k, v
 
     def _norm(self, name: str, kind: str, x: jax.Array) -> jax.Array:
         """Norms queries or keys, where this family norms them in this way: all heads together, or each by itself."""

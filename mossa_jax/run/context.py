@@ -22,6 +22,7 @@ from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape,
 from mossa_jax.function.information import SWAPS, AnswerPairs, make_pairs
 from mossa_jax.function.likelihood import PackedSize, PairConfig, PairShape
 from mossa_jax.function.variants import VariantShape, variant_shape
+from mossa_jax.llama.adapters import check_targets
 from mossa_jax.llama.architecture import Architecture, read_architecture
 from mossa_jax.llama.files.base import base_tokenizer
 from mossa_jax.llama.files.load import Model, load_model
@@ -186,7 +187,9 @@ class Run(Parts):
         """The base model's architecture; that of the miniature model is known before it is pre-trained."""
         if self.config.base == MINIATURE:
             return miniature_architecture(self.config.pretraining)
-        return read_architecture(locate(self.base, self.config.revision, config_only=True))
+        architecture = read_architecture(locate(self.base, self.config.revision, config_only=True))
+        check_targets(architecture, self.config.tuning.targets)
+        return architecture
 
     @cached_property
     def _base_model(self) -> BaseModel:

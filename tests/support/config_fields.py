@@ -83,11 +83,11 @@ def changes(model_type: str) -> dict[str, dict]:
     # What the new spelling says already is taken out, so that the old one is heard.
     for name in ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor"):
         changed[name].pop("rope_parameters", None)
-    changed["original_max_position_embeddings"]["rope_parameters"] = VALUES["rope_parameters"] | {
-        "original_max_position_embeddings": 32
-    }
-    if model_type == "phi3":
-        changed["original_max_position_embeddings"]["rope_parameters"] = _LONG
+    # It counts only where the rotation is scaled.
+    scaled = {"phi3": _LONG, "gemma3_text": config["rope_parameters"]}
+    changed["original_max_position_embeddings"]["rope_parameters"] = scaled.get(
+        model_type, _YARN | {"original_max_position_embeddings": 32}
+    )
     changed["sliding_window_pattern"].pop("layer_types", None)
     if "max_window_layers" in names:
         changed["max_window_layers"].pop("layer_types")

@@ -107,7 +107,7 @@ FAMILIES = {
         "Granite",
         {
             "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4,
-            "logits_scaling": 5.0, "attention_bias": True, "mlp_bias": True,
+            "logits_scaling": 0.5, "attention_bias": True, "mlp_bias": True,
         },
     ),
     "olmo2": ("Olmo2", {}),

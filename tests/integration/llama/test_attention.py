@@ -28,7 +28,7 @@ def inputs(length, heads=4, kv_heads=2, width=16, rows=2, seed=0):
     return q, k, v, segments
 
 
-def plain(q, k, v, segments, window):
+def plain(q, k, v, segments, window, cap=0):
     """Computes attention query by query and key by key."""
     out = np.zeros_like(q)
     for row, at, head in np.ndindex(q.shape[:3]):
@@ -38,6 +38,7 @@ def plain(q, k, v, segments, window):
             if segments[row, key] == segments[row, at] and (not window or at - key < window)
         ]  # fmt: skip
         scores = k[row, seen, group] @ q[row, at, head] / np.sqrt(q.shape[-1])
+        scores = cap * np.tanh(scores / cap) if cap else scores
         weights = np.exp(scores - scores.max())
         out[row, at, head] = weights @ v[row, seen, group] / weights.sum()
     return out
@@ -79,6 +80,18 @@ def test_decoding_sees_what_a_whole_row_sees(window):
     assert distance(actual, expected) < 1e-6
 
 
+@pytest.mark.parametrize("window", [0, 9])
+def test_capped_scores_equal_numpy_in_rows_and_in_decoding(window):
+    q, k, v, segments = inputs(40)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    expected = plain(q, k, v, segments, window, cap=0.7)
+    actual = attention(*arrays, Segments(jnp.asarray(segments)), window, cap=0.7)
+    assert distance(actual, expected) < 1e-6 < 0.01 < distance(plain(q, k, v, segments, window), expected)
+    query = DecodingQuery(jnp.asarray([[*range(40)]]), jnp.asarray([[39]]))
+    last = attention(arrays[0][:1, -1:], arrays[1][:1], arrays[2][:1], query, window, 0.7)
+    assert distance(last, plain(q[:1], k[:1], v[:1], np.ones((1, 40)), window, cap=0.7)[:, -1:]) < 1e-6
+
+
 def with_prefix(length, prefix, heads, own_queries, seed=0):
     """Rows whose first columns are shared keys; with `own_queries` these columns have no queries."""
     q, k, v, segments = inputs(length, *heads, seed=seed)
@@ -104,8 +117,8 @@ def agree(body, expected_body, arrays, segments, bound=(1e-6, 1e-5)):
         assert distance(one, other) < bound[1]
 
 
-def xla(prefix, window):
-    return lambda q, k, v, segments: attention(q, k, v, Segments(segments, prefix_columns=prefix), window)
+def xla(prefix, window, cap=0.0):
+    return lambda q, k, v, segments: attention(q, k, v, Segments(segments, prefix_columns=prefix), window, cap)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +135,12 @@ def test_the_loop_over_blocks_and_its_gradients_equal_the_rows_written_out(lengt
     *arrays, segments = with_prefix(length, prefix, (4, 2), own_queries)
     spans = Spans(32, window or length, prefix)
     agree(lambda q, k, v, ids: blockwise(q, k, v, ids, spans), xla(prefix, window), arrays, segments)
+
+
+def test_gradients_of_capped_scores_are_those_of_plain_differentiation():
+    """The rows written out are differentiated by JAX, the loop over blocks by its own rule."""
+    *arrays, segments = with_prefix(100, 0, (4, 2), False)
+    agree(lambda q, k, v, ids: blockwise(q, k, v, ids, Spans(32, 100, 0, 0.7)), xla(0, 0, 0.7), arrays, segments)
 
 
 def test_on_an_accelerator_the_xla_body_is_one_loop_whatever_the_length(monkeypatch):
@@ -199,17 +218,18 @@ def test_cudnns_door_takes_arrays_that_all_models_share(common):
         pytest.param(150, 64, True, 0, (4, 1), marks=pytest.mark.slow),
     ],
 )
-def test_splash_and_its_gradients_equal_the_xla_body(length, prefix, own_queries, window, heads):
+@pytest.mark.parametrize("cap", [0.0, 0.7])
+def test_splash_and_its_gradients_equal_the_xla_body(length, prefix, own_queries, window, heads, cap):
     """Interprets the kernel's body on this machine, under the `vmap` over models in which it always runs."""
     *arrays, ids = with_prefix(length, prefix, heads, own_queries)
     stacked = [jnp.stack([x, -x[::-1]]) for x in arrays]
-    mesh, spans = single_device(), Spans(128, window or length, prefix)
+    mesh, spans = single_device(), Spans(128, window or length, prefix, cap)
 
     def ours(q, k, v, ids):
         kernel = lambda q, k, v: splash(q, k, v, ids, mesh, spans, interpret=True)  # noqa: E731
         return jax.vmap(kernel, spmd_axis_name="adapter")(q, k, v)
 
-    agree(ours, jax.vmap(xla(prefix, window), in_axes=(0, 0, 0, None)), stacked, ids)
+    agree(ours, jax.vmap(xla(prefix, window, cap), in_axes=(0, 0, 0, None)), stacked, ids)
 
 
 def test_cudnn_is_given_the_mask_of_the_packed_row(monkeypatch):
@@ -241,9 +261,14 @@ def test_bodies_are_chosen_by_platform_and_precision(monkeypatch):
     assert [choose_body(mesh(p), narrow, 128) for p in ("tpu", "gpu", "cpu")] == ["splash", "cudnn", "xla"]
     assert [choose_body(mesh(p), wide, 128) for p in ("tpu", "gpu", "cpu")] == ["xla"] * 3
     assert [choose_body(mesh("gpu"), narrow, width) for width in (8, 12, 256)] == ["cudnn", "xla", "xla"]
+    # cuDNN cannot cap scores, splash can.
+    assert [choose_body(mesh(p), narrow, 128, 50.0) for p in ("tpu", "gpu", "cpu")] == ["splash", "xla", "xla"]
     assert choose_body(None, narrow, 128) == "xla"
     monkeypatch.setenv("MOSSA_ATTENTION", "xla")
     assert choose_body(mesh("tpu"), narrow, 128) == "xla"
+    monkeypatch.setenv("MOSSA_ATTENTION", "cudnn")
+    with pytest.raises(Refusal, match="cudnn cannot cap"):
+        choose_body(mesh("gpu"), narrow, 128, 50.0)
     monkeypatch.setenv("MOSSA_ATTENTION", "flash")
     with pytest.raises(Refusal, match="flash"):
         choose_body(mesh("tpu"), narrow, 128)

@@ -1,4 +1,4 @@
-"""No field of a config.json is passed over in silence: states follow it as in transformers, or it is refused by name."""
+"""No field of a config.json is passed over in silence: states follow it as in transformers, or it is refused."""
 
 import json
 
