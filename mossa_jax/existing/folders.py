@@ -133,7 +133,7 @@ class _NotFinite:
 
     def labels(self) -> list[str]:
         """Returns the rows that are not finite in some layer, by id or number."""
-        return self._labels(self._rows.any(0))
+        return self._labels(np.asarray(self._rows.any(0)))
 
     def warn_or_refuse(self) -> None:
         """Names what was left out; refuses, with code 5, where no layer is left."""

@@ -41,6 +41,7 @@ class NotFinite(NamedTuple):
 
 def find_not_finite(kept: KeptStates) -> NotFinite | None:
     """Returns the first layer of the first model whose states are not finite in some row, or None."""
+    assert isinstance(kept.states.sharding, jax.sharding.NamedSharding), "states are placed by name"
     counts = np.asarray(_counts(kept.states, kept.valid, kept.states.sharding.mesh))  # [M, L + 2]
     return _first(counts, kept.names, int(kept.valid.sum()))
 

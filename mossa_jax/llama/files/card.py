@@ -251,10 +251,10 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     for row in scores:
         firsts.setdefault(row["task"], row)
     for task, first in firsts.items():
-        row = [code(task, True) + (" (held out)" if first["held_out"] else ""), f"{first['n']:,}"]
+        cells_of = [code(task, True) + (" (held out)" if first["held_out"] else ""), f"{first['n']:,}"]
         for metric in metrics:
-            row += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]
-        rows.append(row)
+            cells_of += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]
+        rows.append(cells_of)
     text = (
         "On the first test prompts of each task, with 95 % intervals. Information: nats per prompt that the model "
         "takes from its prompt; 0 for a model that does not use it."
