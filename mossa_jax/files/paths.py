@@ -37,14 +37,16 @@ def cache_root() -> Path:
     return Path(user_path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax", "MOSSA_CACHE"))
 
 
-def keep_home_clean() -> None:
-    """Lets matplotlib keep its list of fonts in this package's cache, and not in the home folder.
+def keep_caches_together() -> None:
+    """Lets matplotlib keep its list of fonts, and torch its own files, in this package's cache.
 
-    For commands, before they draw; whoever has set MPLCONFIGDIR keeps that.
+    They would be in the home folder and in that for temporary files. For commands, before they draw or import torch;
+    whoever has set these variables keeps that.
     """
     # Where no home is known, a command that needs no cache works, too.
     with contextlib.suppress(RuntimeError, Refusal):
         os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "torch"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
