@@ -243,7 +243,7 @@ def test_vocabularies_need_to_agree_on_the_prompts_alone(model, tiny, tmp_path):
     other = pathlib.Path(shutil.copytree(tiny.folder, tmp_path / "other"))
     vocabulary = json.loads((other / "tokenizer.json").read_text())
     pieces = vocabulary["model"]["vocab"]
-    pieces[-1], pieces[-40:-1] = pieces[-40], pieces[-39:]
+    pieces[3:] = pieces[:2:-1]
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
     narrower = pathlib.Path(shutil.copytree(tiny.folder, tmp_path / "narrower"))
     stored = load_file(narrower / "model.safetensors")
