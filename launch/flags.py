@@ -238,12 +238,14 @@ def require_choice(flag: flags.FlagHolder, choices: Sequence[str]) -> None:
 def _live(main: Callable[[Process], object]) -> int:
     """Runs `main` in a process with the settings of the shared flags."""
     try:
+        from mossa_jax.files.paths import keep_caches_together
         from mossa_jax.processes.life import Process, Settings
     except ImportError as error:
         if (refusal := explain(error)) is None:
             raise
         _refuse(str(refusal), refusal.code)
 
+    keep_caches_together()
     values = flags.FLAGS
     settings = Settings(
         platform=values.platform,

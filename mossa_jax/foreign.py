@@ -24,6 +24,8 @@ DEEPEST = 100
 _LFS = b"version https://git-lfs.github.com/spec/"
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+# A digest, a space, a space or (for `--binary`) a star, and the name.
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -185,6 +187,16 @@ def parse_json(data: bytes | str, where: object, way_out: str = "copy it again")
     except RecursionError:
         raise Refusal(BAD_INPUT, f"{where} is nested deeper than {DEEPEST} levels; {way_out}") from None
     return value
+
+
+def parse_sums(data: bytes) -> dict[str, list[str]]:
+    """Parses a file of `sha256sum`: name -> its digests, as 64 hex digits. Lines that make no sense are passed over."""
+    digests: dict[str, list[str]] = {}
+    for line in data.decode(errors="replace").splitlines():
+        if match := _SUM.fullmatch(line):
+            own = digests.setdefault(match[2], [])
+            own += [match[1]] * (match[1] not in own)
+    return digests
 
 
 def whole_number(value: Any, field: str, least: int, most: int) -> int:

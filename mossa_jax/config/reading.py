@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import runpy
 import traceback
@@ -17,7 +18,7 @@ from mossa_jax.config.published import published_configs
 from mossa_jax.config.sweeps import check_sweep
 from mossa_jax.config.values import did_you_mean
 from mossa_jax.errors import BAD_CONFIG, NO_ACCESS, Refusal
-from mossa_jax.foreign import read_bytes, user_path
+from mossa_jax.foreign import parse_sums, read_bytes, user_path
 
 RECORD = "config.json"
 """The file of a run folder that holds its configuration."""
@@ -163,6 +164,7 @@ def _from_data(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str
     text = read_file(path, where)
     if text is None:
         raise Refusal(BAD_CONFIG, f"{where}: no such file; a run folder has a {RECORD}")
+    _check_digest(path, text, where)
     data = parse_data(text, path, where)
     if isinstance(data, dict) and data.keys() == {_SWEEP}:
         entries = data[_SWEEP] if isinstance(data[_SWEEP], dict) else {}
@@ -171,6 +173,18 @@ def _from_data(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str
     if word:
         raise Refusal(BAD_CONFIG, f"{where}: is no sweep, so it has no run {word!r}; leave out :{word}")
     return {"": config_from_data(data, where)}
+
+
+def _check_digest(path: str, text: bytes, where: str) -> None:
+    """Refuses the record of a run folder that is not as the run wrote it."""
+    folder, _, name = path.rpartition("/")
+    if name != RECORD:
+        return
+    digests = parse_sums(read_file(f"{folder or '.'}/SHA256SUMS", where) or b"").get(name)
+    if digests and hashlib.sha256(text).hexdigest() not in digests:
+        raise Refusal(
+            BAD_CONFIG, f"{where}: is not as its run wrote it, by SHA256SUMS beside it; restore it from a copy"
+        )
 
 
 def _from_python(path: str, word: str, where: str, takes_sweeps: bool) -> dict[str, Config]:

@@ -73,5 +73,6 @@ def _is_choice(choice: Any, value: Any) -> bool:
 
 def did_you_mean(word: Any, words: Any) -> str:
     """Returns "; did you mean ...?" with the word that is nearest to a wrong one; empty where none is near."""
-    close = difflib.get_close_matches(str(word)[:100], list(words), 1)
+    word, known = str(word)[:100], list(words)
+    close = [one for one in known if one.lower() == word.lower()] or difflib.get_close_matches(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +32,18 @@ from mossa_jax.existing.prompts import (
 )
 from mossa_jax.foreign import user_path
 from mossa_jax.llama.adapters import Adapter
+from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import is_adapter, load_adapter
+from mossa_jax.llama.files.peft import check_holds_none, is_adapter
 from mossa_jax.log import log
 from mossa_jax.similarity import Similarities, compare_states, engine
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
 from mossa_jax.similarity.checks import check_labels
+from mossa_jax.similarity.estimators import MIN_ROWS
 from mossa_jax.similarity.streamed.forward import stream_similarities
 from mossa_jax.states import POOLS, KeptStates, PassShape, keep_states
+from mossa_jax.states.finite import find_not_finite, refuse_not_finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +58,8 @@ PROMPTS = "prompts"
 """First column of a table over several lists of prompts: the name of the list."""
 
 _PAIRS = [(0, 1)]
+# Prompts that are looked at for the layer where states stop being finite.
+_LOOKED_AT = 64
 
 
 def compare(
@@ -109,7 +114,8 @@ def compare(
     Raises:
       Refusal: 2 for an option that does not exist, or options that exclude each other; 3 for a model, adapter or prompt
         that cannot be read, and for sides with different numbers of layers or templates, or that read a prompt as
-        different ids; 4 if access to a model is denied.
+        different ids; 4 if access to a model is denied; 5 for an adapter that is not finite, and where so many states
+        are not that cells would be undefined, naming the side and its first such layer.
 
     Example:
       >>> import mossa_jax as mossa
@@ -127,22 +133,27 @@ def compare(
     control = user_path(control, "control")
     for name in (base, experimental, control):
         if isinstance(name, str) and name != PRETRAINED and not is_adapter(name):
+            check_holds_none(name)
             locate(name, revision if name == base else "", config_only=True)
     model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
     sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]
     for name in (experimental, control):
         if name != PRETRAINED:
             check_template(model, name, template)
-    depths = [side.model.architecture.layers for side in sides]
-    if depths[0] != depths[1]:
-        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
-    if pool == ALL and sides[0].model is not sides[1].model:
-        raise Refusal(BAD_CONFIG, "pool 'all' compares adapters over one base, not whole models; give last or mean")
     texts = {one.name: one.texts for one in lists}
     ids = reading.encode(model, texts)
     for side in sides:
         if side.model is not model:
             reading.check_other(model, side.model, texts, ids)
+    depths = [side.model.architecture.layers for side in sides]
+    if depths[0] != depths[1]:
+        raise Refusal(BAD_INPUT, f"{experimental} has {depths[0]} layers and {control} {depths[1]}; they must agree")
+    if pool == ALL and sides[0].model is not sides[1].model:
+        raise Refusal(
+            BAD_CONFIG,
+            "pool 'all' compares adapters over one base, not whole models, nor adapters that bring weights of it; "
+            "give last or mean",
+        )
     warn_of_repeats(ids)
     comparison = _Comparison(sides, pool, ids, permutations, seed)
     tables = [comparison.table(one) for one in lists]
@@ -163,6 +174,7 @@ class _PromptList:
 class _Side:
     """One side of a comparison: a model with an adapter; the empty adapter is the model itself."""
 
+    name: str
     model: Model
     adapter: Adapter
 
@@ -228,18 +240,39 @@ class _Comparison:
 
     def _streamed(self, prompts: _PromptList) -> Similarities:
         adapters = stack_adapters(self._model, [side.adapter for side in self._sides])
-        return stream_similarities(
+        ids = self._ids[prompts.name]
+        similarities = stream_similarities(
             self._model,
             adapters,
-            self._ids[prompts.name],
+            ids,
             self._config,
             _PAIRS,
             shapes=self._shapes(self._model),
             after_batch=self._progress.after_batch(prompts.name),
         )
+        if similarities.dropped:
+            # Sums keep no states, so some of them are computed again for the message.
+            config = replace(self._config, pool="mean")
+            self._look_at_dropped(keep_states(self._model, adapters, ids[:_LOOKED_AT], config), similarities)
+        return similarities
+
+    def _look_at_dropped(self, kept: KeptStates, similarities: Similarities) -> None:
+        """Names side and layer of states that are not finite; refuses, with code 5, where they leave too few rows."""
+        where = find_not_finite(kept)
+        if where is None:
+            log.warning("compare: %s rows are not finite and left out", f"{similarities.dropped:,}")
+            return
+        side = self._sides[where.model]
+        if similarities.units < MIN_ROWS:
+            refuse_not_finite(side.name, where, side.model)
+        log.warning(
+            "compare: %s rows are left out on both sides: states of %s are not finite from layer %s on",
+            *(f"{similarities.dropped:,}", side.name, where.layer),
+        )
 
     def _kept(self, prompts: _PromptList) -> Similarities:
-        states, kept = self._states(prompts.name)
+        kept = self._states(prompts.name)
+        states = kept.states
         names = {name for name, same in zip(kept.names, np.asarray(_same_states(states)), strict=True) if same}
         self.untouched = names if self.untouched is None else self.untouched & names
         # States have slots behind the prompts, which belong to no item and no template.
@@ -251,7 +284,7 @@ class _Comparison:
         permutations, seed = self._draws
         note = f", {permutations} permutations" if permutations else ""
         log.info("compare%s: similarities at %d layers%s", prompts.name and f" {prompts.name}", len(kept.names), note)
-        return compare_states(
+        similarities = compare_states(
             states,
             kept.valid,
             _PAIRS,
@@ -261,9 +294,12 @@ class _Comparison:
             items=labels[0],
             templates=labels[1],
         )
+        if similarities.dropped:
+            self._look_at_dropped(kept, similarities)
+        return similarities
 
-    def _states(self, name: str) -> tuple[Float[Array, "2 L+2 n D"], KeptStates]:
-        """Returns the states of both sides, and those of the first with their names and slots."""
+    def _states(self, name: str) -> KeptStates:
+        """Returns the states of both sides, [2, L + 2, n, D]."""
         after_batch = self._progress.after_batch(name)
 
         def keep(model: Model, adapters: Sequence[Adapter]) -> KeptStates:
@@ -271,13 +307,12 @@ class _Comparison:
             return keep_states(model, stacked, self._ids[name], self._config, shapes, after_batch)
 
         if self._is_shared:
-            kept = keep(self._model, [side.adapter for side in self._sides])
-            return kept.states, kept
+            return keep(self._model, [side.adapter for side in self._sides])
         both = [keep(side.model, [side.adapter]) for side in self._sides]
         # The narrower side gets zero columns, which change no inner product.
         width = max(side.states.shape[-1] for side in both)
         padded = [jnp.pad(s.states, ((0, 0), (0, 0), (0, 0), (0, width - s.states.shape[-1]))) for s in both]
-        return jnp.concatenate(padded), both[0]
+        return replace(both[0], states=jnp.concatenate(padded))
 
 
 @jax.jit
@@ -344,7 +379,8 @@ def _check_options(pool: str, permutations: int, with_items: Sequence[_PromptLis
 
 def _load_side(model: Model, name: str, dtype: str) -> _Side:
     if name == PRETRAINED:
-        return _Side(model, {})
+        return _Side(name, model, {})
     if is_adapter(name):
-        return _Side(model, load_adapter(name, model.architecture))
-    return _Side(load_model(name, dtype, model.mesh), {})
+        own, update, _ = load_adapted(model, name)
+        return _Side(name, own, update)
+    return _Side(name, load_model(name, dtype, model.mesh), {})

@@ -86,7 +86,7 @@ class Reading:
             raise Refusal(
                 BAD_INPUT,
                 f"the prompts have id {largest:,} in the tokenizer of {model.name}, and {other.name} has {rows:,} rows "
-                "in its embedding; both sides must read the same ids",
+                "in its embedding (its vocabulary); both sides must read the same ids",
             )
         if not has_tokenizer(other.folder):
             return
@@ -96,7 +96,7 @@ class Reading:
             if number is not None:
                 raise Refusal(
                     BAD_INPUT,
-                    f"prompt {number}{name and f' of {name}'} has other ids in the tokenizer of {other.name} than in "
+                    f"prompt {number}{name and f' of {name}'} has other ids in the vocabulary of {other.name} than in "
                     f"that of {model.name}; both sides must read the same ids",
                 )
 

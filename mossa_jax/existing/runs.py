@@ -15,6 +15,7 @@ from mossa_jax.config.data import config_from_data
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.files.checked import RUN_AGAIN, read_json, read_table
 from mossa_jax.files.paths import as_path
+from mossa_jax.files.sums import recorded
 from mossa_jax.foreign import user_path
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Run:
             path, variant = path.parent.parent, path.name
         if not (path / "config.json").exists():
             reason = "it has no config.json" if path.exists() else "it does not exist"
-            raise Refusal(BAD_INPUT, f"{folder} is no run folder: {reason}; give the --workdir of a run")
+            raise Refusal(BAD_INPUT, f"{path} is no run folder: {reason}; give the --workdir of a run")
         self.folder, self.variant_name = path, variant
         if variant and not (self._place / "config.json").exists():
             there = ", ".join(self.variants) or "none"
@@ -121,7 +122,8 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """The file environment.json: versions, devices and the command of the last start; empty without it."""
         path = self.folder / "environment.json"
-        return read_json(path, "launch.report writes it again") if path.exists() else {}
+        is_there = path.exists() or recorded(path)
+        return read_json(path, "launch.report writes it again") if is_there else {}
 
     @property
     def variants(self) -> list[str]:

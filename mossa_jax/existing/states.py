@@ -21,9 +21,10 @@ from mossa_jax.existing.passes import (
 )
 from mossa_jax.existing.prompts import Reading, check_choice, check_texts
 from mossa_jax.foreign import user_path
+from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model
-from mossa_jax.llama.files.peft import load_adapter
 from mossa_jax.states import POOLS, TokenStates, keep_states, token_states
+from mossa_jax.states.finite import find_not_finite_on_host, refuse_not_finite
 
 TOKENS = "tokens"
 """The pooling of `layer_states` that pools nothing."""
@@ -69,7 +70,7 @@ def layer_states(
 
     Args:
       model: from `load_model`.
-      prompts: n texts. BOS is put in front of each exactly once.
+      prompts: n texts. BOS is put in front of each exactly once, if the model has one.
       pool: "last" takes the state of a prompt's last token, "mean" the mean over its tokens, "tokens" the states of
         all its tokens: 4 (L + 2) D bytes per token on the host, half a megabyte for a model of 7B.
       adapter: a PEFT adapter folder to run the model with; by default the model runs alone.
@@ -86,7 +87,8 @@ def layer_states(
 
     Raises:
       Refusal: 2 for an option that does not exist; 3 for no prompts, for an adapter that does not fit the model, and
-        for an adapter that was tuned with another template.
+        for an adapter that was tuned with another template; 5 for states that are not finite, and for an adapter or a
+        base that is not, naming layer or tensor.
 
     Example:
       >>> import mossa_jax as mossa
@@ -104,16 +106,29 @@ def layer_states(
         adapter = user_path(adapter, "adapter")
         check_template(model, adapter, template)
     ids = reading.encode(model, {"": prompts})[""]
-    adapters = stack_adapters(model, [{} if adapter is None else load_adapter(adapter, model.architecture)])
+    model, update, _ = (model, {}, True) if adapter is None else load_adapted(model, adapter)
+    adapters = stack_adapters(model, [update])
     is_pooled = pool != TOKENS
     config = pass_config(model, pool if is_pooled else ALL, [ids], 0 if is_pooled else TOKEN_POSITIONS)
     sizes = config.pack(model.architecture, ids).sizes
     shapes = config.shapes([sizes], model.mesh)
     after_batch = BatchProgress("states", batch_count(shapes, sizes)).after_batch()
+    # What messages call the model that runs.
+    name = model.name if adapter is None else f"{model.name} with {adapter}"
     if not is_pooled:
-        return token_states(model, adapters, ids, config, after_batch)
+        tokens = token_states(model, adapters, ids, config, after_batch)
+        _check_finite(name, model, tokens, "tokens")
+        return tokens
     kept = keep_states(model, adapters, ids, config, shapes, after_batch)
     # [1, L + 2, slots, D] on the mesh -> [L + 2, n, D] on this host.
     whole = jax.device_put(kept.states, replicated(model.mesh)).addressable_data(0)
-    states = np.asarray(whole)[0, :, : len(prompts)]
-    return dict(zip(kept.names, states, strict=True))
+    states = dict(zip(kept.names, np.asarray(whole)[0, :, : len(prompts)], strict=True))
+    _check_finite(name, model, states, "prompts")
+    return states
+
+
+def _check_finite(name: str, model: Model, states: dict[str, Float[np.ndarray, "n D"]], what: str) -> None:
+    """Refuses, with code 5, states that are not finite."""
+    where = find_not_finite_on_host(states)
+    if where is not None:
+        refuse_not_finite(name, where, model, what)

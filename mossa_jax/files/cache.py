@@ -82,8 +82,10 @@ def damage(folder: Path) -> str:
 
 def _sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's content, in hex digits."""
-    sha256, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    sha256 = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
+        # Most files are small, and a large buffer would cost more than they do.
+        buffer = memoryview(bytearray(min(_CHUNK, os.fstat(file.fileno()).st_size + 1)))
         while size := file.readinto(buffer):
             sha256.update(buffer[:size])
             sign()

@@ -44,7 +44,7 @@ def write_table(path: epath.PathLike, table: pd.DataFrame) -> None:
     path = epath.Path(path)
     for place, data in ((path, parquet_bytes(table)), (path.with_suffix(".csv"), csv_bytes(table))):
         if (what := damage(place)) is not None:
-            log.warning("%s: made anew from its parts", what)
+            log.warning("%s: made anew", what)
         sums.write_summed(place, data)
 
 

@@ -20,6 +20,7 @@ import fsspec
 from etils import epath
 from etils.epath import stat_utils
 
+from mossa_jax.errors import Refusal
 from mossa_jax.files.leftovers import locked
 from mossa_jax.foreign import user_path
 
@@ -34,6 +35,18 @@ def cache_root() -> Path:
       Refusal: 2 when neither is known, as for a user without a home.
     """
     return Path(user_path(os.environ.get("MOSSA_CACHE") or "~/.cache/mossa_jax", "MOSSA_CACHE"))
+
+
+def keep_caches_together() -> None:
+    """Lets matplotlib keep its list of fonts, and torch its own files, in this package's cache.
+
+    They would be in the home folder and in that for temporary files. For commands, before they draw or import torch;
+    whoever has set these variables keeps that.
+    """
+    # Where no home is known, a command that needs no cache works, too.
+    with contextlib.suppress(RuntimeError, Refusal):
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "torch"))
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -173,7 +186,7 @@ def copy_folder(source: epath.PathLike, target: epath.PathLike, last: str = "") 
 
 @contextlib.contextmanager
 def scratch() -> Iterator[epath.Path]:
-    """Yields an empty folder in the cache, which is deleted when the block ends; of a killed process, by a later one."""
+    """Yields an empty folder in the cache, deleted when the block ends; that of a killed process by another one."""
     root, name = cache_root() / "scratch", secrets.token_hex(8)
     with locked(root, name):
         folder = root / f".{name}.{os.getpid()}.tmp"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import threading
 from collections.abc import Iterable
 
@@ -21,12 +20,10 @@ from etils import epath
 
 from mossa_jax.files.paths import is_remote
 from mossa_jax.files.write import append_bytes, write_bytes
+from mossa_jax.foreign import parse_sums
 
 SUMS = "SHA256SUMS"
 """The file of a folder that holds the digests of the others."""
-
-# A digest, a space, a space or (for `--binary`) a star, and the name.
-_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 Lines = dict[str, list[str]]
 """Name of a file -> its digests; more than one only while it is being replaced."""
@@ -119,10 +116,7 @@ def _lines(folder: epath.Path) -> Lines:
     lines: Lines = {}
     # A store that cannot be reached says nothing about the folder.
     with contextlib.suppress(FileNotFoundError if is_remote(path) else OSError):
-        for line in path.read_bytes().decode(errors="replace").splitlines():
-            if match := _LINE.fullmatch(line):
-                digests = lines.setdefault(match[2], [])
-                digests += [match[1]] * (match[1] not in digests)
+        lines = parse_sums(path.read_bytes())
     if sign is not None:
         _kept[name] = sign, lines
     return lines

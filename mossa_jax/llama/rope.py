@@ -296,9 +296,8 @@ def rotary_table(
       Two arrays [B, S, R/2] of `dtype`.
     """
     width = rope.width(head_dim)
-    if rope.depends_on_length:
-        assert lengths is not None, "this scaling needs the lengths of sequences"
     if rope.rope_type == "dynamic":
+        assert lengths is not None, "dynamic scaling needs the lengths of sequences"
         # NTK-aware scaling: theta grows so that the slowest pair is stretched by `stretch`, the fastest not at all.
         # Within the context `stretch` is 1.
         longest = jnp.maximum(lengths, rope.context).astype(dtype)  # [B, S]
@@ -309,6 +308,7 @@ def rotary_table(
     else:
         frequency = jnp.asarray(rope.frequencies(head_dim), dtype)  # [R/2]
         if rope.rope_type == "longrope":
+            assert lengths is not None, "long rotary scaling needs the lengths of sequences"
             beyond = rope.frequencies(head_dim) * np.asarray(rope.short) / np.asarray(rope.long)  # [R/2]
             # [B, S, R/2]
             frequency = jnp.where((lengths > rope.context)[..., None], jnp.asarray(beyond, dtype), frequency)

@@ -116,7 +116,9 @@ def difference(who: str, own: Mapping[str, Mapping[str, Any]], other: Mapping[st
 
 def first_difference(who: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Says in what another process's facts differ from those of process 0; "" if they do not."""
-    names = [name for name in dict.fromkeys([*own, *other]) if _text(own, name) != _text(other, name)]
+    # As JSON has them: one process has a tuple where another one's list arrived. 2 and 2.0 are the same.
+    own, other = json.loads(json.dumps(dict(own))), json.loads(json.dumps(dict(other)))
+    names = [name for name in {**own, **other} if (name in own, own.get(name)) != (name in other, other.get(name))]
     if not names:
         return ""
     more = f" (and {len(names) - 1} more: {', '.join(names[1:4])}{', ...' if len(names) > 4 else ''})"

@@ -37,6 +37,7 @@ CEILING_LABEL = "ceiling: two seeds of one specialist"
 _MAX_TICKS = 35
 _LONGEST = (LONGEST, 60, 30, 10)  # characters of a line, the next number where the one before leaves no room
 _DPI = 110
+_TALLEST = 300.0  # inches
 
 # Without dates and versions, so that equal input gives equal files.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -53,10 +54,13 @@ def figure_style() -> AbstractContextManager[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Creates an empty figure of `width` x `height` inches, without the global state of pyplot."""
+    """Creates an empty figure of `width` x `height` inches, without the global state of pyplot.
+
+    Beyond 300 inches, 1,700 tasks, rows become narrower instead: no picture may have 2^16 pixels in a direction.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    return Figure(figsize=(width, min(height, _TALLEST)), dpi=_DPI, layout="constrained", facecolor="white")
 
 
 def layer_axis(axes: Axes, layers: list[str], label: bool = True, max_ticks: int = _MAX_TICKS) -> None:

@@ -83,14 +83,14 @@ def missing_sentence(missing: list[str]) -> str:
     )
 
 
-def _make_ticks_drawable(axis: Axis, longest: int) -> set[str]:
+def _make_ticks_drawable(axis: Axis, longest: int) -> frozenset[str]:
     """Does for labels at fixed places what `make_drawable` does for other texts: an axis writes them anew each time."""
     from matplotlib.ticker import FixedLocator
 
     locator = axis.get_major_locator()
     if not isinstance(locator, FixedLocator):
-        return set()
-    labels = axis.get_major_formatter().format_ticks([float(place) for place in locator.locs])
+        return frozenset()
+    labels = axis.get_major_formatter().format_ticks([float(place) for place in locator()])
     _, lacking = _fonts(_unusual(labels))
     drawable = [_drawable(label, lacking, longest) for label in labels]
     if drawable != labels:

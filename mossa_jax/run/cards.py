@@ -44,15 +44,16 @@ def add_scores(run: Run, table: pd.DataFrame) -> None:
       table: the scores of all tasks.
     """
     scores: dict[str, list[dict[str, Any]]] = {}
+    rows_of: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in table.to_dict("records"):
+        rows_of.setdefault((row["task"], row["model"]), []).append(row)
     for task in run.suite.tasks:
-        of_task = table[table.task == task.name]
         for label, name in run.scored_models(task).items():
             # The base has no card; `tuned` and `control` are listed with their names.
             if name is None:
                 continue
             for of, model in (("model", label), ("base", "base")):
-                rows = of_task[of_task.model == model].to_dict("records")
-                scores.setdefault(name, []).extend({**row, "of": of} for row in rows)
+                scores.setdefault(name, []).extend({**row, "of": of} for row in rows_of.get((task.name, model), []))
     for name, rows in scores.items():
         folder = run.tuned_folder(name)
         text = model_card(model_about(run, name), run.base, is_whole=run.is_whole(name), scores=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from mossa_jax.config import PRETRAINED
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.checked import write_table
+from mossa_jax.log import log
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
 from mossa_jax.processes import agreement
@@ -27,8 +29,13 @@ from mossa_jax.similarity import Similarities
 from mossa_jax.similarity.cells import add_q_values, similarity_cells
 from mossa_jax.similarity.changes import paired_changes
 from mossa_jax.similarity.engine import KEPT
+from mossa_jax.similarity.estimators import MIN_ROWS
 from mossa_jax.similarity.lineup import BASE, OWN, E
+from mossa_jax.states.finite import find_not_finite, refuse_not_finite
 from mossa_jax.tasks import Task
+
+# Prompts that are looked at for the layer where states stop being finite.
+_LOOKED_AT = 64
 
 SIMILARITIES = PartKind(
     "cka",
@@ -108,6 +115,8 @@ def _compare_task(run: Run, task: Task, compared: Compared, states: TaskStates |
         similarities = models.streamed_similarities(run, names, run.test_prompts(task), pairs)
     else:
         similarities = models.kept_similarities(run, states.kept, states.prompts, pairs)
+    if similarities.dropped:
+        _look_at_dropped(run, task, names, states, similarities)
     # [K, 2], of E against the own control less the base against it.
     (change_error,) = paired_changes(similarities, [pairs.index((E, OWN))], [pairs.index((BASE, OWN))]).error
     rows = []
@@ -118,18 +127,42 @@ def _compare_task(run: Run, task: Task, compared: Compared, states: TaskStates |
             # Cells go layer by layer and estimator by estimator.
             errors = change_error.ravel() if (a, b) == (E, OWN) else np.full(len(cells), np.nan)
             rows += [{**sides, **cell, CHANGE_ERROR: error} for cell, error in zip(cells, errors, strict=True)]
-    return rows, _summary(rows, task, str(run.architecture.layers // 2), similarities)
+    return rows, _summary(rows, task, str(run.architecture.layers // 2))
 
 
-def _summary(rows: list[dict], task: Task, layer: str, similarities: Similarities) -> str:
+def _look_at_dropped(
+    run: Run, task: Task, names: Sequence[str | None], states: TaskStates | None, similarities: Similarities
+) -> None:
+    """Names model and layer of states that are not finite; refuses, with code 5, where they leave too few rows."""
+    if states is None:
+        # Sums keep no states, so some of them are computed again for the message.
+        config = dataclasses.replace(run.pass_config, pool="mean")
+        ids: list = run.test_prompts(task).ids[:_LOOKED_AT]
+        kept = models.model_states(run, names, ids, config, ())
+    else:
+        kept = states.kept
+    where = find_not_finite(kept)
+    if where is None:
+        log.warning("%s: %d prompts have states that are not finite, left out of all models", task.name,
+                    similarities.dropped)  # fmt: skip
+        return
+    name = names[where.model] or PRETRAINED
+    if similarities.units < MIN_ROWS:
+        refuse_not_finite(f"task {task.name}: model {name}", where, None if run.is_whole(name) else run.model)
+    log.warning(
+        "%s: %d prompts are left out of all models, since states of %s are not finite from layer %s on",
+        *(task.name, similarities.dropped, name, where.layer),
+    )
+
+
+def _summary(rows: list[dict], task: Task, layer: str) -> str:
     """Says how similar E's models are to the task's own control at one layer."""
     values = [
         f"{row['experimental']} {row['cka']:.3f}"
         for row in rows
         if row["layer"] == layer and row["estimator"] == "debiased" and row["control"] == task.name
     ]
-    dropped = f", {similarities.dropped} rows not finite" if similarities.dropped else ""
-    return f"CKA with its specialist in layer {layer}: {', '.join(values)}{dropped}"
+    return f"CKA with its specialist in layer {layer}: {', '.join(values)}"
 
 
 def _untouched_layers(run: Run) -> Sequence[str]:

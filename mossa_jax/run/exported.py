@@ -10,7 +10,7 @@ from etils import epath
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.paths import on_disk
 from mossa_jax.llama.adapters import Adapter
-from mossa_jax.llama.files.about import is_checkable
+from mossa_jax.llama.files.about import damaged, is_checkable
 from mossa_jax.llama.files.exported import exported_about, load_exported, load_exported_model
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.fingerprint import check_weights
@@ -52,7 +52,10 @@ def tuned_adapter(run: Run, name: str) -> Adapter:
 
 def snapshot_adapter(run: Run, name: str, step: int) -> Adapter:
     """Reads the adapter of a model as it was after so many of its steps; refusals as in `tuned_adapter`."""
-    return _adapter(run, run.snapshot_folder(name, step), name)
+    folder = run.snapshot_folder(name, step)
+    if (taken := exported_about(folder, name).get("steps", step)) != step:
+        raise damaged(folder, f"holds the adapter after {taken} steps and not after {step}")
+    return _adapter(run, folder, name)
 
 
 def tuned_model(run: Run, name: str) -> Model:

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mossa_jax.config import TUNED
 from mossa_jax.run.context import Run
@@ -61,19 +62,25 @@ def draw_mismatched(run: Run, task: Task) -> list[str]:
 
     They come from tasks of the mixture if there are any, since E has not seen the others. Each task has its own draw,
     so that one odd specialist does not stand for "others" in a whole cluster.
-    """
-    suite = run.suite
-    others = [other.name for other in suite.tasks if other.cluster != task.cluster]
-    others = [name for name in others if name not in suite.held_out] or others
-    return heapq.nsmallest(run.config.compare.mismatched, others, key=lambda name: _rank(run, task, name))
-
-
-def _rank(run: Run, task: Task, other: str) -> bytes:
-    """Returns the place of another task in a task's draw, which does not depend on what further tasks there are.
-
-    So a task that is added or taken away changes few draws.
 
     References:
       Thaler and Ravishankar 1998, "Using name-based mappings to increase hit rates" (highest random weight).
     """
-    return hashlib.sha256(json.dumps([run.config.seed, task.name, other]).encode()).digest()
+    suite = run.suite
+    others = [other.name for other in suite.tasks if other.cluster != task.cluster]
+    others = [name for name in others if name not in suite.held_out] or others
+    # The rank of another task in a task's draw does not depend on what further tasks there are, so a task that is added
+    # or taken away changes few draws. What all ranks of a draw begin with is hashed once: there are N^2 of them.
+    start = hashlib.sha256(json.dumps([run.config.seed, task.name])[:-1].encode())
+
+    def rank(name: str) -> bytes:
+        own = start.copy()
+        own.update(_end(name))
+        return own.digest()
+
+    return heapq.nsmallest(run.config.compare.mismatched, others, key=rank)
+
+
+@lru_cache(maxsize=1 << 14)
+def _end(name: str) -> bytes:
+    return f", {json.dumps(name)}]".encode()

@@ -87,18 +87,15 @@ def early_warnings(run: Run) -> list[RunWarning]:
 
 def lost_records(run: Run) -> list[str]:
     """Says which lines of metrics.jsonl are damaged, and which points of the curves of tuned models it lacks."""
-    records, damaged = run.folder.recorded_metrics()
+    damaged, losses = run.folder.recorded_metrics()[1], recorded_losses(run.folder)
     lost = [f"{lines_in_words(damaged)} damaged in metrics.jsonl"] if damaged else []
-    steps: dict[str, set[int]] = {}
-    for record in filter(lambda record: "model" in record, records):
-        steps.setdefault(record["model"], set()).add(record["step"])
     gaps = {}
     for name in (*run.experimental_names, *run.controls):
         about = model_about(run, name)
         if about:
             total, length = about["steps"], about["tuning"]["log_every"]
             ends = [step for step in range(1, total + 1) if ends_window(step, length, total)]
-            gaps[name] = sum(step not in steps.get(name, ()) for step in ends)
+            gaps[name] = sum(step not in losses.get(name, ()) for step in ends)
     gaps = {name: count for name, count in gaps.items() if count}
     if gaps:
         models = f"{len(gaps)} models, first {next(iter(gaps))!r}" if len(gaps) > 1 else repr(next(iter(gaps)))

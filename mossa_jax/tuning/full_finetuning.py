@@ -172,7 +172,8 @@ def tune_full(
       label: in front of progress lines, and the name of the folder of checkpoints.
       member: its rows, number of steps and seed; one of those that `programs` are for.
       programs: of the group.
-      weights: returns the base's weights; called once, and only where there is no checkpoint to resume from.
+      weights: returns the base's weights; called where there is no checkpoint to resume from, and to find why a loss is
+        not finite.
       context: of the run; the fields of its `tuning` that describe adapters do not count.
 
     Raises:
@@ -250,7 +251,9 @@ class FullRun:
             spikes = int(metrics["spikes"])
             self._curves.append(self._member.name, done, window, skipped=self._skipped, spikes=spikes)
         if metrics["bad"] >= self._skips:
-            raise not_finite(self._label, self._member, self._batches.at(done - 1), done, self._skips)
+            # The base's weights are there no more, and may be the cause.
+            base = replace(self._programs.model, state=self._weights())
+            raise not_finite(self._label, self._member, self._batches.at(done - 1), done, self._skips, base)
 
     def describe(self) -> str:
         """Says what the loss was since the last line of progress, and how many updates were skipped in all."""

@@ -12,6 +12,8 @@ from jaxtyping import Int
 from mossa_jax.config import Schedule, Tuning
 from mossa_jax.errors import NOT_FINITE, Refusal
 from mossa_jax.files.run_folder import RunFolder
+from mossa_jax.llama.files.load import Model
+from mossa_jax.llama.files.weights import first_not_finite
 from mossa_jax.processes.stop import Stop
 from mossa_jax.tokens.batches import Batches
 from mossa_jax.tokens.rows import PackedExamples, TrainingRows
@@ -65,8 +67,12 @@ def batches_for(member: Member, batch_rows: int) -> Batches:
     return Batches.of(member.rows, batch_rows, seed=(*member.seed, 2))
 
 
-def not_finite(label: str, member: Member, batch: tuple[int, np.ndarray], step: int, skips: int) -> Refusal:
-    """Returns the refusal of a model that skipped too many updates in a row; it names the examples of the last batch.
+def not_finite(
+    label: str, member: Member, batch: tuple[int, np.ndarray], step: int, skips: int, base: Model
+) -> Refusal:
+    """Returns the refusal of a model that skipped too many updates in a row.
+
+    It names the examples of the last batch, or the weight of the base model that is not finite.
 
     Args:
       label: of the group.
@@ -74,7 +80,15 @@ def not_finite(label: str, member: Member, batch: tuple[int, np.ndarray], step: 
       batch: of its last step, as `Batches.at` returns it.
       step: the number of that step, from 1.
       skips: the number of updates skipped in a row.
+      base: the model that is tuned, as it was loaded.
     """
+    tensor = first_not_finite(base.state, base.architecture)
+    if tensor is not None:
+        return Refusal(
+            NOT_FINITE,
+            f"{label}: loss or gradient of {member.name!r} is not finite, since {tensor} of {base.name} holds NaN or "
+            "infinity; copy the model again",
+        )
     which, index = batch
     # Names examples rather than packed rows, which a user never sees.
     items = member.rows[which].plan.take(index).items.tolist()

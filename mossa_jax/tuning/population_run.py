@@ -341,7 +341,7 @@ class PopulationRun:
         if len(stuck):
             model = models[stuck[0]]
             batch, own_step = roster.batch(model, done - 1), roster.own_step(model, done - 1) + 1
-            raise not_finite(self._label, roster.members[model], batch, own_step, self._tuning.skips)
+            raise not_finite(self._label, roster.members[model], batch, own_step, self._tuning.skips, self._model)
 
     def describe(self) -> str:
         """Says how many models are done, and loss and speed since the last line of progress."""

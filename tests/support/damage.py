@@ -61,7 +61,7 @@ class Tally:
     def __init__(self):
         self.counts = collections.Counter()
         self.codes = collections.defaultdict(collections.Counter)
-        self.worst = []
+        self.worst, self.new = [], []
 
     def add(self, file: str, kind: str, outcome: str, note: str = "", code: int | None = None) -> None:
         self.counts[file, kind, outcome] += 1
@@ -69,6 +69,7 @@ class Tally:
             self.codes[file][code] += 1
         if outcome in (WRONG, TRACEBACK):
             self.worst.append(f"{file}, {kind}: {outcome} {note}")
+            self.new.append(self.worst[-1])
 
     def table(self) -> str:
         """Returns a row per kind of file."""

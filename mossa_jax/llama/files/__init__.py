@@ -6,6 +6,6 @@ Read in this order:
 2. `tensors`: parts of tensors out of safetensors files, and new files
 3. `weights`: weights between Hugging Face folders and the mesh
 4. `load`: a model, ready to run; `base`: what a run needs of its base model before the weights
-5. `peft_config`, `peft`: PEFT's adapter folders
-6. `merge`: an adapter merged into its base model
+5. `peft`: PEFT's adapter folders; `peft_config`, `peft_modules`, `peft_tensors`, `name_patterns`: what they may say
+6. `adapted`: a base model with an adapter that brings weights of its own; `merge`: an adapter merged into its base
 """

@@ -247,12 +247,14 @@ def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     for metric in metrics:
         head += [_METRICS[metric][0], "the base's"]
     rows = []
-    for task in dict.fromkeys(row["task"] for row in scores):
-        (first, *_) = [row for row in scores if row["task"] == task]
-        row = [code(task, True) + (" (held out)" if first["held_out"] else ""), f"{first['n']:,}"]
+    firsts: dict[str, Mapping[str, Any]] = {}
+    for row in scores:
+        firsts.setdefault(row["task"], row)
+    for task, first in firsts.items():
+        cells_of = [code(task, True) + (" (held out)" if first["held_out"] else ""), f"{first['n']:,}"]
         for metric in metrics:
-            row += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]
-        rows.append(row)
+            cells_of += [_value(cells.get((task, of, metric)), _METRICS[metric][1]) for of in ("model", "base")]
+        rows.append(cells_of)
     text = (
         "On the first test prompts of each task, with 95 % intervals. Information: nats per prompt that the model "
         "takes from its prompt; 0 for a model that does not use it."

@@ -120,7 +120,7 @@ class Checkpoint(TensorReader):
             parts = [np.empty((rows.stop - start, head.shape[1]), np.float64) for _ in range(2)]
             for part, name in zip(parts, (HEAD, EMBEDDING), strict=True):
                 self.read_into(part, name, (rows, slice(None)))
-            is_same = is_same and np.array_equal(*parts, equal_nan=True)
+            is_same = is_same and np.array_equal(parts[0], parts[1], equal_nan=True)
         if not is_same:
             raise Refusal(
                 BAD_INPUT,

@@ -7,13 +7,13 @@ import os
 import jax
 from etils import epath
 
-from mossa_jax.errors import BAD_CONFIG, NOT_FINITE, Refusal
+from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.foreign import user_path
-from mossa_jax.llama.adapters import is_finite
 from mossa_jax.llama.architecture import read_architecture, read_config
+from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
-from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.llama.files.peft import read_adapter
 from mossa_jax.llama.files.weights import save_weights
 from mossa_jax.outputs import check_output
 
@@ -47,13 +47,18 @@ def export_merged(
         architecture = base.architecture
     else:
         architecture = read_architecture(locate(base, revision, config_only=True))
-    update = None if adapter is None else load_adapter(adapter, architecture)
-    if update is not None and not is_finite(update):
-        raise Refusal(
-            NOT_FINITE, f"adapter {adapter} holds NaN or infinity; merge an adapter whose numbers are all finite"
-        )
-    model = base if isinstance(base, Model) else load_model(base, dtype, revision=revision)
+    if adapter is not None:
+        read_adapter(adapter, architecture)
+    model, update = base if isinstance(base, Model) else load_model(base, dtype, revision=revision), None
     model.check_head()
+    if adapter is not None:
+        model, update, keeps_tied = load_adapted(model, adapter)
+        if architecture.tied_head and not keeps_tied:
+            raise Refusal(
+                BAD_INPUT,
+                f"{adapter} changes the head or the embedding of {model.name} alone, which are one matrix there; untie "
+                "them in the base first (transformers: tie_word_embeddings=False)",
+            )
     # All processes gather the weights; one writes them.
     config, is_writer = read_config(model.folder), jax.process_index() == 0
     save_weights(path, architecture, model.state, config, model.folder, update, writer=is_writer)

@@ -1,127 +1,85 @@
-"""PEFT's `adapter_config.json`: which projections it adapts, with which rank and scale, by PEFT's own rules."""
+"""PEFT's `adapter_config.json`: the fields that say what an adapter computes, checked, and the shortest of our own."""
 
 from __future__ import annotations
 
 import collections
-import json
-import math
-import re
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.llama.adapters import target_sizes
-from mossa_jax.llama.architecture import Architecture
+from mossa_jax.foreign import number, read_object, short, whole_number
+from mossa_jax.llama.files.peft_modules import LayerTarget, LoraSize, module_name
 
 # Fields that decide what the adapter computes, and that are supported here.
 _READ = (
     "peft_type", "bias", "init_lora_weights", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+    "trainable_token_indices", "ensure_weight_tying",
 )  # fmt: skip
-# Fields about training, provenance, or an option that is itself refused when it is on.
+# Fields about training, provenance, or an option that is itself refused when it is on. PEFT ignores `fan_in_fan_out`
+# where the base model's projections are plain matrices, as they all are.
 _HARMLESS = (
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "lora_dropout", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "qalora_group_size", "ensure_weight_tying",
+    "qalora_group_size", "fan_in_fan_out",
 )  # fmt: skip
 # PEFT ignores it with a warning, so it is not written back.
 _IGNORED = ("runtime_config",)
+# Fields of PEFT's first versions and of a library that writes its folders; PEFT ignores them, too.
+_OF_OTHERS = ("merge_weights", "unsloth_fixed")
 # The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) also change the base model's weights.
 _INITS_THAT_KEEP_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-_OUTSIDE = ("model.embed_tokens", "lm_head")
-_PARENTS = {
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"), "self_attn"),
-    **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
-}
+# PEFT's own, for files that leave them out.
+_DEFAULTS = {"r": 8, "lora_alpha": 8, "bias": "none"}
+_BIASES = ("none", "all", "lora_only")
+"""PEFT stores the biases that it trains beside the adapter, where `base_weights` finds them."""
 
-
-class LayerTarget(NamedTuple):
-    """One projection of one layer, e.g. "q_proj" of layer 3."""
-
-    target: str
-    layer: int
-
-
-class LoraSize(NamedTuple):
-    """One projection's rank, and the factor of its update."""
-
-    rank: int
-    scale: float
-
-
-def module_name(projection: LayerTarget) -> str:
-    """Returns a projection's name inside the base model, which all patterns are matched against."""
-    target, layer = projection
-    return f"model.layers.{layer}.{_PARENTS[target]}.{target}"
+_MOST_BYTES = 8 * 2**20
+_HIGHEST_RANK = 2**20
+_MOST_ENTRIES = 20_000
+_HIGHEST_ID = 2**31 - 1
+_WAY_OUT = "copy the adapter again"
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
     """Reads the fields that this module knows; `rank_pattern` and `alpha_pattern` are always among them.
 
     Raises:
-      Refusal: 3 when the file is not a JSON object, the adapter is not LoRA, or any other field is set: it changes what
-        is computed (DoRA, biases, ...), or may do so (an unknown field).
+      Refusal: 3 when the file is no readable JSON object, the adapter is not LoRA, a field has the wrong type or is out
+        of range, or any other field is set: it changes what is computed (DoRA, ...), or may do so (an unknown field).
     """
-    try:
-        # Python's parser would take NaN and Infinity, which are not JSON.
-        config = json.loads(path.read_text(), parse_constant=_not_json)
-    except ValueError as error:
-        raise Refusal(BAD_INPUT, f"{path} is not valid JSON ({error}); copy the adapter again") from None
-    if not isinstance(config, dict):
-        raise Refusal(BAD_INPUT, f"{path} is not a JSON object; copy the adapter again")
+    config = read_object(path, _WAY_OUT, _MOST_BYTES)
     if config.get("peft_type") != "LORA":
-        raise Refusal(BAD_INPUT, f"{path}: peft_type {config.get('peft_type')!r} is not supported, only LORA is")
+        raise Refusal(BAD_INPUT, f"{path}: peft_type {short(config.get('peft_type'))} is not supported, only LORA is")
     for name, value in config.items():
         # An option that is off (false, null, empty) changes nothing, even one that is not known here.
-        if value and name not in (*_READ, *_HARMLESS, *_IGNORED):
-            raise Refusal(BAD_INPUT, f"{path}: {name}={_short(value)} is not supported; train LoRA without it")
-    if config.get("bias", "none") != "none":
-        raise Refusal(BAD_INPUT, f"{path}: bias={_short(config['bias'])} is not supported; train with bias='none'")
+        if value and name not in (*_READ, *_HARMLESS, *_IGNORED, *_OF_OTHERS):
+            shown = f"{short(name).strip(chr(39))}={short(value)}"
+            raise Refusal(BAD_INPUT, f"{path}: {shown} is not supported; train LoRA without it")
     init = config.get("init_lora_weights")
     if (init.lower() if isinstance(init, str) else init) not in _INITS_THAT_KEEP_THE_BASE:
         raise Refusal(
             BAD_INPUT,
-            f"{path}: init_lora_weights={_short(init)} also changes the base model, which is shared here; convert the "
+            f"{path}: init_lora_weights={short(init)} also changes the base model, which is shared here; convert the "
             "adapter with peft's save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
-    known = {name: value for name, value in config.items() if name in (*_READ, *_HARMLESS)}
-    return known | {name: known.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
-
-
-def adapted_projections(config: dict[str, Any], arch: Architecture, path: epath.Path) -> dict[LayerTarget, LoraSize]:
-    """Returns the projections that PEFT adapts under `config` in a model of `arch`, ordered by target and layer.
-
-    Raises:
-      Refusal: 3 when a field has the wrong type, no projection is adapted, or something other than a projection is.
-    """
-    _check_types(config, path)
-    projections = {}
-    try:
-        for name in _OUTSIDE:
-            if _is_adapted(config, name):
-                raise Refusal(BAD_INPUT, f"{path}: target_modules takes in {name}; only the seven projections are")
-        for projection in (LayerTarget(target, layer) for target in target_sizes(arch) for layer in range(arch.layers)):
-            name = module_name(projection)
-            if _is_adapted(config, name):
-                # The scale is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA (Kalajdzievski
-                # 2023, arXiv 2312.03732).
-                rank = _first_match(config["rank_pattern"], name, config["r"])
-                alpha = _first_match(config["alpha_pattern"], name, config["lora_alpha"])
-                projections[projection] = LoraSize(
-                    rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-                )
-    except re.error as error:
-        raise Refusal(BAD_INPUT, f"{path} has {error.pattern!r}, no valid regular expression ({error})") from None
-    if not projections:
+    known = _DEFAULTS | {name: value for name, value in config.items() if name in (*_READ, *_HARMLESS)}
+    known |= {name: known.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for name, check in _CHECKS.items():
+        try:
+            check(known.get(name), name)
+        except ValueError as error:
+            raise Refusal(BAD_INPUT, f"{path}: {error}; correct it") from None
+    if isinstance(known.get("target_modules"), str) and known.get("layers_to_transform") is not None:
         raise Refusal(
             BAD_INPUT,
-            f"{path}: target_modules={_short(config['target_modules'])} with its layers and exceptions matches no "
-            f"projection of the base model; they are {', '.join(target_sizes(arch))} in layers 0-{arch.layers - 1}",
+            f"{path}: layers_to_transform={short(known['layers_to_transform'])} is not null where target_modules is a "
+            "regular expression (peft's rule); correct it",
         )
-    return projections
+    return known
 
 
 def plain_config(projections: dict[LayerTarget, LoraSize], depth: int) -> dict[str, Any]:
@@ -145,87 +103,74 @@ def plain_config(projections: dict[LayerTarget, LoraSize], depth: int) -> dict[s
     }
 
 
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+def _check_rank(value: Any, name: str) -> None:
+    whole_number(value, name, 1, _HIGHEST_RANK)
 
 
-def _short(value: Any) -> str:
-    """Returns the value as text for a message, of at most 120 characters."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+def _check_alpha(value: Any, name: str) -> None:
+    number(value, name, -1e308, 1e308)
 
 
-def _check_types(config: dict[str, Any], path: epath.Path) -> None:
-    """Refuses a field of the wrong type."""
-
-    def is_rank(value: Any) -> bool:
-        # `type` and not `isinstance`: true and false are ints in Python.
-        return type(value) is int and value > 0
-
-    def is_number(value: Any) -> bool:
-        return type(value) in (int, float) and math.isfinite(value)
-
-    def is_all(check: Callable[[Any], bool], values: Any) -> bool:
-        return isinstance(values, dict) and all(map(check, values.values()))
-
-    def is_names(value: Any) -> bool:
-        return isinstance(value, (str, list))
-
-    def is_layers(value: Any) -> bool:
-        return value is None or all(type(layer) is int for layer in (value if isinstance(value, list) else [value]))
-
-    by_pattern = isinstance(config.get("target_modules"), str)
-    expected: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "r": (is_rank, "a whole number above 0"),
-        "rank_pattern": (lambda value: is_all(is_rank, value), "an object of whole numbers above 0"),
-        "lora_alpha": (is_number, "a number"),
-        "alpha_pattern": (lambda value: is_all(is_number, value), "an object of numbers"),
-        "target_modules": (is_names, "a list of names or a regular expression"),
-        "exclude_modules": (lambda value: not value or is_names(value), "a list of names or a regular expression"),
-        "layers_to_transform": (
-            lambda value: is_layers(value) and not (by_pattern and value is not None),
-            "null where target_modules is a regular expression (peft's rule)" if by_pattern else "layer numbers",
-        ),
-        "layers_pattern": (lambda value: not value or is_names(value), "a name or a list of names"),
-    }
-    for name, (check, description) in expected.items():
-        if not check(config.get(name)):
-            raise Refusal(BAD_INPUT, f"{path}: {name}={_short(config.get(name))} is not {description}; correct it")
+def _check_bias(value: Any, name: str) -> None:
+    if value not in _BIASES:
+        raise ValueError(f"{name}={short(value)} is not one of {', '.join(_BIASES)}")
 
 
-def _is_named(names: Iterable[str], module: str) -> bool:
-    """Whether a module's full name ends in one of `names`."""
-    return any(module == name or module.endswith(f".{name}") for name in names)
+def _each(check: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
+    """Returns a check of an object's values."""
+
+    def check_all(value: Any, name: str) -> None:
+        if not isinstance(value, dict) or len(value) > _MOST_ENTRIES:
+            raise ValueError(f"{name}={short(value)} is not an object of at most {_MOST_ENTRIES:,} entries")
+        for key, one in value.items():
+            check(one, f"{name}[{short(key)}]")
+
+    return check_all
 
 
-def _is_adapted(config: dict[str, Any], module: str) -> bool:
-    """Whether a module is adapted: `check_target_module_exists` of peft, for a Llama model."""
-    targets, excluded = config["target_modules"], config.get("exclude_modules") or []
-    if re.fullmatch(excluded, module) if isinstance(excluded, str) else _is_named(excluded, module):
-        return False
-    if isinstance(targets, str):
-        return module not in _OUTSIDE if targets.lower() == "all-linear" else bool(re.fullmatch(targets, module))
-    # A full name counts whatever the layers say.
-    if module in targets:
-        return True
-    if not _is_named(targets, module):
-        return False
-    layers = config.get("layers_to_transform")
-    if layers is None or layers == []:
-        return True
-    # Without a pattern any name in front of the layer's number will do.
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    matches = (
-        re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", module)
-        for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-    )
-    match = next(filter(None, matches), None)
-    return match is not None and int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
+def _check_names(value: Any, name: str) -> None:
+    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if value is not None and not is_list and not isinstance(value, str):
+        raise ValueError(f"{name}={short(value)} is not a list of names or a regular expression")
 
 
-def _first_match(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """Returns the value of the first key, in file order, that matches the end of a name (peft's `get_pattern_key`)."""
-    return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _check_list(value: Any, name: str) -> None:
+    if isinstance(value, str):
+        raise ValueError(f"{name}={short(value)} is not a list of names")
+    _check_names(value, name)
+
+
+def _check_layers(value: Any, name: str) -> None:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(layer) is int for layer in layers):
+        raise ValueError(f"{name}={short(value)} is not a list of layer numbers")
+
+
+def _check_tokens(value: Any, name: str) -> None:
+    """Checks `trainable_token_indices`: a list of ids, or such lists by the name of the embedding."""
+    if isinstance(value, dict):
+        if len(value) > 1 or not all(f".model.{key}".endswith(".embed_tokens") for key in value):
+            raise ValueError(f"{name}={short(value)} is not supported for others than embed_tokens")
+        value = next(iter(value.values())) if value else None
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"{name}={short(value)} is not a list of ids")
+    for one in value or ():
+        whole_number(one, name, 0, _HIGHEST_ID)
+
+
+_CHECKS: dict[str, Callable[[Any, str], None]] = {
+    "r": _check_rank,
+    "rank_pattern": _each(_check_rank),
+    "lora_alpha": _check_alpha,
+    "alpha_pattern": _each(_check_alpha),
+    "bias": _check_bias,
+    "target_modules": _check_names,
+    "exclude_modules": _check_names,
+    "layers_to_transform": _check_layers,
+    "layers_pattern": _check_names,
+    "modules_to_save": _check_list,
+    "trainable_token_indices": _check_tokens,
+}
 
 
 def _alpha(size: LoraSize) -> float:

@@ -17,6 +17,7 @@ from etils import epath
 from flax import nnx
 from jax.typing import DTypeLike
 
+from mossa_jax.files.safetensors import StoredTensor
 from mossa_jax.files.write import new_folder, write_bytes, write_json
 from mossa_jax.llama.adapters import Adapter
 from mossa_jax.llama.architecture import Architecture
@@ -141,6 +142,52 @@ def load_weights(
             i: _load_leaf(checkpoint, arch, leaf_name(leaves[i][0]), leaves[i][1], targets[i], readers) for i in order
         }
     return jax.tree.unflatten(structure, [loaded[i] for i in range(len(leaves))])
+
+
+def replace_weights(
+    state: nnx.State,
+    folder: epath.PathLike,
+    arch: Architecture,
+    mesh: jax.sharding.Mesh,
+    tensors: Mapping[str, StoredTensor],
+) -> nnx.State:
+    """Reads some tensors of a checkpoint from other places, and returns the state with them.
+
+    Args:
+      state: of the whole checkpoint; it stays as it is, and arrays without a change are shared.
+      folder, arch, mesh: as in `load_weights`.
+      tensors: stored name of a tensor -> the place to read it from, of the same shape.
+
+    Raises:
+      Refusal: 3 when the checkpoint cannot be read any more.
+    """
+    checkpoint = open_checkpoint(folder, arch)
+    checkpoint.tensors |= tensors
+    places = shardings(arch, mesh)
+    with ThreadPoolExecutor(_READERS) as readers:
+
+        def replaced(path: tuple, leaf: jax.Array, target: jax.sharding.NamedSharding) -> jax.Array:
+            name = leaf_name(path)
+            if tensors.keys().isdisjoint(_tensors(arch, name)):
+                return leaf
+            shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            return _load_leaf(checkpoint, arch, name, shape, target, readers)
+
+        return jax.tree.map_with_path(replaced, state, places)
+
+
+def first_not_finite(state: nnx.State, arch: Architecture) -> str | None:
+    """Returns the stored name of the first tensor of a model that holds NaN or infinity, or None.
+
+    Every weight is looked at, so this is for messages about what has gone wrong already.
+    """
+    for path, leaf in jax.tree.leaves_with_path(state):
+        tensors = _tensors(arch, leaf_name(path))
+        # A flag per stored tensor leaves the devices.
+        flags = jnp.isfinite(leaf).reshape(len(tensors), -1).all(1)
+        if not flags.all():
+            return tensors[int(jnp.argmin(flags))]
+    return None
 
 
 def _load_leaf(

@@ -86,12 +86,12 @@ def _rows(run: Run, task: Task, states: TaskStates | None) -> list[dict[str, Any
     similarities = _similarities(run, states, merged.adapter)
     # E against the control less the merged model against it: [K, 2] each.
     change = paired_changes(similarities, [_PAIRS.index((E, OWN))], [_PAIRS.index((_MEAN, OWN))])
-    tuned_adapter, control_adapter = (tuned_adapter(run, name) for name in (TUNED, task.name))
+    of_tuned, of_control = (tuned_adapter(run, name) for name in (TUNED, task.name))
     of_blocks = {
-        "update_cosine_tuned": merged.cosines(tuned_adapter),
-        "update_cosine_control": merged.cosines(control_adapter),
+        "update_cosine_tuned": merged.cosines(of_tuned),
+        "update_cosine_control": merged.cosines(of_control),
         # The mean's update is small where those of the specialists have little in common.
-        "update_size_tuned": quotients(np.sqrt(merged.squares), np.sqrt(block_squares(tuned_adapter))),
+        "update_size_tuned": quotients(np.sqrt(merged.squares), np.sqrt(block_squares(of_tuned))),
     }
     rows = []
     for k, layer in enumerate(states.kept.names):

@@ -15,7 +15,7 @@ from tests.support.tiny_llama import write_tasks
 FIELDS = {
     "seed": 1, "dtype": "bfloat16", "revision": "main", "name": "another", "tasks.max_train": 8, "tasks.max_test": 8,
     "tasks.mixture": "equal", "tasks.held_out": "('last_word',)", "tasks.allow_bad_rows": True,
-    "tokens.max_tokens": 40, "tokens.row_length": 64, "tokens.truncation": "paper", "tuning.rank": 7,
+    "tokens.max_tokens": 40, "tokens.row_length": 56, "tokens.truncation": "paper", "tuning.rank": 7,
     "tuning.alpha": 3.5, "tuning.targets": "('q_proj',)", "tuning.control.learning_rate": 0.25,
     "tuning.experimental.batch_rows": 3, "tuning.control.epochs": 5.0, "tuning.slots": 1, "tuning.checkpoint_every": 7,
     "tuning.snapshots": 2, "tuning.reproducible": True, "compare.pool": "mean", "compare.permutations": 9,

@@ -1,7 +1,8 @@
 """Damage to every kind of file that a run writes: nothing wrong, no traceback; a table of what came of it.
 
-`MOSSA_DAMAGE_FLIPS` sets how many bits of each file are flipped, one after another (50). The run that is damaged is of
-a tiny trained model on four real tasks where these lie beside the repository, and else of a random one on three.
+`MOSSA_DAMAGE_FLIPS` sets how many bits of each kind of file are flipped, one after another (50). The run
+that is damaged is of a tiny trained model on four real tasks where these lie beside the repository, and else of a
+random one on three.
 """
 
 import os
@@ -14,16 +15,16 @@ import numpy as np
 import pytest
 
 import mossa_jax as mossa
-from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning
+from mossa_jax.config import Compare, Config, Schedule, Tasks, Tokens, Tuning, load_config
 from mossa_jax.files import checked, sums
 from mossa_jax.files.run_folder import RunFolder
-from mossa_jax.llama.architecture import read_architecture
-from mossa_jax.llama.files.peft import load_adapter, read_about
+from mossa_jax.llama.files.about import read_about
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import pipeline, rounds, warnings
 from mossa_jax.run.analyse import ANALYSES
 from mossa_jax.run.analyse.stages import wanted
 from mossa_jax.run.compare import SIMILARITIES
+from mossa_jax.run.exported import tuned_adapter
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.report import training_curves
 from mossa_jax.run.score import SCORES
@@ -45,7 +46,9 @@ tally = Tally()
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, request):
-    """A finished run with all analyses, and its configuration."""
+    """A finished run with all analyses, and its configuration; or the one that MOSSA_DAMAGE_RUN names."""
+    if given := os.environ.get("MOSSA_DAMAGE_RUN"):
+        return load_config(given), pathlib.Path(given)
     stories, data = SHARED / "models/stories260K", SHARED / "data/instructions"
     if stories.is_dir() and data.is_dir():
         tasks = Tasks(suite="folder", folder=str(data), only=TASKS, held_out=(), max_train=40, max_test=24)
@@ -62,11 +65,8 @@ def finished(tmp_path_factory, request):
         ),
         compare=Compare(permutations=20, batch_rows=8, draws=50),
     )  # fmt: skip
-    # A run that was made before, to try one kind of file again.
-    given = os.environ.get("MOSSA_DAMAGE_RUN")
-    folder = pathlib.Path(given) if given else tmp_path_factory.mktemp("damage") / "run"
-    if not (folder / "report.html").exists():
-        run_again(config, folder)
+    folder = tmp_path_factory.mktemp("damage") / "run"
+    run_again(config, folder)
     return config, folder
 
 
@@ -99,8 +99,9 @@ def text(table):
 
 
 def held():
-    """Fails where something went wrong so far."""
-    assert not tally.worst, tally.worst[:5]
+    """Fails where something went wrong since the last call."""
+    new, tally.new = tally.new, []
+    assert not new, new[:5]
 
 
 def try_files(name, paths, reader, flips=FLIPS):
@@ -212,44 +213,48 @@ def test_the_digests_themselves(run, copy):
 
 
 def test_adapters(run, copy):
-    if "files" not in read_about(run.tuned_folder("tuned")):
-        pytest.skip("adapters have no digests")
-    arch = read_architecture(pathlib.Path(run.config.base))
-    for suffix in ("safetensors", "json"):
-        paths = sorted(pathlib.Path(copy).glob(f"adapters/*/*.{suffix}"))
-        names = {path: read_about(path.parent)["model"] for path in paths}
+    names = {read_about(run.tuned_folder(name))["model"]: name for name in (*run.experimental_names, *run.controls)}
+    for pattern in ("adapter_model.safetensors", "adapter_config.json", "mossa.json"):
+        paths = sorted(pathlib.Path(copy).glob(f"adapters/*/{pattern}"))
+        of_path = {path: names[read_about(path.parent)["model"]] for path in paths}
 
-        def reader(path, names=names):
+        def reader(path, of_path=of_path):
             def read():
-                if not run.is_tuned(names[path]):
+                # As a command does: is it there, and then its adapter.
+                if not run.is_tuned(of_path[path]):
                     raise Anew
-                adapter = load_adapter(run.tuned_folder(names[path]), arch)
+                adapter = tuned_adapter(run, of_path[path])
                 return [[name, *(np.asarray(a).tobytes() for a in each.values())] for name, each in adapter.items()]
 
             return read
 
-        try_files(f"adapters/*.{suffix}", paths, reader)
+        try_files(f"adapters/*/{pattern}", paths, reader)
 
 
 def test_cached_rows(run, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("MOSSA_CACHE", str(cache))
+    task = run.suite.tasks[0]
+
+    def files():
+        return sorted(path for path in (cache / "tokens").rglob("*") if path.is_file() and path.name[0] != ".")
+
+    encode_rows(task, "test", run.tokenizer, run.config)
+    right = {path: path.read_bytes() for path in files()}
 
     def read():
-        splits = [encode_rows(task, "test", run.tokenizer, run.config) for task in run.suite.tasks]
-        flat = [[text for part in split.examples.ids for text in part.tolist()] for split in splits]
-        return [flat, [[field.tolist() for field in (s.cut, s.templates, s.items, s.keys)] for s in splits]]
+        before = {path: path.read_bytes() for path in files()}
+        split = encode_rows(task, "test", run.tokenizer, run.config)
+        # What was made anew equals what was there, to the byte.
+        if before != right:
+            assert {path: path.read_bytes() for path in files()} == right
+            raise Anew
+        return split.digest
 
-    try:
-        read()
-        paths = sorted(path for path in (cache / "tokens").rglob("*") if path.is_file() and not path.name[0] == ".")
-    except AttributeError as error:
-        pytest.skip(f"rows are stored otherwise: {error}")
-    if not any(path.name == sums.SUMS or b"sha256" in path.read_bytes() for path in paths):
-        pytest.skip("cached rows have no digests")
-    for suffix in sorted({path.suffix for path in paths}):
-        own = [path for path in paths if path.suffix == suffix]
-        try_files(f"cache: tokens/*{suffix}", own, lambda path: read)
+    assert right
+    for suffix in sorted({path.suffix for path in right}):
+        own = [path for path in right if path.suffix == suffix]
+        try_files(f"cache: tokens/*/*{suffix or '/SHA256SUMS'}", own, lambda path: read)
 
 
 def test_a_run_mends_what_is_damaged(finished, tmp_path):
@@ -299,4 +304,4 @@ def test_the_table(finished, capsys):
     with capsys.disabled():
         print(f"\n{tally.table()}\n{len(files)} files with a digest, {size:,} bytes, {seconds:.3f} s to read and hash")
         print("\n".join(tally.worst[:40]))
-    held()
+    assert not tally.worst

@@ -1,20 +1,24 @@
 """The public Python API: states by prompt, options, and refusals."""
 
 import copy
+import json
 import logging
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import models, pipeline
 from mossa_jax.similarity import reference as float64
-from tests.support.tiny_llama import distance, random_texts, torch_states, write_adapter
+from tests.support.tiny_llama import VOCAB, WORDS, distance, random_texts, torch_states, write_adapter
+from tests.support.tokenizer_layouts import edit
 
 # Far more than fit into one row, of very different lengths, so that packing reorders them.
 TEXTS = [" ".join(random_texts(1 + number % 5, seed=number)) for number in range(40)]
@@ -224,6 +228,32 @@ def test_a_model_and_states_print_as_one_line(model):
     tokens = mossa.layer_states(model, ["a river", "the mill stands"], pool="tokens")
     rows = len(tokens["1"])
     assert repr(tokens) == f"TokenStates(5 layers x {rows} tokens of 2 prompts x width 32)"
+
+
+def test_vocabularies_need_to_agree_on_the_prompts_alone(model, tiny, tmp_path):
+    """A model with one more token, as after tuning; one with too few rows; one that reads the prompts otherwise."""
+    wider = pathlib.Path(shutil.copytree(tiny.folder, tmp_path / "wider"))
+    stored = load_file(wider / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        stored[name] = np.concatenate([stored[name], np.ones((1, 32), np.float32)])
+    save_file(stored, wider / "model.safetensors", {"format": "pt"})
+    edit(wider, "config.json", vocab_size=VOCAB + 1)
+    expected = mossa.compare(model, "pretrained", str(tiny.folder), TEXTS[:8])
+    pd.testing.assert_frame_equal(mossa.compare(model, "pretrained", str(wider), TEXTS[:8]), expected)
+    other = pathlib.Path(shutil.copytree(tiny.folder, tmp_path / "other"))
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    pieces = vocabulary["model"]["vocab"]
+    pieces[-1], pieces[-40:-1] = pieces[-40], pieces[-39:]
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    narrower = pathlib.Path(shutil.copytree(tiny.folder, tmp_path / "narrower"))
+    stored = load_file(narrower / "model.safetensors")
+    stored |= {name: stored[name][:40] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    save_file(stored, narrower / "model.safetensors", {"format": "pt"})
+    edit(narrower, "config.json", vocab_size=40)
+    for side, words in ((other, "prompt . has other ids"), (narrower, "40 rows")):
+        with pytest.raises(Refusal, match=words) as caught:
+            mossa.compare(model, "pretrained", str(side), [" ".join(WORDS), *TEXTS[:8]])
+        assert caught.value.code == 3
 
 
 def test_sides_that_do_not_fit(model, tiny, stories):

@@ -65,10 +65,16 @@ def write_npy(folder, layers, ids=None):
     return str(folder)
 
 
-def check(table, a, b, rows=slice(None), atol=1e-6):
+def check(table, a, b, atol=1e-6):
+    check_layers(table, a, b, {}, atol)
+
+
+def check_layers(table, a, b, left_out, atol=1e-6):
+    """Compares with float64 NumPy; `left_out` are rows by the name of the layer that they are not finite in."""
     assert table.columns.tolist() == ["layer", "estimator", "cka", "low", "high", "n", "undefined"]
     assert table.layer.tolist() == [name for name in LAYERS for _ in range(2)]
     for name, part in table.groupby("layer"):
+        rows = np.setdiff1d(np.arange(N), left_out.get(name, []))
         wanted = oracle(np.asarray(a[name])[rows], np.asarray(b[name])[rows])
         assert part.estimator.tolist() == ["biased", "debiased"]
         np.testing.assert_allclose(part.cka, wanted, atol=atol)
@@ -125,18 +131,73 @@ def test_float64_keeps_digits_that_float32_would_cut(tmp_path, streams):
     assert table.cka.isna().all() and table.undefined.str.contains("no variance in a").all()
 
 
-def test_rows_that_are_not_finite_are_dropped_on_both_sides_and_named(tmp_path, streams, caplog):
+def test_rows_that_are_not_finite_leave_their_layer_on_both_sides_and_are_named(tmp_path, streams, caplog):
     a, b = streams
-    a["2"][3, 0], b["embed"][17, 1] = np.nan, np.inf
-    table = mossa.compare_saved(write_npy(tmp_path / "a", a, IDS), write_npy(tmp_path / "b", b, IDS))
-    check(table, a, b, rows=np.setdiff1d(np.arange(N), [3, 17]))
-    assert set(table.n) == {N - 2}
-    assert table.attrs["dropped"] == ["question 3", "question 17"]
+    a["2"][3, 0], b["2"][5, 2], b["embed"][17, 1] = np.nan, -np.inf, np.inf
+    folders = write_npy(tmp_path / "a", a, IDS), write_npy(tmp_path / "b", b, IDS)
+    table = mossa.compare_saved(*folders)
+    left_out = {"2": [3, 5], "embed": [17]}
+    check_layers(table, a, b, left_out)
+    assert table.set_index("layer").n.to_dict() == {name: N - len(left_out.get(name, [])) for name in LAYERS}
+    assert table.attrs["dropped"] == ["question 3", "question 5", "question 17"]
     assert [r.getMessage() for r in caplog.records] == [
-        f"2 of {N} rows are not finite, left out on both sides: question 3, question 17"
+        f"{folders[0]}: 1 of {N} rows are not finite in some layer (2), and left out there on both sides: question 3",
+        f"{folders[1]}: 2 of {N} rows are not finite in some layer (embed, 2), and left out there on both sides: "
+        "question 5, question 17",
     ]
     unnamed = mossa.compare_saved(write_npy(tmp_path / "c", a), write_npy(tmp_path / "d", b))
-    assert unnamed.attrs["dropped"] == ["row 3", "row 17"]
+    assert unnamed.attrs["dropped"] == ["row 3", "row 5", "row 17"]
+
+
+def test_a_layer_without_finite_rows_is_undefined_alone(tmp_path, streams):
+    a, b = streams
+    b["2"][:] = np.inf
+    a["10"][: N - 3] = np.nan
+    folders = write_npy(tmp_path / "a", a), write_npy(tmp_path / "b", b)
+    table = mossa.compare_saved(*folders, permutations=99)
+    bad = table[table.layer.isin(["2", "10"])]
+    assert bad[["cka", "low", "high", "p", "q"]].isna().all().all() and set(bad.n) == {0, 3}
+    assert set(bad.undefined) == {
+        f"layer 2 of {folders[1]} is not finite in {N} of {N} rows: 0 finite rows; at least 4 are needed",
+        f"layer 10 of {folders[0]} is not finite in {N - 3} of {N} rows: 3 finite rows; at least 4 are needed",
+    }
+    good = mossa.compare_saved(
+        *(
+            write_npy(tmp_path / name, {layer: side[layer] for layer in ("embed", "1", "final_norm")})
+            for name, side in zip("cd", streams, strict=True)
+        ),
+        permutations=99,
+    )
+    rest = table[~table.layer.isin(["2", "10"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, good, check_exact=True)
+
+
+def test_items_and_intervals_of_a_layer_rest_on_its_own_rows(tmp_path, streams):
+    a, b = streams
+    a["1"][[0, 1, 2, 7], 0] = np.nan
+    items, rows = np.arange(N) // 3, np.setdiff1d(np.arange(N), [0, 1, 2, 7])
+    table = mossa.compare_saved(write_npy(tmp_path / "a", a), write_npy(tmp_path / "b", b), items=items)
+    table = table.set_index(["layer", "estimator"])
+    for name in LAYERS:
+        kept = rows if name == "1" else np.arange(N)
+        wanted = reference.debiased_by_items(a[name][kept], b[name][kept], items[kept])
+        assert table.cka[name, "debiased"] == pytest.approx(wanted, abs=1e-6)
+    alone = mossa.compare_saved(
+        write_npy(tmp_path / "c", {"1": a["1"][rows], "2": a["2"][rows]}),
+        write_npy(tmp_path / "d", {"1": b["1"][rows], "2": b["2"][rows]}),
+        items=items[rows],
+    ).set_index(["layer", "estimator"])
+    columns = ["cka", "low", "high", "n"]
+    np.testing.assert_allclose(table.loc["1"][columns], alone.loc["1"][columns], atol=1e-6)
+
+
+def test_states_without_any_finite_layer_are_refused(tmp_path, streams):
+    a, b = streams
+    for layer in LAYERS:
+        a[layer][:] = np.nan
+    with pytest.raises(Refusal, match=r"layer embed of .*/a is not finite in 24 of 24 rows") as caught:
+        mossa.compare_saved(write_npy(tmp_path / "a", a), write_npy(tmp_path / "b", b))
+    assert caught.value.code == 5
 
 
 def test_ids_come_from_any_of_their_files(tmp_path, streams):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from mossa_jax.errors import Refusal
 from mossa_jax.llama.adapters import initial_adapter, stack
 from mossa_jax.llama.attention import Segments
-from mossa_jax.llama.files import peft_config
+from mossa_jax.llama.files import peft_modules
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import is_adapter, load_adapter, read_adapter, save_adapter
 from mossa_jax.llama.model import logits, merge, run_blocks
@@ -167,9 +167,9 @@ def test_every_way_to_name_modules_ranks_and_scales_is_read_as_peft_reads_it(mod
     assert_same_logits(ours, reference)
     assert distance(ours[0], our_logits(model, {})[0]) > 1e-3
     wrapped = {path for path, module in reference.get_base_model().named_modules() if hasattr(module, "lora_A")}
-    assert {peft_config.module_name(block) for block in read.ranks} == wrapped
+    assert {peft_modules.module_name(block) for block in read.ranks} == wrapped
     for (target, layer), rank in read.ranks.items():
-        module = reference.get_base_model().get_submodule(peft_config.module_name((target, layer)))
+        module = reference.get_base_model().get_submodule(peft_modules.module_name((target, layer)))
         assert rank == module.r["default"]
         assert read.adapter[target]["scale"][layer] == np.float32(module.scaling["default"])
 

@@ -1,13 +1,14 @@
 """PEFT adapters that are not supported or do not fit, and their refusals."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mossa_jax.llama.files import peft_config
+from mossa_jax.llama.files import peft_config, peft_modules
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
 from tests.integration.llama.test_peft_folders import change_config, refused
@@ -25,10 +26,7 @@ def copy(tiny_adapters, tmp_path):
 
 NOT_REPRESENTED = {
     "use_dora": True,
-    "modules_to_save": ["lm_head"],
-    "fan_in_fan_out": True,
     "lora_bias": True,
-    "trainable_token_indices": [1, 2],
     "target_parameters": ["mlp.experts"],
     "layer_replication": [[0, 2], [1, 3]],
     "megatron_config": {"tensor_model_parallel_size": 2},
@@ -50,12 +48,38 @@ def test_every_field_of_the_installed_peft_is_read_harmless_or_refused():
     assert fields >= {*peft_config._READ, *peft_config._HARMLESS, *peft_config._IGNORED}
 
 
+def test_default_targets_are_those_of_the_installed_peft():
+    constants = pytest.importorskip("peft.utils.constants")
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    for family in peft_modules._FAMILIES_WITH_DEFAULT:
+        assert theirs[family] == peft_modules._DEFAULT_TARGETS
+    assert not {"olmo2", "granite", "phi3"} & set(theirs)
+
+
+def test_a_folder_of_adapters_names_them(copy, model, tmp_path):
+    shutil.copytree(copy, tmp_path / "several/first")
+    shutil.copytree(copy, tmp_path / "several/second")
+    assert f"(first, second); give one, as {tmp_path}/several/first" in refused(tmp_path / "several", model)
+
+
+def test_pointers_and_pipes_are_named_and_not_waited_for(copy, model):
+    path = copy / "adapter_model.safetensors"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert "Git LFS pointer" in refused(copy, model)
+    path.unlink()
+    os.mkfifo(path)
+    assert "a named pipe" in refused(copy, model)
+    (copy / "adapter_config.json").unlink()
+    os.mkfifo(copy / "adapter_config.json")
+    assert "a named pipe" in refused(copy, model)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         *(({name: value}, f"{name}=") for name, value in NOT_REPRESENTED.items()),
         *(({"peft_type": name}, f"peft_type '{name}'") for name in ("IA3", "PREFIX_TUNING", "ADALORA", "LOHA")),
-        *(({"bias": value}, f"bias='{value}'") for value in ("all", "lora_only")),
+        ({"bias": "some"}, "bias='some'"),
         *(
             ({"init_lora_weights": name}, f"init_lora_weights='{name}'")
             for name in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
@@ -64,13 +88,13 @@ def test_every_field_of_the_installed_peft_is_read_harmless_or_refused():
         ({"r": None}, "r=None"),
         ({"r": 2.5}, "r=2.5"),
         ({"lora_alpha": "16"}, "lora_alpha='16'"),
-        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern={'q_proj': 0}"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern['q_proj']=0"),
         ({"rank_pattern": {"q_(proj": 2}}, "no valid regular expression"),
-        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern"),
-        ({"target_modules": None}, "target_modules=None"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj']=None"),
+        ({"target_modules": 7}, "target_modules=7"),
         ({"target_modules": ["c_attn"]}, "matches no projection"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "takes in lm_head"),
-        ({"target_modules": ".*(embed_tokens|q_proj)"}, "takes in model.embed_tokens"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "missing base_model.model.lm_head.lora_A.weight"),
+        ({"target_modules": ".*(embed_tokens|q_proj)"}, "missing base_model.model.model.embed_tokens.lora_embedding_A"),
         ({"target_modules": ".*q_proj", "layers_to_transform": [1]}, "layers_to_transform=[1]"),
         ({"layers_to_transform": "1"}, "layers_to_transform='1'"),
     ],
@@ -123,7 +147,7 @@ def test_files_that_are_not_an_adapter_are_refused(copy, model, tmp_path):
     assert "pickled adapters are refused" in refused(copy, model)
     path.write_bytes(b"not a safetensors file")
     assert "not a readable" in refused(copy, model)
-    for text in ('{"r": NaN}', "{", "\udcff", "[]"):
+    for text, word in (('{"r": NaN}', "JSON"), ("{", "JSON"), ("\udcff", "UTF-8"), ("[]", "JSON")):
         (copy / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        assert "JSON" in refused(copy, model)
+        assert word in refused(copy, model)
     assert "no adapter_config.json" in refused(tmp_path, model)

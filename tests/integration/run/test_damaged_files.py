@@ -83,7 +83,7 @@ def test_a_lost_record_of_the_data_is_made_anew_where_its_models_fit(run, tiny_r
     for kind in ("flipped", "deleted"):
         harm(path, kind, random.Random(kind), path)
         prepare.prepare(pipeline.Run(run.config, run.folder, Stop()))
-        assert path.read_bytes() == wanted and len(said(caplog, "and all 4 do")) == 1
+        assert path.read_bytes() == wanted and len(said(caplog, "and all 8 do")) == 1
         caplog.clear()
     path.unlink()
     monkeypatch.setattr(type(run), "is_tuned", lambda self, name: name != "last_word")  # it rests on other rows
@@ -117,7 +117,7 @@ def test_lost_records_of_training_are_warned_of(run, caplog):
     (warning,) = [each for each in warnings.early_warnings(run) if each.kind == "lost_records"]
     assert all(words in warning.sentence for words in lost)
     path.unlink()
-    assert warnings.lost_records(run) == [f"{curves} points of the curves of 4 models, first 'tuned'"]
+    assert warnings.lost_records(run) == [f"{curves} points of the curves of 8 models, first 'tuned'"]
 
 
 def test_an_undamaged_run_says_nothing(run, caplog):

@@ -16,6 +16,7 @@ from mossa_jax.processes.stop import Stop
 from mossa_jax.run import context, pipeline
 from mossa_jax.run.analyse import trajectory
 from mossa_jax.run.analyse.stages import analyse
+from mossa_jax.run.exported import snapshot_adapter
 from mossa_jax.run.tune import tune
 from mossa_jax.similarity import reference
 from tests.conftest import load_config
@@ -190,3 +191,20 @@ def test_models_that_have_not_converged_are_warned_of(analysed):
     (warning,) = training_warnings(convergence_summary({"convergence": late}), {})
     assert warning.line.startswith("warning: specialists that have not converged: count_words (late); ")
     assert not training_warnings(None, {})
+
+
+def test_snapshots_that_are_damaged_or_exchanged_are_refused(config, tuned, tmp_path):
+    folder = shutil.copytree(tuned, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
+    run = pipeline.Run(config, pipeline.RunFolder(folder), Stop())
+    early, late = sorted((folder / "snapshots/count_words").iterdir(), key=lambda path: int(path.name))
+    snapshot_adapter(run, "count_words", int(early.name))
+    data = bytearray((late / "adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (late / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(Refusal, match=f"{late}/adapter_model.safetensors is not as it was written") as caught:
+        snapshot_adapter(run, "count_words", int(late.name))
+    assert caught.value.code == 3
+    shutil.rmtree(late)
+    early.rename(late)
+    with pytest.raises(Refusal, match=f"{late} holds the adapter after {early.name} steps and not after {late.name}"):
+        snapshot_adapter(run, "count_words", int(late.name))

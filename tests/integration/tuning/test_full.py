@@ -412,7 +412,7 @@ def test_the_saved_folder_loads_in_transformers_with_equal_logits(model, tuned, 
 def test_a_folder_is_replaced_whole_or_not_at_all(model, tuned, tmp_path, monkeypatch):
     save_full(tmp_path / "saved", model, tuned, {"model": "first"})
 
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError("disk full")
 
     monkeypatch.setattr(full, "write_about", full_disk)

@@ -1,5 +1,8 @@
 """What --config may name: Python, JSON and TOML files, run folders, published names, runs of a sweep."""
 
+import hashlib
+import os
+
 import pytest
 
 from mossa_jax.config import Config, Tuning, load_config, load_runs
@@ -97,3 +100,33 @@ def test_a_run_folder_in_a_store_is_read():
     assert load_config("memory://bucket/run").seed == 7
     assert "no such file; a run folder has a config.json" in refused(lambda: load_config("memory://bucket/other"))
     assert "Protocol not known" in refused(lambda: load_config("s3x://bucket/run"))
+
+
+def test_the_record_of_a_run_that_was_changed_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"seed": 3}')
+    assert load_config(tmp_path).seed == 3  # nobody says what it was
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  config.json\n")
+    assert load_config(path).seed == 3
+    path.write_text('{"seed": 2}')
+    for name in (tmp_path, path):
+        with pytest.raises(Refusal, match="not as its run wrote it") as caught:
+            load_config(name)
+        assert caught.value.code == 2
+
+
+def test_a_file_that_is_none_is_named_as_what_it_is_and_never_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.json")
+    os.mkfifo(tmp_path / "pipe.py")
+    for name in ("pipe.json", "pipe.py"):
+        assert "is a named pipe; name another file" in refused(lambda name=name: load_config(tmp_path / name))
+    for name in ("a.json", "a.toml", "a.py"):
+        file(tmp_path, name, "version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+        assert "is a Git LFS pointer" in refused(lambda name=name: load_config(tmp_path / name))
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    assert "cannot be read (Too many levels" in refused(lambda: load_config(tmp_path / "loop.json"))
+    assert "cannot be read (File name too long)" in refused(lambda: load_config("x" * 300 + ".json"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file(tmp_path, "home.json", '{"seed": 5}'.encode("utf-16"))
+    assert load_config("~/home.json").seed == 5
+    assert "the variable NOT_SET_HERE is not set" in refused(lambda: load_config("$NOT_SET_HERE/a.json"))

@@ -39,6 +39,7 @@ def test_the_first_difference_is_named_with_both_values_and_the_way_out(other, c
 
 def test_the_same_facts_are_no_difference():
     assert facts.difference("process 1", OWN, json.loads(json.dumps(OWN))) is None
+    assert facts.first_difference("process 1", {"epochs": 2, "only": ("a",)}, {"only": ["a"], "epochs": 2.0}) == ""
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mossa_jax import tasks as tasks_module
 from mossa_jax.config import Columns, Tasks
 from mossa_jax.errors import Refusal
 from mossa_jax.tasks import load_suite
@@ -200,6 +201,12 @@ def test_a_task_cannot_have_the_name_of_a_model(folder, name):
     for split in ("train", "test"):
         write(folder, split, name, [{"inputs": "x", "targets": "y"}])
     assert repr(name) in refused(choose, folder)
+
+
+def test_two_names_that_differ_in_their_unicode_form_alone_are_refused():
+    tasks = tuple(Task(name, "c", lambda split: ()) for name in ("caf\u00e9", "cafe\u0301"))
+    message = refused(tasks_module._with_choice, Suite("own", tasks), Tasks())
+    assert "'caf\\xe9'" in message and "'cafe\\u0301'" in message
 
 
 ROWS = {

@@ -312,3 +312,48 @@ def test_a_parquet_column_names_items(tmp_path, items, names):
     table = pa.table({"inputs": ["p"] * 3, "targets": ["q"] * 3, "item": items})
     pq.write_table(table, path)
     assert [example.item for example in read_examples(path, Columns())] == names
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 18])
+def test_lines_end_as_any_system_ends_them_wherever_a_block_ends(path, monkeypatch, block):
+    monkeypatch.setattr("mossa_jax.tasks.row_files._BLOCK", block)
+    texts = ["a", "b\u2028c", "d\u0085e", "f\x0bg", "h" * 20]
+    rows = [json.dumps({"inputs": text, "targets": "t"}, ensure_ascii=False).encode() for text in texts]
+    for end in (b"\n", b"\r\n", b"\r"):
+        for tail in (b"", end, end + b" " + end):
+            path.write_bytes(b"\xef\xbb\xbf" + (end + end).join(rows) + tail)
+            assert [row.inputs for row in read_examples(path, Columns())] == texts
+        path.write_bytes(end.join([*rows, b"x"]))
+        assert refused(read_examples, path, Columns()).startswith(f"{path}:{len(rows) + 1}: not valid JSON")
+
+
+def test_a_text_where_a_template_or_an_item_should_be_names_the_flag_that_helps(path):
+    for field, value in (("template", "prompt_with_options"), ("item", [1])):
+        path.write_text(json.dumps({"inputs": "i", "targets": "t", field: value}))
+        assert f"--config.tasks.columns.{field}= reads none" in refused(read_examples, path, Columns())
+        assert len(list(read_examples(path, Columns(**{field: ""})))) == 1
+
+
+def test_a_field_that_is_not_there_is_met_with_those_that_are(path):
+    path.write_text('{"input": "i", "output": "o"}')
+    words = "no field 'inputs', but 'input', 'output' (in a suite, --config.tasks.columns.* names the fields)"
+    assert words in refused(read_examples, path, Columns())
+
+
+def test_texts_stored_as_bytes_and_numbers_with_labels_are_texts(tmp_path):
+    path = tmp_path / "x.parquet"
+    about = {"info": {"features": {"targets": {"names": ["no", "yes"], "_type": "ClassLabel"}}}}
+    table = pa.table({"inputs": ["é".encode(), b"\xff", b"c"], "targets": [1, 0, -1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
+    assert refused(read_examples, path, Columns()).startswith(f"{path}, row 2: not valid UTF-8")
+    count = []
+    rows = list(read_examples(path, Columns(), lambda: count.append(1)))
+    assert [(row.inputs, row.targets) for row in rows] == [("é", "yes")] and len(count) == 2
+    pq.write_table(table, path)
+    assert "'targets' is of type int64, not text" in refused(read_examples, path, Columns())
+
+
+def test_prompts_may_be_parquet(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"inputs": ["a", "b"], "item": [3, 4]}), path)
+    assert list(read_prompts(path, Columns())) == [Example("a", "", item="3"), Example("b", "", item="4")]
