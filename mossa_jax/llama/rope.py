@@ -196,6 +196,8 @@ def _rope(
     names = {"su": "longrope", "yarn": "longrope"} if model_type == "phi3" else {}
     rope_type = settings.choice(field, (*ROPE_TYPES, *names), "default")
     rope_type = names.get(rope_type, rope_type)
+    if model_type == "phi3" and rope_type not in ("default", "longrope"):
+        raise ValueError(f"{settings.prefix}{field}={rope_type!r} is not supported in a phi3; use default or longrope")
     theta = settings.number("rope_theta", _LEAST, _MOST_THETA, theta)
     share = settings.number("partial_rotary_factor", 0.0, 1.0, share)
     rotated = int(head_dim * share)

@@ -29,7 +29,12 @@ def is_same(one, other):
     )
 
 
-@pytest.mark.parametrize("model_type", CLASSES)
+FAST = ("llama", "gemma3_text")
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CLASSES]
+)
 def test_what_leaves_the_architecture_as_it_is_leaves_the_states_of_transformers(model_type):
     plain = base_config(model_type)
     architecture, states, ignored = architecture_from_config(plain, "here"), states_of(plain), []

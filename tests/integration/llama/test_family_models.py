@@ -53,8 +53,9 @@ def test_a_merged_folder_is_read_by_transformers(used, tmp_path):
         assert distance(actual["logits"], expected["logits"]) < 1e-5
 
 
-def test_tuning_takes_the_steps_that_peft_takes(used, tmp_path):
-    folder, *_ = used
+@pytest.mark.parametrize("name", ["gemma2", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "gemma2")])
+def test_tuning_takes_the_steps_that_peft_takes(name, tmp_path):
+    folder = write_family(tmp_path / "base", name).folder
     targets = tuple(target_sizes(read_architecture(folder)))
     assert_the_same(folder, random_tasks(1, examples=12), 24, targets, 6, tmp_path)
 
