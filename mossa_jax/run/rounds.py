@@ -18,6 +18,7 @@ from mossa_jax.tuning.checkpoints import checkpoint_folder
 from mossa_jax.tuning.curves import begin_again
 
 _FILE = "rounds.json"
+_MOST = 99  # rounds of a group that are looked for where their record is lost
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequenc
     if run.folder.writer:
         rounds = _read(run)
         own = rounds.setdefault(label, [])
-        if not own and checkpoint_folder(run.folder, label).exists():
+        if not own:
             own += _lost_rounds(run, label, models)
         # Goes on with a round only if it would tune the same models again, and leads to one that is missing.
         open_round = own[-1] if own and not own[-1]["done"] else None
@@ -56,10 +57,9 @@ def next_round(run: Run, label: str, models: Mapping[str, str], missing: Sequenc
                 _give_up(run, open_round)
                 open_round = None
         if open_round is None:
-            number = len(own) + 1
             own.append(
                 {
-                    "label": label if number == 1 else f"{label} {number}",
+                    "label": _label(label, len(own) + 1),
                     "models": {name: models[name] for name in models if name in missing},
                     "done": False,
                 }
@@ -116,14 +116,21 @@ def _read(run: Run) -> dict[str, list[dict[str, Any]]]:
 def _lost_rounds(run: Run, label: str, models: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns the rounds of a group whose record is lost, as far as its checkpoints tell.
 
-    If there was one round, it had all models of the group. Of further ones nobody knows the models, and their
-    checkpoints are left aside.
+    If these are of the first round alone, it had all models of the group. Of a further one nobody knows the models, and
+    its checkpoints are given up.
     """
-    rounds = [{"label": label, "models": dict(models), "done": False}]
-    while checkpoint_folder(run.folder, further := f"{label} {len(rounds) + 1}").exists():
-        rounds.append({"label": further, "models": {}, "done": True})
-    rounds[0]["done"] = len(rounds) > 1
-    return rounds
+    folder = run.folder / "checkpoints"
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    labels = [_label(label, number) for number in range(1, _MOST + 1)]
+    found = [number for number, each in enumerate(labels, 1) if checkpoint_folder(run.folder, each).name in names]
+    if found == [1]:
+        return [{"label": label, "models": dict(models), "done": False}]
+    return [{"label": each, "models": {}, "done": True} for each in labels[: max(found, default=0)]]
+
+
+def _label(label: str, number: int) -> str:
+    """Returns the label of a group's round of a number, from 1."""
+    return label if number == 1 else f"{label} {number}"
 
 
 def _give_up(run: Run, old: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from mossa_jax.errors import Refusal
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, pipeline, prepare, rounds, score, tune, warnings
 from mossa_jax.run.report import report, training_curves
+from mossa_jax.tuning.checkpoints import checkpoint_folder
 from tests.support.damage import OTHERS, copy_run, harm
 from tests.support.run_folders import part_of, rewrite
 
@@ -98,10 +99,12 @@ def test_a_lost_record_of_rounds_leads_to_the_same_checkpoints(run, caplog):
     flip(path)
     assert rounds.interrupted(run) == [] and path.read_text() == "{}\n"
     assert len(said(caplog, "rounds.json is not as it was written: begun anew")) == 1
-    assert rounds.next_round(run, "controls", models, ["last_word"]) == rounds.Round("controls", tuple(models))
-    (run.folder / "checkpoints/controls").rename(run.folder / "checkpoints/kept")
-    rewrite(path, lambda record: record.pop("controls"))
     assert rounds.next_round(run, "controls", models, ["last_word"]) == rounds.Round("controls", ("last_word",))
+    # Checkpoints of the first round are of all models; of a further one, nobody knows of which.
+    for label, of_round, names in (("controls", "controls", models), ("controls 2", "controls 3", ["last_word"])):
+        rewrite(path, lambda record: record.pop("controls"))
+        checkpoint_folder(run.folder, label).mkdir(parents=True)
+        assert rounds.next_round(run, "controls", models, ["last_word"]) == rounds.Round(of_round, tuple(names))
 
 
 def test_lost_records_of_training_are_warned_of(run, caplog):
