@@ -186,3 +186,8 @@ def test_without_a_font_characters_are_spelt_out_and_this_is_said_once(tmp_path,
     figure = figures.draw_figure(inputs, "heatmap")
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert {"c[U+202E] · [U+4EFB U+52A1]", "c01 · [U+65E5 U+672C][U+200B]"} <= set(labels)
+
+
+def test_a_figure_of_any_number_of_tasks_is_no_taller_than_a_picture_may_be():
+    width, height = figure_elements.new_figure(10.0, 0.2 * 20_000).get_size_inches()
+    assert width == 10.0 and height * 110 < 2**16
