@@ -18,7 +18,7 @@ from mossa_jax.existing.passes import (
     ALL,
     BatchProgress,
     batch_count,
-    check_template,
+    check_tuned,
     pass_config,
     stack_adapters,
 )
@@ -139,7 +139,7 @@ def compare(
     sides = [_load_side(model, experimental, dtype), _load_side(model, control, dtype)]
     for name in (experimental, control):
         if name != PRETRAINED:
-            check_template(model, name, template)
+            check_tuned(model, name, template)
     texts = {one.name: one.texts for one in lists}
     ids = reading.encode(model, texts)
     for side in sides:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from mossa_jax.llama.adapters import Adapter, HostAdapters, stack, zero_adapter
-from mossa_jax.llama.files.about import read_about
+from mossa_jax.llama.files.about import check_files, read_about
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.peft import is_adapter
 from mossa_jax.monitoring.progress import Progress
@@ -79,7 +79,8 @@ def batch_count(shapes: Sequence[PassShape], sizes: PackedSizes) -> int:
     return sum(len(rows.batches_of(sizes.rows[rows.length][0])) for rows in shape.rows if rows.length in sizes.rows)
 
 
-def check_template(model: Model, name: str, template: str) -> None:
-    """Refuses, with code 3, to prompt a tuned model with another template than its folder says it was tuned with."""
-    label = f"{'adapter' if is_adapter(name) else 'model'} {name}"
-    model.tokenizer(template).check_record(read_about(name).get("template"), label)
+def check_tuned(model: Model, name: str, template: str) -> None:
+    """Refuses, with code 3, a model of a run whose files are not as they were written, or another template than its."""
+    label, about = f"{'adapter' if is_adapter(name) else 'model'} {name}", read_about(name)
+    check_files(name, about)
+    model.tokenizer(template).check_record(about.get("template"), label)

@@ -15,7 +15,7 @@ from mossa_jax.existing.passes import (
     TOKEN_POSITIONS,
     BatchProgress,
     batch_count,
-    check_template,
+    check_tuned,
     pass_config,
     stack_adapters,
 )
@@ -104,7 +104,7 @@ def layer_states(
     check_texts(prompts)
     if adapter is not None:
         adapter = user_path(adapter, "adapter")
-        check_template(model, adapter, template)
+        check_tuned(model, adapter, template)
     ids = reading.encode(model, {"": prompts})[""]
     model, update, _ = (model, {}, True) if adapter is None else load_adapted(model, adapter)
     adapters = stack_adapters(model, [update])

@@ -10,6 +10,7 @@ from etils import epath
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 from mossa_jax.foreign import user_path
 from mossa_jax.llama.architecture import read_architecture, read_config
+from mossa_jax.llama.files.about import check_files, read_about
 from mossa_jax.llama.files.adapted import load_adapted
 from mossa_jax.llama.files.load import Model, load_model
 from mossa_jax.llama.files.locate import locate
@@ -48,6 +49,7 @@ def export_merged(
     else:
         architecture = read_architecture(locate(base, revision, config_only=True))
     if adapter is not None:
+        check_files(adapter, read_about(adapter))
         read_adapter(adapter, architecture)
     model, update = base if isinstance(base, Model) else load_model(base, dtype, revision=revision), None
     model.check_head()
