@@ -19,7 +19,7 @@ from etils import epath
 from mossa_jax.config import MINIATURE, Config
 from mossa_jax.config.kinds import flat_fields
 from mossa_jax.errors import BAD_INPUT, Refusal
-from mossa_jax.files.write import write_json
+from mossa_jax.files.checked import write_json
 from mossa_jax.foreign import read_object, short, user_path
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate

@@ -7,7 +7,7 @@ from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, NO_ACCESS, Refusal
 from mossa_jax.files.checked import damage, read_table, write_json, write_table
-from mossa_jax.files.sums import recorded, remove_summed
+from mossa_jax.files.sums import remove_summed
 from mossa_jax.llama.architecture import read_architecture
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.files.locate import locate
@@ -51,11 +51,9 @@ def base_parity(run: Run) -> pd.DataFrame | str:
 
 
 def _is_there(run: Run, path: epath.Path) -> bool:
-    """Returns whether the table is there; a damaged one is refused where it cannot be made anew."""
-    if not run.is_prepared:
-        return path.exists() or bool(recorded(path))
+    """Returns whether the table is there; where it cannot be made anew, a damaged one is, and is refused when read."""
     files = (path, path.with_suffix(".csv"))
-    return all(file.exists() and damage(file) is None for file in files)
+    return all(file.exists() and (not run.is_prepared or damage(file) is None) for file in files)
 
 
 def _check_base(run: Run) -> pd.DataFrame | str:

@@ -130,7 +130,7 @@ def test_processes_that_read_other_rows_are_refused(again, monkeypatch):
     prepare.prepare(again)
     with open(f"{again.config.tasks.folder}/test/copy_first.jsonl", "a") as lines:
         lines.write('{"inputs": "one more", "targets": "one"}\n')
-    monkeypatch.setattr(prepare, "read_record", lambda folder: None)
+    monkeypatch.setattr(prepare, "read_sound_record", lambda folder: (None, ""))
     prepare.prepare(pipeline.Run(again.config, again.folder, Stop()))
     ours, theirs = told
     reason = first_difference("process 1 on host", ours, theirs)

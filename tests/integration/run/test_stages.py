@@ -192,7 +192,8 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
             why = "torch is not installed"
             assert again() == (why, [f"base model: not compared with transformers: {why}"])
             assert json.loads((results / "parity.json").read_text()) == {"not_checked": why}
-        table, (line,) = again()  # torch is there again
+        table, (line, gone) = again()  # torch is there again
+    assert gone == f"{results / 'parity.csv'} is gone: made anew"
     worst = (table.max_abs_difference / table.largest).max()
     assert line == f"base model: its layer states are those of transformers, to a relative {worst:.1e}"
     assert stamps(results).keys() == before.keys()
