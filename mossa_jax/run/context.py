@@ -130,7 +130,7 @@ class Run(Parts):
     @property
     def base_weights(self) -> str | None:
         """The digest of the base's weights that the run's models rest on; None before the base was loaded."""
-        return self.record.get(FINGERPRINTS, {}).get(WEIGHTS)
+        return self.record.get(FINGERPRINTS, {}).get(WEIGHTS) if self.has_record else None
 
     def model_basis(self, name: str) -> dict[str, Any]:
         """Returns what a model has to rest on, by the configuration and the rows of today; ready for JSON."""

@@ -34,17 +34,19 @@ pytestmark = [
 
 
 class CountingStop(Stop):
-    """Is asked to stop at the n-th time that a stage looks, and counts how often each stage looks."""
+    """Counts how often each stage looks whether it was asked to stop, and asks at a given number of looks."""
 
-    def __init__(self, stage="", number=0):
-        self._armed, self.looks = (stage, number), {}
+    def __init__(self, numbers=None):
+        self._numbers, self.looks, self.where = numbers or {}, {}, None
         super().__init__()
 
     @property
     def asked(self):
         stage = getattr(goodput._open.get(), "name", "between")
         self.looks[stage] = self.looks.get(stage, 0) + 1
-        return self._is_asked or (stage, self.looks[stage]) == self._armed
+        if self.where is None and self.looks[stage] == self._numbers.get(stage):
+            self.where = stage
+        return self._is_asked or self.where is not None
 
     @asked.setter
     def asked(self, value):
@@ -105,20 +107,13 @@ def whole(tmp_path_factory):
 
 def test_stops_at_many_moments_of_every_stage_leave_no_trace(whole, tmp_path):
     config, folder, looks = whole
-    before, workdir, stops = recorded(folder), tmp_path / "broken", {}
-    # The comparison looks at the data again; these looks come after tuning.
-    for stage, count in (looks | {"data": TASKS}).items():
-        gap, number, is_done = max(count // MOMENTS, 1), 0, False
+    before, workdir, stops = recorded(folder), tmp_path / "broken", dict.fromkeys(looks, 0)
+    numbers = {stage: max(count // MOMENTS, 1) for stage, count in looks.items()}
+    while not attempt(config, workdir, stop := CountingStop(numbers)):
+        stops[stop.where] += 1
         # A stage that begins anew is stopped later each time; one that goes on, a little further each time.
-        begins_anew = stage in ("data", "report", "between")
-        while not is_done and stops.get(stage, 0) < 2 * MOMENTS:
-            number = number + 1 if begins_anew else gap
-            stop = CountingStop(stage, number)
-            is_done = attempt(config, workdir, stop) or stop.looks.get(stage, 0) < number
-            stops[stage] = stops.get(stage, 0) + (not is_done)
-            if begins_anew and number >= count:
-                break
-    assert attempt(config, workdir, Stop())
+        if stop.where in ("data", "report", "between"):
+            numbers[stop.where] += 1
     unlike = differing(before, recorded(workdir))
     print("\nstage | looks in a whole run | stops")
     for stage, count in looks.items():
