@@ -32,7 +32,7 @@ def test_a_damaged_adapter_is_refused_by_every_way_in(tiny, damaged, tmp_path):
         lambda: mossa.export_merged(model, damaged, str(tmp_path / "merged")),
     ]
     for way in ways:
-        with pytest.raises(Refusal, match="adapter_model.safetensors is not as it was written") as caught:
+        with pytest.raises(Refusal, match=r"adapter_model\.safetensors is not as it was written") as caught:
             way()
         assert caught.value.code == 3
     assert not (tmp_path / "merged").exists()
