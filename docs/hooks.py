@@ -176,7 +176,7 @@ def _called_flags(node: ast.AST, modules: dict[str, Path]) -> list[dict[str, str
         function.name: (function, path)
         for path in modules.values()
         for function in _tree(path).body
-        if isinstance(function, ast.FunctionDef) and function.name.startswith("define_")
+        if isinstance(function, ast.FunctionDef) and re.match("define_(?!paths?$)", function.name)
     }
     calls = [call for call in ast.walk(node) if isinstance(call, ast.Call) and _called(call) in functions]
     found = []
@@ -201,7 +201,7 @@ def _flags_in(node: ast.AST, path: Path) -> list[dict[str, str]]:
     calls = [
         call
         for call in ast.walk(node)
-        if isinstance(call, ast.Call) and re.match("DEFINE(_|$)", _called(call)) and call.args
+        if isinstance(call, ast.Call) and re.match("DEFINE(_|$)|define_paths?$", _called(call)) and call.args
     ]
     required = _required_names(node)
     flags = [_flag(call, path, local) for call in sorted(calls, key=lambda call: call.lineno)]
@@ -211,12 +211,15 @@ def _flags_in(node: ast.AST, path: Path) -> list[dict[str, str]]:
 def _flag(call: ast.Call, path: Path, local: dict[str, ast.expr]) -> dict[str, str]:
     kind = _called(call).removeprefix("DEFINE_").lower()
     arguments = call.args
-    if kind == "define":  # flags.DEFINE takes a parser first
+    if kind.startswith("define_path"):  # the default stands behind the help, by name
+        kind, arguments = kind.removeprefix("define_"), [call.args[0], ast.Constant(None), call.args[1]]
+    elif kind == "define":  # flags.DEFINE takes a parser first
         kind, arguments = "number", call.args[1:]
     values = [local.get(arg.id, arg) if isinstance(arg, ast.Name) else arg for arg in arguments]
     options = {keyword.arg: keyword.value for keyword in call.keywords}
     name = evaluate(values[0], path)
-    default = evaluate(values[1], path) if len(values) > 1 else evaluate(options.get("default"), path)
+    by_name = "default" in options or len(values) < 2
+    default = evaluate(options.get("default") if by_name else values[1], path)
     about = evaluate(values[-1] if len(values) > 2 else options.get("help"), path)
     if kind == "enum":
         allowed = evaluate(values[2], path)

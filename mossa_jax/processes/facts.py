@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mossa_jax.errors import BAD_CONFIG, BAD_INPUT, Refusal
 
 Facts = dict[str, dict[str, Any]]
@@ -57,6 +55,8 @@ _MOST_FILES = 20_000  # in a folder
 
 def program_facts() -> dict[str, Any]:
     """Returns what this process runs: versions, the source of this package, options of JAX and XLA."""
+    import jax
+
     config: Any = jax.config  # its options are declared at run time
     return {
         **{name: _version(name) for name in _PACKAGES},

@@ -38,7 +38,7 @@ loaded, `weights` (their digest) and `files` (sizes and times of the files that 
 _FILES = "files"
 # Settings of generation by which prompts begin and answers end.
 _STOPS = ("bos_token_id", "eos_token_id")
-_SOURCES = {"architecture": "config.json", "generation": "generation_config.json", "tokenizer": "the tokenizer"}
+_SOURCES = {"architecture": "config.json", "generation": "what begins and ends texts (config.json, generation_config.json)", "tokenizer": "the tokenizer"}
 # Beginnings of the names of a tokenizer's files.
 _TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 
@@ -52,9 +52,12 @@ def text_fingerprints(run: Run) -> dict[str, dict[str, Any]]:
     folder, settings = _text_folder(run.config), {}
     if run.config.base != MINIATURE and (path := folder / "generation_config.json").exists():
         settings = read_object(path)
+    architecture = asdict(run.architecture)
+    # They come from either file, and are named with the settings of generation.
+    stops = {name: architecture.pop(name) for name in ("bos", "eos")}
     prints = {
-        "architecture": asdict(run.architecture),
-        "generation": {name: settings.get(name) for name in _STOPS},
+        "architecture": architecture,
+        "generation": {**stops, **{name: settings.get(name) for name in _STOPS}},
         "tokenizer": {"files": _digest_of_files(folder), "rules": run.tokenizer.identity},
     }
     return json.loads(json.dumps(prints))

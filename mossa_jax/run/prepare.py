@@ -95,8 +95,9 @@ def _prepare(run: Run) -> dict[str, Any]:
     if run.folder.writer and run.record != before:
         write_json(run.folder / FILE, run.record)
     agreement.wait_for_all("data")
-    if is_first and any(agreement.agreed([run.folder.writer and are_weights_touched(run)])):
-        _ = run.model  # which compares the weights
+    must_look = run.folder.writer and (are_weights_touched(run) or (before is None and bool(damage)))
+    if is_first and any(agreement.agreed([must_look])):
+        _ = run.model  # which compares the weights with those of the record, or else of the models, and records them
     return run.record
 
 

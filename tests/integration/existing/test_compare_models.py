@@ -80,6 +80,7 @@ def test_one_warning_counts_the_prompts_that_are_cut(model, caplog):
 def test_states_of_a_runs_cut_prompts_can_be_had_again(tiny_run, tmp_path, caplog, truncation):
     config, folder = copy.deepcopy(tiny_run[0]), tmp_path / "run"
     config.tokens.max_tokens, config.tokens.truncation = 16, truncation
+    pipeline.open_run(config, str(folder)).close()
     shutil.copytree(tiny_run[1] / "adapters", folder / "adapters")
     texts = [example.inputs for example in mossa.load_task(config, "copy_first")]
     bound = {"max_tokens": config.tokens.max_tokens, "truncation": config.tokens.truncation}

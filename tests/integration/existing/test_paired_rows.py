@@ -8,7 +8,7 @@ import pytest
 import mossa_jax as mossa
 from mossa_jax.existing.between_runs import compare_folders
 from mossa_jax.existing.paired_rows import paired_rows
-from tests.support.run_folders import rewrite
+from tests.support.run_folders import rewrite, rewrite_table
 
 TASK = "count_words"
 
@@ -53,7 +53,7 @@ def test_errors_are_those_of_the_difference_itself(runs):
 def test_they_replace_the_errors_of_both_runs_and_the_note_is_gone(runs):
     folder = runs[1].folder
     change = runs[1].raw_table("change")
-    change.assign(change=change.change + 0.1).to_parquet(folder / "results/change.parquet")
+    rewrite_table(folder / "results/change.parquet", change.assign(change=change.change + 0.1))
     plain, paired = (compare_folders([str(run.folder) for run in runs], paired=flag) for flag in (False, True))
     assert any("--paired" in note for note in plain.comparison.notes)
     assert not any("--paired" in note for note in paired.comparison.notes)

@@ -187,7 +187,7 @@ def results(root, tiny, tiny_adapters, tiny_config, tasks_folder, tmp_path_facto
         ("compare: stray items", 2, ["--items", "--pool=all"]),
         ("compare: one file twice", 2, ["--prompts", "once"]),
         ("compare: items of several", 2, ["--items", "one file"]),
-        ("compare: no control", 2, ["--control", "--states_a"]),
+        ("compare: no control", 2, ["--control=", "not a path"]),
         ("compare: options of models", 2, ["--truncation", "--states_a"]),
         ("compare: guess without texts", 2, ["--items=guess"]),
         ("compare: item", 3, ["item.jsonl:1", "'item'"]),

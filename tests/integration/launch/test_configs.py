@@ -74,7 +74,7 @@ def test_e_learns_from_60_tasks_and_only_one_config_holds_out_misc(root):
 def flags_of(root, module):
     """Returns the names of the flags of a command, from its source."""
     texts = [(root / f"launch/{file}.py").read_text() for file in (module, "flags")]
-    return set(re.findall(r"(?:DEFINE_\w+|flags\.DEFINE\w*)\(\s*\"(\w+)\"", "\n".join(texts)))
+    return set(re.findall(r"(?:DEFINE_\w+|flags\.DEFINE\w*|define_paths?)\(\s*\"(\w+)\"", "\n".join(texts)))
 
 
 def check_python(root, words, name):

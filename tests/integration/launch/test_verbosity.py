@@ -11,7 +11,7 @@ import launch.flags
 from mossa_jax.processes import life
 
 class Process:
-    def __init__(self, settings, prepare):
+    def __init__(self, settings, prepare, facts):
         print(settings.verbosity)
 
     def run(self, main):

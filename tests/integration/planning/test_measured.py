@@ -251,7 +251,7 @@ def test_wrong_uses_of_the_flags_are_one_line(root, pilot, tiny_config, tmp_path
         ([config, f"--measured={tmp_path}/none"], 2, "no such folder"),
         ([config, f"--measured={tmp_path}"], 2, "it has no config.json"),
         ([config, f"--measured={tiny_config}"], 2, "no such folder"),
-        ([config, "--measured="], 2, "no such folder"),
+        ([config, "--measured="], 2, "not a path"),
         ([config, "--measured=nope://a/b"], 2, "--measured=nope://a/b"),
         ([measured], 2, "give --config"),
         ([config, measured, "--stage=tune"], 2, "leave --stage=tune out"),

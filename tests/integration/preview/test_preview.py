@@ -18,7 +18,7 @@ from mossa_jax.preview.text import preview_text
 from mossa_jax.report.length_histograms import draw_lengths
 from mossa_jax.tasks import load_suite
 from tests.integration.launch.test_commands import HARNESS, environment
-from tests.support.tiny_llama import copy_tokenizer
+from tests.support.tiny_llama import VOCAB, copy_tokenizer
 
 CLUSTERS = {"fruit": "food", "bread": "food", "boat": "travel", "train": "travel"}
 LONG = "and then the old boats go under the big red mill when rain comes from the hills near a river "
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     copy_tokenizer(folder)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    special = {"model_type": "llama", "vocab_size": 640, "bos_token_id": 1, "eos_token_id": 2}
+    special = {"model_type": "llama", "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(special | sizes))
     return folder
 
@@ -103,8 +103,9 @@ def test_a_clean_suite_has_its_figures_and_no_warning(base, ids, tmp_path):
         assert (row.overlap, row.overlap_others, row.distinct_prompts) == (0, 0, 60)
         assert row.top_answer == pytest.approx(0.1) and row.source == str(tmp_path)
     assert [*preview.tasks.mixture] == [120, 120, 120, 0]
-    assert len(preview.warnings) == 1
+    assert len(preview.warnings) == 2 and "validation files: boat" in preview.warnings[1]
     assert "clusters with a single task in the mixture: travel (boat)" in preview.warnings[0]
+    (tmp_path / "validation/boat.jsonl").unlink()
     assert preview_dataset(configured(base, tmp_path)).warnings == []
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mossa_jax.errors import Refusal
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import compare, context, pipeline, tune
+from mossa_jax.run import compare, parts, pipeline, tune
 from mossa_jax.run.options import Options
 from mossa_jax.tuning.population_run import PopulationRun
 
@@ -92,6 +92,7 @@ def test_a_later_setting_gives_a_variant_over_the_same_models(copied, trained):
     assert len(ours) == len(theirs) and not np.allclose(ours.cka, theirs.cka, equal_nan=True)
     # The same as that of a run that never was anything else, which shares nothing with this one but its adapters.
     other = folder.parent / "other"
+    pipeline.open_run(config, str(other)).close()
     shutil.copytree(folder / "adapters", other / "adapters")
     ask(config, other)
     pd.testing.assert_frame_equal(ours, pd.read_parquet(other / "results/cka.parquet"))
@@ -268,7 +269,7 @@ def test_killed_on_the_way_it_goes_on_to_the_same_tables(copied, tmp_path, monke
         elif doomed == "export":
             patch.setattr(tune, "save_adapter", dies_at_second(tune.save_adapter))
         else:
-            patch.setattr(context, "write_parquet", dies_at_second(context.write_parquet))
+            patch.setattr(parts.PartFile, "write", dies_at_second(parts.PartFile.write))
         with pytest.raises(Killed):
             ask(config, place, **options)
     ask(config, place, **options)

@@ -13,7 +13,7 @@ from mossa_jax.existing.runs import Run as FinishedRun
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, pipeline
 from mossa_jax.run.options import Options
-from tests.support.run_folders import edit_about, part_of
+from tests.support.run_folders import edit_about, part_of, rewrite
 
 MODELS = ("tuned", "copy_first", "last_word", "count_words")
 
@@ -25,7 +25,7 @@ def copied(tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run[1], tmp_path / "run", ignore=shutil.ignore_patterns(".lock", ".holder"))
     base = shutil.copytree(config.base, tmp_path / "base")
     config.base = str(base)
-    edit(folder / "config.json", lambda record: record.update(base=config.base))
+    rewrite(folder / "config.json", lambda record: record.update(base=config.base))
     return config, folder, base
 
 
@@ -99,7 +99,7 @@ def change_tokenizer(base):
         (lambda base: change_config(base, rms_norm_eps=1e-3), r"config.json .*norm_eps was .*, now 0.001"),
         (lambda base: change_config(base, rope_theta=7e5, rope_parameters=None), r"config.json .*theta.* now 700000"),
         (lambda base: change_config(base, num_attention_heads=2, head_dim=16), r"config.json .*heads was"),
-        (lambda base: change_config(base, eos_token_id=5), r"config.json .*eos"),
+        (lambda base: change_config(base, bos_token_id=5), r"config.json.*bos was 1, now 5"),
         (lambda base: (base / "generation_config.json").write_text('{"eos_token_id": [5, 6]}'), r"generation_config"),
         (change_tokenizer, "the tokenizer of the base"),
     ],
@@ -156,14 +156,14 @@ def test_models_are_taken_over_to_a_base_that_moved_and_from_no_other(copied, tm
 
 def test_a_run_of_an_earlier_version_goes_on(copied):
     config, folder, _ = copied
-    edit(folder / "data.json", lambda record: record.pop("fingerprints"))
+    rewrite(folder / "data.json", lambda record: record.pop("fingerprints"))
     for name in (folder / "adapters").iterdir():
         about = json.loads((name / "mossa.json").read_text())
         for key in ("files", "seal", "weights"):
             del about[key]
         (name / "mossa.json").write_text(json.dumps(about))
     config.base = json.loads((folder / "data.json").read_text())["base"]["base"]
-    edit(folder / "config.json", lambda record: record.update(base=config.base))
+    rewrite(folder / "config.json", lambda record: record.update(base=config.base))
     before = (folder / "results/cka.csv").read_bytes()
     part_of(folder, "cka", "copy_first").unlink()
     ask(config, folder)
