@@ -38,7 +38,11 @@ loaded, `weights` (their digest) and `files` (sizes and times of the files that 
 _FILES = "files"
 # Settings of generation by which prompts begin and answers end.
 _STOPS = ("bos_token_id", "eos_token_id")
-_SOURCES = {"architecture": "config.json", "generation": "what begins and ends texts (config.json, generation_config.json)", "tokenizer": "the tokenizer"}
+_SOURCES = {
+    "architecture": "config.json",
+    "generation": "what begins and ends texts (config.json, generation_config.json)",
+    "tokenizer": "the tokenizer",
+}
 # Beginnings of the names of a tokenizer's files.
 _TOKENIZER_FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
 

@@ -8,7 +8,7 @@ import pytest
 import mossa_jax as mossa
 from mossa_jax.existing.between_runs import compare_folders
 from mossa_jax.existing.paired_rows import paired_rows
-from tests.support.run_folders import rewrite, rewrite_table
+from tests.support.run_folders import edit_about, rewrite, rewrite_table
 
 TASK = "count_words"
 
@@ -20,7 +20,8 @@ def runs(tiny_run, tmp_path_factory):
     folders = [shutil.copytree(tiny_run[1], here / n, ignore=shutil.ignore_patterns(".lock", ".holder")) for n in "ab"]
     for name, other in ((TASK, "last_word"), ("tuned", "copy_first")):
         shutil.rmtree(folders[1] / "adapters" / name)
-        shutil.copytree(folders[0] / "adapters" / other, folders[1] / "adapters" / name)
+        copied = shutil.copytree(folders[0] / "adapters" / other, folders[1] / "adapters" / name)
+        edit_about(copied, lambda about, name=name: about.update(model=name))
     return [mossa.Run(folder) for folder in folders]
 
 
