@@ -17,8 +17,9 @@ from jaxtyping import Float
 from safetensors.numpy import save
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files import sums
 from mossa_jax.files.listing import is_folder
-from mossa_jax.files.write import ABOUT, new_folder, read_parquet, write_bytes, write_json, write_parquet, write_text
+from mossa_jax.files.write import ABOUT, new_folder, write_bytes, write_json, write_parquet, write_text
 from mossa_jax.foreign import check_file, check_pointer, parse_json, user_path
 from mossa_jax.outputs import check_output
 from mossa_jax.similarity.intake import real_array
@@ -116,6 +117,7 @@ def save_states(
         write_parquet(folder / _ROWS, rows)
         write_text(folder / "ids.txt", "".join(f"{name}\n" for name in _ids(rows)))
         write_json(folder / ABOUT, {"layers": list(states), "rows": len(rows), **columns})
+        sums.seal(list(folder.iterdir()))
 
 
 def load_states(path: str | PathLike[str]) -> tuple[dict[str, Float[np.ndarray, "n D"]], pd.DataFrame]:
@@ -137,7 +139,8 @@ def load_states(path: str | PathLike[str]) -> tuple[dict[str, Float[np.ndarray, 
         raise Refusal(BAD_INPUT, f"{place} holds no states; give a folder or a .parquet file of mossa.save_states")
     # The tensors of a file are sorted by name; the folder is read as `compare_saved` does, in the order of layers.
     saved = open_states(str(place))
-    rows = read_parquet(place / _ROWS)
+    sums.check(place / _ROWS)
+    rows = _read_parquet(place / _ROWS).to_pandas()
     if len(rows) != saved.rows:
         raise Refusal(BAD_INPUT, f"{place / _ROWS} has {len(rows)} rows and {_ARRAYS} {saved.rows}; save both again")
     return {name: np.array(read()) for name, read in saved.layers.items()}, rows
@@ -206,7 +209,7 @@ def _arrow_table(rows: pd.DataFrame, states: Mapping[str, np.ndarray]) -> pa.Tab
     return table.replace_schema_metadata(table.schema.metadata | {_METADATA: json.dumps(list(states)).encode()})
 
 
-def _read_table(path: epath.Path) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+def _read_parquet(path: epath.Path) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -214,10 +217,14 @@ def _read_table(path: epath.Path) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     with path.open("rb") as file:
         check_pointer(path, file.read(64))
     try:
-        table = pq.read_table(io.BytesIO(path.read_bytes()))
+        return pq.read_table(io.BytesIO(path.read_bytes()))
     except (pa.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0]
         raise Refusal(BAD_INPUT, f"{path} is not a readable Parquet file ({reason}); save it again") from None
+
+
+def _read_table(path: epath.Path) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    table = _read_parquet(path)
     names = parse_json((table.schema.metadata or {}).get(_METADATA, b"[]"), path, "save it again")
     if not names or not isinstance(names, list) or not {f"{STATES}{name}" for name in names} <= {*table.column_names}:
         raise Refusal(BAD_INPUT, f"{path} holds no states; give a table of mossa.save_states")

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from etils import epath
 
+from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.paths import is_remote
 from mossa_jax.files.write import append_bytes, write_bytes
 from mossa_jax.foreign import parse_sums
@@ -97,6 +98,16 @@ def is_intact(path: epath.PathLike) -> bool | None:
         return digest_of(path.read_bytes()) in digests
     except OSError:
         return False
+
+
+def check(path: epath.PathLike, way_out: str = "save it again") -> None:
+    """Refuses a file that is not as it was written; one of which its folder says nothing passes.
+
+    Raises:
+      Refusal: 3, with `way_out`.
+    """
+    if is_intact(path) is False:
+        raise Refusal(BAD_INPUT, f"{path} is not as it was written, by {SUMS} beside it; {way_out}")
 
 
 def recorded(path: epath.PathLike) -> list[str]:

@@ -17,10 +17,11 @@ import numpy as np
 from etils import epath
 
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.files import sums
 from mossa_jax.files.listing import composed, is_folder, shown, visible
 from mossa_jax.files.safetensors import FLOATS, StoredTensor, read_header
 from mossa_jax.files.write import ABOUT
-from mossa_jax.foreign import check_file, check_pointer, read_json, read_text
+from mossa_jax.foreign import check_file, check_pointer, read_json, read_text, short
 from mossa_jax.log import log
 
 _IDS = "ids"
@@ -89,6 +90,8 @@ def open_states(folder: str, ids: str | None = None) -> SavedStates:
     layers: dict[str, _Layer] = {}
     ids_by_source: dict[str, tuple[str, ...]] = {}
     for file in files:
+        check_file(file)
+        sums.check(file)
         for name, layer in _layers_of(file, is_only_file=len(files) == 1, ids_by_source=ids_by_source).items():
             if name in layers:
                 raise Refusal(BAD_INPUT, f"{folder} has layer {name!r} twice; leave one of the files out")
@@ -143,7 +146,7 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
         is_reordered = set(a.ids) == set(b.ids)
         raise Refusal(
             BAD_INPUT,
-            f"row {row} is {a.ids[row]!r} in {a.folder} and {b.ids[row]!r} in {b.folder}; "
+            f"row {row} is {short(a.ids[row])} in {a.folder} and {short(b.ids[row])} in {b.folder}; "
             + (
                 "both have the same ids: put the rows in one order"
                 if is_reordered
@@ -154,7 +157,7 @@ def check_paired(a: SavedStates, b: SavedStates) -> None:
 
 def _is_known(name: str) -> bool:
     """Returns whether a file stands beside layers without being one: ids, and what `mossa.save_states` writes."""
-    return Path(name).stem == _IDS or name in (ABOUT, "rows.parquet")
+    return Path(name).stem == _IDS or name in (ABOUT, sums.SUMS, "rows.parquet")
 
 
 def _first(names: Sequence[str]) -> str:

@@ -41,15 +41,18 @@ def mutate_json(path: Path, rng: random.Random, times: int = 1) -> str:
     value = json.loads(path.read_bytes())
     for _ in range(times):
         value = mutate_value(value, rng)
+    path.write_text(as_json(value), encoding="utf-8", errors="surrogatepass")
+    return f"{path.name}: a value changed"
+
+
+def as_json(value: object) -> str:
+    """Writes a value as JSON, or something as deep or long where Python's own writer gives up."""
     try:
-        text = json.dumps(value)
+        return json.dumps(value)
     except RecursionError:
-        text = "[" * 5_000 + "]" * 5_000
-    # `json` writes integers of any length only where Python allows it.
+        return "[" * 5_000 + "]" * 5_000
     except ValueError:
-        text = json.dumps(str(value)[:50])
-    path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    return f"{path.name}: {text[:0]}value changed"
+        return "9" * 9_000
 
 
 def damage(path: Path, rng: random.Random) -> str:

@@ -26,7 +26,7 @@ from mossa_jax.llama.files.peft import load_adapter, save_adapter
 from mossa_jax.tasks import load_suite
 from mossa_jax.tasks.row_files import read_examples
 from tests.support import tiny_llama
-from tests.support.mutations import damage, fresh_copy, mutate_json, mutate_value
+from tests.support.mutations import as_json, damage, fresh_copy, mutate_json, mutate_value
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def _change(folder, rng):
         return mutate_json(path, rng, rng.choice([1, 1, 2, 4]))
     if path.suffix == ".jsonl" and rng.random() < 0.6:
         lines = path.read_text().splitlines()
-        lines[rng.randrange(len(lines))] = json.dumps(mutate_value(json.loads(lines[0]), rng))
+        lines[rng.randrange(len(lines))] = as_json(mutate_value(json.loads(lines[0]), rng))
         path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
         return f"{path.name}: a line changed"
     return damage(path, rng)

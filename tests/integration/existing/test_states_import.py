@@ -296,3 +296,17 @@ def test_the_command(tmp_path, root, streams, flags, code, words):
         assert len(lines) == 1 and lines[0].startswith("error: ") and all(word in lines[0] for word in words), lines
     else:
         check(pd.read_csv(out, dtype={"layer": str}, keep_default_na=False), *streams)
+
+
+@pytest.mark.parametrize("name", ["states.safetensors", "rows.parquet"])
+def test_a_damaged_file_of_saved_states_is_refused(tmp_path, name):
+    states = {layer: np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32) for layer in ("embed", "1")}
+    mossa.save_states(tmp_path / "a", states)
+    assert mossa.load_states(tmp_path / "a")[0]["1"].tobytes() == states["1"].tobytes()
+    path = tmp_path / "a" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(Refusal, match=rf"{name} is not as it was written, by SHA256SUMS") as caught:
+        mossa.load_states(tmp_path / "a")
+    assert caught.value.code == 3
