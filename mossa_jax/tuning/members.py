@@ -82,21 +82,18 @@ def not_finite(
       skips: the number of updates skipped in a row.
       base: the model that is tuned, as it was loaded.
     """
-    tensor = first_not_finite(base.state, base.architecture)
-    if tensor is not None:
-        return Refusal(
-            NOT_FINITE,
-            f"{label}: loss or gradient of {member.name!r} is not finite, since {tensor} of {base.name} holds NaN or "
-            "infinity; copy the model again",
-        )
     which, index = batch
     # Names examples rather than packed rows, which a user never sees.
     items = member.rows[which].plan.take(index).items.tolist()
     examples = ", ".join(map(str, items[:_NAMED])) + (", ..." if len(items) > _NAMED else "")
+    tensor = first_not_finite(base.state, base.architecture)
+    way_out = "lower tuning.*.learning_rate or look at these rows"
+    if tensor is not None:
+        way_out = f"{tensor} of {base.name} holds NaN or infinity: copy the model again"
     return Refusal(
         NOT_FINITE,
         f"{label}: loss or gradient of {member.name!r} is not finite for {skips} steps in a row, now at step {step} "
-        f"(examples {examples}); lower tuning.*.learning_rate or look at these rows; the last checkpoint is kept",
+        f"(examples {examples}); {way_out}; the last checkpoint is kept",
     )
 
 

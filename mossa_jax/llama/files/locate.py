@@ -85,9 +85,7 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
     # A hub id has exactly one slash and does not look like a path; anything else was meant as a folder.
     if is_file or name.startswith(("/", ".", "~", "$")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
-        raise Refusal(
-            BAD_INPUT, f"model folder {str(folder)!r} {state}; give a Hugging Face folder or a hub id org/name"
-        )
+        raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
     scope = _Scope.SETTINGS if config_only else _Scope.TEXTS if text_only else _Scope.ALL
     repository = Repository(
         name,

@@ -252,7 +252,7 @@ def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
     assert str(locate("~/org/name")) == str(tmp_path / "org/name")
 
 
-@pytest.mark.parametrize("name", ["/none/such", "./none", "~/none", "none", "a/b/c", ""])
+@pytest.mark.parametrize("name", ["/none/such", "./none", "~/none", "none", "a/b/c"])
 def test_a_path_that_leads_nowhere_is_refused(name):
     with pytest.raises(Refusal, match=f"'{name}' does not exist.*org/name") as caught:
         locate(name)

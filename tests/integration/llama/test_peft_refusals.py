@@ -150,4 +150,5 @@ def test_files_that_are_not_an_adapter_are_refused(copy, model, tmp_path):
     for text, word in (('{"r": NaN}', "JSON"), ("{", "JSON"), ("\udcff", "UTF-8"), ("[]", "JSON")):
         (copy / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         assert word in refused(copy, model)
-    assert "no adapter_config.json" in refused(tmp_path, model)
+    (tmp_path / "empty").mkdir()
+    assert "no adapter_config.json" in refused(tmp_path / "empty", model)

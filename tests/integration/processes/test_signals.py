@@ -34,7 +34,13 @@ def busy(root, where, kind, *sent, before=""):
     environment = cpu(root, 1) | {"BUSY": BUSY}
     command = f'{before} exec "{sys.executable}" -c "$BUSY" {where} {kind}'
     with subprocess.Popen(
-        ["bash", "-c", command], cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["bash", "-c", command],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whoever runs the tests may ignore it
     ) as process:
         try:
             assert process.stdout.readline() == "working\n"

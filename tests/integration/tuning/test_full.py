@@ -236,6 +236,7 @@ def test_a_loss_that_is_never_finite_stops_and_names_member_step_and_examples(mo
         tune(poisoned(model, 3), member, run_folder)
     said = str(caught.value)
     assert caught.value.code == 5 and "'E' is not finite for 3 steps in a row" in said and "at step 3 " in said
+    assert "model.embed_tokens.weight of " in said and "holds NaN or infinity" in said
     rows = member.rows[0]
     batches = Batches.of([rows], SCHEDULE.batch_rows, seed=(*member.seed, 2))
     assert f"(examples {', '.join(map(str, rows.plan.take(batches.at(2)[1]).items[:8]))}" in said

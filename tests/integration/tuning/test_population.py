@@ -156,7 +156,8 @@ def test_broken_down_and_resumed_is_bit_equal(model, together, tmp_path):
     again = run_folder.metrics()[before:]
     assert min(record["step"] for record in again) in (4, 5)
     # An exported model keeps its curve.
-    assert [record for record in again if record["model"] == "task 2"] == [json.loads(lost)]
+    known = {name: value for name, value in json.loads(lost).items() if name != "crc"}
+    assert [record for record in again if record["model"] == "task 2"] == [known]
 
 
 class _StopAt(Stop):
