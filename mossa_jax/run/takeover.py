@@ -103,7 +103,7 @@ def _has_our_base(run: Run, other: RunFolder) -> bool:
         check_texts(prints, ours[FINGERPRINTS], run.config.base)
         check_weights(str(run.base_weights), prints, f"the models of {other.path} were", run.config.base)
     except Refusal as refusal:
-        log.warning("from %s: nothing is taken over (%s)", other.path, refusal)
+        log.warning("from %s: nothing is taken over (%s)", other.path, str(refusal))
         return False
     if ours["base"] != theirs["base"] and not any((run.folder / place).exists() for place in _TUNED):
         run.record = {**ours, "base": theirs["base"]}
