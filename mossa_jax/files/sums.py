@@ -21,7 +21,7 @@ from etils import epath
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.paths import is_remote
 from mossa_jax.files.write import append_bytes, write_bytes
-from mossa_jax.foreign import parse_sums
+from mossa_jax.foreign import check_file, parse_sums
 
 SUMS = "SHA256SUMS"
 """The file of a folder that holds the digests of the others."""
@@ -95,8 +95,9 @@ def is_intact(path: epath.PathLike) -> bool | None:
     if not digests:
         return None
     try:
+        check_file(path)  # a pipe in its place would be waited for
         return digest_of(path.read_bytes()) in digests
-    except OSError:
+    except (OSError, Refusal):
         return False
 
 
@@ -126,7 +127,8 @@ def _lines(folder: epath.Path) -> Lines:
         return _kept[name][1]
     lines: Lines = {}
     # A store that cannot be reached says nothing about the folder.
-    with contextlib.suppress(FileNotFoundError if is_remote(path) else OSError):
+    with contextlib.suppress(Refusal, FileNotFoundError if is_remote(path) else OSError):
+        check_file(path)
         lines = parse_sums(path.read_bytes())
     if sign is not None:
         _kept[name] = sign, lines

@@ -22,6 +22,7 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files import checked, sums
 from mossa_jax.files.names import slug
 from mossa_jax.files.write import parquet_bytes
+from mossa_jax.foreign import check_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,8 +88,9 @@ class PartFile:
     def content(self) -> bytes | None:
         """Returns the file's bytes; None if it is not there, not as it was written, or another's."""
         try:
+            check_file(self.path)  # a pipe in its place would be waited for
             data = self.path.read_bytes()
-        except OSError:
+        except (OSError, Refusal):
             return None
         # Nothing is parsed that is not what was written.
         return data if sums.agrees(self.path, data) and _owner(data) == self.owner else None
