@@ -35,7 +35,7 @@ _EXTRAS = {
 }  # fmt: skip
 _PACKAGES = {"google": "protobuf", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 # Libraries whose own errors speak of a file that they were given.
-_READERS = ("pyarrow", "safetensors", "jinja2", "zstandard")
+_READERS = ("pyarrow", "safetensors", "zstandard")
 # Those whose own errors speak of a store or a service that does not answer as it should.
 _SERVICES = (
     "requests", "httpx", "httpx2", "httpcore", "aiohttp", "urllib3", "gcsfs", "s3fs", "botocore", "aiobotocore",
