@@ -78,12 +78,13 @@ def locate(name: str, revision: str = "", *, config_only: bool = False, text_onl
       Refusal: 3 when there is no such folder or revision, the repository has no config.json or no safetensors, or the
         hub cannot be reached; 4 when the repository is gated, private or missing; 6 when the disk is full.
     """
-    folder = epath.Path(user_path(name, "base"))
+    name = user_path(name, "base")
+    folder = epath.Path(name)
     if folder.is_dir():
         return folder
     is_file = folder.exists()
     # A hub id has exactly one slash and does not look like a path; anything else was meant as a folder.
-    if is_file or name.startswith(("/", ".", "~", "$")) or name.count("/") != 1:
+    if is_file or name.startswith(("/", ".")) or name.count("/") != 1:
         state = "is a file" if is_file else "does not exist"
         raise Refusal(BAD_INPUT, f"model folder {name!r} {state}; give a Hugging Face folder or a hub id org/name")
     scope = _Scope.SETTINGS if config_only else _Scope.TEXTS if text_only else _Scope.ALL
