@@ -32,7 +32,14 @@ setup(
     packages=[*find_packages(include=["mossa_jax", "mossa_jax.*"]), "mossa_jax.launch", "mossa_jax.configs"],
     package_dir={"mossa_jax.launch": "launch", "mossa_jax.configs": "configs"},
     package_data={
-        "mossa_jax": ["py.typed", "report/*.j2", "report/*.js", "report/*.css", "tasks/miniature/tokenizer/*.json"]
+        "mossa_jax": [
+            "py.typed",
+            "report/*/*.j2",
+            "report/*/*.js",
+            "report/*/*.css",
+            "report/*/*.mplstyle",
+            "tasks/miniature/tokenizer/*.json",
+        ]
     },
     include_package_data=False,
     entry_points={"console_scripts": ["mossa = mossa_jax.launch.mossa:main"]},

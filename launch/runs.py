@@ -38,8 +38,8 @@ def main(_: object) -> None:
     """Prints the comparison, and writes its page."""
     from mossa_jax.existing.between_runs import compare_folders
     from mossa_jax.log import log
-    from mossa_jax.report.runs_page import write_runs_page
-    from mossa_jax.report.runs_text import runs_text
+    from mossa_jax.report.between_runs.page import write_runs_page
+    from mossa_jax.report.between_runs.text import runs_text
 
     inputs = compare_folders(RUNS, PAIRED.value)
     print(runs_text(inputs, FORMAT.value))

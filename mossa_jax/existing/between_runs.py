@@ -13,7 +13,7 @@ from mossa_jax.existing.runs import Run
 from mossa_jax.files.names import digest
 from mossa_jax.findings.between_runs import compare_runs
 from mossa_jax.findings.run_tables import RunTables
-from mossa_jax.report.runs_inputs import RunFacts, RunsInputs
+from mossa_jax.report.between_runs.inputs import RunFacts, RunsInputs
 
 if TYPE_CHECKING:
     import pandas as pd

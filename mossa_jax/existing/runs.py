@@ -349,7 +349,7 @@ class Run:
         Raises:
           Refusal: 2 for a name or role that does not exist; 3 if the run is not finished.
         """
-        from mossa_jax.report.figures import draw_figure
+        from mossa_jax.report.drawing.figures import draw_figure
 
         return draw_figure(self._report_inputs(palette), name)
 

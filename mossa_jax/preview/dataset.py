@@ -106,9 +106,9 @@ def preview_dataset(config: Config) -> Preview:
 
 def write_preview(preview: Preview, folder: epath.PathLike) -> None:
     """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
-    from mossa_jax.report import figure_elements
-    from mossa_jax.report.glyphs import say_missing
-    from mossa_jax.report.length_histograms import draw_lengths
+    from mossa_jax.report.drawing import figure_elements
+    from mossa_jax.report.drawing.glyphs import say_missing
+    from mossa_jax.report.drawing.length_histograms import draw_lengths
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.findings import RULES
 from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.monitoring.goodput import times
-from mossa_jax.report import page as page_module
 from mossa_jax.report import write_page
-from mossa_jax.report.page import CAPTIONS
+from mossa_jax.report.page import page as page_module
+from mossa_jax.report.page.page import CAPTIONS
 from tests.support.planted_report import CEILING, NO_CURVES, report_change, report_inputs, report_scores, report_table
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

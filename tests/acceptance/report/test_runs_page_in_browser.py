@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mossa_jax.findings.between_runs import compare_runs
-from mossa_jax.report.runs_inputs import RunFacts, RunsInputs
-from mossa_jax.report.runs_page import write_runs_page
+from mossa_jax.report.between_runs.inputs import RunFacts, RunsInputs
+from mossa_jax.report.between_runs.page import write_runs_page
 from tests.acceptance.report.test_page_in_browser import choose, drawn, errors, open_browser
 from tests.support.planted_runs import planted_run, truth
 

@@ -15,7 +15,7 @@ from mossa_jax.config import Config, Schedule, Tasks, Tokens, Tuning
 from mossa_jax.preview import dataset
 from mossa_jax.preview.dataset import preview_dataset, write_preview
 from mossa_jax.preview.text import preview_text
-from mossa_jax.report.length_histograms import draw_lengths
+from mossa_jax.report.drawing.length_histograms import draw_lengths
 from mossa_jax.tasks import load_suite
 from tests.integration.launch.test_commands import HARNESS, environment
 from tests.support.tiny_llama import VOCAB, copy_tokenizer

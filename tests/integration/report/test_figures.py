@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mossa_jax.report import figure_elements, figures, write_figures
+from mossa_jax.report import write_figures
+from mossa_jax.report.drawing import figure_elements, figures
 from tests.support.planted_report import NO_CURVES, NO_SCORES, report_change, report_inputs, report_scores, report_table
 
 INCOMPETENT = ("t05",)

@@ -14,7 +14,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 
 from mossa_jax.foreign import is_hidden, visible
-from mossa_jax.report import figure_elements, figures, glyphs, write_figures, write_page
+from mossa_jax.report import write_figures, write_page
+from mossa_jax.report.drawing import figure_elements, figures, glyphs
 from tests.support.hostile_names import hostile_names
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
 

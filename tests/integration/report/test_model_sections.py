@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mossa_jax.report import figure_elements, layer_matrix_section, merged_section, weights_section
+from mossa_jax.report.analyses import layer_matrix as layer_matrix_section
+from mossa_jax.report.analyses import merged as merged_section
 from mossa_jax.report.analyses import sections_of
+from mossa_jax.report.analyses import weights as weights_section
+from mossa_jax.report.drawing import figure_elements
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
 LAYERS = ("embed", "1", "2", "3", "4", "final_norm")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mossa_jax.findings import find
-from mossa_jax.report import figure_elements
-from mossa_jax.report.profile_section import SECTION
+from mossa_jax.report.analyses.profile import SECTION
+from mossa_jax.report.drawing import figure_elements
 from tests.support.planted_profile import planted_profile
 from tests.support.planted_report import report_inputs, report_scores, report_table
 

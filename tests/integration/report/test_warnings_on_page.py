@@ -8,7 +8,7 @@ from PIL import Image
 
 from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.report import write_page
-from mossa_jax.report.page import CAPTIONS
+from mossa_jax.report.page.page import CAPTIONS
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
 INCOMPETENT = ("t05", "t06", "t07", "t20")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mossa_jax.findings.curves import HEADLINE
-from mossa_jax.report.factors_section import SECTION
+from mossa_jax.report.analyses.factors import SECTION
 from tests.support.planted_factor_tables import tables
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mossa_jax.findings.robustness import find_robustness
-from mossa_jax.report.measures_section import MEASURE_NAMES, SECTION, draw_curves, draw_panel
+from mossa_jax.report.analyses.measures import MEASURE_NAMES, SECTION, draw_curves, draw_panel
 from mossa_jax.similarity.measures.panel import PANEL
 
 LAYERS = ("1", "4", "8")

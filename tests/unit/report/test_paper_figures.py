@@ -8,8 +8,10 @@ import pytest
 
 from mossa_jax.findings.correlates import find_correlates
 from mossa_jax.findings.separation import CLUSTER, ITEM, METHODS, TASK, TEMPLATE
-from mossa_jax.report import correlates_section, map_section, spectrum_section
-from mossa_jax.report.figure_elements import figure_style
+from mossa_jax.report.analyses import correlates as correlates_section
+from mossa_jax.report.analyses import map as map_section
+from mossa_jax.report.analyses import spectrum as spectrum_section
+from mossa_jax.report.drawing.figure_elements import figure_style
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
 LAYERS = ["embed", *(str(layer) for layer in range(1, 9)), "final_norm"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mossa_jax.report import tables
+from mossa_jax.report.page import tables
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
 
 INCOMPETENT = ("t05", "t06", "t07", "t20")

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from mossa_jax.findings.trajectory import find_convergence, find_settling, loss_trend
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.trajectory_section import SECTION
+from mossa_jax.report.analyses.trajectory import SECTION
+from mossa_jax.report.drawing import figure_elements as elements
 
 LAYERS = ("embed", "1", "2", "3", "final_norm")
 SHARES = (0.0, 0.125, 0.25, 0.5)

@@ -14,9 +14,9 @@ from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.factors import defined_tasks, find_factors, layer_parts, parts_sentence
 from mossa_jax.findings.json_types import to_json_types
 from mossa_jax.findings.layer_means import layer_means, sound_rows, spread
-from mossa_jax.report import analysis_words as words
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, shorten
 from mossa_jax.similarity.factor_sums import WITHIN

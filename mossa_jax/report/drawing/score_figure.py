@@ -9,7 +9,7 @@ import pandas as pd
 
 from mossa_jax.findings.competence import EXACT_MATCH, INFORMATION
 from mossa_jax.findings.curves import clusters_of
-from mossa_jax.report import figure_elements as elements
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import left_out, scores_by_model
 from mossa_jax.report.palette import DEFAULT, METRIC_NAMES, SCORE_NAMES, Palette, shorten
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mossa_jax.report import figure_elements as elements
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.palette import BLUE, UNDEFINED, VERMILLION, shorten
 
 if TYPE_CHECKING:

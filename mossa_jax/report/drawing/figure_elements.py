@@ -12,7 +12,7 @@ import pandas as pd
 from etils import epath
 
 from mossa_jax.files.write import write_bytes
-from mossa_jax.report.glyphs import FAMILY, LONGEST, make_drawable
+from mossa_jax.report.drawing.glyphs import FAMILY, LONGEST, make_drawable
 from mossa_jax.report.palette import DEFAULT, FAINT, MODEL_NAMES, Palette, layer_label
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pandas as pd
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.correlates import CHANGE, CORRELATES
 from mossa_jax.findings.curves import HEADLINE, block_layers, layer_order
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 
 if TYPE_CHECKING:

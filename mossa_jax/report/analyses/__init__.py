@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mossa_jax.report import (
-    correlates_section,
-    factors_section,
-    layer_matrix_section,
-    map_section,
-    measures_section,
-    merged_section,
-    profile_section,
-    spectrum_section,
-    trajectory_section,
-    weights_section,
-)
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses import correlates as correlates_section
+from mossa_jax.report.analyses import factors as factors_section
+from mossa_jax.report.analyses import layer_matrix as layer_matrix_section
+from mossa_jax.report.analyses import map as map_section
+from mossa_jax.report.analyses import measures as measures_section
+from mossa_jax.report.analyses import merged as merged_section
+from mossa_jax.report.analyses import profile as profile_section
+from mossa_jax.report.analyses import spectrum as spectrum_section
+from mossa_jax.report.analyses import trajectory as trajectory_section
+from mossa_jax.report.analyses import weights as weights_section
+from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.inputs import ReportInputs
 
 SECTIONS: Sequence[AnalysisSection] = (

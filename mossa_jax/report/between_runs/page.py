@@ -14,12 +14,12 @@ from mossa_jax.findings import to_json_types
 from mossa_jax.findings.between_runs import Comparison
 from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS
 from mossa_jax.findings.run_tables import QUANTITIES
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.html_parts import data_uri, inlined, templates
+from mossa_jax.report.between_runs.figures import difference_matrix, draw_curves, draw_differences, picture, run_style
+from mossa_jax.report.between_runs.inputs import RunsInputs
+from mossa_jax.report.between_runs.tables import QUANTITY_NAMES, all_tables
+from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.page.html_parts import data_uri, inlined, templates
 from mossa_jax.report.palette import UNDEFINED
-from mossa_jax.report.runs_figures import difference_matrix, draw_curves, draw_differences, picture, run_style
-from mossa_jax.report.runs_inputs import RunsInputs
-from mossa_jax.report.runs_tables import QUANTITY_NAMES, all_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

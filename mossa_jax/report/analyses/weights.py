@@ -8,9 +8,9 @@ import numpy as np
 
 from mossa_jax.findings.layer_means import sound_rows
 from mossa_jax.findings.weights import find_weights
-from mossa_jax.report import analysis_words as words
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import GREEN, ORANGE
 

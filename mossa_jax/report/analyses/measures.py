@@ -8,8 +8,8 @@ import numpy as np
 
 from mossa_jax.findings.claims import CLAIMS
 from mossa_jax.findings.robustness import PRIMARY_FINDINGS, VIEWS
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, VERMILLION
 

@@ -12,8 +12,8 @@ from mossa_jax.findings.cells import ordered_layers
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.run_tables import CHANGE
 from mossa_jax.findings.trust import FDR
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.glyphs import say_missing
+from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.drawing.glyphs import say_missing
 from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, VERMILLION, shorten
 
 if TYPE_CHECKING:

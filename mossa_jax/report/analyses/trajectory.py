@@ -11,8 +11,8 @@ from mossa_jax.config import TUNED
 from mossa_jax.findings.curves import block_layers, layer_order
 from mossa_jax.findings.trajectory import FIXED, FLOOR, convergence_summary, depth_trend, settling_by_layer
 from mossa_jax.findings.units import t_interval, unit_means
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs, left_out
 from mossa_jax.report.palette import CEILING, ORANGE, layer_label
 

@@ -14,14 +14,15 @@ from mossa_jax.findings import RULES, competence_sentence, to_json_types
 from mossa_jax.findings.ceiling import CONTROL
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, block_layers
 from mossa_jax.findings.warning_kinds import GROUPS
-from mossa_jax.report import palette, tables
+from mossa_jax.report import palette
 from mossa_jax.report.analyses import sections_of
-from mossa_jax.report.analysis_section import AnalysisSection
-from mossa_jax.report.chart_data import chart_data
-from mossa_jax.report.glyphs import missing_sentence, undrawable
-from mossa_jax.report.html_parts import data_uri, inlined, templates
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.time_spent import time_table
+from mossa_jax.report.page import tables
+from mossa_jax.report.page.chart_data import chart_data
+from mossa_jax.report.page.html_parts import data_uri, inlined, templates
+from mossa_jax.report.page.time_spent import time_table
 
 CAPTIONS = {
     "layers": "Box plots of CKA over tasks at each layer, pre-trained beside tuned",

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Sequence
 
 from mossa_jax.findings import to_json_types
-from mossa_jax.report.runs_inputs import RunsInputs
-from mossa_jax.report.runs_tables import TextTable, all_tables
+from mossa_jax.report.between_runs.inputs import RunsInputs
+from mossa_jax.report.between_runs.tables import TextTable, all_tables
 
 FORMATS = ("text", "markdown", "json")
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from mossa_jax.findings.curves import block_layers, layer_order
 from mossa_jax.findings.separation import CLUSTER, ITEM, NEIGHBOURS, PROBE, TASK, TEMPLATE
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import (
     BLUE,

@@ -17,8 +17,8 @@ from mossa_jax.findings.run_sizes import E_SEEDS, RUN_SEEDS, RUNS, SPECIALIST_SE
 from mossa_jax.findings.run_tables import CHANGE, QUANTITIES
 from mossa_jax.findings.trust import FDR
 from mossa_jax.report import palette
-from mossa_jax.report.runs_inputs import RunsInputs
-from mossa_jax.report.tables import claim_rows
+from mossa_jax.report.between_runs.inputs import RunsInputs
+from mossa_jax.report.page.tables import claim_rows
 
 QUANTITY_NAMES = {CHANGE: "change", PRETRAINED: "CKA, pre-trained", TUNED: "CKA, tuned"}
 """Quantity -> how it is named."""

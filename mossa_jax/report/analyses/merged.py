@@ -9,9 +9,9 @@ import numpy as np
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.merged import CURVES, find_merged
-from mossa_jax.report import analysis_words as words
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import PURPLE, Palette
 

@@ -13,7 +13,7 @@ from mossa_jax.foreign import visible
 if TYPE_CHECKING:
     import jinja2
 
-_FOLDER = Path(__file__).parent
+_FOLDERS = (Path(__file__).parent, Path(__file__).parents[1] / "between_runs")
 _PALETTE_SIZE = 96
 
 
@@ -26,7 +26,7 @@ def templates() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(_FOLDERS),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -60,7 +60,8 @@ def _visible_values(value: Any) -> Any:
 
 def inlined(*names: str) -> str:
     """Reads files that become part of a page, one behind the other."""
-    return "\n".join((_FOLDER / name).read_text(encoding="utf-8").rstrip("\n") for name in names)
+    paths = [next(path for folder in _FOLDERS if (path := folder / name).exists()) for name in names]
+    return "\n".join(path.read_text(encoding="utf-8").rstrip("\n") for path in paths)
 
 
 def data_uri(picture: bytes) -> str:

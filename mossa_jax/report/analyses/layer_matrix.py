@@ -12,9 +12,9 @@ from mossa_jax.findings.curves import HEADLINE, layer_order, mean_defined
 from mossa_jax.findings.layer_means import sound_rows
 from mossa_jax.findings.turning import find_turning
 from mossa_jax.findings.units import unit_means
-from mossa_jax.report import analysis_words as words
-from mossa_jax.report import figure_elements as elements
-from mossa_jax.report.analysis_section import AnalysisSection
+from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses.section import AnalysisSection
+from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, UNDEFINED, VERMILLION, layer_label
 
