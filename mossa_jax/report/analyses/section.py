@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.inputs import ReportInputs
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class AnalysisSection:
       sentences: what came out, with numbers and intervals.
       figures: file name -> what draws it.
       captions: file name -> what the figure shows, for readers who cannot see it.
+      charts: its charts.
       columns: headings of the table; without any there is no table.
       rows: its rows, one text per column, the first of which names the row.
     """
@@ -37,3 +39,4 @@ class AnalysisSection:
     captions: Mapping[str, str]
     columns: tuple[str, ...] = ()
     rows: Callable[[ReportInputs], Sequence[tuple[str, ...]]] = lambda _: ()
+    charts: Callable[[ReportInputs], Sequence[Chart]] = lambda _: ()

@@ -1,0 +1,20 @@
+"""All charts of a run, in the order of the page; those whose results are not there are absent."""
+
+from __future__ import annotations
+
+from mossa_jax.report.analyses import sections_of
+from mossa_jax.report.charts import levels
+from mossa_jax.report.charts.grammar import Chart
+from mossa_jax.report.inputs import ReportInputs
+
+_MAIN = (
+    levels.layers_chart,
+    levels.held_out_chart,
+)
+
+
+def all_charts(inputs: ReportInputs) -> dict[str, Chart]:
+    """Returns the charts by name: those of the comparison, then those of the analyses."""
+    charts = [chart for build in _MAIN if (chart := build(inputs)) is not None]
+    charts += [chart for section in sections_of(inputs) for chart in section.charts(inputs)]
+    return {chart.name: chart for chart in charts}
