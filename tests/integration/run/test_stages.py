@@ -20,6 +20,7 @@ from mossa_jax.files import lease
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
+from mossa_jax.run.environment import command
 from mossa_jax.similarity import engine
 from tests.support.run_folders import part_of
 
@@ -292,7 +293,7 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
