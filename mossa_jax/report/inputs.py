@@ -11,6 +11,9 @@ import pandas as pd
 from mossa_jax.findings.competence import scores_of
 from mossa_jax.report import palette
 
+ANSWER_COLUMNS = ["task", "cluster", "held_out", "example", "model", "prompt", "target", "answer", "exact"]
+"""Columns of `results/answers`: a row per example prompt and model."""
+
 
 @dataclass(frozen=True)
 class ReportInputs:
@@ -26,12 +29,14 @@ class ReportInputs:
         truncated_prompts, steps`.
       parity: the base model beside transformers, columns `layer, max_abs_difference, largest`; or why it was not
         compared.
-      facts: strings and numbers that say what the run was, shown under their keys at the head of the page. `dtype` is
-        named beside the parity, too.
+      facts: what the head of the page says of the run: `name`, `base`, `suite`, `dtype` and `date`, each optional.
+      setup: group -> what is set -> its value, as the table of the set-up shows it.
+      config: the configuration as plain data; empty if it is not known.
       command: the command that made the run.
       versions: package -> version.
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
       change: the table `results/change`; None if changes of single cells were not tested.
+      answers: answers to a few prompts of every task, columns `ANSWER_COLUMNS`; None if none were recorded.
       analyses: tables of the analyses beside the comparison that were made, by their names in `results/`.
       palette: colours of the static figures.
     """
@@ -43,10 +48,13 @@ class ReportInputs:
     tasks: pd.DataFrame
     parity: pd.DataFrame | str
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    setup: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     times: pd.DataFrame | None = None
     change: pd.DataFrame | None = None
+    answers: pd.DataFrame | None = None
     analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     palette: palette.Palette = palette.DEFAULT
 

@@ -16,10 +16,14 @@ import pytest
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
-from mossa_jax.files import lease
+from mossa_jax.files import checked, lease
+from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
+from mossa_jax.run.environment import command
+from mossa_jax.run.prepare import prepare
+from mossa_jax.run.rounds import remove_checkpoints
 from mossa_jax.similarity import engine
 from tests.support.run_folders import part_of
 
@@ -149,6 +153,27 @@ def test_scores_are_a_tidy_table_of_measures_of_the_prompts_asked_for(tiny_run):
     # Each task's majority answer, counted by hand.
     majority = exact[exact.model == "majority"].set_index("task").value
     assert majority["copy_first"] < 1 and (majority > 0).all()
+
+
+def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_so(tiny_run, tiny, tasks_folder):
+    answers = pd.read_parquet(tiny_run[1] / "results/answers.parquet")
+    assert answers.columns.tolist() == "task cluster held_out example model prompt target answer exact".split()
+    assert list(answers.model) == ["base", "tuned", "control"] * 9 and list(dict.fromkeys(answers.task)) == TASKS
+    scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
+    match = scores[scores.metric == "exact_match"].set_index(["task", "model"]).value
+    for task, rows in answers.groupby("task"):
+        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()[:8]
+        target_of = {each["inputs"]: each["targets"] for each in map(json.loads, lines)}
+        for model, own in rows.groupby("model"):
+            # Eight prompts were scored, and three of them are shown.
+            right = match[task, model] * 8
+            assert 0 <= right - own.exact.sum() <= 5
+            assert (own.exact == (own.answer.str.strip() == own.target.str.strip())).all()
+            assert own.prompt.nunique() == 3
+            shown = own.prompt.str.removeprefix("<s>").str.strip()
+            assert shown.map(target_of).tolist() == own.target.tolist()
+    from_csv = read_csv(tiny_run[1] / "results/answers.csv")
+    assert from_csv.answer.fillna("").tolist() == answers.answer.tolist()
 
 
 def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
@@ -292,7 +317,7 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
@@ -322,6 +347,28 @@ def test_streamed_sums(tiny_run, tmp_path, how, table):
     # 12 rows of 32 columns: the debiased value is what is left of large terms, and often not claimed.
     assert defined[both.estimator == "biased"].mean() > 0.9
     assert np.abs(both.cka_x - both.cka_y)[defined].max() < 2e-5
+
+
+@pytest.mark.parametrize("is_exported", [True, False])
+def test_checkpoints_go_once_all_models_of_their_round_are_exported(tiny_run, tmp_path, is_exported):
+    """A stop between the last export and the record of its round leaves the round open for good."""
+    config, finished = tiny_run
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    run_folder = pipeline.open_run(config, str(folder))
+    try:
+        run = pipeline.Run(config, run_folder, Stop())
+        prepare(run)
+        open_rounds = {"E": [{"label": "E", "models": {"tuned": run.model_digest("tuned")}, "done": False}]}
+        checked.write_json(run_folder.path / "rounds.json", open_rounds)
+        checkpoint = folder / "checkpoints/E/10"
+        checkpoint.mkdir(parents=True)
+        if not is_exported:
+            shutil.rmtree(folder / "adapters/tuned")
+        remove_checkpoints(run)
+        assert checkpoint.exists() != is_exported
+    finally:
+        run_folder.close()
 
 
 class StopsLater(Stop):
