@@ -35,6 +35,7 @@ from mossa_jax.findings.qualifications import qualifications, tasks_behind
 from mossa_jax.findings.robustness import add_to_evidence, find_robustness
 from mossa_jax.findings.sections import find_sections
 from mossa_jax.findings.specificity import find_specificity
+from mossa_jax.findings.story import tell_story
 from mossa_jax.findings.trajectory import convergence_summary
 from mossa_jax.findings.trust import find_trust
 from mossa_jax.findings.units import equivalence_p, estimate, t_interval, unit_means
@@ -85,8 +86,8 @@ def find(
       `shift`, `clusters`, `unseen`, `specificity`, `scores`, `ceiling`, `variance`, `trust`, `profile`, `factors`,
       `convergence` (None without snapshots), `robustness` (the main results by the biased estimator), `panel` (whether
       other measures agree), `warnings` (a list of `RunWarning.record` with `touches`: claim -> the sentence that
-      qualifies it) and `findings` (a list of `claims.Finding`). Curves show all tasks; every other result rests
-      on competent tasks alone.
+      qualifies it), `findings` (a list of `claims.Finding`) and `summary` (the result in three sentences,
+      `story.Story`). Curves show all tasks; every other result rests on competent tasks alone.
 
     Raises:
       Refusal: 3 if the table or the scores lack a column, or if the table has no block layer.
@@ -147,7 +148,7 @@ def find(
         [warning.record() | {"touches": touches.get(warning.kind, {})} for warning in every]
     )
     analysis["findings"] = to_json_types(findings)
-    return analysis
+    return analysis | {"summary": tell_story(analysis)}
 
 
 def _by_estimator(
@@ -182,6 +183,11 @@ def _by_estimator(
     values = mean_defined(change[half].to_numpy())
     shift = dict(estimate(values, clusters, (seed, 20), draws))
     shift |= _equivalence(values, clusters) | _share_of_ceiling(ceiling, half, values, tasks)
+    shift["fallers"] = [
+        {"task": tasks[index], "change": float(values[index])}
+        for index in np.argsort(values, kind="stable")
+        if values[index] < 0
+    ]
     levels = task_levels(cells, half, estimator)
     return {
         "sections": sections,

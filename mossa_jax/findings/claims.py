@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from mossa_jax.findings.headlines import Headline, headline
+
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 TOO_FEW, NOT_MEASURED = "too few", "not measured"
 
@@ -43,7 +45,7 @@ class Claim:
       family: `PRIMARY` or `EXPLORATORY`.
       title: heading of its finding.
       text: the claim itself.
-      chart: anchor of the section of the page that shows it.
+      chart: name of the chart that shows it.
     """
 
     name: str
@@ -60,14 +62,14 @@ CLAIMS = (
         "Where E and the base part",
         "At some depth tuning brings the model nearer to the specialists than pre-training left it, and it stays "
         "nearer in all layers behind.",
-        "layers",
+        "change",
     ),
     Claim(
         "shift",
         PRIMARY,
         "What tuning adds in the upper half",
         "In the upper half of the network the tuned model is nearer to the specialists than the pre-trained model.",
-        "heatmap",
+        "change",
     ),
     Claim(
         "specificity",
@@ -75,7 +77,7 @@ CLAIMS = (
         "Own specialist against others",
         "In the upper half the tuned model is nearer to a task's own specialist than to controls that do not know the "
         "task.",
-        "trust",
+        "specificity",
     ),
     Claim(
         "unseen",
@@ -83,21 +85,21 @@ CLAIMS = (
         "Tasks held out of the mixture",
         "In the upper half the tuned model is nearer than the pre-trained one also to specialists of tasks that it "
         "never saw.",
-        "held-out",
+        "held_out",
     ),
     Claim(
         "shared",
         EXPLORATORY,
         "What the first layers share",
         f"In the layers before the transition tuning changes nothing: the change is within {MARGIN} of zero.",
-        "layers",
+        "change",
     ),
     Claim(
         "clusters",
         EXPLORATORY,
         "Which clusters pre-training already holds",
         "The pre-trained model is nearer to the specialists of some clusters than to those of others.",
-        "clusters",
+        "cluster_slopes",
     ),
     Claim(
         "ability",
@@ -105,7 +107,7 @@ CLAIMS = (
         "Similarity and ability",
         "The nearer the pre-trained model is to a specialist, the less that specialist gains over it, at equal score "
         "of the specialist.",
-        "training",
+        "scores",
     ),
     Claim(
         "gain",
@@ -136,9 +138,10 @@ class Finding(TypedDict):
       family: `primary` or `exploratory`.
       claim: the claim, as stated before the data.
       verdict: one of the verdicts in `RULES`.
+      headline: the same in one line of figures.
       sentence: what was found, with the numbers.
       figures: the numbers behind the sentence; `p` and `p_adjusted` where the claim was tested.
-      chart: anchor of the section of the page that shows it.
+      chart: name of the chart that shows it.
       qualifications: short sentences, one per warning that touches the claim; they do not change the verdict.
     """
 
@@ -147,6 +150,7 @@ class Finding(TypedDict):
     family: str
     claim: str
     verdict: str
+    headline: Headline
     sentence: str
     figures: dict[str, Any]
     chart: str
@@ -264,6 +268,7 @@ def _finding(claim: Claim, evidence: Evidence, p_adjusted: float | None, untesta
         family=claim.family,
         claim=claim.text,
         verdict=verdict,
+        headline=headline(claim.name, figures),
         sentence=sentence,
         figures=figures,
         chart=claim.chart,

@@ -58,7 +58,8 @@ def _transition(sections: dict[str, Any], biased: dict[str, Any]) -> Evidence:
     keys = "shape p p_rise p_fall least_p n_units n_tasks unit shared transition refinement fit own_share plateau"
     figures = {key: sections[key] for key in [*keys.split(), "crossing", "paper"]}
     if sections["shape"] is None:
-        sentence = f"{_plateau_sentence(sections['plateau'])}No rise was fitted: {sections['reason']}."
+        plateau = _plateau_sentence(sections["plateau"])
+        sentence = f"{plateau} No rise was fitted: {sections['reason']}.".lstrip()
         return Evidence(sentence, figures, too_few=sections["reason"])
     fit, units = sections["fit"], _units(sections)
     start, end = fit["start"], fit["end"]
@@ -67,23 +68,31 @@ def _transition(sections: dict[str, Any], biased: dict[str, Any]) -> Evidence:
         f"{start['layer']} to {end['layer']} (95 % intervals: first {_span(start['interval'])}, last "
         f"{_span(end['interval'])}; {_p(sections['p'])} by sign flips of {units})"
     )
-    extra = f" {_plateau_sentence(sections['plateau'])}{_crossing_sentence(sections['crossing'])}".rstrip()
+    extra = "".join(
+        f" {text}"
+        for text in (
+            _edge_sentence(fit),
+            _plateau_sentence(sections["plateau"]),
+            _crossing_sentence(sections["crossing"]),
+        )
+        if text
+    )
     if sections["shape"] == "none":
         return Evidence(
             f"No change with depth beyond chance: {rise}.{extra}", figures, sections["p"], 1, sections["least_p"]
         )
     if not sections["is_transition"]:
         direction = -1 if sections["p_fall"] < sections["p_rise"] else 1
-        sentence = f"The curve is {SHAPES[sections['shape']]}: {rise}.{extra}"
-        reservation = [f"It is no transition but {SHAPES[sections['shape']]}."] if direction > 0 else []
+        sentence = f"No transition ({SHAPES[sections['shape']]}): {rise}.{extra}"
+        reservation = ["A curve of this shape is no transition."] if direction > 0 else []
         return Evidence(sentence, figures, sections["p"], direction, sections["least_p"], reservations=reservation)
-    refinement = sections["refinement"]
-    parts = f"{_layers(sections['shared'])} shared, {_layers(sections['transition'])} transition"
-    if refinement:
-        parts += f", {_layers(refinement)} refinement"
+    transition, shared = _layers(sections["transition"]), _layers(sections["shared"])
+    parts = f"The rise lies in {transition} (transition), behind {shared} (shared)"
+    if sections["refinement"]:
+        parts += f" and before {_layers(sections['refinement'])} (refinement)"
     breaks = fit["task_breaks"]
     sentence = (
-        f"{parts[0].upper()}{parts[1:]}: {rise}; E itself makes {100 * sections['own_share']:.0f} % of the rise. "
+        f"{parts}: {rise}; E itself makes {100 * sections['own_share']:.0f} % of the rise. "
         f"The plain mean rises in layers {fit['mean_start']} to {fit['mean_end']}; half of the tasks, one by one, "
         f"begin between layers {breaks['start'][0]:.0f} and {breaks['start'][2]:.0f}.{extra}"
     )
@@ -115,12 +124,26 @@ def _plateau_sentence(plateau: dict[str, Any] | None) -> str:
     if plateau is None:
         return ""
     if plateau["first"] is None:
-        return f"E's lower quartile nowhere comes within {plateau['margin']} of {plateau['against']}. "
+        return f"E's lower quartile nowhere comes within {plateau['margin']} of {plateau['against']}."
     interval = f" (first layer {_span(plateau['interval'])})" if plateau["interval"] else ""
     return (
         f"E's own plateau, its lower quartile within {plateau['margin']} of {plateau['against']}, is "
-        f"{_layers([plateau['first'], plateau['last']])}{interval}. "
+        f"{_layers([plateau['first'], plateau['last']])}{interval}."
     )
+
+
+def _edge_sentence(fit: dict[str, Any]) -> str:
+    """Says where an interval of a break reaches the end of what the fit can return, so that the break is open there."""
+    first, last = fit["range"]
+    open_ends = []
+    if fit["start"]["interval"][0] <= first:
+        open_ends.append(
+            f"layer {first} is the earliest layer that a rise can begin in, so this one may begin before it"
+        )
+    if fit["end"]["interval"][1] >= last:
+        open_ends.append(f"layer {last} is the last one, so where the rise ends is open")
+    sentence = "; ".join(open_ends)
+    return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
 
 
 def _crossing_sentence(crossing: dict[str, Any] | None) -> str:
@@ -143,11 +166,13 @@ def _shift(analysis: Analysis, biased: dict[str, Any]) -> Evidence:
         )
     if shift["p_equivalence"] is not None and shift["p_equivalence"] <= LEVEL:
         evidence.sentence += f" Any change is within {MARGIN} of zero ({_p(shift['p_equivalence'])}, equivalence test)."
+    if shift["rises"] and shift["fallers"]:
+        evidence.sentence += f" It falls in {_changes(shift['fallers'])}."
     changed = analysis["changed_tasks"]
     if changed:
         evidence.sentence += (
-            f" Taken alone, {_count(len(changed['rise']), 'task')} rise ({_names(changed['rise'])}) and "
-            f"{_count(len(changed['fall']), 'task')} fall ({_names(changed['fall'])}) at a false discovery rate of 5 %."
+            f" One by one, at a false discovery rate of 5 %, {_moved(changed['rise'], 'rise')} and "
+            f"{_moved(changed['fall'], 'fall')}."
         )
         evidence.figures |= {"changed_tasks": changed}
     return evidence
@@ -221,12 +246,18 @@ def _specificity(specificity: dict[str, Any], biased: dict[str, Any], half: str)
         "other": "specialists of other clusters, which also differ in format",
     }[against]
     subject = f"In {half}, the tuned model's CKA with a task's own specialist minus its CKA with {others},"
-    evidence = _compared(specificity["tuned"], biased[against]["tuned"], subject)
+    evidence = _compared(specificity["tuned"], biased[against]["tuned"], subject, ("above zero", "below"))
     if against == "twin" and specificity["other"]["tuned"]["mean"] is not None:
         evidence.sentence += (
             f" Against specialists of other clusters it is {specificity['other']['tuned']['mean']:+.3f}."
         )
-    evidence.figures |= {"against": against}
+    base = specificity[against]["pretrained"]
+    if base["mean"] is not None:
+        test = "" if base["p"] is None else f" ({_p(base['p'])})"
+        evidence.sentence += f" For the pre-trained model it is {_with_interval(base)}{test}."
+        if base["high"] is not None and base["high"] < 0:
+            evidence.sentence += " Before tuning, the model is nearer to those other controls than to the task's own."
+    evidence.figures |= {"against": against, "pretrained": base}
     return evidence
 
 
@@ -253,17 +284,30 @@ def _ability(ability: dict[str, Any], biased: dict[str, Any]) -> Evidence:
     return evidence
 
 
-def _compared(estimate: dict[str, Any], biased: dict[str, Any] | None, subject: str) -> Evidence:
-    """Puts an estimate over units into words; the claim predicts a value above zero."""
+def _compared(
+    estimate: dict[str, Any],
+    biased: dict[str, Any] | None,
+    subject: str,
+    verbs: tuple[str, str] = ("rise", "fall"),
+) -> Evidence:
+    """Puts an estimate over units into words; the claim predicts a value above zero.
+
+    Args:
+      estimate: of the headline estimator.
+      biased: the same by the biased one.
+      subject: what was estimated.
+      verbs: what tasks with a value above and below zero are said to do.
+    """
     mean = estimate["mean"]
     if mean is None:
         return Evidence(f"{subject} could not be computed.", estimate, is_measured=False)
     interval = ""
     if estimate["low"] is not None:
         interval = f", 95 % interval {_signed(estimate['low'])} to {_signed(estimate['high'])}"
+    robust = f"robust mean {_signed(estimate['robust_mean'])}"
     sentence = (
         f"{subject} is {_signed(mean)} on average over {_units(estimate)} ({_count(estimate['n_tasks'], 'task')}: "
-        f"{estimate['rises']} rise, {estimate['falls']} fall; robust mean {_signed(estimate['robust_mean'])}{interval}"
+        f"{estimate['rises']} {verbs[0]}, {estimate['falls']} {verbs[1]}; {robust}{interval}"
     )
     if estimate["p"] is None:
         return Evidence(f"{sentence}).", dict(estimate), too_few=estimate["reason"])
@@ -310,9 +354,25 @@ def _span(interval: list[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _names(names: list[str]) -> str:
+def _with_interval(estimate: dict[str, Any]) -> str:
+    if estimate["low"] is None:
+        return _signed(estimate["mean"])
+    return f"{_signed(estimate['mean'])} [{_signed(estimate['low'])}, {_signed(estimate['high'])}]"
+
+
+def _moved(names: list[str], verb: str) -> str:
+    """Says how many tasks rise or fall, and which."""
     if not names:
-        return "none"
+        return f"none {verb}s"
+    return f"{len(names)} {verb}{'s' if len(names) == 1 else ''} ({_names(names)})"
+
+
+def _changes(tasks: list[dict[str, Any]]) -> str:
+    """Names tasks with their changes."""
+    return _names([f"{each['task']} ({_signed(each['change'])})" for each in tasks])
+
+
+def _names(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 

@@ -73,9 +73,9 @@ def find_sections(
       `p_rise`, `p_fall`: one-sided; `p`: two-sided; `least_p`.
       `shared`, `transition`, `refinement`: each `[first, last]` or None, where the shape is a transition.
       `fit`: the ramp of the robust mean, whatever the shape: `start` and `end` (first and last layer of the rise), each
-      with `interval`, `before` and `after` (levels with t intervals over units), `rise`, `mean_start` and `mean_end`
-      (the ramp of the plain mean), `task_breaks` (quartiles over tasks of the first and the last layer of their own
-      ramps).
+      with `interval`, `range` (the earliest `start` and the latest `end` that a fit can return), `before` and `after`
+      (levels with t intervals over units), `rise`, `mean_start` and `mean_end` (the ramp of the plain mean),
+      `task_breaks` (quartiles over tasks of the first and the last layer of their own ramps).
       `own_share`: the part of the rise that E itself makes.
       `plateau`, `crossing`: each `first`, `last` (of the plateau), `interval`, `share_of_draws`.
       `paper`: the paper's sections.
@@ -191,6 +191,7 @@ def _fit(
     fit = {
         "start": {"layer": int(first[0]), "interval": break_interval(first[draws], len(units))},
         "end": {"layer": int(last[0]), "interval": break_interval(last[draws], len(units))},
+        "range": [at[0] + 1, at[-1]],
         "before": before,
         "after": after,
         "rise": float(ramps.after[0] - ramps.before[0]),

@@ -84,11 +84,21 @@ def end_round(run: Run, label: str) -> None:
 def remove_checkpoints(run: Run) -> None:
     """Deletes the checkpoints of rounds that are done, with what a kill has left of the last save (writer only).
 
-    Nothing reads them again: all models of the round are exported.
+    Nothing reads them again: all models of the round are exported. So are those of a round that was stopped between its
+    last export and its record.
     """
     if run.folder.writer:
-        for each in (each for own in _read(run).values() for each in own if each["done"]):
-            checkpoint_folder(run.folder, each["label"]).rmtree(missing_ok=True)
+        for each in (each for own in _read(run).values() for each in own):
+            if each["done"] or _is_exported(run, each["models"]):
+                checkpoint_folder(run.folder, each["label"]).rmtree(missing_ok=True)
+
+
+def _is_exported(run: Run, models: Mapping[str, str]) -> bool:
+    """Returns whether all models of a round are exported and still rest on what they rested on in it."""
+    known = {*run.experimental_names, *run.controls}
+    return all(
+        name in known and digest == run.model_digest(name) and run.is_tuned(name) for name, digest in models.items()
+    )
 
 
 def interrupted(run: Run) -> list[str]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import textwrap
 from typing import Any
 
-from mossa_jax.findings import competence_sentence
 from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED, TOO_FEW, UNDECIDED
+from mossa_jax.findings.story import STORY
 from mossa_jax.findings.warnings import late_lines
 
 _WIDTH = 120  # most columns of a line, and the columns of a file
-# A sentence ends before a space and a capital, and not behind the number of a list or a single letter.
-_END = re.compile(r"(?<=[^\d\s.]{2}\.)\s+(?=[A-Z])|(?<=[\d)\]]\.)\s+(?=[A-Z][a-z])")
 
 
 def summary(findings: dict[str, Any], width: int | None = None) -> str:
     """Returns what `report` returned in words, with the path of the page, for people at a terminal.
 
-    Each finding has its verdict and its first sentence here, and the rest on the page. Those that say nothing for want
-    of data, and exploratory ones that are undecided, have their names alone.
+    The result in three sentences comes first. Then each finding has its verdict and its figures, and the rest on the
+    page. Those that say nothing for want of data, and exploratory ones that are undecided, have their names alone.
 
     Args:
       findings: from `report`.
@@ -34,17 +31,14 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     lines = [
         *(["", *late] if late else []),
         "",
-        "Findings in short (change: the tuned model's CKA with a task's specialist minus the pre-trained one's)",
+        *(f"{name}: {findings['summary'][key]}" for key, name in STORY.items()),
+        "",
     ]
-    lines.append(competence := competence_sentence(findings["competence"]))
     for finding in findings["findings"]:
         if not _is_named_alone(finding):
             family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
-            # What is said above of all findings need not be said again.
-            sentence = _first_sentence(finding["sentence"].removeprefix(competence).strip())
-            # The first says enough here, and the page has all.
-            but = f" (but {finding['qualifications'][0]})" if finding["qualifications"] else ""
-            lines.append(f"[{finding['verdict']}]{but} {finding['title']}{family}: {sentence}")
+            figures = ", ".join(text for text in finding["headline"].values() if text)
+            lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {figures}{_but(finding)}")
     for verdict in (UNDECIDED, TOO_FEW, NOT_MEASURED):
         alone = [finding for finding in findings["findings"] if _is_named_alone(finding)]
         titles = [finding["title"] for finding in alone if finding["verdict"] == verdict]
@@ -62,5 +56,9 @@ def _is_named_alone(finding: dict[str, Any]) -> bool:
     return is_undecided or finding["verdict"] in (TOO_FEW, NOT_MEASURED)
 
 
-def _first_sentence(text: str) -> str:
-    return _END.split(text, maxsplit=1)[0]
+def _but(finding: dict[str, Any]) -> str:
+    """Returns the first of the warnings that qualify a finding, and how many more there are; the page has all."""
+    if not finding["qualifications"]:
+        return ""
+    first, *others = finding["qualifications"]
+    return f" (but {first}{f', and {len(others)} more' if others else ''})"

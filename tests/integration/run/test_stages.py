@@ -16,11 +16,14 @@ import pytest
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
-from mossa_jax.files import lease
+from mossa_jax.files import checked, lease
 from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
+from mossa_jax.run.environment import command
+from mossa_jax.run.prepare import prepare
+from mossa_jax.run.rounds import remove_checkpoints
 from mossa_jax.similarity import engine
 from tests.support.run_folders import part_of
 
@@ -314,7 +317,7 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
@@ -344,6 +347,28 @@ def test_streamed_sums(tiny_run, tmp_path, how, table):
     # 12 rows of 32 columns: the debiased value is what is left of large terms, and often not claimed.
     assert defined[both.estimator == "biased"].mean() > 0.9
     assert np.abs(both.cka_x - both.cka_y)[defined].max() < 2e-5
+
+
+@pytest.mark.parametrize("is_exported", [True, False])
+def test_checkpoints_go_once_all_models_of_their_round_are_exported(tiny_run, tmp_path, is_exported):
+    """A stop between the last export and the record of its round leaves the round open for good."""
+    config, finished = tiny_run
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    run_folder = pipeline.open_run(config, str(folder))
+    try:
+        run = pipeline.Run(config, run_folder, Stop())
+        prepare(run)
+        open_rounds = {"E": [{"label": "E", "models": {"tuned": run.model_digest("tuned")}, "done": False}]}
+        checked.write_json(run_folder.path / "rounds.json", open_rounds)
+        checkpoint = folder / "checkpoints/E/10"
+        checkpoint.mkdir(parents=True)
+        if not is_exported:
+            shutil.rmtree(folder / "adapters/tuned")
+        remove_checkpoints(run)
+        assert checkpoint.exists() != is_exported
+    finally:
+        run_folder.close()
 
 
 class StopsLater(Stop):
