@@ -22,6 +22,7 @@ from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
 from mossa_jax.report.page.chart_data import chart_data
 from mossa_jax.report.page.html_parts import data_uri, inlined, templates
+from mossa_jax.report.page.task_cards import task_cards
 from mossa_jax.report.page.time_spent import time_table
 
 CAPTIONS = {
@@ -62,6 +63,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
         clusters=tables.cluster_rows(inputs),
         scores=tables.score_rows(inputs),
+        cards=task_cards(inputs),
         means=tables.mean_rows(inputs),
         repairing=tables.repairing(inputs.table),
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
@@ -83,8 +85,8 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         metric_names=palette.METRIC_NAMES,
         foreign_names=palette.FOREIGN_NAMES,
         # Inserted as values, so that nothing in them is taken for a template.
-        style=inlined("style.css"),
-        script=inlined("drawing.js", "charts.js"),
+        style=inlined("style.css", "task_cards.css"),
+        script=inlined("drawing.js", "charts.js", "task_cards.js"),
         plotly=get_plotlyjs(),
     )
     write_text(path, page)

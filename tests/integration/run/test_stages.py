@@ -21,6 +21,7 @@ from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
+from mossa_jax.run.environment import command
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.rounds import remove_checkpoints
 from mossa_jax.similarity import engine
@@ -316,7 +317,7 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])
