@@ -52,7 +52,6 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
-    captions = CAPTIONS | {name: text for section in sections for name, text in section.captions.items()}
     template = templates().get_template("page.html.j2")
     page = template.render(
         data=chart_data(inputs),
@@ -74,8 +73,8 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
-        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
-        captions=captions,
+        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in CAPTIONS},
+        captions=CAPTIONS,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -99,7 +98,6 @@ def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
         "title": section.title,
         "lead": section.lead,
         "sentences": section.sentences(inputs),
-        "figures": list(section.figures),
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }

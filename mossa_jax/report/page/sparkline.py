@@ -127,7 +127,9 @@ class Sparkline:
         for trace in self.traces:
             ends = between(trace.low[place], trace.high[place]) if len(trace.low) else NONE
             value = self._write(trace.values[place])
-            lines.append(f"{trace.name} {value if value != NONE else 'undefined'}{'' if ends == NONE else f' ({ends})'}")
+            lines.append(
+                f"{trace.name} {value if value != NONE else 'undefined'}{'' if ends == NONE else f' ({ends})'}"
+            )
         return "\n".join(lines)
 
     def _line(self, trace: Trace) -> Markup:

@@ -195,7 +195,9 @@ class _Builder:
         traces = []
         if task in self._ceilings:
             values = self._ceilings[task]
-            traces.append(Trace("ceiling", "ceiling", [values.get(layer, np.nan) for layer in cells.layers], dashed=True))
+            traces.append(
+                Trace("ceiling", "ceiling", [values.get(layer, np.nan) for layer in cells.layers], dashed=True)
+            )
         for model in EXPERIMENTALS:
             value, low, high = (cells.matrix(model, column=name)[row] for name in ("cka", "low", "high"))
             band = {"low": low, "high": high} if np.isfinite(low).any() else {}
