@@ -41,7 +41,6 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
-    captions = {name: text for section in sections for name, text in section.captions.items()}
     charts = all_charts(inputs)
     pictures = {name: _picture(epath.Path(figures) / f"{name}.png") for name in charts}
     template = templates().get_template("page.html.j2")
@@ -66,8 +65,8 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
-        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
-        captions=captions,
+        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in CAPTIONS},
+        captions=CAPTIONS,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -92,7 +91,6 @@ def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
         "lead": section.lead,
         "sentences": section.sentences(inputs),
         "charts": [chart.name for chart in section.charts(inputs)],
-        "figures": list(section.figures),
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }
