@@ -31,6 +31,9 @@ RECORDS = ("config.json", "data.json", "rounds.json", "takeover.json", "warnings
 
 # What only a run writes: a folder with any of these and without config.json has lost it.
 _TRACES = (*RECORDS, "environment.json", "metrics.jsonl", "adapters/tuned", "results/parts")
+# What environment.json keeps of every start.
+_START = ("commit", "device", "devices", "processes")
+_MOST_STARTS = 20
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -130,8 +133,20 @@ class RunFolder:
             log.warning("%s: written anew", what)
         if what is not None or not place.exists():
             checked.write_json(place, record)
-        checked.write_json(self.path / "environment.json", environment)
+        checked.write_json(self.path / "environment.json", environment | {"starts": self._starts(environment)})
         return self.variant
+
+    def _starts(self, environment: dict[str, Any]) -> list[dict[str, Any]]:
+        """Returns what the folder's commands ran on, the latest last, without repetitions.
+
+        A report that is written elsewhere must not hide the machine that the models were tuned on.
+        """
+        try:
+            before = json.loads((self.path / "environment.json").read_bytes()).get("starts", [])
+        except (OSError, ValueError, AttributeError):
+            before = []
+        start = {key: environment[key] for key in _START if key in environment}
+        return [*(each for each in before if each != start), start][-_MOST_STARTS:]
 
     def _read_config(self) -> dict[str, Any] | None:
         """Reads config.json; None if the folder is new."""

@@ -29,8 +29,9 @@ class ReportInputs:
         truncated_prompts, steps`.
       parity: the base model beside transformers, columns `layer, max_abs_difference, largest`; or why it was not
         compared.
-      facts: strings and numbers that say what the run was, shown under their keys at the head of the page. `dtype` is
-        named beside the parity, too.
+      facts: what the head of the page says of the run: `name`, `base`, `suite`, `dtype` and `date`, each optional.
+      setup: group -> what is set -> its value, as the table of the set-up shows it.
+      config: the configuration as plain data; empty if it is not known.
       command: the command that made the run.
       versions: package -> version.
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
@@ -47,6 +48,8 @@ class ReportInputs:
     tasks: pd.DataFrame
     parity: pd.DataFrame | str
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    setup: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     times: pd.DataFrame | None = None

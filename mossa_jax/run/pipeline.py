@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from typing import Any, TypeVar
 
 import jax
@@ -33,6 +29,7 @@ from mossa_jax.run.analyse import analyse
 from mossa_jax.run.analyse import check as check_analyses
 from mossa_jax.run.compare import compare
 from mossa_jax.run.context import Run
+from mossa_jax.run.environment import environment
 from mossa_jax.run.later_programs import compare_programs
 from mossa_jax.run.options import Options
 from mossa_jax.run.record import FILE
@@ -132,27 +129,3 @@ def open_run(config: Config, workdir: str) -> RunFolder:
     if config.track and run_folder.writer:
         run_folder.trackers = Trackers(config.track, run_folder.path, config.name, asdict(config))
     return run_folder
-
-
-def _command(argv: list[str]) -> str:
-    """Returns the command line as one types it; `python -m launch.run` and `mossa run` both appear as such."""
-    folder, script = os.path.split(argv[0])
-    if argv[0].startswith("mossa "):
-        return shlex.join([*argv[0].split(), *argv[1:]])
-    if os.path.basename(folder) == "launch" and script.endswith(".py"):
-        return shlex.join(["python", "-m", f"launch.{script.removesuffix('.py')}", *argv[1:]])
-    return shlex.join([os.path.basename(sys.executable), *argv])
-
-
-def environment() -> dict[str, Any]:
-    """Returns versions, devices and the command, for the record."""
-    packages = "mossa_jax jax jaxlib flax optax orbax-checkpoint transformers datasets numpy".split()
-    return {
-        "command": _command(sys.argv),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-    }

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mossa_jax.config import TUNED, config_to_data
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files import sums
 from mossa_jax.files.checked import read_json, read_table, write_json, write_table
@@ -24,6 +25,7 @@ from mossa_jax.run.exported import model_steps
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
 from mossa_jax.run.score import ANSWERS, SCORES
+from mossa_jax.run.setup import run_setup
 from mossa_jax.run.warnings import early_warnings, training_counters
 from mossa_jax.tuning.curves import recorded_losses
 
@@ -100,7 +102,9 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         curves=training_curves(run.folder),
         tasks=task_table(run, record),
         parity=parity,
-        facts=run_facts(run, record, environment, table, analysis["trust"]["prompts"]),
+        facts=_facts(run),
+        setup=run_setup(run.config, record, environment, list(run.controls.values()), _steps(run)),
+        config=config_to_data(run.config),
         command=environment["command"],
         versions=environment["packages"] | {"python": environment["python"]},
     )
@@ -154,32 +158,18 @@ def task_table(run: Run, record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_facts(
-    run: Run, record: dict[str, Any], environment: dict[str, Any], table: pd.DataFrame, prompts: dict[str, float]
-) -> dict[str, str | int]:
-    """Returns what the head of the page says about the run.
+def _steps(run: Run) -> dict[str, int]:
+    """Returns the steps of E and of each task's specialist."""
+    return {name: model_steps(run, name) for name in (TUNED, *(task.name for task in run.suite.tasks))}
 
-    Args:
-      run: the run.
-      record: of its data (`read_record`).
-      environment: of its last command (environment.json).
-      table: the results table.
-      prompts: `smallest` and `largest` number of prompts of a task.
-    """
-    config, template = run.config, record["template"]
-    processes = f"{environment['processes']} process" + ("es" if environment["processes"] > 1 else "")
+
+def _facts(run: Run) -> dict[str, str]:
+    """Returns what the head of the page says about the run."""
+    config = run.config
     return {
         "name": config.name,
         "base": config.base,
         "suite": run.suite.name,
-        "tasks": len(run.suite.tasks),
-        "prompts_min": int(prompts["smallest"]),
-        "prompts_max": int(prompts["largest"]),
-        "layers": int(pd.to_numeric(table.layer, errors="coerce").max()),
         "dtype": config.dtype,
-        "pooling": config.compare.pool,
-        "template": f"{template['name']} ({template['digest']}): {template['text']}",
-        "seed": config.seed,
-        "devices": f"{environment['devices']} x {environment['device']}, {processes}",
         "date": time.strftime("%Y-%m-%d"),
     }

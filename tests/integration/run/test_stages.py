@@ -21,6 +21,7 @@ from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
+from mossa_jax.run.environment import command
 from mossa_jax.run.prepare import prepare
 from mossa_jax.run.rounds import remove_checkpoints
 from mossa_jax.similarity import engine
@@ -161,7 +162,7 @@ def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_s
     scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
     match = scores[scores.metric == "exact_match"].set_index(["task", "model"]).value
     for task, rows in answers.groupby("task"):
-        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()[:8]
+        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()
         target_of = {each["inputs"]: each["targets"] for each in map(json.loads, lines)}
         for model, own in rows.groupby("model"):
             # Eight prompts were scored, and three of them are shown.
@@ -316,7 +317,7 @@ def test_a_stage_without_the_one_before_is_refused(tiny_run, tmp_path):
 
 def test_the_command_is_recorded_as_one_types_it():
     wanted = "python -m launch.run --config=c.py '--config.tasks.only=(1, 2)'"
-    assert pipeline._command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
+    assert command(["/some/where/launch/run.py", "--config=c.py", "--config.tasks.only=(1, 2)"]) == wanted
 
 
 @pytest.mark.parametrize("how", [{"pool": "all"}, {"engine": "moments"}])

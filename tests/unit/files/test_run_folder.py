@@ -119,6 +119,22 @@ class Outer:
     mesh: dict = dataclasses.field(default_factory=lambda: {"fsdp": 1})
 
 
+def test_a_report_elsewhere_does_not_hide_the_machine_of_the_run(tmp_path):
+    machine, here = ({"commit": "abc", "device": name, "devices": 1, "processes": 1} for name in ("TPU v5", "cpu"))
+    for environment in (machine, machine, here):
+        run = RunFolder(tmp_path)
+        run.open(Outer(), environment | {"python": "3"})
+        run.close()
+    record = json.loads((tmp_path / "environment.json").read_text())
+    assert record["device"] == "cpu" and record["starts"] == [machine, here]
+    # A record that is damaged is no reason to refuse.
+    (tmp_path / "environment.json").write_text("{")
+    run = RunFolder(tmp_path)
+    run.open(Outer(), machine)
+    run.close()
+    assert json.loads((tmp_path / "environment.json").read_text())["starts"] == [machine]
+
+
 def test_a_folder_belongs_to_one_config(tmp_path):
     first = RunFolder(tmp_path / "run")
     first.open(Outer(), {"python": "3"})

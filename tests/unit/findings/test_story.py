@@ -1,4 +1,4 @@
-"""The result in three sentences and the line of each claim: their grammar, their numbers, and nothing beyond verdicts."""
+"""The result in three sentences and the line of each claim: grammar, numbers, and nothing beyond the verdicts."""
 
 import copy
 import re
