@@ -97,7 +97,8 @@ const figureOf = (function () {
     const traces = [], shapes = [], annotations = [], names = new Set();
 
     function entry(mark, name = mark.name) {
-      const key = name + "|" + (mark.role || "ink");
+      // Everything faint means the same, whatever its colour would be.
+      const key = name + "|" + (mark.faint ? "faint" : mark.role || "ink");
       const isNew = Boolean(name) && !names.has(key);
       names.add(key);
       return { name: safe(name || ""), legendgroup: key, showlegend: isNew };
@@ -123,7 +124,7 @@ const figureOf = (function () {
         thickness: 1.2, width: 0 };
     }
 
-    function band(mark, axes, hue) {
+    function band(mark, axes, hue, group) {
       const x = [], y = [];
       const close = (rows) => {
         if (!rows.length) return;
@@ -138,17 +139,18 @@ const figureOf = (function () {
       });
       close(run);
       traces.push({ type: "scatter", mode: "lines", x, y, fill: "toself", fillcolor: faded(hue, 0.18), line: { width: 0 },
-        hoverinfo: "skip", showlegend: false, legendgroup: mark.name + "|" + (mark.role || "ink"), ...axes });
+        hoverinfo: "skip", showlegend: false, legendgroup: group, ...axes });
     }
 
     const kinds = {
       line(mark, axes) {
         const hue = hueOf(mark);
-        if (mark.low && mark.low.length) band(mark, axes, hue);
+        const place = entry(mark);
+        if (mark.low && mark.low.length) band(mark, axes, hue, place.legendgroup);
         traces.push({ type: "scatter", mode: mark.symbol ? "lines+markers" : "lines", x: mark.x, y: mark.y,
           connectgaps: false, opacity: mark.faint ? 0.6 : 1,
           line: { color: hue, width: (mark.width || 1.8) * 1.1, dash: DASHES[mark.dash] || "solid" },
-          marker: marker(mark, hue), ...entry(mark), ...hover(mark), ...axes });
+          marker: marker(mark, hue), ...place, ...hover(mark), ...axes });
       },
 
       points(mark, axes) {
@@ -181,8 +183,8 @@ const figureOf = (function () {
           ({ x: spread(one, i), y: value, text: (one.hover || [])[i] || "", few: !one.is_box })));
         traces.push({ type: "scatter", mode: "markers", x: points.map((point) => point.x), y: points.map((point) => point.y),
           ...hover({ hover: points.map((point) => point.text) }),
-          marker: { size: points.map((point) => (point.few ? 6 : 4)), color: hue,
-            opacity: points.map((point) => (point.few ? 0.9 : 0.55)) },
+          marker: few.length ? { size: points.map((point) => (point.few ? 6 : 4)), color: hue,
+            opacity: points.map((point) => (point.few ? 0.9 : 0.55)) } : { size: 4, color: hue, opacity: 0.55 },
           legendgroup: place.legendgroup, showlegend: false, ...axes });
         traces.push({ type: "scatter", mode: "markers", x: mark.boxes.map((one) => one.at + shift),
           y: mark.boxes.map((one) => one.quartiles[1]), marker: { size: 7, color: hue, opacity: 0 },
@@ -451,7 +453,7 @@ const figureOf = (function () {
   function legendHeight(traces, width) {
     const entries = traces.filter((trace) => trace.showlegend && trace.name);
     if (entries.length < 1) return 0;
-    const sizes = entries.map((trace) => 46 + 7 * trace.name.length);
+    const sizes = entries.map((trace) => 44 + 6.3 * trace.name.length);
     const total = sizes.reduce((a, b) => a + b, 0);
     const rows = total <= width ? 1 : Math.ceil(entries.length / Math.max(1, Math.floor(width / most(sizes))));
     return rows * LEGEND_ROW + 10;
