@@ -214,7 +214,7 @@ const figureOf = (function () {
         const largest = mark.high ?? Math.max(1e-6, most(values.map(Math.abs)));
         const zmin = isChange ? mark.low ?? -largest : mark.low ?? 0, zmax = isChange ? largest : mark.high ?? 1;
         traces.push({ ...common, z: mark.values, zmin, zmax, colorscale: theme.scale(mark.scale || "share"),
-          colorbar: panel.bar && { ...panel.bar, title: { text: safe(mark.bar || ""), side: "top", font: { size: FONT } } },
+          colorbar: panel.bar && { ...panel.bar.place, title: { text: label(mark.bar || "", panel.bar.room / CHAR), side: "top", font: { size: FONT } } },
           showscale: Boolean(panel.bar) });
         if (values.length < rows.length * columns.length) {
           const hue = theme.raw("undefined");
@@ -396,7 +396,8 @@ const figureOf = (function () {
       const hasTitle = line.some((panel) => panel.title || panel.note);
       const hasLabels = line.some((panel) => panel.marks.some((mark) => mark.kind === "span" && mark.label && mark.axis !== "y"));
       const hasBar = line.some((panel) => panel.marks.some((mark) => mark.kind === "heat"));
-      const head = (hasTitle ? 22 : 4) + (hasLabels ? 16 : 0) + (hasBar ? BAR : 0);
+      const bar = hasBar ? BAR + (isNarrow ? 14 : 0) : 0;
+      const head = (hasTitle ? 22 : 4) + (hasLabels ? 16 : 0) + bar;
       const feet = line.map((panel, column) => {
         const isLast = row * columns + column + columns >= panels.length;
         const title = panel.x.label && (isLast || !isSharedX) ? 6 + 15 * broken(panel.x.label, plotWidth / CHAR).length : 4;
@@ -413,7 +414,7 @@ const figureOf = (function () {
         const start = gaps.slice(0, column + 1).reduce((a, b) => a + b, 0) + column * (plotWidth + (isParted ? right : 10));
         const isLast = row * columns + column + columns >= panels.length;
         boxes.push({ left: start, top: top + head, width: plotWidth, height: isHeat(panel) ? heights[column] : height,
-          head: (hasLabels ? 16 : 0) + (hasBar ? BAR : 0), showsX: isLast || !isSharedX, showsY: !isShared || column === 0,
+          head: (hasLabels ? 16 : 0) + bar, showsX: isLast || !isSharedX, showsY: !isShared || column === 0,
           isParted });
       });
       top += head + height + foot + 8;
@@ -459,7 +460,16 @@ const figureOf = (function () {
     return rows * LEGEND_ROW + 10;
   }
 
-  function figureOf(spec, view, room, marked) {
+  // Small multiples name an axis once; on a narrow screen another panel may begin a row.
+  function named(panels) {
+    const labels = (side) => [...new Set(panels.map((panel) => panel[side].label || ""))].filter(Boolean);
+    const [x, y] = [labels("x"), labels("y")];
+    const axis = (panel, side, list) => (list.length === 1 ? { ...panel[side], label: list[0] } : panel[side]);
+    return panels.map((panel) => ({ ...panel, x: axis(panel, "x", x), y: axis(panel, "y", y) }));
+  }
+
+  function figureOf(spec, asked, room, marked) {
+    const view = { ...asked, panels: named(asked.panels) };
     const { boxes, width, height } = places(spec, view, room);
     const made = Traces(room < 560 ? 38 : 64);
     const layout = {};
@@ -479,8 +489,10 @@ const figureOf = (function () {
     for (const { panel, box, axes, number, xRange, yRange, about } of before) {
       const upper = 1 - (box.top + top) / whole, lower = 1 - (box.top + top + box.height) / whole;
       const start = box.left / width, end = (box.left + box.width) / width;
-      about.bar = { orientation: "h", thickness: 9, x: start, xanchor: "left", len: Math.min(1, 320 / box.width) * (end - start),
+      const length = Math.min(320, box.width);
+      const place = { orientation: "h", thickness: 9, x: start, xanchor: "left", len: length / width,
         y: upper + 6 / whole, yanchor: "bottom", xpad: 0, ypad: 0, outlinewidth: 0, tickfont: { size: FONT - 2 }, nticks: 5 };
+      about.bar = { place, room: length };
       for (const mark of panel.marks) made.add(mark, axes, about);
       const base = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: false,
         tickfont: { size: FONT - 1 }, showline: true };
@@ -494,8 +506,9 @@ const figureOf = (function () {
       if (!box.showsY) layout["yaxis" + number].showticklabels = false;
       const above = { yref: "paper", y: upper, yanchor: "bottom", yshift: box.head + 2, xref: "paper" };
       const half = Math.floor(box.width / CHAR);
-      if (panel.title) made.write(cut(panel.title, panel.note ? half - panel.note.length - 2 : half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
-      if (panel.note) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
+      const title = panel.title || "", hasNote = panel.note && title.length + panel.note.length + 2 <= half;
+      if (title) made.write(cut(title, half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
+      if (hasNote) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
       if (!panel.has_data) {
         made.annotations.push({ text: label(panel.empty || "Nothing is defined here.", box.width / CHAR), showarrow: false, x: (start + end) / 2,
           y: (upper + lower) / 2, xref: "paper", yref: "paper", font: { color: colour("--quiet") } });
@@ -514,7 +527,7 @@ const figureOf = (function () {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: colour("--plot"), barmode: "overlay", boxmode: "overlay", hovermode: "closest",
       font: { family: "system-ui, sans-serif", size: FONT, color: colour("--ink") },
       hoverlabel: { align: "left", namelength: -1 }, hoverdistance: 14,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)" },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)", tracegroupgap: 0 },
       showlegend: top > 0, dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
     });
     return { data: made.traces, layout };
