@@ -12,7 +12,7 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 MOST_INLINE = 400_000
 """Characters of all cards beside their heads that stand in the page as HTML; more are compressed."""
 
+_CUT = "\f"  # no text that is shown holds it: `visible` gives it a sign
 _SHOWN = 400  # characters of a text that are seen at once
 _POINTS = 30  # of a training curve
 _FACTORS = {"template": "template", "answer": "answer", "item": "item", "rest": "rest"}
@@ -57,17 +58,17 @@ def task_cards(inputs: ReportInputs) -> dict[str, Any]:
 
     Returns:
       `groups`: (cluster, heads of its cards) in order; `bodies`: anchor -> HTML of the rest, empty if it is `packed`;
-      `packed`: the same as JSON, compressed with gzip and written in base64, or ""; `half`: the layers of the upper
+      `packed`: the same for `task_cards.js` to unpack, or ""; `half`: the layers of the upper
       half, in words; `n`: number of cards; `has_answers`: whether there are example prompts.
     """
     builder = _Builder(inputs)
     heads = sorted((builder.head(row) for row in range(len(builder.cells.tasks))), key=_place)
     template = templates().get_template("task_card.html.j2")
-    bodies = {head["id"]: template.render(builder.body(head["row"])) for head in heads}
-    packed = sum(map(len, bodies.values())) > MOST_INLINE
+    bodies = {head["id"]: template.render(builder.body(head["row"])).split(_CUT) for head in heads}
+    packed = sum(len(piece) for pieces in bodies.values() for piece in pieces) > MOST_INLINE
     return {
         "groups": [(cluster, list(group)) for cluster, group in groupby(heads, key=lambda head: head["cluster"])],
-        "bodies": {} if packed else bodies,
+        "bodies": {} if packed else {name: "".join(pieces) for name, pieces in bodies.items()},
         "packed": _packed(bodies) if packed else "",
         "half": inputs.analysis["half"]["name"],
         "n": len(heads),
@@ -79,8 +80,17 @@ def _place(head: Row) -> tuple[str, str]:
     return head["cluster"], head["task"]
 
 
-def _packed(bodies: Mapping[str, str]) -> str:
-    data = json.dumps(bodies, ensure_ascii=False).encode()
+def _packed(bodies: Mapping[str, Sequence[str]]) -> str:
+    """Packs the pieces of all bodies: JSON, compressed with gzip, in base64.
+
+    The first pieces of all cards come first, then the second ones, and so on: what is alike lies near enough together
+    for gzip to find it.
+
+    Returns:
+      The JSON is an object of `ids`, the anchors, and `pieces`, one list per place in a body with a piece per card.
+    """
+    pieces = list(zip_longest(*bodies.values(), fillvalue=""))
+    data = json.dumps({"ids": list(bodies), "pieces": pieces}, ensure_ascii=False).encode()
     # Without a time, so that the same run gives the same page.
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
 
@@ -211,6 +221,7 @@ class _Builder:
             traces,
             low=min(0.0, float(np.floor(5 * lowest) / 5)),
             high=1.0,
+            ticks=(0.0, 0.5, 1.0),
         )
 
     @cached_property
@@ -251,6 +262,7 @@ class _Builder:
             traces,
             low=float(np.clip(np.floor(5 * np.nanmin(values)) / 5, -1.0, 0.0)),
             high=float(np.clip(np.ceil(5 * np.nanmax(values)) / 5, 1.0, 2.0)),
+            ticks=(0.0, 0.5, 1.0),
             write=percent,
             tick=percent,
         )
@@ -336,6 +348,7 @@ class _Builder:
         loss = rows["loss"].to_numpy(float)
         if not np.isfinite(loss).any():
             return None
+        high = _ceiling(float(np.nanmax(loss)))
         return Sparkline(
             f"Training loss of the specialist of {visible(task)}",
             "step",
@@ -343,7 +356,8 @@ class _Builder:
             rows["step"].tolist(),
             [Trace("loss (nats per answer token)", "control", loss)],
             low=0.0,
-            high=_ceiling(float(np.nanmax(loss))),
+            high=high,
+            ticks=(0.0, high / 2, high),
         )
 
     @cached_property
