@@ -65,8 +65,6 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
-        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in CAPTIONS},
-        captions=CAPTIONS,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
