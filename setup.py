@@ -76,6 +76,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "axe-core-python>=0.1",
             "gcsfs>=2024.6",
             "import-linter>=2.1",
             "ipykernel>=6.29",
@@ -85,6 +86,7 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "peft>=0.17",
+            "pypdfium2>=4.30",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.14",

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from mossa_jax.tasks import Example
 
 TABLES = {
-    "cka": "", "change": "", "scores": "", "curves": "", "parity": "", "spectrum": "spectrum", "map": "map",
-    "separation": "map", "correlates": "correlates", "readability": "correlates", "factors": "factors",
+    "cka": "", "change": "", "scores": "", "answers": "", "curves": "", "parity": "", "spectrum": "spectrum",
+    "map": "map", "separation": "map", "correlates": "correlates", "readability": "correlates", "factors": "factors",
     "within": "factors", "measures": "measures", "layers": "layers", "turning": "layers", "weights": "weights",
     "merged": "merged", "merged_scores": "merged", "profile": "profile", "trajectory": "trajectory",
     "settling": "trajectory", "convergence": "trajectory",
@@ -383,6 +383,7 @@ class Run:
             analyses={name: table for name, table in tables.items() if TABLES.get(name)},
             analysis=analysis,
             scores=tables["scores"],
+            answers=tables.get("answers"),
             curves=tables["curves"],
             tasks=tables["cka"].drop_duplicates("task")[["task", "cluster", "held_out"]],
             parity="not shown in figures",

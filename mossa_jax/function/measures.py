@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mossa_jax.function.estimates import Estimate, mean, share
+from mossa_jax.function.examples import is_exact
 
 EXACT_MATCH, ROUGE_L, ANSWER_NLL, INFORMATION = "exact_match", "rouge_l", "answer_nll", "information"
 METRICS = (EXACT_MATCH, ROUGE_L, ANSWER_NLL, INFORMATION)
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 
 def exact_match(answers: Sequence[str], targets: Sequence[str], items: Int[np.ndarray, " n"]) -> Estimate:
     """Estimates the share of answers that equal their targets, apart from white space at the ends."""
-    hits = [answer.strip() == target.strip() for answer, target in zip(answers, targets, strict=True)]
+    hits = [is_exact(answer, target) for answer, target in zip(answers, targets, strict=True)]
     return share(np.asarray(hits, float), items)
 
 
@@ -45,7 +46,7 @@ def rouge_l(answers: Sequence[str], targets: Sequence[str], items: Int[np.ndarra
     scorer = RougeScorer(["rougeL"], tokenizer=_Words())
     # Equal texts without a word, such as "-", have no F score.
     scores = [
-        1.0 if answer.strip() == target.strip() else float(scorer.score(target, answer)["rougeL"].fmeasure)
+        1.0 if is_exact(answer, target) else float(scorer.score(target, answer)["rougeL"].fmeasure)
         for answer, target in zip(answers, targets, strict=True)
     ]
     return mean(np.asarray(scores), items)

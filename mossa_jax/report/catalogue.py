@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from mossa_jax.report.analyses import sections_of
-from mossa_jax.report.charts import levels
+from mossa_jax.report.charts import (
+    change,
+    clusters,
+    estimators,
+    heatmap,
+    levels,
+    scores,
+    specificity,
+    times,
+    training,
+)
 from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.inputs import ReportInputs
 
 _MAIN = (
+    change.change_chart,
     levels.layers_chart,
+    heatmap.heatmap_chart,
+    clusters.clusters_chart,
+    clusters.cluster_slopes_chart,
     levels.held_out_chart,
+    specificity.specificity_chart,
+    estimators.estimators_chart,
+    training.training_chart,
+    scores.scores_chart,
+    times.time_chart,
 )
 
 

@@ -11,6 +11,9 @@ import pandas as pd
 from mossa_jax.findings.competence import scores_of
 from mossa_jax.report import palette
 
+ANSWER_COLUMNS = ["task", "cluster", "held_out", "example", "model", "prompt", "target", "answer", "exact"]
+"""Columns of `results/answers`: a row per example prompt and model."""
+
 
 @dataclass(frozen=True)
 class ReportInputs:
@@ -33,6 +36,7 @@ class ReportInputs:
       versions: package -> version.
       times: from `mossa_jax.monitoring.goodput.times`; None if it was not recorded.
       change: the table `results/change`; None if changes of single cells were not tested.
+      answers: answers to a few prompts of every task, columns `ANSWER_COLUMNS`; None if none were recorded.
       analyses: tables of the analyses beside the comparison that were made, by their names in `results/`.
       palette: colours of the static figures.
     """
@@ -50,6 +54,7 @@ class ReportInputs:
     versions: Mapping[str, str] = field(default_factory=dict)
     times: pd.DataFrame | None = None
     change: pd.DataFrame | None = None
+    answers: pd.DataFrame | None = None
     analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     palette: palette.Palette = palette.DEFAULT
 

@@ -18,12 +18,13 @@ from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
 from mossa_jax.report import ReportInputs, write_figures, write_page
+from mossa_jax.report.inputs import ANSWER_COLUMNS
 from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
 from mossa_jax.run.exported import model_steps
 from mossa_jax.run.parity import base_parity
 from mossa_jax.run.record import recorded_suite
-from mossa_jax.run.score import SCORES
+from mossa_jax.run.score import ANSWERS, SCORES
 from mossa_jax.run.setup import run_setup
 from mossa_jax.run.warnings import early_warnings, training_counters
 from mossa_jax.tuning.curves import recorded_losses
@@ -58,6 +59,8 @@ def _report(run: Run) -> dict[str, Any]:
         return {}
     inputs = gather_inputs(run, read_table(table_path), parity)
     write_table(run.results / "scores.parquet", inputs.scores)
+    if inputs.answers is not None:
+        write_table(run.results / "answers.parquet", inputs.answers)
     write_table(run.results / "curves.parquet", inputs.curves)
     write_json(run.results / "findings.json", inputs.analysis)
     write_figures(inputs, run.figures)
@@ -95,6 +98,7 @@ def gather_inputs(run: Run, table: pd.DataFrame, parity: pd.DataFrame | str) -> 
         analyses=analyses,
         analysis=analysis | {"template": record["template"]},
         scores=scores,
+        answers=task_answers(run),
         curves=training_curves(run.folder),
         tasks=task_table(run, record),
         parity=parity,
@@ -119,6 +123,12 @@ def task_scores(run: Run) -> pd.DataFrame:
     """Joins the scores of all tasks that have them, columns `SCORE_COLUMNS`."""
     scores = run.read_parts(SCORES)
     return pd.DataFrame(columns=SCORE_COLUMNS) if scores is None else scores[SCORE_COLUMNS]
+
+
+def task_answers(run: Run) -> pd.DataFrame | None:
+    """Joins the example answers of all tasks that have them, columns `ANSWER_COLUMNS`; None if no task has."""
+    answers = run.read_parts(ANSWERS)
+    return None if answers is None else answers[ANSWER_COLUMNS]
 
 
 def training_curves(run_folder: RunFolder) -> pd.DataFrame:

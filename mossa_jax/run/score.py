@@ -1,24 +1,36 @@
-"""The scoring stage: what the base, E, C_t and their repetitions make of each task's test prompts."""
+"""The scoring stage: what the base, E, C_t and their repetitions make of each task's test prompts.
+
+Beside the scores of a task, a few of its prompts are kept with the answers of the base, E and the specialist
+(`function.examples`).
+"""
 
 from __future__ import annotations
 
 import statistics
 
-from mossa_jax.function import information, measures
+from mossa_jax.function import examples, information, measures
 from mossa_jax.monitoring import goodput
 from mossa_jax.monitoring.progress import Progress
+from mossa_jax.processes import agreement
 from mossa_jax.run.cards import add_scores
 from mossa_jax.run.context import Run
 from mossa_jax.run.models import ask
 from mossa_jax.run.parts import PartKind
 from mossa_jax.tasks import Task
 
-SCORES = PartKind(
-    "scores",
-    models=lambda run, task: run.scored_models(task).values(),
-    settings=lambda run: {"prompts": run.config.tuning.score_prompts, "tokens": run.config.tuning.score_tokens},
-)
+
+def _settings(run: Run) -> dict[str, int]:
+    return {"prompts": run.config.tuning.score_prompts, "tokens": run.config.tuning.score_tokens}
+
+
+SCORES = PartKind("scores", models=lambda run, task: run.scored_models(task).values(), settings=_settings)
 """The scores of a task's models."""
+ANSWERS = PartKind(
+    "answers",
+    models=lambda run, task: [run.scored_models(task)[label] for label in examples.MODELS],
+    settings=_settings,
+)
+"""The answers of a task's models to a few of its prompts. Runs of versions that kept none have scores alone."""
 
 _SHOWN = {"base": "base", "tuned": "E", "control": "specialist"}
 _SELDOM = 0.05  # exact match below which the base is said to answer seldom
@@ -26,12 +38,14 @@ _SELDOM = 0.05  # exact match below which the base is said to answer seldom
 
 def score(run: Run) -> None:
     """Scores the models of each task on its test prompts; tasks that are scored already are left as they are."""
-    tasks, unfinished = run.suite.tasks, run.unfinished(SCORES)
+    tasks, unfinished = run.suite.tasks, _unfinished(run)
     done = len(tasks) - len(unfinished)
     progress = Progress("scores", len(tasks), done)
     for number, task in enumerate(unfinished, done + 1):
         with goodput.useful("score", number - 1):
-            rows = score_task(run, task)
+            rows, answers = score_task(run, task)
+        # Scores come last: a task that has them has its answers, too.
+        run.write_part(ANSWERS, task, answers)
         run.write_part(SCORES, task, rows)
         progress.line(number, f"{task.name}: {_summary(rows)}")
         run.stop.leave_if_asked()
@@ -42,11 +56,24 @@ def score(run: Run) -> None:
         goodput.outcome(_averages(run))
 
 
-def score_task(run: Run, task: Task) -> list[measures.Row]:
+def _unfinished(run: Run) -> list[Task]:
+    """Returns the tasks that lack their scores, or whose answers are damaged; all processes call this together."""
+    is_damaged = agreement.agreed([run.folder.writer and _has_damaged_answers(run, task) for task in run.suite.tasks])
+    damaged = {task.name for task, flag in zip(run.suite.tasks, is_damaged, strict=True) if flag}
+    unscored = {task.name for task in run.unfinished(SCORES)}
+    return [task for task in run.suite.tasks if task.name in damaged | unscored]
+
+
+def _has_damaged_answers(run: Run, task: Task) -> bool:
+    # Answers that are whole in `options.take_from` are taken over, as scores are.
+    return not run.has_part(ANSWERS, task) and run.part(ANSWERS, task).damage() is not None
+
+
+def score_task(run: Run, task: Task) -> tuple[list[measures.Row], list[measures.Row]]:
     """Scores the models of a task (`Run.scored_models`) and the most frequent answer.
 
     Returns:
-      Rows of `measures.score_rows`, model after model.
+      Rows of `measures.score_rows`, model after model, and those of `examples.example_rows`.
     """
     labels, pairs, encoded = run.scored_models(task), run.answer_pairs(task), run.encoded(task, "test")
     items, n = pairs.items, len(pairs.items)
@@ -62,7 +89,12 @@ def score_task(run: Run, task: Task) -> list[measures.Row]:
             measures.INFORMATION: information.information(pairs, likelihoods),
         }
         rows += measures.score_rows(label, estimates, n)
-    return rows + measures.score_rows(measures.MAJORITY, {measures.EXACT_MATCH: measures.majority(targets, items)}, n)
+    rows += measures.score_rows(measures.MAJORITY, {measures.EXACT_MATCH: measures.majority(targets, items)}, n)
+    texts_of = dict(zip(labels, answers.texts, strict=False))
+    shown = examples.example_rows(
+        texts_of, targets, lambda row: run.tokenizer.prompt_text(encoded.examples.prompt(row))
+    )
+    return rows, shown
 
 
 def _averages(run: Run) -> str:

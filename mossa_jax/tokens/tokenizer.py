@@ -87,6 +87,10 @@ class Tokenizer:
         end = next((place for place, each in enumerate(ids) if each in stops), len(ids))
         return self.library.decode(list(ids[:end]), skip_special_tokens=True).strip()
 
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """Decodes a prompt as a model reads it: after cutting, in the template, with its special tokens."""
+        return self.library.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def same_ids(self, other: Any, texts: Sequence[str]) -> int | None:
         """Returns the number of the first of these prompts that another tokenizer reads as other ids; None if none.
 

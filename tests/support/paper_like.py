@@ -17,6 +17,7 @@ import pandas as pd
 from mossa_jax.findings import find
 from mossa_jax.monitoring.goodput import times
 from mossa_jax.report import ReportInputs
+from mossa_jax.report.inputs import ANSWER_COLUMNS
 from mossa_jax.tasks.flan_names import MISC, select
 from tests.support.paper_like_analyses import analyses_of
 from tests.support.planted_report import NO_SCORES, report_change, report_scores, training_records
@@ -232,6 +233,25 @@ def results_table(shape: Shape, rng: np.random.Generator) -> pd.DataFrame:
     return table.assign(
         low=table["cka"] - width, high=(table["cka"] + width).clip(upper=1.0), n=512, p=0.001, q=0.002, null_mean=0.001
     )
+
+
+def planted_answers(places: pd.DataFrame, texts: Sequence[str] = ()) -> pd.DataFrame:
+    """Returns three example prompts of each task with the answers of base, E and specialist.
+
+    Args:
+      places: columns `task, cluster, held_out`.
+      texts: to put into prompts and answers, in turn.
+    """
+    rows, at = [], 0
+    for place in places.to_dict("records"):
+        for example in (1, 2, 3):
+            for model, answer in (("base", "Perhaps."), ("tuned", "yes"), ("control", "yes" if example < 3 else "no")):
+                extra = f" {texts[at % len(texts)]}" if texts else ""
+                prompt = f"Example {example} of a prompt.\nIs it one?{extra}"
+                text = {"prompt": prompt, "target": "yes", "answer": answer + extra, "exact": answer == "yes"}
+                rows.append(place | {"example": example, "model": model} | text)
+                at += 1
+    return pd.DataFrame(rows)[ANSWER_COLUMNS]
 
 
 def planted_parity(layers: int) -> pd.DataFrame:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mossa_jax.report.analyses import correlates as correlates_section
+from mossa_jax.report.analyses import dimensions as dimensions_section
 from mossa_jax.report.analyses import factors as factors_section
 from mossa_jax.report.analyses import layer_matrix as layer_matrix_section
 from mossa_jax.report.analyses import map as map_section
 from mossa_jax.report.analyses import measures as measures_section
 from mossa_jax.report.analyses import merged as merged_section
 from mossa_jax.report.analyses import profile as profile_section
-from mossa_jax.report.analyses import spectrum as spectrum_section
 from mossa_jax.report.analyses import trajectory as trajectory_section
 from mossa_jax.report.analyses import weights as weights_section
 from mossa_jax.report.analyses.section import AnalysisSection
@@ -19,7 +19,7 @@ from mossa_jax.report.inputs import ReportInputs
 
 SECTIONS: Sequence[AnalysisSection] = (
     map_section.SECTION,
-    spectrum_section.SECTION,
+    dimensions_section.SECTION,
     correlates_section.SECTION,
     factors_section.SECTION,
     measures_section.SECTION,

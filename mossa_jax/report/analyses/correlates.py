@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.correlates import CHANGE, CORRELATES
-from mossa_jax.findings.curves import HEADLINE, block_layers, layer_order
+from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, block_layers, layer_order
+from mossa_jax.report import numbers
+from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Line, Mark, Panel, Points, View
+from mossa_jax.report.charts.parts import ESTIMATOR, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from mossa_jax.report.numbers import NONE, fixed
 
 _NAMES = {PRETRAINED: "pre-trained", TUNED: "tuned", CHANGE: "change (tuned minus pre-trained)"}
 _LINES = ((PRETRAINED, TUNED), (CHANGE,))
@@ -25,14 +25,15 @@ _TITLES = {
     "coleman_liau": "Coleman-Liau index",
     "training_rows": "training rows",
 }
+_ROLES = {PRETRAINED: PRETRAINED, TUNED: TUNED, CHANGE: "ink"}
 _LEVEL = 0.05
 
 
-def _select(inputs: ReportInputs, experimental: str, correlate: str) -> pd.DataFrame:
-    """Returns the headline's rows of one experimental model and correlate, in the order of the layers."""
+def _select(inputs: ReportInputs, experimental: str, correlate: str, estimator: str = HEADLINE) -> pd.DataFrame:
+    """Returns the rows of one experimental model and correlate by one estimator, by layer."""
     table = inputs.analyses["correlates"]
     rows = table[
-        (table["experimental"] == experimental) & (table["correlate"] == correlate) & (table["estimator"] == HEADLINE)
+        (table["experimental"] == experimental) & (table["correlate"] == correlate) & (table["estimator"] == estimator)
     ]
     return rows.assign(layer=rows["layer"].astype(str)).set_index("layer")
 
@@ -49,10 +50,9 @@ def _sentences(inputs: ReportInputs) -> list[str]:
             layer = rows["r"].abs().idxmax()
             row = rows.loc[layer]
             clear = [each for each in rows.index if rows.loc[each, "q"] <= _LEVEL]
-            interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(row["low"]) else ""
             parts.append(
-                f"{name.split(' (')[0]} strongest with r = {row['r']:+.2f}{interval} in layer {layer}, "
-                + (f"q <= {_LEVEL} in layers {', '.join(clear)}" if clear else f"q <= {_LEVEL} in no layer")
+                f"{name.split(' (')[0]} strongest with r = {_with_interval(row)} in layer {layer}, "
+                + (f"q ≤ {_LEVEL} in layers {', '.join(clear)}" if clear else f"q ≤ {_LEVEL} in no layer")
             )
         if parts:
             sentences.append(f"Similarity and {title}: {'; '.join(parts)}.")
@@ -72,6 +72,13 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     return sentences
 
 
+def _with_interval(row: pd.Series) -> str:
+    """Writes a correlation with its interval: "+0.12 [−0.30, +0.50]"."""
+    ends = [fixed(row[end], 2, signed=True) for end in ("low", "high")]
+    value = fixed(row["r"], 2, signed=True)
+    return value if NONE in ends else f"{value} [{', '.join(ends)}]"
+
+
 def _reason(inputs: ReportInputs, correlate: str) -> str:
     """Returns why there is no correlation in any block, where the embedding often has none for reasons of its own."""
     blocks = block_layers(inputs.table)
@@ -80,49 +87,89 @@ def _reason(inputs: ReportInputs, correlate: str) -> str:
     return " or ".join(sorted(reasons)) or "no tasks"
 
 
-def _draw(inputs: ReportInputs) -> Figure:
-    from matplotlib.lines import Line2D
-
+def _charts(inputs: ReportInputs) -> list[Chart]:
     layers = layer_order(inputs.table)
-    colours = {**inputs.palette.models, CHANGE: "#333333"}
-    figure = elements.new_figure(12.5, 6.2)
-    grid = figure.subplots(len(_LINES), len(_TITLES), sharey=True)
-    for row, experimentals in zip(grid, _LINES, strict=True):
-        for axes, (correlate, title) in zip(row, _TITLES.items(), strict=True):
-            axes.set_title(f"{'change' if CHANGE in experimentals else 'similarity'} and {title}")
-            if not any(_select(inputs, name, correlate)["r"].notna().any() for name in experimentals):
-                axes.tick_params(left=False, labelleft=False)
-                elements.empty_panel(axes, f"not defined:\n{_reason(inputs, correlate)}")
-                continue
-            axes.axhline(0, color="#777777", lw=0.9, zorder=2)
-            for experimental in experimentals:
-                _line(axes, _select(inputs, experimental, correlate).reindex(layers), colours[experimental])
-            elements.layer_axis(axes, layers, label=False, max_ticks=18)
-            axes.set_ylim(-1.02, 1.02)
-            axes.grid(axis="y", color="#dddddd", lw=0.6)
-        row[0].set_ylabel("Pearson's r over tasks")
-    for axes in grid[-1]:
-        axes.set_xlabel("layer")
-    handles = [
-        Line2D([], [], color=colour, label=f"CKA, {_NAMES[experimental]}") for experimental, colour in colours.items()
-    ]
-    marks = {f"q <= {_LEVEL} over layers": "#666666", f"q > {_LEVEL}": "white"}
-    handles += [
-        Line2D([], [], ls="", marker="o", ms=4.5, markerfacecolor=face, markeredgecolor="#666666", label=label)
-        for label, face in marks.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
-    return figure
+    views = tuple(
+        View(
+            tuple(
+                _panel(inputs, layers, experimentals, correlate, estimator)
+                for experimentals in _LINES
+                for correlate in _TITLES
+            ),
+            columns=len(_TITLES),
+            choices={"estimator": estimator},
+        )
+        for estimator in REPORTED_ESTIMATORS
+    )
+    chart = Chart(
+        name="correlates",
+        title="Similarity beside readability and size of the data",
+        caption="Charts over layers, one per correlate, with the correlation of the pre-trained model's and E's "
+        "similarity and of the change, and their intervals; points are full where the false discovery rate over layers "
+        f"is at most {_LEVEL}",
+        views=views,
+        data=inputs.analyses["correlates"].reset_index(drop=True),
+        choices={"estimator": ESTIMATOR},
+        paper=6,
+        width=marks.panel_width(len(layers)),
+        height=3.0,
+    )
+    return [chart]
 
 
-def _line(axes: Axes, rows: pd.DataFrame, colour: str) -> None:
-    """Draws r over layers with its interval; a full mark is one below the false discovery rate."""
-    places = np.arange(len(rows))
-    r, low, high, q = (rows[name].to_numpy(float) for name in ("r", "low", "high", "q"))
-    axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
-    axes.plot(places, r, color=colour, lw=1.6, zorder=3)
-    faces = np.where(q <= _LEVEL, colour, "white")
-    axes.scatter(places, r, s=18, facecolors=faces, edgecolors=colour, lw=1.0, zorder=4)
+def _panel(
+    inputs: ReportInputs, layers: list[str], experimentals: Iterable[str], correlate: str, estimator: str
+) -> Panel:
+    drawn: list[Mark] = []
+    for experimental in experimentals:
+        rows = _select(inputs, experimental, correlate, estimator).reindex(layers)
+        if rows["r"].notna().any():
+            drawn += _curve(rows, layers, experimental)
+    what = "change" if CHANGE in experimentals else "similarity"
+    return Panel(
+        layer_axis(layers),
+        Axis("Pearson's r over tasks", low=-1.02, high=1.02, zero=True),
+        (*section_spans(inputs.analysis, layers, named=False), *drawn) if drawn else (),
+        title=f"{what} and {_TITLES[correlate]}",
+        empty=f"Not defined: {_reason(inputs, correlate)}.",
+    )
+
+
+def _curve(rows: pd.DataFrame, layers: list[str], experimental: str) -> list[Mark]:
+    """Builds r over layers with its interval; a full point is one below the false discovery rate."""
+    r, low, high, q = (rows[column].to_numpy(float) for column in ("r", "low", "high", "q"))
+    name, role = f"CKA, {_NAMES[experimental]}", _ROLES[experimental]
+    hover = np.array([_hover(layer, row, name) for layer, (_, row) in zip(layers, rows.iterrows(), strict=True)])
+    drawn: list[Mark] = [Line(name=name, role=role, x=range(len(layers)), y=r, low=low, high=high)]
+    places = np.arange(len(layers))
+    for label, is_full in ((f"q ≤ {_LEVEL}", True), (f"q > {_LEVEL}", False)):
+        chosen = np.isfinite(r) & ((q <= _LEVEL) == is_full)
+        if chosen.any():
+            drawn.append(
+                Points(
+                    name=f"{_NAMES[experimental].split(' (')[0]}, {label}",
+                    role=role,
+                    x=places[chosen],
+                    y=r[chosen],
+                    hover=hover[chosen].tolist(),
+                    hollow=not is_full,
+                    size=5.0,
+                )
+            )
+    return drawn
+
+
+def _hover(layer: str, row: pd.Series, name: str) -> str:
+    """Says a correlation with its interval, test and numbers of tasks and units."""
+    if not np.isfinite(row["r"]):
+        return ""
+    p, q = (numbers.p_value(row[column]) for column in ("p", "q"))
+    return lines(
+        f"layer {layer}",
+        f"{name}: r = {_with_interval(row)}",
+        f"p {p}, q {q}",
+        f"{int(row['n_tasks'])} tasks, {int(row['n_units'])} {row['unit']}",
+    )
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
@@ -132,11 +179,9 @@ def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
 
 def _cell(rows: pd.DataFrame, layer: str) -> str:
     if layer not in rows.index or not np.isfinite(rows.loc[layer, "r"]):
-        return "–"
+        return NONE
     row = rows.loc[layer]
-    q = f", q {row['q']:.2f}" if np.isfinite(row["q"]) else ""
-    interval = f" [{row['low']:+.2f}, {row['high']:+.2f}]" if np.isfinite(row["low"]) else ""
-    return f"{row['r']:+.2f}{interval}{q}"
+    return _with_interval(row) + (f", q {fixed(row['q'], 2)}" if np.isfinite(row["q"]) else "")
 
 
 SECTION = AnalysisSection(
@@ -147,11 +192,7 @@ SECTION = AnalysisSection(
     "clusters. A correlation over a dozen clusters is rough, and says nothing about causes. Figure 6 of the paper.",
     tables=("correlates",),
     sentences=_sentences,
-    figures={"correlates": _draw},
-    captions={
-        "correlates": "Three charts over layers, one per correlate, with the correlation of the pre-trained model's "
-        "and E's similarity and of the change, and their intervals"
-    },
+    charts=_charts,
     columns=("", *(f"{title}: {name.split(' (')[0]}" for title in _TITLES.values() for name in _NAMES.values())),
     rows=_rows,
 )

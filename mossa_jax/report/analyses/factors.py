@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.findings.curves import HEADLINE
+from mossa_jax.findings.curves import HEADLINE, layer_order
 from mossa_jax.findings.factors import defined_tasks, find_factors, layer_parts, parts_sentence
 from mossa_jax.findings.json_types import to_json_types
-from mossa_jax.findings.layer_means import layer_means, sound_rows, spread
-from mossa_jax.report.analyses import words
+from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows, spread
+from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Mark, Panel, Points, View
+from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, shorten
+from mossa_jax.report.numbers import with_minus
+from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, counted
 from mossa_jax.similarity.factor_sums import WITHIN
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_PARTS = {"answer": ORANGE, "template": SKY_BLUE, "item": GREEN, "rest": UNDEFINED}
-"""Factor -> its colour, in the order in which parts are stacked."""
+_PARTS = {"answer": ORANGE, "template": SKY_BLUE, "item": GREEN, "rest": "undefined"}
+"""Factor -> its role, in the order in which parts are stacked."""
 
 _MODELS = {PRETRAINED: "Pre-trained", TUNED: "Multi-task (E)"}
-_LEVELS = {
-    "none": ("all prompts", "#222222", "-", "o"),
-    "template": ("prompts of one template", SKY_BLUE, "--", "s"),
-    "answer": ("prompts with one answer", ORANGE, "-", "D"),
-    "both": ("prompts of one template with one answer", PURPLE, ":", "^"),
+_Dash = Literal["solid", "dash", "dot"]
+_LEVELS: dict[str, tuple[str, str, _Dash, str]] = {
+    "none": ("all prompts", "ink", "solid", "circle"),
+    "template": ("prompts of one template", SKY_BLUE, "dash", "square"),
+    "answer": ("prompts with one answer", ORANGE, "solid", "diamond"),
+    "both": ("prompts of one template with one answer", PURPLE, "dot", "triangle"),
 }
-"""What rows are centred within -> name, colour, line and marker."""
+"""What rows are centred within -> name, role, line and symbol."""
+
+_WHOLE = "whole, with 95 % interval"
+_NO_EQUAL_ANSWERS = "In no competent task do enough prompts have the same answer."
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
@@ -52,8 +53,8 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     sentences = [
         f"In {inputs.analysis['half']['name']}, the largest parts of CKA with the specialists are "
         f"{_largest(parts, PRETRAINED)} for the base, and {_largest(parts, TUNED)} for E "
-        f"(means over {words.units(parts['answer'][TUNED])} of {words.counted(found['n_tasks'], 'competent task')}). "
-        f"{parts_sentence(to_json_types(found))}"
+        f"(means over {words.units(parts['answer'][TUNED])} of {counted(found['n_tasks'], 'competent task')}). "
+        f"{with_minus(parts_sentence(to_json_types(found)))}"
     ]
     change = within["answer"]["change"]
     if change["n_tasks"]:
@@ -62,23 +63,23 @@ def _sentences(inputs: ReportInputs) -> list[str]:
         sentences.append(
             f"Among prompts with the same answer the change is {words.interval(change)}, where it is "
             f"{words.interval(within['none']['change'])} among all prompts{beside} "
-            f"({words.counted(change['n_tasks'], 'task')}, {words.units(change)})."
+            f"({counted(change['n_tasks'], 'task')}, {words.units(change)})."
         )
     notes = inputs.analyses["factors"]
     kinds = notes.groupby("answer")["task"].nunique()
     stands = {"first token": "the first token in which answers differ", "embedding": "the base's embedding of it"}
-    texts = [f"in {words.counted(int(kinds[kind]), 'task')} {text}" for kind, text in stands.items() if kind in kinds]
+    texts = [f"in {counted(int(kinds[kind]), 'task')} {text}" for kind, text in stands.items() if kind in kinds]
     if texts:
         sentences.append(f"Where few prompts have equal answers, something else stands for one: {', '.join(texts)}.")
     lost = notes[notes["note"].str.contains("cannot be told", na=False)].groupby("factor")["task"].nunique()
     if len(lost):
-        counts = " and ".join(f"the {name} in {words.counted(int(count), 'task')}" for name, count in lost.items())
+        counts = " and ".join(f"the {name} in {counted(int(count), 'task')}" for name, count in lost.items())
         sentences.append(
             f"A factor with nearly as many levels as prompts cannot be told from the rest and counts as rest: {counts}."
         )
     if found["left_out"]:
         reasons = pd.Series(found["left_out"]).value_counts()
-        why = "; ".join(f"{words.counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
+        why = "; ".join(f"{counted(int(count), 'task')}: {reason}" for reason, count in reasons.items())
         sentences.append(f"Not measured within the answer: {why}.")
     return sentences
 
@@ -89,124 +90,176 @@ def _largest(parts: Mapping[str, Any], model: str, count: int = 2) -> str:
     return " and ".join(f"{name} {words.interval(means[name], signed=False)}" for name in order) or "undefined"
 
 
-def _draw(inputs: ReportInputs) -> Figure:
+def _charts(inputs: ReportInputs) -> list[Chart]:
+    charts = [_parts_chart(inputs)]
+    changes = _found(inputs).get("task_changes", [])
+    return [*charts, _tasks_chart(inputs, changes)] if changes else charts
+
+
+def _parts_chart(inputs: ReportInputs) -> Chart:
+    """Builds the stacked parts of both models, and the change within template and answer."""
     table, left_out = inputs.analyses["factors"], words.incompetent(inputs)
-    figure = elements.new_figure(14.0, 4.4)
-    panels = figure.subplots(1, 3, width_ratios=[1, 1, 1.05])
-    panels[1].sharey(panels[0])
-    drawn = [_draw_parts(axes, table, left_out, model) for axes, model in zip(panels, _MODELS, strict=False)]
-    if any(drawn):
-        panels[0].set_ylabel(f"CKA with the task's specialist ({HEADLINE})")
-        handles, labels = panels[drawn.index(True)].get_legend_handles_labels()
-        order = [labels.index(name) for name in (*_PARTS, "whole, with 95 % interval")]
-        figure.legend(
-            [handles[at] for at in order],
-            [labels[at] for at in order],
-            loc="outside lower left",
-            ncols=5,
-            fontsize=8,
-            title="parts, stacked from zero; negative ones below",
-            title_fontsize=8,
-            alignment="left",
+    layers = layer_order(table)
+    parts = {model: layer_parts(table, left_out, model)[1] for model in _MODELS}
+    wholes = {model: _whole(table, left_out, model, layers) for model in _MODELS}
+    units = words.units_of(sound_rows(table, left_out))
+    ends = [end for model in _MODELS for end in (*_stacks(parts[model])[1], wholes[model].mean)]
+    axis = marks.cka_axis(f"CKA with the task's specialist ({HEADLINE})", ends)
+    spans = section_spans(inputs.analysis, layers)
+    panels = [
+        Panel(
+            layer_axis(layers),
+            axis,
+            (*spans, *_part_marks(layers, parts[model], wholes[model], units)),
+            title=f"{name}: what its similarity is made of",
+            empty="No part is defined.",
         )
-    _draw_changes(panels[2], inputs, left_out)
-    return figure
-
-
-def _draw_parts(axes: Axes, table: pd.DataFrame, left_out: list[str], model: str) -> bool:
-    """Stacks the parts of one model at every layer; returns whether any is defined."""
-    layers, means = layer_parts(table, left_out, model)
-    axes.set_title(f"{_MODELS[model]}: what its similarity is made of")
-    if not any(np.isfinite(each.mean).any() for each in means.values()):
-        elements.empty_panel(axes, "No part is defined.")
-        return False
-    x = np.arange(len(layers))
-    above, below = np.zeros(len(layers)), np.zeros(len(layers))
-    for name, colour in _PARTS.items():
-        values = np.nan_to_num(means[name].mean)
-        start = np.where(values >= 0, above, below)
-        axes.bar(x, values, 0.82, bottom=start, color=colour, label=name, lw=0)
-        above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
-    rows = sound_rows(table, left_out)
-    rows = rows[(rows["experimental"] == model) & (rows["factor"] == "rest")]
-    whole = layer_means(*spread(rows, "whole", layers))
-    errors = np.abs(np.stack([whole.mean - whole.low, whole.high - whole.mean]))
-    axes.errorbar(
-        x, whole.mean, yerr=np.nan_to_num(errors), color="#222222", lw=0, elinewidth=1, marker="o", ms=3.5,
-        label="whole, with 95 % interval",
-    )  # fmt: skip
-    axes.axhline(0, color="#666666", lw=0.8)
-    axes.grid(axis="y", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    elements.layer_axis(axes, layers, label=False, max_ticks=16)
-    axes.set_xlabel("layer")
-    return True
-
-
-def _draw_changes(axes: Axes, inputs: ReportInputs, left_out: list[str]) -> None:
-    """Draws the change over layers: of all prompts, and within template, answer and both."""
-    within = sound_rows(inputs.analyses["within"], left_out)
-    layers, _ = layer_parts(inputs.analyses["factors"], left_out, TUNED)
-    half = set(inputs.analysis["half"]["layers"])
-    tasks, _ = defined_tasks(within[within["layer"].astype(str).isin(half)])
-    rows = within[within["task"].isin(tasks) & (within["experimental"] == TUNED)]
-    axes.set_title("What tuning adds: E less base")
-    if rows.empty:
-        elements.empty_panel(axes, "In no competent task do enough prompts\nhave the same answer.")
-        return
-    x = np.arange(len(layers))
-    for at, name in enumerate(WITHIN):
-        label, colour, style, marker = _LEVELS[name]
-        means = layer_means(*spread(rows[rows["within"] == name], "change", layers))
-        if not np.isfinite(means.mean).any():
-            continue
-        axes.plot(x, means.mean, color=colour, ls=style, marker=marker, ms=3.5, lw=1.6, label=label)
-        if name in ("none", "answer"):
-            axes.fill_between(x, means.low, means.high, color=colour, alpha=0.18 if at else 0.12, lw=0)
-    axes.axhline(0, color="#666666", lw=0.8)
-    axes.grid(axis="y", color="#dddddd", lw=0.6)
-    elements.layer_axis(axes, layers, label=False, max_ticks=16)
-    axes.set(xlabel="layer", ylabel="change of CKA")
-    axes.figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc="outside lower right",
-        ncols=2,
-        fontsize=8,
-        title=f"{words.counted(len(tasks), 'task')}; bands: 95 % intervals over clusters",
-        title_fontsize=8,
-        alignment="left",
+        for model, name in _MODELS.items()
+    ]
+    changes, tasks, units_within = _changes(inputs, left_out, layers)
+    curves = [
+        marks.mean_curve(layers, changes[name], label, role, units_within, True, dash, symbol)
+        for name, (label, role, dash, symbol) in _LEVELS.items()
+        if name in changes
+    ]
+    panels.append(
+        Panel(
+            layer_axis(layers),
+            Axis("change of CKA", zero=True),
+            (*spans, *curves),
+            title="What tuning adds: E less base",
+            note=counted(tasks, "task"),
+            empty=_NO_EQUAL_ANSWERS,
+        )
+    )
+    rows = {(model, f"part: {name}"): means for model in _MODELS for name, means in parts[model].items()}
+    rows |= {(model, "whole"): whole for model, whole in wholes.items()}
+    rows |= {("change", _LEVELS[name][0]): means for name, means in changes.items()}
+    return Chart(
+        name="factors",
+        title="What a similarity is made of",
+        caption="Parts of CKA that template, answer, item and rest make over layers, for the base and for E, stacked "
+        "from zero with negative ones below, and the change of CKA among all prompts and among those with the same "
+        "template or answer",
+        views=(View(tuple(panels), columns=3),),
+        data=marks.means_table(rows.items(), layers, ["model", "part"]),
+        width=marks.panel_width(len(layers), least=4.6),
+        height=3.8,
     )
 
 
-def _draw_tasks(inputs: ReportInputs) -> Figure:
-    """Draws the change of every task, for all prompts and within the answer, with intervals."""
-    rows = _found(inputs).get("task_changes", [])
-    figure = elements.new_figure(9.0, max(2.4, 1.3 + 0.26 * len(rows)))
-    axes = figure.subplots()
-    if not rows:
-        elements.empty_panel(axes, "In no competent task do enough prompts have the same answer.")
-        return figure
-    y = np.arange(len(rows))[::-1]
-    for name, shift in (("none", 0.14), ("answer", -0.14)):
-        label, colour, _, marker = _LEVELS[name]
-        mean, low, high = (np.asarray([row[name][key] for row in rows]) for key in ("mean", "low", "high"))
-        axes.errorbar(
-            mean, y + shift, xerr=np.stack([mean - low, high - mean]), color=colour, lw=0, elinewidth=1.3,
-            marker=marker, ms=4.5, label=label,
-        )  # fmt: skip
-    clusters = [row["cluster"] for row in rows]
-    for at, (cluster, after) in enumerate(itertools.pairwise(clusters)):
-        if cluster != after:
-            axes.axhline(y[at] - 0.5, color="#dddddd", lw=0.8)
-    axes.axvline(0, color="#666666", lw=0.8)
-    axes.set_yticks(y, [shorten(row["task"]) for row in rows], fontsize=8)
-    axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.grid(axis="x", color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(f"E less base, change of CKA in {inputs.analysis['half']['name']}; 95 % intervals over prompts")
-    axes.set_title("Each task: among all its prompts, and among those with the same answer")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
-    return figure
+def _whole(table: pd.DataFrame, left_out: list[str], model: str, layers: list[str]) -> LayerMeans:
+    """Averages the whole similarity of one model over units."""
+    rows = sound_rows(table, left_out)
+    rows = rows[(rows["experimental"] == model) & (rows["factor"] == "rest")]
+    return layer_means(*spread(rows, "whole", layers))
+
+
+def _stacks(parts: Mapping[str, LayerMeans]) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Stacks parts from zero, negative ones downwards: where each begins, and the lower and upper ends."""
+    count = len(next(iter(parts.values())).mean)
+    above, below = np.zeros(count), np.zeros(count)
+    starts = {}
+    for name in _PARTS:
+        values = np.nan_to_num(parts[name].mean)
+        starts[name] = np.where(values >= 0, above, below)
+        above, below = above + np.maximum(values, 0), below + np.minimum(values, 0)
+    return starts, (below, above)
+
+
+def _part_marks(layers: list[str], parts: Mapping[str, LayerMeans], whole: LayerMeans, units: str) -> list[Mark]:
+    """Builds the stacked parts of one model with the whole in front; nothing if no part is defined."""
+    if not any(np.isfinite(each.mean).any() for each in parts.values()):
+        return []
+    starts, _ = _stacks(parts)
+    places = range(len(layers))
+    drawn: list[Mark] = [
+        Bars(
+            name=name,
+            role=role,
+            x=places,
+            y=parts[name].mean,
+            base=starts[name],
+            width=0.82,
+            hover=_hovers(layers, f"part: {name}", parts[name], units),
+        )
+        for name, role in _PARTS.items()
+    ]
+    whole_points = Points(
+        name=_WHOLE,
+        x=places,
+        y=whole.mean,
+        y_low=whole.low,
+        y_high=whole.high,
+        size=4.0,
+        hover=_hovers(layers, "whole", whole, units),
+    )
+    return [*drawn, whole_points]
+
+
+def _hovers(layers: list[str], name: str, means: LayerMeans, units: str) -> list[str]:
+    return [
+        lines(f"layer {layer}", marks.value_text(name, numbers, units))
+        for layer, numbers in zip(layers, zip(*means, strict=True), strict=True)
+    ]
+
+
+def _changes(inputs: ReportInputs, left_out: list[str], layers: list[str]) -> tuple[dict[str, LayerMeans], int, str]:
+    """Averages the change of all prompts, and within template, answer and both; with the tasks and units."""
+    within = sound_rows(inputs.analyses["within"], left_out)
+    half = set(inputs.analysis["half"]["layers"])
+    tasks, _ = defined_tasks(within[within["layer"].astype(str).isin(half)])
+    rows = within[within["task"].isin(tasks) & (within["experimental"] == TUNED)]
+    means = {name: layer_means(*spread(rows[rows["within"] == name], "change", layers)) for name in WITHIN if len(rows)}
+    defined = {name: each for name, each in means.items() if np.isfinite(each.mean).any()}
+    return defined, len(tasks), words.units_of(rows)
+
+
+def _tasks_chart(inputs: ReportInputs, changes: list[dict[str, Any]]) -> Chart:
+    """Builds the change of every task, among all prompts and within the answer, with intervals."""
+    places = np.arange(len(changes), dtype=float)
+    drawn = []
+    for name, shift in (("none", -0.14), ("answer", 0.14)):
+        label, role, _, symbol = _LEVELS[name]
+        mean, low, high = (np.array([row[name][key] for row in changes], float) for key in ("mean", "low", "high"))
+        hover = [
+            lines(row["task"], row["cluster"], marks.value_text(label, numbers, signed=True))
+            for row, numbers in zip(changes, zip(mean, low, high, strict=True), strict=True)
+        ]
+        drawn.append(
+            Points(
+                name=label,
+                role=role,
+                x=mean,
+                y=places + shift,
+                x_low=low,
+                x_high=high,
+                symbol=symbol,
+                size=5.0,
+                hover=hover,
+            )
+        )
+    panel = Panel(
+        Axis(f"E less base, change of CKA in {inputs.analysis['half']['name']}", zero=True),
+        Axis("", tuple(str(row["task"]) for row in changes), reverse=True),
+        tuple(drawn),
+        note="95 % intervals over prompts",
+        empty=_NO_EQUAL_ANSWERS,
+    )
+    rows = [
+        {"task": row["task"], "cluster": row["cluster"], "among": _LEVELS[name][0], **row[name]}
+        for row in changes
+        for name in ("none", "answer")
+    ]
+    return Chart(
+        name="factors_tasks",
+        title="Each task: among all its prompts, and among those with the same answer",
+        caption="Change of CKA of every task among all prompts and among prompts with the same answer",
+        views=(View((panel,)),),
+        data=pd.DataFrame(rows).rename(columns={"mean": "change"}),
+        width=8.0,
+        height=max(2.4, 1.3 + 0.26 * len(changes)),
+    )
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
@@ -237,12 +290,7 @@ SECTION = AnalysisSection(
     "they share beyond.",
     tables=("factors", "within"),
     sentences=_sentences,
-    figures={"factors": _draw, "factors_tasks": _draw_tasks},
-    captions={
-        "factors": "Parts of CKA that template, answer, item and rest make over layers, for the base and for E, and "
-        "the change of CKA among all prompts and among those with the same template or answer",
-        "factors_tasks": "Change of CKA of every task among all prompts and among prompts with the same answer",
-    },
+    charts=_charts,
     columns=("upper half, mean over clusters [95 %]", "base", "E", "change", "tasks"),
     rows=_rows,
 )

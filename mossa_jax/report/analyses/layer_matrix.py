@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mossa_jax.config import PRETRAINED, TUNED
-from mossa_jax.findings.curves import HEADLINE, layer_order, mean_defined
-from mossa_jax.findings.layer_means import sound_rows
+from mossa_jax.findings.curves import HEADLINE, layer_order
+from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows
 from mossa_jax.findings.turning import find_turning
-from mossa_jax.findings.units import unit_means
-from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Heat, Mark, Panel, Rule, View
+from mossa_jax.report.charts.parts import layer_axis, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, UNDEFINED, VERMILLION, layer_label
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from mossa_jax.report.numbers import fixed
+from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, counted, layer_label
 
 _NAMES = {PRETRAINED: "base", TUNED: "E", "control": "specialist"}
-_PANELS = (
+_PAIRS = (
     (PRETRAINED, PRETRAINED),
     (TUNED, TUNED),
     ("control", "control"),
@@ -31,11 +30,22 @@ _PANELS = (
     (PRETRAINED, "control"),
     (TUNED, "control"),
 )
+_ALL = "all"
 _LINKS = {
     "departure_step": "add most to E's departure from the base",
     "change_step": "add most to the change d",
     "carried": "carry most of E's gain",
 }
+_TURNS = "the base turns most"
+_CURVES = {
+    "How the base turns": (
+        "1 − CKA",
+        {"novelty": (BLUE, "across the block"), "turning": (PURPLE, "from both neighbours")},
+    ),
+    "What a block adds to E's departure": ("1 − CKA(base, E)", {"departure_step": (ORANGE, "added to the departure")}),
+    "What a block adds to d": ("size of the change of d", {"change_step": (GREEN, "added to d")}),
+}
+"""Panel -> its axis, and the curves in it with their roles and names."""
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
@@ -49,8 +59,9 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     if found["turns_at"] is None:
         return ["Where the base turns is undefined: no competent task of the mixture has its layers compared."]
     first = (
-        f"Over {words.counted(found['n_tasks'], 'task')}, the base turns most at layer {found['turns_at']} (1 - CKA "
-        f"with its neighbours {found['turning']:.3f}; the largest in {found['agree']} of {found['n_units']} clusters)."
+        f"Over {counted(found['n_tasks'], 'task')}, the base turns most at layer {found['turns_at']} (1 − CKA "
+        f"with its neighbours {fixed(found['turning'])}; the largest in {found['agree']} of {found['n_units']} "
+        "clusters)."
     )
     sentences = [first]
     for outcome, name in _LINKS.items():
@@ -67,86 +78,157 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     return sentences
 
 
-def _square(cells: pd.DataFrame, a: str, b: str, layers: list[str]) -> np.ndarray:
-    """Returns the mean over clusters of CKA of two models' layers, [K, K]."""
+def _charts(inputs: ReportInputs) -> list[Chart]:
+    table, found = inputs.analyses["layers"], _found(inputs)
+    cells = sound_rows(table[table["estimator"] == HEADLINE], words.incompetent(inputs))
+    charts = [_turning_chart(inputs, found)]
+    if len(cells):
+        charts.insert(0, _matrix_chart(cells, found["turns_at"]))
+    return charts
+
+
+def _matrix_chart(cells: pd.DataFrame, turns_at: str | None) -> Chart:
+    """Builds the heat maps: all pairs of models side by side, or one of them."""
+    layers = layer_order(cells.rename(columns={"layer_a": "layer"}))
+    squares = {pair: _square(cells, *pair, layers) for pair in _PAIRS}
+    low = min(0.0, *(float(np.nanmin(square.mean, initial=0.0)) for square in squares.values()))
+    units, tasks = words.units_of(cells), counted(cells["task"].nunique(), "task")
+    panels = {
+        pair: _square_panel(square, _reasons(cells, *pair), pair, layers, low, turns_at, units)
+        for pair, square in squares.items()
+    }
+    names = {f"{a}-{b}": _pair_name(a, b) for a, b in _PAIRS}
+    views = [View(tuple(panels.values()), columns=3, choices={"models": _ALL})]
+    views += [View((panel,), choices={"models": f"{a}-{b}"}) for (a, b), panel in panels.items()]
+    return Chart(
+        name="layer_matrix",
+        title=f"Every layer against every other one: mean over {units}, {tasks}",
+        caption="Heat maps of CKA between all layers of the base, of E and of the specialists",
+        views=tuple(views),
+        data=pd.concat([_square_rows(square, pair, layers) for pair, square in squares.items()], ignore_index=True),
+        choices={"models": Choice("Models", {_ALL: "all pairs"} | names)},
+        width=max(3.6, min(7.0, 2.0 + 0.12 * len(layers))),
+        height=max(3.3, min(6.4, 1.7 + 0.12 * len(layers))),
+    )
+
+
+def _pair_name(a: str, b: str) -> str:
+    return f"{_NAMES[a]} with itself" if a == b else f"{_NAMES[a]} and {_NAMES[b]}"
+
+
+def _square(cells: pd.DataFrame, a: str, b: str, layers: list[str]) -> LayerMeans:
+    """Averages the CKA of two models' layers over units: [K, K] each."""
     pair = cells[(cells["model_a"] == a) & (cells["model_b"] == b)]
     tasks = pair.drop_duplicates("task")
-    squares = []
-    for task in tasks["task"]:
-        wide = pair[pair["task"] == task].pivot_table(index="layer_a", columns="layer_b", values="cka", dropna=False)
-        values = wide.reindex(index=layers, columns=layers).to_numpy(float)
+    size, place = len(layers), {layer: at for at, layer in enumerate(layers)}
+    row_of = {task: at for at, task in enumerate(tasks["task"])}
+    values = np.full((len(tasks), size, size), np.nan)
+    at = pair["task"].map(row_of), pair["layer_a"].astype(str).map(place), pair["layer_b"].astype(str).map(place)
+    values[tuple(index.to_numpy(int) for index in at)] = pair["cka"].to_numpy(float)
+    if a == b:
         # Only the upper half of a model against itself is stored.
-        squares.append(np.where(np.isnan(values), values.T, values) if a == b else values)
-    if not squares:
-        return np.full((len(layers), len(layers)), np.nan)
-    return mean_defined(unit_means(np.stack(squares), list(tasks["cluster"])), axis=0)
+        values = np.where(np.isnan(values), values.transpose(0, 2, 1), values)
+    if not len(values):
+        return LayerMeans(*np.full((3, size, size), np.nan))
+    means = layer_means(values.reshape(len(values), -1), [str(name) for name in tasks["cluster"]])
+    return LayerMeans(*(each.reshape(size, size) for each in means))
 
 
-def _draw(inputs: ReportInputs) -> Figure:
-    table = inputs.analyses["layers"]
-    cells = sound_rows(table[table["estimator"] == HEADLINE], words.incompetent(inputs))
-    figure = elements.new_figure(10.6, 10.4)
-    if cells.empty:
-        elements.empty_panel(figure.subplots(), "No competent task of the mixture has its layers compared.")
-        return figure
-    layers = layer_order(cells.rename(columns={"layer_a": "layer"}))
-    found = _found(inputs)
-    grid = figure.add_gridspec(3, 3, height_ratios=[1, 1, 0.72])
-    panels = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(3)]
-    image: Any = None
-    for axes, (a, b) in zip(panels, _PANELS, strict=True):
-        image = _draw_square(axes, _square(cells, a, b, layers), layers, found["turns_at"])
-        axes.set_title(f"{_NAMES[a]} with itself" if a == b else f"{_NAMES[a]} and {_NAMES[b]}")
-        axes.set_ylabel(f"layer, {_NAMES[a]}")
-        axes.set_xlabel(f"layer, {_NAMES[b]}")
-    figure.colorbar(image, ax=panels, label=f"CKA ({HEADLINE}), mean over clusters", shrink=0.55, pad=0.02)
-    _draw_turning([figure.add_subplot(grid[2, column]) for column in range(3)], found)
-    return figure
+def _reasons(cells: pd.DataFrame, a: str, b: str) -> dict[tuple[str, str], str]:
+    """Returns why cells of a pair of models are undefined, by their layers."""
+    pair = cells[(cells["model_a"] == a) & (cells["model_b"] == b) & (cells["undefined"].fillna("") != "")]
+    names = {"a": _NAMES[a], "b": _NAMES[b], "a and b": f"{_NAMES[a]} and {_NAMES[b]}"}
+    reasons = {
+        (str(layer_a), str(layer_b)): re.sub(r"\b(a|b|a and b)$", lambda match: names[match[1]], reason)
+        for layer_a, layer_b, reason in pair[["layer_a", "layer_b", "undefined"]].itertuples(False, None)
+    }
+    return {(layer_b, layer_a): reason for (layer_a, layer_b), reason in reasons.items() if a == b} | reasons
 
 
-def _draw_square(axes: Axes, values: np.ndarray, layers: list[str], turns_at: str | None) -> Any:
-    from matplotlib.colors import Normalize
+def _square_panel(
+    square: LayerMeans,
+    reasons: Mapping[tuple[str, str], str],
+    pair: tuple[str, str],
+    layers: Sequence[str],
+    low: float,
+    turns_at: str | None,
+    units: str,
+) -> Panel:
+    a, b = (_NAMES[model] for model in pair)
 
-    axes.patch.set(facecolor=UNDEFINED, hatch="////", edgecolor="white")
-    low = min(0.0, float(np.nanmin(values, initial=0.0)))
-    image = axes.imshow(np.ma.masked_invalid(values), norm=Normalize(low, 1), cmap="cividis", interpolation="nearest")
-    step = max(1, -(-len(layers) // 12))
-    ticks = [i for i, name in enumerate(layers) if not name.isdigit() or step == 1 or int(name) % step == 0]
-    labels = [layer_label(layers[i]) for i in ticks]
-    axes.set_xticks(ticks, labels, fontsize=7, rotation=90)
-    axes.set_yticks(ticks, labels, fontsize=7)
-    if turns_at in layers:
-        # The turn lies before the layer, where its neighbours differ most.
-        at = layers.index(turns_at)
-        for line in (axes.axhline, axes.axvline):
-            line(at, color=VERMILLION, lw=1, ls=":")
-    return image
+    def text(row: int, column: int) -> str:
+        numbers = [float(each[row, column]) for each in square]
+        if np.isfinite(numbers[0]):
+            value = marks.value_text("CKA", numbers, units)
+        else:
+            value = f"undefined: {reasons.get((layers[row], layers[column]), 'no such cell')}"
+        return f"{b}, layer {layers[column]}\n{value}"
 
-
-def _draw_turning(panels: list[Axes], found: dict[str, Any]) -> None:
-    layers, means = found["layers"], found["means"]
-    x = np.arange(len(layers))
-    curves = (
-        (("novelty", BLUE, "across the block"), ("turning", PURPLE, "from both neighbours")),
-        (("departure_step", ORANGE, "1 - CKA(base, E)"),),
-        (("change_step", GREEN, "d"),),
+    places = range(len(layers))
+    texts = [[text(row, column) for column in places] for row in places]
+    heat = Heat(
+        values=square.mean,
+        hover=[f"{a}, layer {layer}" for layer in layers],
+        cells=texts,
+        low=low,
+        bar=f"CKA ({HEADLINE})",
     )
-    titles = ("How the base turns", "A block adds to 1 - CKA(base, E)", "A block adds to d (size)")
-    for axes, rows, title in zip(panels, curves, titles, strict=True):
-        drawn = [words.draw_means(axes, x, means[name], colour, label) for name, colour, label in rows]
-        axes.set_title(title)
-        if not any(drawn):
-            elements.empty_panel(axes, f"{title}: undefined")
-            continue
-        elements.layer_axis(axes, layers, label=False, max_ticks=16)
-        axes.set_xlabel("block")
-        axes.axhline(0, color="#888888", lw=0.8)
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
+    drawn: list[Mark] = [heat] if np.isfinite(square.mean).any() else []
+    if drawn and turns_at in layers:
+        at = float(layers.index(turns_at))
+        drawn += [Rule(name=_TURNS, role=VERMILLION, at=at, axis=axis, dash="dot") for axis in ("x", "y")]
+    names = tuple(layer_label(layer) for layer in layers)
+    return Panel(
+        Axis(f"layer, {b}", names),
+        Axis(f"layer, {a}", names, reverse=True),
+        tuple(drawn),
+        title=_pair_name(*pair),
+        empty="No cell is defined.",
+    )
+
+
+def _square_rows(square: LayerMeans, pair: tuple[str, str], layers: list[str]) -> pd.DataFrame:
+    size = len(layers)
+    keys = {"model_a": pair[0], "model_b": pair[1], "layer_a": np.repeat(layers, size), "layer_b": layers * size}
+    numbers = {"cka": square.mean, "low": square.low, "high": square.high}
+    return pd.DataFrame(keys | {name: values.ravel() for name, values in numbers.items()})
+
+
+def _turning_chart(inputs: ReportInputs, found: dict[str, Any]) -> Chart:
+    """Builds the curves of how the base turns and of what each block adds."""
+    layers, means = found["layers"], found["means"]
+    units = words.units_of(sound_rows(inputs.analyses["turning"], words.incompetent(inputs)))
+    panels = []
+    for title, (axis, curves) in _CURVES.items():
+        drawn: list[Mark] = [
+            marks.mean_curve(layers, means[name], label, role, units) for name, (role, label) in curves.items()
+        ]
         if found["turns_at"] in layers:
-            axes.axvline(layers.index(found["turns_at"]), color=VERMILLION, lw=1, ls=":", label="the base turns most")
-        if len(rows) > 1:
-            axes.legend(fontsize=7)
+            at = float(layers.index(found["turns_at"]))
+            drawn.insert(0, Rule(name=_TURNS, role=VERMILLION, at=at, axis="x", dash="dot"))
+        spans = section_spans(inputs.analysis, layers)
+        panels.append(
+            Panel(
+                layer_axis(layers),
+                Axis(axis, zero=True),
+                (*spans, *drawn),
+                title=title,
+                empty="Undefined: no competent task of the mixture has its layers compared.",
+            )
+        )
+    named = {
+        (title, label): means[name] for title, (_, curves) in _CURVES.items() for name, (_, label) in curves.items()
+    }
+    return Chart(
+        name="turning",
+        title="Where the base turns, and where tuning departs from it",
+        caption="Curves over layers of how the base turns, of what each block adds to the departure of E, and of what "
+        "it adds to the change d",
+        views=(View(tuple(panels), columns=3),),
+        data=marks.means_table(named.items(), layers, ["panel", "curve"]),
+        width=marks.panel_width(len(layers)),
+        height=3.2,
+    )
 
 
 SECTION = AnalysisSection(
@@ -157,9 +239,5 @@ SECTION = AnalysisSection(
     "turns. Means over clusters of competent tasks, with 95 % intervals.",
     tables=("layers", "turning"),
     sentences=_sentences,
-    figures={"layer_matrix": _draw},
-    captions={
-        "layer_matrix": "Heat maps of CKA between all layers of the base, of E and of the specialists, and curves over "
-        "layers of how the base turns and of what each block adds to the departure of E"
-    },
+    charts=_charts,
 )

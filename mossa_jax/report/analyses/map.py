@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mossa_jax.findings.curves import block_layers, layer_order
 from mossa_jax.findings.separation import CLUSTER, ITEM, NEIGHBOURS, PROBE, TASK, TEMPLATE
+from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Mark, Panel, Points, View
+from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
+from mossa_jax.report.numbers import NONE, fixed, percent
 from mossa_jax.report.palette import (
     BLUE,
     GREEN,
@@ -23,17 +25,12 @@ from mossa_jax.report.palette import (
     SKY_BLUE,
     VERMILLION,
     YELLOW,
-    Palette,
     shorten,
 )
-from mossa_jax.similarity.maps import METHODS, PCA
+from mossa_jax.similarity.maps import PCA, TSNE
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_HUES = (BLUE, VERMILLION, GREEN, ORANGE, SKY_BLUE, PURPLE, "#333333", YELLOW)
-_SHAPES = ("o", "^", "s", "D", "v")
+_HUES = (BLUE, VERMILLION, GREEN, ORANGE, SKY_BLUE, PURPLE, "ink", YELLOW)
+_SHAPES = ("circle", "triangle", "square", "diamond", "triangle-down")
 
 _PANELS = {
     (CLUSTER, ITEM): "clusters",
@@ -42,88 +39,120 @@ _PANELS = {
 }
 _METHOD_NAMES = {NEIGHBOURS: "nearest neighbours", PROBE: "linear probe"}
 
+_MAPS = {TSNE: "t-SNE", PCA: "PCA"}
+"""Kind of map -> its name; the paper shows the first."""
+
+_STEPS = 4000
+"""Positions are rounded to this part of a map's width, which no eye can tell."""
+
 
 def cluster_styles(clusters: list[str]) -> dict[str, tuple[str, str]]:
-    """Returns a colour and a marker for each cluster, no two alike for up to forty clusters."""
+    """Returns a role and a symbol for each cluster, no two alike for up to forty clusters."""
     names = sorted(set(clusters))
     return {name: (_HUES[at % len(_HUES)], _SHAPES[(at // len(_HUES)) % len(_SHAPES)]) for at, name in enumerate(names)}
 
 
-def _draw_map(method: str, inputs: ReportInputs) -> Figure:
-    from matplotlib.lines import Line2D
+def _charts(inputs: ReportInputs) -> list[Chart]:
+    charts = [chart for method in _MAPS if (chart := _map_chart(inputs, method)) is not None]
+    return [*charts, _separation_chart(inputs)]
 
+
+def _map_chart(inputs: ReportInputs, method: str) -> Chart | None:
+    """Builds the maps of both models, a panel per layer; None if no such map was made."""
     table = inputs.analyses["map"]
+    styles = cluster_styles([str(name) for name in table["cluster"]])
     table = table[table["method"] == method]
-    layers = [layer for layer in block_layers(inputs.table) if layer in set(table["layer"].astype(str))]
-    styles = cluster_styles([str(name) for name in inputs.analyses["map"]["cluster"]])
-    figure = elements.new_figure(2.3 * max(len(layers), 1) + 2.2, 5.4)
-    grid = figure.subplots(len(MODEL_NAMES), max(len(layers), 1), squeeze=False)
-    for row, (model, name) in zip(grid, MODEL_NAMES.items(), strict=True):
-        for axes, layer in zip(row, layers, strict=False):
-            points = table[(table["model"] == model) & (table["layer"].astype(str) == layer)]
-            _scatter(axes, points, styles, method)
-            axes.set_title(f"layer {layer}", fontsize=9)
-            axes.set_title(_accuracy(inputs, model, layer), fontsize=7, fontweight="normal", loc="right")
-        row[0].annotate(
-            name,
-            (-0.3, 0.5),
-            xycoords="axes fraction",
-            rotation=90,
-            va="center",
-            ha="center",
-            fontsize=10,
-            fontweight="bold",
-            color=inputs.palette.models[model],
-        )
-    handles = [
-        Line2D([], [], ls="", marker=shape, color=hue, ms=5.5, label=shorten(name, 30))
-        for name, (hue, shape) in styles.items()
-    ]
-    if table["held_out"].astype(bool).any():
-        handles.append(
-            Line2D([], [], ls="", marker="o", markerfacecolor="white", color="#333333", ms=5.5, label="held-out task")
-        )
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, title="cluster", title_fontsize=8)
-    return figure
+    present = set(table["layer"].astype(str))
+    layers = [layer for layer in block_layers(inputs.table) if layer in present]
+    if not layers:
+        return None
+    parts = {
+        (model, layer): _rounded(table[(table["model"] == model) & (table["layer"].astype(str) == layer)])
+        for model in MODEL_NAMES
+        for layer in layers
+    }
+    panels = tuple(_map_panel(inputs, points, styles, method, *place) for place, points in parts.items())
+    return Chart(
+        name=f"map_{method}",
+        title=f"Where prompts lie: {_MAPS[method]} of their states",
+        caption=f"Prompts as points in the plane ({_MAPS[method]}), coloured by cluster: above the pre-trained model, "
+        "below E, by layer",
+        views=(View(panels, columns=len(layers)),),
+        data=pd.concat(list(parts.values()), ignore_index=True),
+        paper=4,
+        width=2.7,
+        height=2.6,
+    )
 
 
-def _scatter(axes: Axes, points: pd.DataFrame, styles: Mapping[str, tuple[str, str]], method: str) -> None:
-    points = points[np.isfinite(points["x"])]
-    if points.empty:
-        elements.empty_panel(axes, "no states\nwith variance")
-        return
-    # In random order: cluster after cluster, the last one would hide the others.
-    points = points.iloc[np.random.default_rng(0).permutation(len(points))]
-    order = np.arange(len(points)) / len(points)
-    for (cluster, held_out), group in points.assign(order=order).groupby(["cluster", "held_out"]):
-        hue, shape = styles[str(cluster)]
-        for part, rows in group.groupby((group["order"] * 8).astype(int)):
-            axes.scatter(
-                rows["x"],
-                rows["y"],
-                s=9,
-                marker=shape,
-                facecolors="white" if held_out else hue,
-                edgecolors=hue,
-                linewidths=0.7 if held_out else 0.0,
-                alpha=0.85,
-                zorder=2 + 0.1 * float(part),
+def _rounded(points: pd.DataFrame) -> pd.DataFrame:
+    """Rounds positions to what can be seen."""
+    ends = points[["x", "y"]].to_numpy(float)
+    width = float(np.ptp(ends[np.isfinite(ends).all(1)])) if np.isfinite(ends).all(1).any() else 0.0
+    digits = max(0, int(np.ceil(np.log10(_STEPS / width)))) if width > 0 else 0
+    return points.assign(x=points["x"].round(digits), y=points["y"].round(digits))
+
+
+def _map_panel(
+    inputs: ReportInputs,
+    points: pd.DataFrame,
+    styles: Mapping[str, tuple[str, str]],
+    method: str,
+    model: str,
+    layer: str,
+) -> Panel:
+    defined = points[np.isfinite(points["x"])]
+    # Small clusters last, where large ones do not hide them.
+    groups = sorted(defined.groupby(["cluster", "held_out"]), key=lambda group: -len(group[1]))
+    drawn: list[Mark] = []
+    for (cluster, held_out), rows in groups:
+        role, symbol = styles[str(cluster)]
+        drawn.append(
+            Points(
+                name=shorten(str(cluster), 30) + (" (held out)" if held_out else ""),
+                role=role,
+                symbol=symbol,
+                x=rows["x"].to_numpy(float),
+                y=rows["y"].to_numpy(float),
+                hollow=bool(held_out),
+                size=3.2,
+                opacity=0.8,
+                hover=_prompt_texts(rows),
             )
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[["top", "right"]].set_visible(True)
-    for spine in axes.spines.values():
-        spine.set_color("#bbbbbb")
-    if method == PCA:
-        axes.set_xlabel(f"PC 1 ({100 * points['share_x'].iloc[0]:.0f} %)", fontsize=7.5)
-        axes.set_ylabel(f"PC 2 ({100 * points['share_y'].iloc[0]:.0f} %)", fontsize=7.5)
+        )
+    labels = ("", "")
+    if method == PCA and len(defined):
+        shares = [percent(float(defined[column].iloc[0])) for column in ("share_x", "share_y")]
+        labels = (f"PC 1 ({shares[0]})", f"PC 2 ({shares[1]})")
+    return Panel(
+        Axis(labels[0], ticks=False),
+        Axis(labels[1], ticks=False),
+        tuple(drawn),
+        title=f"{MODEL_NAMES[model]}, layer {layer}",
+        note=_accuracy(inputs, model, layer),
+        empty="No states with variance.",
+    )
+
+
+def _prompt_texts(rows: pd.DataFrame) -> list[str]:
+    """Names the prompt of each point: its task, cluster, row and template."""
+    templates = rows["template"] if "template" in rows else [-1] * len(rows)
+    columns = rows["task"], rows["cluster"], rows["held_out"], rows["prompt"], templates
+    return [
+        lines(
+            str(task),
+            f"{cluster} (held out)" if held_out else str(cluster),
+            f"prompt {prompt}" + (f", template {template}" if template >= 0 else ""),
+        )
+        for task, cluster, held_out, prompt, template in zip(*columns, strict=True)
+    ]
 
 
 def _accuracy(inputs: ReportInputs, model: str, layer: str) -> str:
     row = _measure(inputs.analyses["separation"], model, layer, (CLUSTER, TASK), NEIGHBOURS)
     if row is None or not np.isfinite(row["value"]):
         return ""
-    return f"cluster {row['value']:.2f} (chance {row['chance']:.2f})"
+    return f"{fixed(row['value'], 2)} (chance {fixed(row['chance'], 2)})"
 
 
 def _measure(table: pd.DataFrame, model: str, layer: str, panel: tuple[str, str], method: str) -> dict[str, Any] | None:
@@ -138,59 +167,53 @@ def _measure(table: pd.DataFrame, model: str, layer: str, panel: tuple[str, str]
     return None if rows.empty else rows.iloc[0].to_dict()
 
 
-def _draw_separation(inputs: ReportInputs) -> Figure:
-    from matplotlib.lines import Line2D
-
+def _separation_chart(inputs: ReportInputs) -> Chart:
+    """Builds the shares of prompts that are recognised over layers, by one method or the other."""
     table = inputs.analyses["separation"]
     layers = layer_order(table)
-    figure = elements.new_figure(12.5, 6.2)
-    grid = figure.subplots(len(_METHOD_NAMES), len(_PANELS), sharey=True)
-    for row, (method, name) in zip(grid, _METHOD_NAMES.items(), strict=True):
-        for axes, (panel, title) in zip(row, _PANELS.items(), strict=True):
-            axes.set_title(f"{title}: {name}")
-            if not _accuracy_lines(axes, table, layers, panel, method, inputs.palette):
-                axes.tick_params(left=False, labelleft=False)
-                elements.empty_panel(axes, _why_empty(panel))
-                continue
-            elements.layer_axis(axes, layers, label=False, max_ticks=18)
-            axes.set_ylim(0, 1.03)
-            axes.grid(axis="y", color="#dddddd", lw=0.6)
-        row[0].set_ylabel("share recognised")
-    for axes in grid[-1]:
-        axes.set_xlabel("layer")
-    handles = [
-        Line2D(
-            [], [], color=colour, lw=1.6, marker="o", ms=3, label=f"{MODEL_NAMES[model]}, 95 % interval over clusters"
+    views = [
+        View(
+            tuple(_separation_panel(inputs, layers, panel, method) for panel in _PANELS),
+            columns=len(_PANELS),
+            choices={"method": method},
         )
-        for model, colour in inputs.palette.models.items()
+        for method in _METHOD_NAMES
     ]
-    handles.append(Line2D([], [], color="#666666", ls=":", lw=1.4, label="chance (in the model's colour)"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
-    return figure
+    return Chart(
+        name="separation",
+        title="How well clusters and templates are told apart",
+        caption="Share of prompts whose cluster or template is recognised over layers, with intervals and chance",
+        views=tuple(views),
+        data=table.reset_index(drop=True),
+        choices={"method": Choice("Recognised by", _METHOD_NAMES)},
+        width=marks.panel_width(len(layers)),
+        height=3.2,
+    )
 
 
-def _accuracy_lines(
-    axes: Axes, table: pd.DataFrame, layers: list[str], panel: tuple[str, str], method: str, palette: Palette
-) -> bool:
-    """Draws both models' accuracies over layers, and returns whether there are any."""
-    places = np.arange(len(layers))
-    drawn = False
-    for model, colour in palette.models.items():
-        cells = [_measure(table, model, layer, panel, method) or {} for layer in layers]
+def _separation_panel(inputs: ReportInputs, layers: list[str], panel: tuple[str, str], method: str) -> Panel:
+    drawn: list[Mark] = []
+    for model, name in MODEL_NAMES.items():
+        cells = [_measure(inputs.analyses["separation"], model, layer, panel, method) or {} for layer in layers]
         value, low, high, chance = (
             np.array([cell.get(key, np.nan) for cell in cells], float) for key in ("value", "low", "high", "chance")
         )
         if np.isfinite(value).any():
-            drawn = True
-            axes.fill_between(places, low, high, color=colour, alpha=0.15, lw=0)
-            axes.plot(places, value, color=colour, lw=1.6, marker="o", ms=3)
-            axes.plot(places, chance, color=colour, ls=":", lw=1.4)
-    return drawn
+            units = "" if panel[0] == TEMPLATE else f"{max(int(cell.get('units', 0)) for cell in cells)} clusters"
+            drawn.append(marks.curve(layers, value, name, model, low, high, units))
+            drawn.append(marks.curve(layers, chance, f"chance, {name}", model, dash="dot", symbol=""))
+    return Panel(
+        layer_axis(layers),
+        Axis(f"share recognised, {_METHOD_NAMES[method]}", low=0.0, high=1.03),
+        (*section_spans(inputs.analysis, layers, named=False), *drawn) if drawn else (),
+        title=_PANELS[panel],
+        empty=f"Not defined: {_why_empty(panel)}.",
+    )
 
 
 def _why_empty(panel: tuple[str, str]) -> str:
     if panel[0] == TEMPLATE:
-        return "no task with two templates\nof two items each"
+        return "no task has two templates of two items each"
     return "fewer than two clusters" + (" of several tasks" if panel[1] == TASK else "")
 
 
@@ -234,9 +257,8 @@ def _template_sentence(table: pd.DataFrame, blocks: list[str]) -> list[str]:
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
-    if not np.isfinite(row["low"]):
-        return f"{row['value']:.2f}"
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    value, low, high = (fixed(row[key], 2) for key in ("value", "low", "high"))
+    return value if NONE in (low, high) else f"{value} [{low}, {high}]"
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
@@ -249,12 +271,10 @@ def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
             for method in _METHOD_NAMES
             for model in MODEL_NAMES
         ]
-        texts = ["–" if cell is None or not np.isfinite(cell["value"]) else f"{cell['value']:.2f}" for cell in cells]
+        texts = [NONE if cell is None else fixed(cell["value"], 2) for cell in cells]
         result.append((f"layer {layer}", *texts))
     return result
 
-
-_CAPTION = "Prompts as points in the plane, coloured by cluster: above the pre-trained model, below E, by layer"
 
 SECTION = AnalysisSection(
     name="map",
@@ -267,11 +287,7 @@ SECTION = AnalysisSection(
     "paper.",
     tables=("map", "separation"),
     sentences=_sentences,
-    figures={**{f"map_{method}": partial(_draw_map, method) for method in METHODS}, "separation": _draw_separation},
-    captions={
-        **{f"map_{method}": f"{_CAPTION} ({method})" for method in METHODS},
-        "separation": "How well clusters and templates are told apart over layers, with intervals and chance",
-    },
+    charts=_charts,
     columns=(
         "",
         *(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mossa_jax.findings.claims import CLAIMS
 from mossa_jax.findings.robustness import PRIMARY_FINDINGS, VIEWS
+from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Heat, Mark, Panel, Points, View
+from mossa_jax.report.charts.parts import lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, UNDEFINED, VERMILLION
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from mossa_jax.report.numbers import fixed
+from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILLION, counted
 
 MEASURE_NAMES = {
     "cka_debiased": "CKA, debiased",
@@ -36,7 +38,7 @@ _FINDINGS = {
     "specificity": "own specialist",
     "unseen": "unseen tasks",
 }
-"""Primary finding -> its short name over a column of marks."""
+"""Primary finding -> its short name."""
 
 _VIEW_TITLES = {
     "raw": "states as they are",
@@ -45,6 +47,13 @@ _VIEW_TITLES = {
     "last": "last token",
     "mean": "mean over tokens",
 }
+_SHORT_VIEWS = {
+    "raw": "as they are",
+    "standardised": "standardised",
+    "top_removed": "top removed",
+    "last": "last token",
+    "mean": "mean of tokens",
+}
 _VIEW_COLOURS = {"raw": BLUE, "standardised": ORANGE, "top_removed": PURPLE, "last": SKY_BLUE, "mean": GREEN}
 
 _NO_TASK = "No task of the mixture is in the subset."
@@ -52,8 +61,8 @@ _NONE_COMPETENT = (
     "No specialist of the subset uses its prompts: all of its tasks are shown, and nothing is concluded from them."
 )
 
-_MOST_NUMBERS = 10
-"""With more layers than this the cells are too narrow for numbers."""
+_CHANGE = "tuned minus pre-trained similarity"
+_ALL = "all"
 
 
 def _panel(inputs: ReportInputs) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
                     titles[name],
                     view["name"],
                     f"{view['agree']} of {view['measures']}",
-                    "too few cells" if correlation is None else f"{correlation:+.2f}",
+                    "too few cells" if correlation is None else fixed(correlation, 2, True),
                     "yes" if view["shares"] else "no",
                 )
             )
@@ -106,139 +115,182 @@ def _views(panel: dict[str, Any]) -> list[str]:
     return [view for view in VIEWS if view in present]
 
 
-def draw_panel(inputs: ReportInputs) -> Figure:
-    """Draws the mean change of every measure by layer, view after view, with a mark where it agrees with a finding."""
-    from matplotlib.colors import TwoSlopeNorm
-
+def _charts(inputs: ReportInputs) -> list[Chart]:
     panel = _panel(inputs)
     if not panel:
-        return _empty(_NO_TASK)
-    views, layers, findings = _views(panel), panel["layers"], [n for n in PRIMARY_FINDINGS if n in panel["findings"]]
-    by_member = {(change["view"], change["measure"]): _array(change["mean"]) for change in panel["changes"]}
-    measures = [name for name in MEASURE_NAMES if any((view, name) in by_member for view in views)]
-    largest = np.nanmax(np.abs(np.array(list(by_member.values()))), initial=0.05)
-    norm = TwoSlopeNorm(0.0, -largest, largest)
-    columns = min(2, len(views))
-    width, rows = max(0.4 * (len(layers) + len(findings)) + 0.4, 4.8), -(-len(views) // columns)
-    figure = elements.new_figure(min(18.0, 2.6 + width * columns), 3.9 * rows + 0.5)
-    subplots = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in list(subplots.flat)[len(views) :]:
-        axes.set_axis_off()
-    image = None
-    for axes, view in zip(subplots.flat, views, strict=False):
-        values = np.array([by_member.get((view, name), np.full(len(layers), np.nan)) for name in measures])
-        axes.patch.set(facecolor=UNDEFINED, hatch="////", edgecolor="white")
-        image = axes.imshow(
-            np.ma.masked_invalid(values), aspect="auto", norm=norm, cmap="PuOr_r", interpolation="nearest"
-        )
-        if len(layers) <= _MOST_NUMBERS:
-            _write_numbers(axes, values, largest)
-        _mark(axes, panel, view, measures, findings)
-        axes.set_xticks(range(len(layers)), layers, fontsize=8)
-        axes.set_title(_VIEW_TITLES[view])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.tick_params(length=0)
-        axes.tick_params(axis="y", labelsize=8)
-        # Between CKA, measures of all distances, and measures of neighbours.
-        for edge in (1.5, 5.5):
-            axes.axhline(edge, color="white", lw=2)
-    for axes in subplots[:, 0]:
-        axes.set_yticks(range(len(measures)), [MEASURE_NAMES[name] for name in measures])
-    _name_layers(figure, panel)
-    assert image is not None
-    bar = figure.colorbar(image, ax=list(subplots.flat), location="right", shrink=0.5, aspect=30, pad=0.02)
-    bar.set_label("tuned minus pre-trained similarity\n(mean over clusters)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    if findings:
-        _legend(figure)
-    return figure
+        return []
+    charts = [_panel_chart(panel), _curves_chart(inputs, panel)]
+    if panel["findings"]:
+        charts.insert(1, _agreement_chart(panel))
+    return charts
 
 
-def _array(values: list[float | None]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], float)
+def _measures(panel: dict[str, Any]) -> list[str]:
+    present = {change["measure"] for change in panel["changes"]}
+    return [measure for measure in MEASURE_NAMES if measure in present]
 
 
-def _write_numbers(axes: Axes, values: np.ndarray, largest: float) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            # Without the zero before the point, to fit: +.42.
-            text = f"{value:+.2f}".replace("0.", ".")
-            colour = "white" if abs(value) > 0.6 * largest else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+def _change_of(panel: dict[str, Any], view: str, measure: str) -> dict[str, np.ndarray]:
+    """Returns `mean, low, high` of a measure's change by layer; undefined where a view has no such measure."""
+    for change in panel["changes"]:
+        if (change["view"], change["measure"]) == (view, measure):
+            return {key: np.array(change[key], float) for key in ("mean", "low", "high")}
+    return dict.fromkeys(("mean", "low", "high"), np.full(len(panel["layers"]), np.nan))
 
 
-def _mark(axes: Axes, panel: dict[str, Any], view: str, measures: list[str], findings: list[str]) -> None:
-    """Adds a column of marks per finding to the right of the layers."""
-    layers = len(panel["layers"])
-    axes.set_xlim(-0.5, layers - 0.5 + (len(findings) + 0.3 if findings else 0))
-    axes.axvspan(layers - 0.5, layers + len(findings), color="white", lw=0, zorder=0.5)
-    for column, name in enumerate(findings, layers):
-        members = {m["measure"]: m for m in panel["findings"][name]["members"] if m["view"] == view}
-        x = column + 0.3
-        if not members:
-            continue
-        for row, measure in enumerate(measures):
-            if measure in members:
-                agrees = members[measure]["agrees"]
-                marker, colour = ("o", GREEN) if agrees else ("X", VERMILLION)
-                axes.scatter(x, row, s=34, lw=0, zorder=3, marker=marker, color=colour)
-        shares = {each["view"]: each["shares"] for each in panel["findings"][name]["views"]}.get(view)
-        colour = {True: GREEN, False: VERMILLION, None: "#777777"}[shares]
-        label = _FINDINGS[name] if shares is not False else f"{_FINDINGS[name]}: not shared"
-        axes.text(
-            x, -0.65, label, rotation=40, ha="left", va="bottom", fontsize=7, color=colour, rotation_mode="anchor"
-        )
-
-
-def _legend(figure: Figure) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker="o", ls="", color=GREEN, label="agrees in sign with the finding"),
-        Line2D([], [], marker="X", ls="", color=VERMILLION, label="does not"),
-    ]
-    figure.legend(handles=handles, loc="outside lower right", ncols=2, fontsize=8)
-
-
-def _name_layers(figure: Figure, panel: dict[str, Any]) -> None:
+def _layer_label(panel: dict[str, Any]) -> str:
     warning = "" if panel["tasks"] else "; all tasks: no specialist of the subset uses its prompts"
-    figure.supxlabel(f"layer (output of the block){warning}", fontsize=9)
+    return f"layer{warning}"
 
 
-def _empty(reason: str) -> Figure:
-    figure = elements.new_figure(7.0, 2.4)
-    elements.empty_panel(figure.subplots(), reason)
-    return figure
+def _panel_chart(panel: dict[str, Any]) -> Chart:
+    """Builds the change of every measure by layer, one heat map per form of the states."""
+    measures, layers = _measures(panel), panel["layers"]
+    changes = {(view, measure): _change_of(panel, view, measure) for view in _views(panel) for measure in measures}
+    largest = max(0.05, *(float(np.nanmax(np.abs(change["mean"]), initial=0.0)) for change in changes.values()))
+    axes = (
+        Axis(_layer_label(panel), tuple(layers)),
+        Axis("", tuple(MEASURE_NAMES[measure] for measure in measures), reverse=True),
+    )
+    panels = []
+    for view in _views(panel):
+        heat = Heat(
+            values=np.array([changes[view, measure]["mean"] for measure in measures]),
+            hover=[f"{MEASURE_NAMES[measure]}, {_VIEW_TITLES[view]}" for measure in measures],
+            cells=[_cell_texts(layers, changes[view, measure]) for measure in measures],
+            scale="change",
+            low=-largest,
+            high=largest,
+            bar=_CHANGE,
+        )
+        panels.append(Panel(*axes, (heat,), title=_VIEW_TITLES[view]))
+    rows = [_change_rows(layers, view, measure, change) for (view, measure), change in changes.items()]
+    return Chart(
+        name="measures",
+        title="The change by tuning, by every measure",
+        caption="Heat maps of the change by tuning, measures by layers, one per form of the states",
+        views=(View(tuple(panels), columns=min(2, len(panels))),),
+        data=pd.concat(rows, ignore_index=True),
+        width=marks.panel_width(2 * len(layers), least=5.2),
+        height=3.4,
+    )
 
 
-def draw_curves(inputs: ReportInputs) -> Figure:
-    """Draws the change of each measure over layers, a line per view, with the interval of the states as they are."""
-    panel = _panel(inputs)
-    if not panel:
-        return _empty(_NO_TASK)
-    layers, views = panel["layers"], _views(panel)
-    figure = elements.new_figure(10.0, 7.0)
-    grid = figure.subplots(3, 3, sharex=True, sharey=True)
-    at = np.arange(len(layers))
-    for axes, (measure, name) in zip(grid.flat, MEASURE_NAMES.items(), strict=True):
-        axes.axhline(0, color="#666666", lw=0.8)
-        for view in views:
-            change = next((c for c in panel["changes"] if (c["view"], c["measure"]) == (view, measure)), None)
-            if change is None:
-                continue
-            colour = _VIEW_COLOURS[view]
-            axes.plot(at, _array(change["mean"]), color=colour, lw=1.8, marker=".", label=_VIEW_TITLES[view])
-            if view == "raw":
-                axes.fill_between(at, _array(change["low"]), _array(change["high"]), color=colour, alpha=0.15, lw=0)
-        axes.set_title(name)
-        axes.set_xticks(at, layers, fontsize=8)
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-    _name_layers(figure, panel)
-    figure.supylabel("tuned minus pre-trained similarity (band: 95 % interval over clusters)", fontsize=9)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(views), fontsize=8)
-    return figure
+def _cell_texts(layers: Sequence[str], change: dict[str, np.ndarray]) -> list[str]:
+    return [
+        f"layer {layer}\n{marks.value_text('change', numbers, signed=True)}"
+        if np.isfinite(numbers[0])
+        else f"layer {layer}: undefined for every task of the subset"
+        for layer, numbers in zip(layers, zip(*change.values(), strict=True), strict=True)
+    ]
+
+
+def _change_rows(layers: Sequence[str], view: str, measure: str, change: dict[str, np.ndarray]) -> pd.DataFrame:
+    return pd.DataFrame({"view": view, "measure": measure, "layer": list(layers), **change})
+
+
+def _agreement_chart(panel: dict[str, Any]) -> Chart:
+    """Builds the marks of agreement: measures by forms of the states, a panel per finding."""
+    measures, views = _measures(panel), _views(panel)
+    findings = [name for name in PRIMARY_FINDINGS if name in panel["findings"]]
+    panels, rows = [], []
+    for name in findings:
+        finding = panel["findings"][name]
+        members = [member for member in finding["members"] if member["measure"] in measures]
+        drawn: list[Mark] = []
+        for agrees, label, role, symbol in (
+            (True, "agrees with the finding", GREEN, "circle"),
+            (False, "does not", VERMILLION, "x"),
+        ):
+            own = [member for member in members if member["agrees"] == agrees]
+            drawn.append(
+                Points(
+                    name=label,
+                    role=role,
+                    symbol=symbol,
+                    size=8.0,
+                    x=[views.index(member["view"]) for member in own],
+                    y=[measures.index(member["measure"]) for member in own],
+                    hover=[_member_text(member) for member in own],
+                )
+            )
+        lacking = [view["view"] for view in finding["views"] if not view["shares"]]
+        panels.append(
+            Panel(
+                Axis("", tuple(_SHORT_VIEWS[view] for view in views)),
+                Axis("", tuple(MEASURE_NAMES[measure] for measure in measures), reverse=True),
+                tuple(drawn),
+                title=_FINDINGS[name],
+                note=f"not shared: {', '.join(_SHORT_VIEWS[view] for view in lacking)}" if lacking else "shared",
+            )
+        )
+        rows += [{"finding": name, **member} for member in finding["members"]]
+    return Chart(
+        name="measures_agreement",
+        title="Which measures agree with each finding",
+        caption="Marks of agreement, measures by forms of the states, a panel for each finding",
+        views=(View(tuple(panels), columns=len(panels)),),
+        data=pd.DataFrame(rows),
+        width=3.2,
+        height=3.6,
+    )
+
+
+def _member_text(member: dict[str, Any]) -> str:
+    """Says how a measure stands to a finding."""
+    correlation = member.get("correlation")
+    return lines(
+        f"{MEASURE_NAMES[member['measure']]}, {_VIEW_TITLES[member['view']]}",
+        marks.value_text("mean over units", [member.get(key) for key in ("mean", "low", "high")], signed=True),
+        f"{member['units']} of {counted(member['n_units'], 'unit')} have the finding's sign, "
+        f"{counted(member['n_tasks'], 'task')}"
+        if "units" in member
+        else "",
+        "" if correlation is None else f"rank correlation with CKA {fixed(correlation, 2, True)}",
+    )
+
+
+def _curves_chart(inputs: ReportInputs, panel: dict[str, Any]) -> Chart:
+    """Builds the change over layers, a line per form of the states: all measures side by side, or one of them."""
+    measures, layers = _measures(panel), panel["layers"]
+    panels = {measure: _curves_panel(inputs, panel, measure) for measure in measures}
+    options = {_ALL: "all measures"} | {measure: MEASURE_NAMES[measure] for measure in measures}
+    views = [View(tuple(panels.values()), columns=3, choices={"measure": _ALL})]
+    views += [View((each,), choices={"measure": measure}) for measure, each in panels.items()]
+    rows = [
+        _change_rows(layers, view, measure, _change_of(panel, view, measure))
+        for view in _views(panel)
+        for measure in measures
+    ]
+    return Chart(
+        name="measures_curves",
+        title="The change by tuning over layers, by measure and form of the states",
+        caption="The change by tuning over layers, a panel for each measure, a line for each form of the states, with "
+        "the 95 % interval over clusters of the states as they are",
+        views=tuple(views),
+        data=pd.concat(rows, ignore_index=True),
+        choices={"measure": Choice("Measure", options)},
+        width=marks.panel_width(len(layers)),
+        height=2.5,
+    )
+
+
+def _curves_panel(inputs: ReportInputs, panel: dict[str, Any], measure: str) -> Panel:
+    layers = panel["layers"]
+    drawn: list[Mark] = [*section_spans(inputs.analysis, layers, named=False)]
+    for view in _views(panel):
+        change = _change_of(panel, view, measure)
+        line = marks.curve(
+            layers, change["mean"], _VIEW_TITLES[view], _VIEW_COLOURS[view], change["low"], change["high"], signed=True
+        )
+        # Bands of all forms would cover each other.
+        drawn.append(line if view == "raw" else replace(line, low=(), high=()))
+    return Panel(
+        Axis(_layer_label(panel), tuple(layers)),
+        Axis(_CHANGE, zero=True),
+        tuple(drawn),
+        title=MEASURE_NAMES[measure],
+    )
 
 
 SECTION = AnalysisSection(
@@ -246,17 +298,11 @@ SECTION = AnalysisSection(
     title="Other measures of similarity",
     lead="Linear CKA weighs directions by their variance. Here other measures answer the same question on a subset "
     "fixed in advance, also on states whose dimensions have one spread, on states without their first principal "
-    "component, and in the other pooling. Each cell is the change by tuning; marks say which measures agree with each "
+    "component, and in the other pooling: the change by tuning layer by layer, and which measures agree with each "
     "finding.",
     tables=("measures",),
     sentences=_sentences,
-    figures={"measures": draw_panel, "measures_curves": draw_curves},
-    captions={
-        "measures": "Heat maps of the change by tuning, measures by layers, one per form of the states, with marks "
-        "where a measure agrees with a finding",
-        "measures_curves": "The change by tuning over layers, a panel for each measure, a line for each form of the "
-        "states",
-    },
+    charts=_charts,
     columns=("finding", "form of the states", "measures that agree", "rank correlation with CKA", "shared"),
     rows=_rows,
 )

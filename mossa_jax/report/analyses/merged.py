@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.merged import CURVES, find_merged
-from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Mark, Panel, Points, Rule, View
+from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import PURPLE, Palette
+from mossa_jax.report.numbers import fixed
+from mossa_jax.report.palette import PURPLE, counted
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+_CURVES = {"tuned": (TUNED, "E"), "cka": (PURPLE, "mean of the specialists"), "pretrained": (PRETRAINED, "base")}
+"""Column that a curve is drawn from -> its role and name."""
 
-
-def _curves(palette: Palette) -> dict[str, tuple[str, str]]:
-    """Returns colour and name of each curve, by the column that it is drawn from."""
-    return {
-        "tuned": (palette.models[TUNED], "E"),
-        "cka": (PURPLE, "mean of the specialists"),
-        "pretrained": (palette.models[PRETRAINED], "base"),
-    }
+_POINTS = {"tuned": _CURVES["tuned"], "merged": _CURVES["cka"], "base": _CURVES["pretrained"]}
+"""Model, as in the table of information -> the same."""
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
@@ -72,54 +70,77 @@ def _where(found: dict[str, Any]) -> str:
     return "There is no layer from which on E is nearer to the specialists than their mean."
 
 
-def _draw(inputs: ReportInputs) -> Figure:
-    found, curves = _found(inputs), _curves(inputs.palette)
-    figure = elements.new_figure(13.0, 4.3)
-    with_curves, with_gap, with_scores = figure.subplots(1, 3)
+def _charts(inputs: ReportInputs) -> list[Chart]:
+    found = _found(inputs)
     layers, means = found["layers"], found["means"]
-    x = np.arange(len(layers))
-    drawn = [words.draw_means(with_curves, x, means[name], *style) for name, style in curves.items()]
-    if any(drawn):
-        elements.cka_range(with_curves, np.concatenate([means[name].mean for name in curves]))
-        elements.layer_axis(with_curves, layers, label=False, max_ticks=16)
-        with_curves.set(xlabel="layer", ylabel=f"CKA with the task's specialist ({HEADLINE})")
-        with_curves.legend(fontsize=8, loc="lower left")
-    else:
-        elements.empty_panel(with_curves, "No competent task of the mixture was compared.")
-    with_curves.set_title("Nearness to the specialists")
-    if words.draw_means(with_gap, x, means["difference"], inputs.palette.scores["tuned"], "E less the mean"):
-        with_gap.axhline(0, color="#888888", lw=1)
-        with_gap.grid(axis="y", color="#dddddd", lw=0.6)
-        elements.layer_axis(with_gap, layers, label=False, max_ticks=16)
-        with_gap.set(xlabel="layer", ylabel="difference of CKA")
-    else:
-        elements.empty_panel(with_gap, "The difference is undefined.")
-    with_gap.set_title("E less the mean of the specialists")
-    _draw_scores(with_scores, found, curves)
-    return figure
-
-
-def _draw_scores(axes: Any, found: dict[str, Any], curves: dict[str, tuple[str, str]]) -> None:
-    rows = found["information"]
-    axes.set_title("What they know of the answers")
-    if rows.empty or not np.isfinite(rows["merged"].to_numpy(float)).any():
-        elements.empty_panel(axes, "No answers were scored.")
-        return
-    x = rows["control"].to_numpy(float)
-    for name, (colour, label) in {
-        "tuned": curves["tuned"],
-        "merged": curves["cka"],
-        "base": curves["pretrained"],
-    }.items():
-        axes.scatter(x, rows[name].to_numpy(float), s=24, color=colour, alpha=0.85, lw=0, label=label)
-    ends = [min(0.0, np.nanmin(x)), np.nanmax(x) * 1.03]
-    axes.plot(ends, ends, color="#888888", lw=1, ls="--", zorder=0)
-    axes.text(
-        ends[1], ends[1], "as much as the specialist ", ha="right", va="bottom", fontsize=7, color="#555555", rotation=0
+    spans = section_spans(inputs.analysis, layers)
+    units = words.units(found["upper"]["difference"])
+    curves = [marks.mean_curve(layers, means[column], name, role, units) for column, (role, name) in _CURVES.items()]
+    gap = marks.mean_curve(layers, means["difference"], "E less the mean", TUNED, units, signed=True)
+    cka = marks.cka_axis(f"CKA with the task's specialist ({HEADLINE})", [curve.y for curve in curves])
+    panels = (
+        Panel(
+            layer_axis(layers),
+            cka,
+            (*spans, *curves),
+            title="Nearness to the specialists",
+            note=counted(found["n_tasks"], "task"),
+            empty="No competent task of the mixture was compared.",
+        ),
+        Panel(
+            layer_axis(layers),
+            Axis("difference of CKA", zero=True),
+            (*spans, gap),
+            title="E less the mean of the specialists",
+            empty="The difference is undefined.",
+        ),
+        _information_panel(found["information"]),
     )
-    axes.axhline(0, color="#dddddd", lw=0.8, zorder=0)
-    axes.set(xlabel="information of the specialist (nats per prompt)", ylabel="information (nats per prompt)")
-    axes.legend(fontsize=8, loc="upper left")
+    named = {(name,): means[column] for column, (_, name) in _CURVES.items()}
+    curve_rows = marks.means_table((named | {("E less the mean",): means["difference"]}).items(), layers, ["curve"])
+    chart = Chart(
+        name="merged",
+        title="The mean of the specialists beside E",
+        caption="CKA of E, of the mean of the specialists and of the base with each task's specialist over layers, "
+        "their difference, and the information that each uses",
+        views=(View(panels, columns=3),),
+        data=pd.concat([curve_rows, _information_rows(found["information"])], ignore_index=True),
+        width=marks.panel_width(len(layers)),
+        height=4.0,
+    )
+    return [chart]
+
+
+def _information_panel(rows: pd.DataFrame) -> Panel:
+    """Builds the information of each model over that of the task's specialist, a point per task."""
+    unit = "nats per prompt"
+    drawn: list[Mark] = [Rule(axis="diagonal", dash="dash", label="as much as the specialist")]
+    drawn += [_points(rows, model, role, name) for model, (role, name) in _POINTS.items()]
+    has_scores = bool(len(rows)) and bool(np.isfinite(rows["merged"].to_numpy(float)).any())
+    return Panel(
+        Axis(f"information of the specialist ({unit})", zero=True),
+        Axis(f"information ({unit})", zero=True),
+        tuple(drawn) if has_scores else (),
+        title="What they know of the answers",
+        empty="No answers were scored.",
+    )
+
+
+def _points(rows: pd.DataFrame, model: str, role: str, name: str) -> Points:
+    columns: Sequence[Any] = [rows[column] for column in ("task", "cluster", model, "control")]
+    hover = [
+        lines(str(task), str(cluster), f"{name}: {fixed(value, 2)} nats per prompt", f"specialist: {fixed(own, 2)}")
+        for task, cluster, value, own in zip(*columns, strict=True)
+    ]
+    x, y = (rows[column].to_numpy(float) for column in ("control", model))
+    return Points(name=name, role=role, x=x, y=y, hover=hover, opacity=0.85)
+
+
+def _information_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the points as tidy rows."""
+    models = {**{model: name for model, (_, name) in _POINTS.items()}, "control": "specialist"}
+    tidy = rows.melt(["task", "cluster"], list(models), "model", "mean")
+    return tidy.assign(curve="information, " + tidy["model"].map(models).astype(str)).drop(columns="model")
 
 
 SECTION = AnalysisSection(
@@ -130,9 +151,5 @@ SECTION = AnalysisSection(
     "over clusters of competent tasks, with 95 % intervals; one point per task and model on the right.",
     tables=("merged",),
     sentences=_sentences,
-    figures={"merged": _draw},
-    captions={
-        "merged": "CKA of E, of the mean of the specialists and of the base with each task's specialist over layers, "
-        "their difference, and the information that each uses"
-    },
+    charts=_charts,
 )

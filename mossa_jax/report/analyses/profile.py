@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from mossa_jax.findings.curves import block_layers
+from mossa_jax.findings.profile import MEASURES
+from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Line, Mark, Panel, Points, Rule, View
+from mossa_jax.report.charts.parts import FOLLOW, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import Palette
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from mossa_jax.report.numbers import NONE, between, fixed, percent
+from mossa_jax.report.palette import counted
 
 _NAMES = {"tuned": "E", "control": "specialists"}
-_STYLES = {"upto": ("-", "o"), "from": ("--", "s"), "swap_upto": ("-", "o"), "swap_from": ("--", "s")}
+_Dash = Literal["solid", "dash", "dot"]
+_STYLES: dict[str, tuple[str, _Dash, str]] = {
+    "upto": ("layers 1 to k", "solid", "circle"),
+    "from": ("layers k to the last", "dash", "square"),
+    "swap_upto": ("layers 1 to k exchanged", "solid", "circle"),
+    "swap_from": ("layers k to the last exchanged", "dash", "square"),
+}
+"""Kind of variant -> its name, line and symbol."""
+
 _UNITS = {"information": "information", "answer_nll": "likelihood"}
 _COST_UNITS = {"information": "nats per prompt", "answer_nll": "nats per token"}
-_NOTHING = "no task of the mixture\ngains anything from tuning"
+_FORM = "the same in likelihood, form included"
+_NOTHING = "No task of the mixture gains anything from tuning."
+
+_FEW_LAYERS = 17
+"""With fewer layers than this, points mark the layers of a line."""
 
 Row = dict[str, Any]
 
@@ -39,9 +52,8 @@ def _at(profile: Row, curves: str, layer: int, **keys: str) -> Row | None:
 def _percent(row: Row | None) -> str:
     if row is None or row["mean"] is None:
         return "unknown"
-    # Whole numbers: a share just below zero is "0", not "-0".
-    mean, low, high = (None if row[key] is None else round(100 * row[key]) for key in ("mean", "low", "high"))
-    return f"{mean} %" if low is None else f"{mean} % [{low} to {high}]"
+    ends = [percent(row[key]).removesuffix(" %") for key in ("low", "high")]
+    return percent(row["mean"]) if NONE in ends else f"{percent(row['mean'])} [{' to '.join(ends)}]"
 
 
 def _title(model: str) -> str:
@@ -56,7 +68,8 @@ def _first(k: int) -> str:
 def _nats(row: Row | None) -> str:
     if row is None or row["mean"] is None:
         return "unknown"
-    return f"{row['mean']:+.2f}" + ("" if row["low"] is None else f" [{row['low']:+.2f} to {row['high']:+.2f}]")
+    mean, ends = fixed(row["mean"], 2, True), between(row["low"], row["high"], 2, True)
+    return mean if ends == NONE else f"{mean} [{ends}]"
 
 
 def _sentences(inputs: ReportInputs) -> list[str]:
@@ -139,107 +152,189 @@ def _exchange(profile: Row) -> str:
     )
 
 
-def _draw(inputs: ReportInputs) -> Figure:
+def _charts(inputs: ReportInputs) -> list[Chart]:
     profile, layers = inputs.analysis["profile"]["shown"], block_layers(inputs.table)
-    figure = elements.new_figure(10.0, 7.0)
-    panels = figure.subplots(2, 2)
     if profile is None:
-        for axes in panels.flat:
-            elements.empty_panel(axes, _NOTHING)
-        return figure
-    measure = profile["measure"]
-    for axes, model in zip(panels[0], _NAMES, strict=True):
-        _draw_shares(axes, profile, model, layers, inputs.palette.scores[model])
-        axes.set_title(f"{_title(model)}: adapters kept in some layers", pad=16)
-    _draw_single_layers(panels[1, 0], profile, layers, inputs.palette)
-    _draw_exchange(panels[1, 1], profile, layers, inputs.palette)
-    for axes in panels.flat:
-        elements.section_bands(axes, inputs.analysis["sections"], layers, palette=inputs.palette)
-        elements.layer_axis(axes, layers, label=False, max_ticks=17)
-        axes.set_xlabel("layer k")
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-    panels[0, 0].set_ylabel(f"share of the gain in {_UNITS[measure]}")
-    _add_legend(figure, measure, inputs.palette)
-    return figure
-
-
-def _line(axes: Axes, rows: Sequence[Row], layers: Sequence[str], colour: str, kept: str, thin: bool = False) -> None:
-    """Draws the mean over units by layer, with its interval unless it is thin."""
-    inside = [row for row in rows if str(row["layer"]) in layers]
-    places = [layers.index(str(row["layer"])) for row in inside]
-    mean, low, high = (np.array([row[key] for row in inside], float) for key in ("mean", "low", "high"))
-    style, marker = _STYLES[kept]
-    if thin:
-        axes.plot(places, mean, color="#777777", lw=0.9, ls=style)
-        return
-    axes.fill_between(places, low, high, color=colour, alpha=0.16, lw=0)
-    axes.plot(places, mean, color=colour, lw=1.8, ls=style, marker=marker if len(layers) < 17 else None, ms=4.5)
-
-
-def _draw_shares(axes: Axes, profile: Row, model: str, layers: Sequence[str], colour: str) -> None:
-    for kept in ("upto", "from"):
-        if profile["measure"] == "information":
-            _line(axes, _rows(profile, "curves", model=model, kept=kept, measure="answer_nll"), layers, "", kept, True)
-        rows = _rows(profile, "curves", model=model, kept=kept, measure=profile["measure"])
-        _line(axes, rows, layers, colour, kept)
-    for level in (0, 1):
-        axes.axhline(level, color="#888888", lw=0.8, zorder=1)
-    axes.set_ylim(*_limits(axes, -0.15, 1.15))
-
-
-def _limits(axes: Axes, low: float, high: float) -> tuple[float, float]:
-    """Returns the limits of a panel of shares: wide intervals of few units are cut rather than flatten the curves."""
-    bottom, top = axes.get_ylim()
-    return max(min(bottom, low), -0.6), min(max(top, high), 1.6)
-
-
-def _draw_single_layers(axes: Axes, profile: Row, layers: Sequence[str], palette: Palette) -> None:
-    axes.set_title("One layer alone", pad=16)
-    for shift, model in ((-0.2, "tuned"), (0.2, "control")):
-        rows = _rows(profile, "curves", model=model, kept="only", measure=profile["measure"])
-        places = np.array([layers.index(str(row["layer"])) for row in rows], float) + shift
-        mean, low, high = (np.array([row[key] for row in rows], float) for key in ("mean", "low", "high"))
-        axes.bar(places, mean, width=0.36, color=palette.scores[model], alpha=0.8, zorder=2)
-        axes.errorbar(places, mean, [mean - low, high - mean], fmt="none", ecolor="#333333", elinewidth=0.9, zorder=3)
-    carried = profile["layers"]
-    axes.plot(
-        [layers.index(str(row["layer"])) for row in carried],
-        np.array([row["mean"] for row in carried], float),
-        color="black",
-        marker="D",
-        ms=4,
-        ls="none",
-        zorder=4,
+        return []
+    spans = section_spans(inputs.analysis, layers)
+    panels = [_shares_panel(inputs, profile, model, layers, spans) for model in _NAMES]
+    panels += [_single_layers_panel(profile, layers, spans), _exchange_panel(profile, layers, spans)]
+    chart = Chart(
+        name="profile",
+        title="What each layer does for the answers, beside the sections of similarity",
+        caption="Share of the gain of tuning that is kept with adapters up to, from, or only in each layer, for E and "
+        "the specialists, and the cost of exchanging E's layers for the specialist's",
+        views=(View(tuple(panels), columns=2),),
+        data=_data(profile, layers),
+        request=FOLLOW,
+        width=marks.panel_width(len(layers), least=5.0),
+        height=3.5,
     )
-    axes.axhline(0, color="#888888", lw=0.8, zorder=1)
-    axes.set_ylim(*_limits(axes, -0.1, 0.5))
-    axes.set_ylabel(f"share of the gain in {_UNITS[profile['measure']]}")
+    return [chart]
 
 
-def _draw_exchange(axes: Axes, profile: Row, layers: Sequence[str], palette: Palette) -> None:
-    axes.set_title("E with layers exchanged for the specialist's", pad=16)
-    for kept in ("swap_upto", "swap_from"):
-        _line(axes, _rows(profile, "exchange", kept=kept, measure=profile["measure"]), layers, palette.ceiling, kept)
-    axes.axhline(0, color="#888888", lw=0.8, zorder=1)
-    axes.set_ylabel(f"cost in {_COST_UNITS[profile['measure']]}")
+def _figures(rows: Sequence[Row], column: str) -> np.ndarray:
+    return np.array([row[column] for row in rows], float)
 
 
-def _add_legend(figure: Figure, measure: str, palette: Palette) -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
+def _inside(rows: Sequence[Row], layers: Sequence[str]) -> tuple[list[Row], list[int]]:
+    """Returns the rows of blocks, and their places on the axis: depth 0 has none."""
+    inside = [row for row in rows if str(row["layer"]) in layers]
+    return inside, [layers.index(str(row["layer"])) for row in inside]
 
-    handles = [
-        Line2D([], [], color="#333333", ls="-", marker="o", ms=4.5, lw=1.8, label="layers 1 to k"),
-        Line2D([], [], color="#333333", ls="--", marker="s", ms=4.5, lw=1.8, label="layers k to the last"),
-        Patch(color=palette.scores["tuned"], alpha=0.8, label="E"),
-        Patch(color=palette.scores["control"], alpha=0.8, label="specialists"),
-        Patch(color=palette.undefined, alpha=0.5, label="95 % interval over clusters"),
-        Line2D([], [], color="black", marker="D", ms=4, ls="none", label="carried by layer k in E, both directions"),
+
+def _line(
+    rows: Sequence[Row], layers: Sequence[str], kept: str, role: str, what: str, unit: str, is_form: bool = False
+) -> Line:
+    """Builds the mean over units by layer; thin and without interval for shares of the likelihood."""
+    name, dash, symbol = _STYLES[kept]
+    inside, places = _inside(rows, layers)
+    hover = [
+        lines(
+            f"{name}, k = {row['layer']}",
+            f"{what}{' in likelihood' if is_form else ''}: {_nats(row) if unit else _percent(row)}",
+            unit,
+            counted(row["n_tasks"], "task"),
+        )
+        for row in inside
     ]
-    if measure == "information":
-        handles.insert(2, Line2D([], [], color="#777777", lw=0.9, label="the same in likelihood, form included"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    has_symbols = not is_form and len(layers) < _FEW_LAYERS
+    return Line(
+        name=_FORM if is_form else f"{what}, {name}",
+        role="majority" if is_form else role,
+        x=places,
+        y=_figures(inside, "mean"),
+        low=() if is_form else _figures(inside, "low"),
+        high=() if is_form else _figures(inside, "high"),
+        dash=dash,
+        symbol=symbol if has_symbols else "",
+        width=0.9 if is_form else 1.8,
+        hover=hover,
+    )
+
+
+def _shares_panel(
+    inputs: ReportInputs, profile: Row, model: str, layers: Sequence[str], spans: tuple[Mark, ...]
+) -> Panel:
+    measure = profile["measure"]
+    drawn: list[Mark] = [*spans, Rule(at=1.0, role="undefined")]
+    for kept in ("upto", "from"):
+        if measure == "information":
+            rows = _rows(profile, "curves", model=model, kept=kept, measure="answer_nll")
+            drawn.append(_line(rows, layers, kept, "", _title(model), "", is_form=True))
+        rows = _rows(profile, "curves", model=model, kept=kept, measure=measure)
+        drawn.append(_line(rows, layers, kept, model, _title(model), ""))
+    low, high = _limits(drawn, -0.15, 1.15)
+    return Panel(
+        Axis("layer k", layer_axis(layers).names),
+        Axis(f"share of the gain in {_UNITS[measure]}", low=low, high=high, zero=True, percent=True),
+        (*drawn, *_followed(inputs, profile, model, layers)),
+        title=f"{_title(model)}: adapters kept in some layers",
+        note=counted(len(profile["tasks"]), "task"),
+        empty=_NOTHING,
+    )
+
+
+def _limits(drawn: Sequence[Mark], low: float, high: float) -> tuple[float, float]:
+    """Returns the limits of a panel of shares: wide intervals of few units are cut rather than flatten the curves."""
+    means = [np.asarray(mark.y, float) for mark in drawn if isinstance(mark, Line | Bars | Points)]
+    values = np.concatenate([np.zeros(1), *means])
+    values = values[np.isfinite(values)]
+    return min(low, float(values.min()) - 0.1), max(high, float(values.max()) + 0.1)
+
+
+def _followed(inputs: ReportInputs, profile: Row, model: str, layers: Sequence[str]) -> list[Line]:
+    """Builds the lines of single tasks, which a reader asks for."""
+    table, column = inputs.analyses["profile"], MEASURES[profile["measure"]]
+    rows = table[(table["model"] == model) & table["kept"].isin(("upto", "from"))]
+    rows = rows[rows["task"].isin(profile["tasks"]) & rows["layer"].astype(str).isin(layers)]
+    followed = []
+    for (task, kept), own in rows.sort_values("layer").groupby(["task", "kept"], sort=True):
+        name, dash, _ = _STYLES[str(kept)]
+        followed.append(
+            Line(
+                name=f"{task}, {_NAMES[model]}, {name}",
+                role=model,
+                x=[layers.index(str(layer)) for layer in own["layer"]],
+                y=own[column].to_numpy(float),
+                dash="dot" if dash == "solid" else "dash",
+                width=1.2,
+                on_request=str(task),
+            )
+        )
+    return followed
+
+
+def _single_layers_panel(profile: Row, layers: Sequence[str], spans: tuple[Mark, ...]) -> Panel:
+    drawn: list[Mark] = [*spans]
+    for shift, model in ((-0.2, "tuned"), (0.2, "control")):
+        rows, places = _inside(_rows(profile, "curves", model=model, kept="only", measure=profile["measure"]), layers)
+        name = f"{_title(model)}, layer k alone"
+        drawn.append(
+            Bars(
+                name=name,
+                role=model,
+                x=np.array(places, float) + shift,
+                y=_figures(rows, "mean"),
+                low=_figures(rows, "low"),
+                high=_figures(rows, "high"),
+                width=0.36,
+                hover=[
+                    lines(f"layer {row['layer']}", f"{name}: {_percent(row)}", counted(row["n_tasks"], "task"))
+                    for row in rows
+                ],
+            )
+        )
+    carried, places = _inside(profile["layers"], layers)
+    name = "carried by layer k in E, both directions"
+    drawn.append(
+        Points(
+            name=name,
+            x=places,
+            y=_figures(carried, "mean"),
+            symbol="diamond",
+            size=5.0,
+            hover=[
+                lines(f"layer {row['layer']}", f"{name}: {_percent(row)}", counted(row["n_tasks"], "task"))
+                for row in carried
+            ],
+        )
+    )
+    low, high = _limits(drawn, -0.1, 0.5)
+    return Panel(
+        Axis("layer k", layer_axis(layers).names),
+        Axis(f"share of the gain in {_UNITS[profile['measure']]}", low=low, high=high, zero=True, percent=True),
+        tuple(drawn),
+        title="One layer alone",
+        empty=_NOTHING,
+    )
+
+
+def _exchange_panel(profile: Row, layers: Sequence[str], spans: tuple[Mark, ...]) -> Panel:
+    measure = profile["measure"]
+    unit = _COST_UNITS[measure]
+    curves = [
+        _line(_rows(profile, "exchange", kept=kept, measure=measure), layers, kept, "ceiling", "cost", unit)
+        for kept in ("swap_upto", "swap_from")
+    ]
+    return Panel(
+        Axis("layer k", layer_axis(layers).names),
+        Axis(f"cost in {unit}", zero=True),
+        (*spans, *curves),
+        title="E with layers exchanged for the specialist's",
+        empty="Exchanged layers were not scored.",
+    )
+
+
+def _data(profile: Row, layers: Sequence[str]) -> pd.DataFrame:
+    rows = [{"curve": "share of the gain", **row} for row in profile["curves"]]
+    rows += [{"curve": "cost", **row} for row in profile["exchange"]]
+    measure = profile["measure"]
+    rows += [
+        {"curve": "carried", "measure": measure, "model": "tuned", "kept": "both", **row} for row in profile["layers"]
+    ]
+    table = pd.DataFrame(rows)
+    return table[table["layer"].astype(str).isin(layers)].reset_index(drop=True)
 
 
 def _table(inputs: ReportInputs) -> list[tuple[str, ...]]:
@@ -269,11 +364,7 @@ SECTION = AnalysisSection(
     "the mixture; the shaded sections are those of similarity.",
     tables=("profile",),
     sentences=_sentences,
-    figures={"profile": _draw},
-    captions={
-        "profile": "Share of the gain of tuning that is kept with adapters up to, from, or only in each layer, for E "
-        "and the specialists, and the cost of exchanging E's layers for the specialist's"
-    },
+    charts=_charts,
     columns=(
         "layer",
         "carried in E",

@@ -1,16 +1,12 @@
-"""A section of the page on one analysis beside the comparison: words, figures and a small table."""
+"""A section of the page on one analysis beside the comparison: words, charts and a small table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.inputs import ReportInputs
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -23,9 +19,7 @@ class AnalysisSection:
       lead: what is shown and how to read it, in a sentence or two.
       tables: names of the results tables that it needs.
       sentences: what came out, with numbers and intervals.
-      figures: file name -> what draws it.
-      captions: file name -> what the figure shows, for readers who cannot see it.
-      charts: its charts.
+      charts: its charts, in order; without those that have nothing to show.
       columns: headings of the table; without any there is no table.
       rows: its rows, one text per column, the first of which names the row.
     """
@@ -35,8 +29,6 @@ class AnalysisSection:
     lead: str
     tables: tuple[str, ...]
     sentences: Callable[[ReportInputs], list[str]]
-    figures: Mapping[str, Callable[[ReportInputs], Figure]]
-    captions: Mapping[str, str]
+    charts: Callable[[ReportInputs], Sequence[Chart]]
     columns: tuple[str, ...] = ()
     rows: Callable[[ReportInputs], Sequence[tuple[str, ...]]] = lambda _: ()
-    charts: Callable[[ReportInputs], Sequence[Chart]] = lambda _: ()

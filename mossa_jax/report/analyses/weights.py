@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mossa_jax.findings.layer_means import sound_rows
 from mossa_jax.findings.weights import find_weights
-from mossa_jax.report.analyses import words
+from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Mark, Panel, View
+from mossa_jax.report.charts.parts import layer_axis, section_spans
 from mossa_jax.report.inputs import ReportInputs
-from mossa_jax.report.palette import GREEN, ORANGE
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mossa_jax.report.numbers import fixed
+from mossa_jax.report.palette import GREEN, ORANGE, counted
 
 _MEASURES = {
     "cosine": "cosine of the updates",
     "overlap_in": "overlap of what they read",
     "overlap_out": "overlap of what they write to",
 }
+_SIZES = {"tuned": ("tuned", "E"), "control": ("control", "specialists")}
+_AGAINST = {
+    "seed": ("ceiling", "two seeds of one specialist"),
+    "own": (GREEN, "E and the task's specialist"),
+    "other": (ORANGE, "E and a specialist of another cluster"),
+}
+"""What two updates are -> the role and name of their curve."""
+
+_CHANCE = "random directions"
+_SIZE_TITLE = "norm of the update / norm of the base's projections"
+_ALL = "all"
 
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
@@ -57,53 +68,78 @@ def _sentences(inputs: ReportInputs) -> list[str]:
     return sentences
 
 
-def _draw(inputs: ReportInputs) -> Figure:
-    found = _found(inputs)
-    figure = elements.new_figure(10.4, 7.0)
-    panels = figure.subplots(2, 2)
+def _charts(inputs: ReportInputs) -> list[Chart]:
+    table, left_out = inputs.analyses["weights"], words.incompetent(inputs)
+    targets = [str(target) for target in table["target"].unique()]
+    projections = {_ALL: "all projections"} | ({target: target for target in targets} if len(targets) > 1 else {})
+    views, rows = [], []
+    layers: list[str] = []
+    for target in projections:
+        own = table if target == _ALL else table[table["target"] == target]
+        # The tests of the words are not drawn.
+        found = find_weights(own, left_out, draws=1)
+        layers = found["layers"]
+        units = words.units_of(sound_rows(own, left_out))
+        views.append(View(_panels(inputs, found, units), columns=2, choices={"projection": target}))
+        rows.append(_data(found).assign(projection=projections[target]))
+    chart = Chart(
+        name="weights",
+        title="What tuning adds to the weights",
+        caption="Norm of the updates of E and of the specialists over layers, and the cosine and the overlap of E's "
+        "updates with those of own and other specialists",
+        views=tuple(views),
+        data=pd.concat(rows, ignore_index=True),
+        choices={"projection": Choice("Projection", projections)},
+        width=marks.panel_width(len(layers), least=5.0),
+        height=3.3,
+    )
+    return [chart]
+
+
+def _panels(inputs: ReportInputs, found: dict[str, Any], units: str) -> tuple[Panel, ...]:
     layers = found["layers"]
-    x = np.arange(len(layers))
-    against = {
-        "seed": (inputs.palette.ceiling, "two seeds of one specialist"),
-        "own": (GREEN, "E and the task's specialist"),
-        "other": (ORANGE, "E and a specialist of another cluster"),
-    }
-    axes = panels[0, 0]
-    drawn = [
-        words.draw_means(axes, x, found["relative"][name], inputs.palette.scores[name], label)
-        for name, label in (("tuned", "E"), ("control", "specialists"))
+    spans = section_spans(inputs.analysis, layers)
+    sizes = [
+        marks.mean_curve(layers, found["relative"][name], label, role, units) for name, (role, label) in _SIZES.items()
     ]
-    axes.set_title("norm of the update / norm of the base's projections")
-    if any(drawn):
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=8)
-        elements.layer_axis(axes, layers, label=False, max_ticks=18)
-    else:
-        elements.empty_panel(axes, "No competent task of the mixture has an update.")
-    for axes, (measure, title) in zip(panels.flat[1:], _MEASURES.items(), strict=True):
-        drawn = [
-            words.draw_means(axes, x, found[measure][name], colour, label) for name, (colour, label) in against.items()
-        ]
-        axes.set_title(title)
-        if not any(drawn):
-            elements.empty_panel(axes, f"{title}: undefined")
-            continue
-        if measure == "cosine":
-            axes.axhline(0, color="#555555", lw=1.2, ls="--")
-        else:
-            axes.plot(x, found[measure]["chance"], color="#555555", lw=1.2, ls="--", label="random directions")
-            axes.set_ylabel("mean squared cosine of angles")
-            axes.set_ylim(bottom=0)
-        elements.layer_axis(axes, layers, label=False, max_ticks=18)
-    for axes in panels.flat:
-        axes.grid(axis="y", color="#dddddd", lw=0.6)
-        axes.set_axisbelow(True)
-    for axes in panels[1]:
-        axes.set_xlabel("block")
-    handles, labels = panels[1, 1].get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
-    return figure
+    first = Panel(
+        layer_axis(layers),
+        Axis("ratio of norms", low=0.0),
+        (*spans, *sizes),
+        title=_SIZE_TITLE,
+        note=counted(found["n_tasks"], "task"),
+        empty="No competent task of the mixture has an update.",
+    )
+    return first, *(_similarity_panel(found, measure, spans, units) for measure in _MEASURES)
+
+
+def _similarity_panel(found: dict[str, Any], measure: str, spans: tuple[Mark, ...], units: str) -> Panel:
+    """Builds the panel of the cosine, or of one side's overlap, beside what random directions have."""
+    layers, signed = found["layers"], measure == "cosine"
+    curves = [
+        marks.mean_curve(layers, found[measure][name], label, role, units, signed)
+        for name, (role, label) in _AGAINST.items()
+    ]
+    chance = np.zeros(len(layers)) if signed else found[measure]["chance"]
+    drawn: list[Mark] = [*spans]
+    if any(np.isfinite(np.asarray(curve.y, float)).any() for curve in curves):
+        drawn += [marks.curve(layers, chance, _CHANCE, "ink", dash="dash", symbol=""), *curves]
+    axis = Axis("cosine") if signed else Axis("mean squared cosine of angles", low=0.0)
+    title = _MEASURES[measure]
+    return Panel(layer_axis(layers), axis, tuple(drawn), title=title, empty=f"The {title} is undefined.")
+
+
+def _data(found: dict[str, Any]) -> pd.DataFrame:
+    curves = {(_SIZE_TITLE, label): found["relative"][name] for name, (_, label) in _SIZES.items()}
+    for measure, title in _MEASURES.items():
+        curves |= {(title, label): found[measure][name] for name, (_, label) in _AGAINST.items()}
+    tidy = marks.means_table(curves.items(), found["layers"], ["measure", "between"])
+    chances = [
+        pd.DataFrame({"measure": title, "between": _CHANCE, "layer": found["layers"], "mean": found[measure]["chance"]})
+        for measure, title in _MEASURES.items()
+        if "chance" in found[measure]
+    ]
+    return pd.concat([tidy, *chances], ignore_index=True)
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
@@ -113,10 +149,7 @@ def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
         "relative_tuned relative_control cosine cosine_other cosine_seed overlap_in chance_in overlap_out chance_out"
     )
     means = rows.groupby("target", sort=False)[columns.split()].mean()
-    return [
-        (str(target), *("" if not np.isfinite(value) else f"{value:.3f}" for value in values))
-        for target, *values in means.itertuples(name=None)
-    ]
+    return [(str(target), *map(fixed, values)) for target, *values in means.itertuples(name=None)]
 
 
 SECTION = AnalysisSection(
@@ -129,11 +162,7 @@ SECTION = AnalysisSection(
     "intervals.",
     tables=("weights",),
     sentences=_sentences,
-    figures={"weights": _draw},
-    captions={
-        "weights": "Norm of the updates of E and of the specialists over layers, and the cosine and the overlap of E's "
-        "updates with those of own and other specialists"
-    },
+    charts=_charts,
     columns=(
         "projection",
         "norm, E / base",

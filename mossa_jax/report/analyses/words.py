@@ -1,17 +1,20 @@
-"""Words and lines that the sections on several analyses share."""
+"""Words that the sections on several analyses share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 
-from mossa_jax.findings.layer_means import LayerMeans
+from mossa_jax.findings.units import Estimate, unit_codes, unit_name
+from mossa_jax.report import numbers
 from mossa_jax.report.inputs import ReportInputs
+from mossa_jax.report.numbers import NONE
+from mossa_jax.report.palette import counted
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+UNDEFINED = "undefined"
 
 
 def random_of(inputs: ReportInputs) -> tuple[int, int]:
@@ -26,29 +29,21 @@ def incompetent(inputs: ReportInputs) -> list[str]:
 
 def interval(estimate: Mapping[str, Any], digits: int = 3, signed: bool = True) -> str:
     """Writes the mean of an `Estimate` with its interval: "+0.123 [+0.100, +0.146]"."""
-    form = f"{'+' if signed else ''}.{digits}f"
-    if not np.isfinite(estimate["mean"]):
-        return "undefined"
-    if not np.isfinite(estimate["low"]):
-        return f"{estimate['mean']:{form}}"
-    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+    text = numbers.with_interval(cast(Estimate, estimate), digits, signed)
+    return UNDEFINED if text == NONE else text
 
 
 def mean(values: np.ndarray, digits: int = 3) -> str:
     """Writes the mean of the defined values."""
-    return f"{np.nanmean(values):.{digits}f}" if np.isfinite(values).any() else "undefined"
+    return numbers.fixed(float(np.nanmean(values)), digits) if np.isfinite(values).any() else UNDEFINED
 
 
 def p_value(estimate: Mapping[str, Any]) -> str:
     """Writes the p value of an `Estimate`, or why there is none."""
     if estimate["reason"] or not np.isfinite(estimate["p"]):
         return str(estimate["reason"] or "not tested")
-    return "p < 0.001" if estimate["p"] < 0.001 else f"p = {estimate['p']:.3f}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Writes a number of things, such as "1 task" or "3 tasks"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    text = numbers.p_value(estimate["p"])
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def units(estimate: Mapping[str, Any]) -> str:
@@ -56,10 +51,8 @@ def units(estimate: Mapping[str, Any]) -> str:
     return counted(int(estimate["n_units"]), str(estimate["unit"]).removesuffix("s"))
 
 
-def draw_means(axes: Axes, x: np.ndarray, means: LayerMeans, colour: str, label: str, style: str = "-") -> bool:
-    """Draws a curve over layers with its band; returns whether any of it is defined."""
-    if not np.isfinite(means.mean).any():
-        return False
-    axes.plot(x, means.mean, color=colour, lw=1.8, ls=style, label=label, marker="o", ms=3 if len(x) <= 12 else 0)
-    axes.fill_between(x, means.low, means.high, color=colour, alpha=0.18, lw=0)
-    return True
+def units_of(tasks: pd.DataFrame) -> str:
+    """Writes how many units some tasks make, given rows with their `task` and `cluster`."""
+    clusters = [str(name) for name in tasks.drop_duplicates("task")["cluster"]]
+    number = int(unit_codes(clusters).max()) + 1 if clusters else 0
+    return counted(number, unit_name(clusters).removesuffix("s"))

@@ -35,6 +35,7 @@ class Axis:
       percent: whether shares are written as percentages.
       log: whether it is logarithmic.
       reverse: whether it runs downwards, as the rows of a list do.
+      ticks: whether positions are labelled; those of a map mean nothing.
     """
 
     label: str = ""
@@ -45,6 +46,7 @@ class Axis:
     percent: bool = False
     log: bool = False
     reverse: bool = False
+    ticks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,98 +2,194 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS
 from mossa_jax.report import palette
-from mossa_jax.report.charts.grammar import Axis, Chart, Line, Mark, Panel, View, boxes
-from mossa_jax.report.charts.parts import ESTIMATOR, FOLLOW, Cells, ceiling_lines, layer_axis, lines, section_spans
+from mossa_jax.report.charts.grammar import MIN_BOX, Axis, Chart, Choice, Line, Mark, Panel, Points, View, boxes
+from mossa_jax.report.charts.parts import (
+    ESTIMATOR,
+    FOLLOW,
+    Cells,
+    by_estimator,
+    ceiling_lines,
+    cells_of,
+    cka_axis,
+    figure_width,
+    layer_axis,
+    section_spans,
+)
 from mossa_jax.report.inputs import ReportInputs
 
+SHOW_LEVELS = Choice("Show", {"levels": "similarity of both models", "change": "tuned − pre-trained"})
+"""Whether a chart shows the similarity of both models, or the change between them."""
+
+CHANGE_LABEL = "d: tuned − pre-trained CKA"
+
 _SHIFTS = {"pretrained": -0.2, "tuned": 0.2}
-_COLUMNS = ["experimental", "task", "cluster", "held_out", "layer", "estimator", "cka", "low", "high", "n", "undefined"]
 
 
 def layers_chart(inputs: ReportInputs) -> Chart | None:
     """Builds box plots over the competent tasks of the mixture, per layer and model."""
-    cells = Cells(inputs)
+    cells = cells_of(inputs)
     rows = cells.rows()
+    empty = "No task of the mixture has a defined cell."
     return Chart(
         name="layers",
         title="Similarity to the specialists, layer by layer",
         caption="Box plots of CKA over tasks at each layer, pre-trained beside tuned",
-        views=_views(inputs, cells, rows, "No task of the mixture has a defined cell."),
-        data=_data(inputs, [cells.tasks[row] for row in rows]),
+        views=tuple(
+            View((_levels_panel(inputs, cells, rows, name, empty),), choices={"estimator": name})
+            for name in REPORTED_ESTIMATORS
+        ),
+        data=level_data(cells, rows),
         choices={"estimator": ESTIMATOR},
         request=FOLLOW,
         paper=2,
-        width=max(7.0, min(16.0, 2.0 + 0.34 * len(cells.layers))),
+        width=figure_width(cells.layers),
     )
 
 
 def held_out_chart(inputs: ReportInputs) -> Chart | None:
-    """Builds the same over the tasks held out of the mixture; None without any."""
-    cells = Cells(inputs)
+    """Builds the same, and the change, over the tasks held out of the mixture; None without any."""
+    cells = cells_of(inputs)
     rows = cells.rows(held_out=True)
     if not rows:
         return None
+    empty = "No held-out task has a defined cell."
     return Chart(
         name="held_out",
         title="Tasks held out of the mixture",
-        caption="Box plots of CKA at each layer over the tasks held out of the mixture",
-        views=_views(inputs, cells, rows, "No held-out task has a defined cell."),
-        data=_data(inputs, [cells.tasks[row] for row in rows]),
-        choices={"estimator": ESTIMATOR},
+        caption="Box plots over the tasks held out of the mixture at each layer: CKA of both models, or the change",
+        views=tuple(
+            View((panel(inputs, cells, rows, estimator, empty),), choices={"show": show, "estimator": estimator})
+            for show, panel in (("levels", _levels_panel), ("change", _change_panel))
+            for estimator in REPORTED_ESTIMATORS
+        ),
+        data=pd.concat(
+            [level_data(cells, rows), *(cells.frame(rows, "change", name) for name in REPORTED_ESTIMATORS)],
+            ignore_index=True,
+        ),
+        choices={"show": SHOW_LEVELS, "estimator": ESTIMATOR},
         request=FOLLOW,
         paper=7,
-        width=max(7.0, min(16.0, 2.0 + 0.34 * len(cells.layers))),
+        width=figure_width(cells.layers),
     )
 
 
-def _views(inputs: ReportInputs, cells: Cells, rows: list[int], empty: str) -> tuple[View, ...]:
-    views = []
-    for estimator in REPORTED_ESTIMATORS:
-        marks: list[Mark] = [*section_spans(inputs.analysis, cells.layers)]
-        marks += [level_boxes(cells, rows, model, estimator) for model in EXPERIMENTALS]
-        marks += ceiling_lines(inputs.analysis, cells.layers, estimator)
-        marks += [line for row in rows for line in _followed(cells, row, estimator)]
-        y = Axis(f"CKA with the task's specialist ({estimator})", low=0.0, high=1.03)
-        panel = Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
-        views.append(View((panel,), choices={"estimator": estimator}))
-    return tuple(views)
+def _levels_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator: str, empty: str) -> Panel:
+    marks: list[Mark] = [*section_spans(by_estimator(inputs.analysis, estimator), cells.layers)]
+    marks += level_marks(cells, rows, estimator)
+    marks += ceiling_lines(inputs.analysis, cells.layers, estimator)
+    marks += [line for row in rows for line in followed_lines(cells, row, estimator)]
+    values = np.concatenate([cells.matrix(model, estimator)[rows] for model in EXPERIMENTALS])
+    y = cka_axis(f"CKA with the task's specialist ({estimator})", values)
+    return Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
 
 
-def level_boxes(cells: Cells, rows: list[int], model: str, estimator: str = HEADLINE) -> Mark:
-    """Builds the boxes of one model over some tasks."""
-    columns = range(len(cells.layers))
-    return boxes(
-        [cells.matrix(model, estimator)[rows, column] for column in columns],
-        [[lines(cells.about(row), cells.cell(row, column, model, estimator)) for row in rows] for column in columns],
-        name=palette.MODEL_NAMES[model],
-        role=model,
-        shift=_SHIFTS[model],
-    )
+def _change_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator: str, empty: str) -> Panel:
+    marks: list[Mark] = [*section_spans(by_estimator(inputs.analysis, estimator), cells.layers)]
+    marks.append(change_of_tasks(cells, rows, estimator))
+    marks += [change_line(cells, row, estimator) for row in rows]
+    y = Axis(f"{CHANGE_LABEL} ({estimator})", zero=True)
+    return Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
 
 
-def _followed(cells: Cells, row: int, estimator: str) -> list[Line]:
-    """Builds the lines of one task, which a reader asks for."""
+def level_marks(cells: Cells, rows: list[int], estimator: str = HEADLINE) -> list[Mark]:
+    """Draws base and E over some tasks: as boxes, or as a line per task where there are too few for boxes."""
+    if len(rows) < MIN_BOX:
+        return [line for row in rows for line in lines_without_box(cells, row, estimator)]
     return [
-        Line(
-            name=f"{cells.tasks[row]}, {palette.MODEL_NAMES[model]}",
+        boxes(
+            cells.matrix(model, estimator)[rows].T,
+            _columns(cells.texts(model, estimator), rows, len(cells.layers)),
+            name=palette.MODEL_NAMES[model],
             role=model,
-            x=range(len(cells.layers)),
-            y=cells.matrix(model, estimator)[row],
-            dash="dot",
-            on_request=cells.tasks[row],
+            shift=_SHIFTS[model],
         )
         for model in EXPERIMENTALS
     ]
 
 
-def _data(inputs: ReportInputs, tasks: list[str]) -> pd.DataFrame:
-    """Returns the cells behind the chart."""
-    table = inputs.table
-    own = table[
-        (table["control"] == table["task"]) & table["experimental"].isin(EXPERIMENTALS) & table["task"].isin(tasks)
+def change_of_tasks(cells: Cells, rows: list[int], estimator: str = HEADLINE) -> Mark:
+    """Draws the change of some tasks: as boxes, or as points where there are too few for boxes."""
+    values, texts = cells.difference(estimator)[rows], cells.texts("change", estimator)
+    if len(rows) >= MIN_BOX:
+        columns = _columns(texts, rows, len(cells.layers))
+        return boxes(values.T, columns, name="tasks", faint=True, width=0.5)
+    return Points(
+        name="tasks",
+        x=np.tile(np.arange(len(cells.layers)), len(rows)),
+        y=values.ravel(),
+        hover=[text for row in rows for text in texts[row]],
+        faint=True,
+        size=4.0,
+    )
+
+
+def _columns(texts: list[list[str]], rows: list[int], width: int) -> list[list[str]]:
+    """Turns the texts of some tasks into one list per layer."""
+    return [[texts[row][column] for row in rows] for column in range(width)]
+
+
+def followed_lines(cells: Cells, row: int, estimator: str = HEADLINE) -> list[Line]:
+    """Builds the lines of one task, of base and E, which a reader asks for."""
+    task = cells.tasks[row]
+    return [
+        Line(
+            name=f"{task}, {palette.MODEL_NAMES[model]}",
+            role=model,
+            x=range(len(cells.layers)),
+            y=cells.matrix(model, estimator)[row],
+            hover=cells.texts(model, estimator)[row],
+            dash="dot",
+            width=2.2,
+            on_request=task,
+        )
+        for model in EXPERIMENTALS
     ]
-    return own[_COLUMNS].reset_index(drop=True)
+
+
+def lines_without_box(cells: Cells, row: int, estimator: str = HEADLINE) -> list[Line]:
+    """Builds the lines of one task, of base and E, where there are too few tasks for boxes; faint if it is left out."""
+    is_left_out = cells.tasks[row] in cells.left_out
+    return [
+        Line(
+            name="left out of the findings" if is_left_out else palette.MODEL_NAMES[model],
+            role=model,
+            x=range(len(cells.layers)),
+            y=cells.matrix(model, estimator)[row],
+            hover=cells.texts(model, estimator)[row],
+            symbol=SYMBOLS[model],
+            width=0.8 if is_left_out else 1.4,
+            faint=is_left_out,
+        )
+        for model in EXPERIMENTALS
+    ]
+
+
+SYMBOLS = {"pretrained": "circle", "tuned": "square"}
+"""Model -> the shape of its points, so that colour is not the only cue."""
+
+
+def change_line(cells: Cells, row: int, estimator: str = HEADLINE) -> Line:
+    """Builds the line of one task's change, which a reader asks for."""
+    task = cells.tasks[row]
+    return Line(
+        name=cells.label(row),
+        x=range(len(cells.layers)),
+        y=cells.difference(estimator)[row],
+        hover=cells.texts("change", estimator)[row],
+        dash="dot",
+        symbol="diamond",
+        width=2.2,
+        on_request=task,
+        faint=task in cells.left_out,
+    )
+
+
+def level_data(cells: Cells, rows: list[int]) -> pd.DataFrame:
+    """Returns the similarities of some tasks by both estimators."""
+    frames = [cells.frame(rows, model, name) for name in REPORTED_ESTIMATORS for model in EXPERIMENTALS]
+    return pd.concat(frames, ignore_index=True)

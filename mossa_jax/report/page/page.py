@@ -24,24 +24,12 @@ from mossa_jax.report.catalogue import all_charts
 from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
-from mossa_jax.report.page.chart_data import chart_data
 from mossa_jax.report.page.cards import claim_cards
 from mossa_jax.report.page.glossary import Glossary
 from mossa_jax.report.page.html_parts import data_uri, inlined, templates
-from mossa_jax.report.page.interactive import page_charts
+from mossa_jax.report.page.interactive import packed, page_charts
+from mossa_jax.report.page.task_cards import task_cards
 from mossa_jax.report.page.time_spent import time_table
-
-CAPTIONS = {
-    "layers": "Box plots of CKA over tasks at each layer, pre-trained beside tuned",
-    "clusters": "Box plots of CKA at each layer, one panel per cluster",
-    "held_out": "Box plots of CKA at each layer over the tasks held out of the mixture",
-    "heatmap": "Heat maps of CKA, one row per task and one column per layer: pre-trained, tuned and their difference",
-    "specificity": "CKA of the tuned model with a task's own specialist minus that with foreign controls, per layer",
-    "estimators": "Biased against debiased CKA, one point per task and layer",
-    "training": "Training loss per answer token against training step",
-    "scores": "Scores of the base, the multi-task model and the specialist, per task",
-}
-"""Static figure -> what it shows, for readers who cannot see it."""
 
 
 def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLike) -> None:
@@ -58,22 +46,24 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
-    captions = CAPTIONS | {name: text for section in sections for name, text in section.captions.items()}
     charts = all_charts(inputs)
+    pictures = {name: _picture(epath.Path(figures) / f"{name}.png") for name in charts}
     template = templates().get_template("page.html.j2")
     page = template.render(
-        data=chart_data(inputs),
+        charts=page_charts(charts, pictures),
+        is_change_tested=inputs.change is not None and len(inputs.change) > 0,
         analysis=inputs.analysis,
         rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
         competence=competence_sentence(inputs.analysis["competence"]),
         story=inputs.analysis["summary"],
         story_headings=STORY,
-        cards=claim_cards(inputs.analysis, charts),
+        claim_cards=claim_cards(inputs.analysis, charts),
         words=Glossary(),
         claims=tables.claim_rows(inputs.analysis["findings"]),
         definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
         clusters=tables.cluster_rows(inputs),
         scores=tables.score_rows(inputs),
+        cards=task_cards(inputs),
         means=tables.mean_rows(inputs),
         repairing=tables.repairing(inputs.table),
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
@@ -84,28 +74,24 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         tasks=tables.task_counts(inputs.tasks, inputs.analysis["trust"]["prompts"]),
         undefined=tables.undefined_cells(inputs.analysis["trust"]),
         lower_half=_lower_half(inputs.analysis["half"]["layers"]),
-        has_change=inputs.change is not None and len(inputs.change) > 0,
         command=inputs.command,
         warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
         notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
         warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
-        images={},
-        captions=captions,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
         estimators=REPORTED_ESTIMATORS,
-        charts=page_charts(charts, {}),
         model_names=palette.MODEL_NAMES,
         score_names=palette.SCORE_NAMES,
         metric_names=palette.METRIC_NAMES,
         foreign_names=palette.FOREIGN_NAMES,
         # Inserted as values, so that nothing in them is taken for a template.
-        style=inlined("style.css"),
-        script=inlined("drawing.js", "charts.js"),
-        plotly=get_plotlyjs(),
+        style=inlined("style.css", "task_cards.css"),
+        script=inlined("drawing.js", "charts.js", "task_cards.js"),
+        plotly=packed(get_plotlyjs()),
     )
     write_text(path, page)
 

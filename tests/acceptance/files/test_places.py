@@ -16,10 +16,15 @@ pytestmark = pytest.mark.slow
 WATCH = """
 import json, os, runpy, sys
 written = set()
+def place(path, folder):
+    return os.path.abspath(path if folder == -1 else os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path))
 def note(event, arguments):
     if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         written.add(os.path.abspath(arguments[0]))
-    elif event in ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate"):
+    elif event in ("os.mkdir", "os.remove"):
+        # A tree is deleted by names within an open folder.
+        written.add(place(arguments[0], arguments[-1]))
+    elif event in ("os.rename", "os.link", "os.symlink", "os.truncate"):
         written.update(os.path.abspath(path) for path in arguments[:2] if isinstance(path, (str, os.PathLike)))
 sys.addaudithook(note)
 sys.argv[0] = "launch.run"

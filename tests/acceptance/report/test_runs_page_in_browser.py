@@ -9,10 +9,22 @@ import pytest
 from mossa_jax.findings.between_runs import compare_runs
 from mossa_jax.report.between_runs.inputs import RunFacts, RunsInputs
 from mossa_jax.report.between_runs.page import write_runs_page
-from tests.acceptance.report.test_page_in_browser import choose, drawn, errors, open_browser
+from tests.support.browser import errors, open_browser
 from tests.support.planted_runs import planted_run, truth
 
 HOSTILE = "</script><img src=x onerror=\"document.title='broken'\"> & <b>b</b>"
+
+
+def drawn(browser, chart, trace, key):
+    script = "return Array.from(document.getElementById(arguments[0]).data[arguments[1]][arguments[2]]).flat()"
+    return browser.execute_script(script, f"chart-{chart}", trace, key)
+
+
+def choose(browser, select, value):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element(By.ID, select)).select_by_value(value)
 
 
 def build(folder):

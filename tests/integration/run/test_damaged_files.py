@@ -1,13 +1,13 @@
 """Damaged files of a run folder: made anew with one line each, or refused; the whole matrix is in tests/acceptance."""
 
 import random
+import shutil
 
 import pytest
 
 from mossa_jax.errors import Refusal
 from mossa_jax.processes.stop import Stop
-from mossa_jax.run import compare, pipeline, prepare, rounds, score, tune, warnings
-from mossa_jax.run.report import report, training_curves
+from mossa_jax.run import compare, pipeline, prepare, report, rounds, score, tune, warnings
 from mossa_jax.tuning.checkpoints import checkpoint_folder
 from tests.support.damage import OTHERS, copy_run, harm
 from tests.support.run_folders import part_of, rewrite
@@ -49,6 +49,26 @@ def test_damaged_parts_are_made_anew_with_one_line_each(run, tiny_run, kinds, ca
     assert len(harmed) == 3 and (folder / "results/cka.csv").read_bytes() == (wanted / "results/cka.csv").read_bytes()
 
 
+def test_damaged_answers_are_made_anew_and_absent_ones_are_not_missed(run, tiny_run, caplog):
+    folder, wanted = run.folder.path, tiny_run[1]
+    prepare.prepare(run)
+    damaged = run.part(score.ANSWERS, run.suite.tasks[0]).path
+    harm(damaged, "cut", random.Random(0), damaged)
+    scored = run.part(score.SCORES, run.suite.tasks[1]).path
+    before = scored.stat().st_mtime_ns
+    score.score(run)
+    assert len(said(caplog, damaged.name)) == 1 and scored.stat().st_mtime_ns == before
+    assert damaged.read_bytes() == part_of(wanted, "answers", run.suite.tasks[0].name).read_bytes()
+    # A version that kept no answers left scores alone.
+    shutil.rmtree(damaged.parent)
+    (folder / "results/answers.parquet").unlink()
+    assert report.task_answers(run) is None
+    run._whole.clear()
+    score.score(run)
+    report.report(run)
+    assert not damaged.parent.exists() and not (folder / "results/answers.parquet").exists()
+
+
 def test_a_part_of_another_task_is_not_taken_for_ones_own_even_with_its_digest(run, caplog):
     prepare.prepare(run)
     own, other = (run.part(score.SCORES, task) for task in run.suite.tasks[:2])
@@ -71,12 +91,12 @@ def test_a_report_refuses_damaged_tables_and_parts(run):
         data = path.read_bytes()
         flip(path)
         with pytest.raises(Refusal, match=r"is not as it was written.*; launch\.run makes it anew") as caught:
-            report(run)
+            report.report(run)
         assert caught.value.code == 3
         path.write_bytes(data)
     (folder / "results/cka.parquet").unlink()
     with pytest.raises(Refusal, match=r"cka\.parquet cannot be read"):
-        report(run)
+        report.report(run)
 
 
 def test_a_lost_record_of_the_data_is_made_anew_where_its_models_fit(run, tiny_run, monkeypatch, caplog):
@@ -110,12 +130,12 @@ def test_a_lost_record_of_rounds_leads_to_the_same_checkpoints(run, caplog):
 def test_lost_records_of_training_are_warned_of(run, caplog):
     prepare.prepare(run)
     assert warnings.lost_records(run) == []
-    path, curves = run.folder.path / "metrics.jsonl", len(training_curves(run.folder))
+    path, curves = run.folder.path / "metrics.jsonl", len(report.training_curves(run.folder))
     lines = path.read_bytes().splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if b'"model": "copy_first"' in line)
     path.write_bytes(b"".join([*lines[:at], lines[at].replace(b"copy", b"c\xffpy"), *lines[at + 1 :]]))
     lost = [f"line {at + 1} is damaged in metrics.jsonl", "1 points of the curves of 'copy_first'"]
-    assert warnings.lost_records(run) == lost and len(training_curves(run.folder)) == curves - 1
+    assert warnings.lost_records(run) == lost and len(report.training_curves(run.folder)) == curves - 1
     assert len(said(caplog, f"line {at + 1} is damaged and left out")) == 1
     (warning,) = [each for each in warnings.early_warnings(run) if each.kind == "lost_records"]
     assert all(words in warning.sentence for words in lost)

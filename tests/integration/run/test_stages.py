@@ -17,6 +17,7 @@ import pytest
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.files import checked, lease
+from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
@@ -152,6 +153,27 @@ def test_scores_are_a_tidy_table_of_measures_of_the_prompts_asked_for(tiny_run):
     # Each task's majority answer, counted by hand.
     majority = exact[exact.model == "majority"].set_index("task").value
     assert majority["copy_first"] < 1 and (majority > 0).all()
+
+
+def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_so(tiny_run, tiny, tasks_folder):
+    answers = pd.read_parquet(tiny_run[1] / "results/answers.parquet")
+    assert answers.columns.tolist() == "task cluster held_out example model prompt target answer exact".split()
+    assert list(answers.model) == ["base", "tuned", "control"] * 9 and list(dict.fromkeys(answers.task)) == TASKS
+    scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
+    match = scores[scores.metric == "exact_match"].set_index(["task", "model"]).value
+    for task, rows in answers.groupby("task"):
+        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()
+        target_of = {each["inputs"]: each["targets"] for each in map(json.loads, lines)}
+        for model, own in rows.groupby("model"):
+            # Eight prompts were scored, and three of them are shown.
+            right = match[task, model] * 8
+            assert 0 <= right - own.exact.sum() <= 5
+            assert (own.exact == (own.answer.str.strip() == own.target.str.strip())).all()
+            assert own.prompt.nunique() == 3
+            shown = own.prompt.str.removeprefix("<s>").str.strip()
+            assert shown.map(target_of).tolist() == own.target.tolist()
+    from_csv = read_csv(tiny_run[1] / "results/answers.csv")
+    assert from_csv.answer.fillna("").tolist() == answers.answer.tolist()
 
 
 def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
