@@ -8,10 +8,8 @@ from etils import epath
 
 from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.write import write_text
-from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.catalogue import FILES, all_charts
 from mossa_jax.report.charts.grammar import Chart
-from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.drawing.glyphs import say_missing
 from mossa_jax.report.drawing.saving import SUFFIXES, save
 from mossa_jax.report.drawing.static import compose
@@ -40,7 +38,6 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike, names: Collectio
       Refusal: 6 if there is no room.
     """
     charts = {name: chart for name, chart in all_charts(inputs).items() if names is None or name in names}
-    _write_sections(inputs, epath.Path(folder))
     return save_charts(charts, folder, inputs.palette)
 
 
@@ -72,11 +69,3 @@ def remove_former_figures(folder: epath.PathLike, files: Collection[str]) -> Non
     for path in folder.iterdir() if folder.exists() else ():
         if path.stem in former and path.suffix in {".csv", *(f".{suffix}" for suffix in SUFFIXES)}:
             path.unlink(missing_ok=True)
-
-
-def _write_sections(inputs: ReportInputs, folder: epath.Path) -> None:
-    """Draws the figures of sections that have no charts yet."""
-    for section in sections_of(inputs):
-        for name, draw in section.figures.items():
-            with elements.figure_style():
-                say_missing(elements.save(draw(inputs), folder, name))
