@@ -188,7 +188,7 @@ const figureOf = (function () {
           legendgroup: place.legendgroup, showlegend: false, ...axes });
         traces.push({ type: "scatter", mode: "markers", x: mark.boxes.map((one) => one.at + shift),
           y: mark.boxes.map((one) => one.quartiles[1]), marker: { size: 7, color: hue, opacity: 0 },
-          ...hover({ hover: mark.boxes.map((one) => (mark.name ? mark.name + "\n" : "") + one.summary) }),
+          ...hover({ hover: mark.summaries }),
           legendgroup: place.legendgroup, showlegend: false, ...axes });
       },
 
