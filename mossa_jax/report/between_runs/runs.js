@@ -1,8 +1,45 @@
 "use strict";
 
-// Draws the charts of a comparison of runs from the JSON in #data (runs_page.py says what it holds), with drawing.js.
+// Draws the charts of a comparison of runs from the JSON in #data (page.py says what it holds), with drawing.js.
 (function () {
   const data = JSON.parse(at("data").textContent);
+  const shown = (value) => (value === null || value === undefined ? "undefined" : value.toFixed(3));
+
+  function layout(extra) {
+    const axis = { gridcolor: colour("--line"), zeroline: false, linecolor: colour("--line"), automargin: true };
+    const common = {
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: colour("--plot"),
+      font: { family: "system-ui, sans-serif", size: 13, color: colour("--ink") },
+      margin: { l: 60, r: 20, t: 34, b: 50 },
+      hoverlabel: { align: "left" },
+      height: 430,
+      legend: { orientation: "h", y: 1.0, yanchor: "bottom", x: 0, xanchor: "left" },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: colour("--ink") },
+    };
+    return Object.assign(common, extra, {
+      xaxis: Object.assign({}, axis, extra.xaxis),
+      yaxis: Object.assign({}, axis, extra.yaxis),
+    });
+  }
+
+  function draw(id, traces, extra) {
+    const place = at(id);
+    if (!place) return;
+    if (!traces.length) {
+      Plotly.purge(place);
+      place.textContent = "Nothing is defined here.";
+      return;
+    }
+    // Removes the message of an earlier call, and nothing of plotly's own.
+    place.querySelectorAll(":scope > :not(.plot-container)").forEach((child) => child.remove());
+    if (place.firstChild && place.firstChild.nodeType === 3) place.textContent = "";
+    Plotly.react(place, traces, layout(extra), Object.assign({}, OFFLINE, {
+      responsive: true,
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+      toImageButtonOptions: { format: "png", scale: 2, filename: id },
+    }));
+  }
 
   function drawCurves() {
     const traces = [];

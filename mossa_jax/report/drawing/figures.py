@@ -16,11 +16,11 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.findings.trust import FDR
+from mossa_jax.report.charts.parts import ceiling_values, change_matrix
 from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.drawing.glyphs import make_drawable, say_missing
 from mossa_jax.report.drawing.score_figure import draw_scores, task_label
 from mossa_jax.report.inputs import ReportInputs, left_out
-from mossa_jax.report.page.chart_data import ceiling_values, change_matrix
 from mossa_jax.report.palette import DEFAULT, FAINT, FOREIGN_NAMES, MODEL_NAMES, Palette, shorten
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mossa_jax.foreign import visible
+from mossa_jax.report import numbers
 
 if TYPE_CHECKING:
     import jinja2
@@ -33,6 +34,13 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
+    environment.filters |= {
+        "fixed": numbers.fixed,
+        "interval": numbers.with_interval,
+        "minus": numbers.with_minus,
+        "p_value": numbers.p_value,
+        "percent": numbers.percent,
+    }
     environment.policies["json.dumps_function"] = _dumps
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment

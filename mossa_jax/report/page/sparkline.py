@@ -6,6 +6,7 @@ finds, with the values there as its text.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40, 354, 8, 132
 """The edges of the plot in the drawing."""
 
 Value = float | None
-_TICKS = 5  # names at the x axis, at most
+_STEPS = 4  # between the names at the x axis, at most
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Sparkline:
       x: their positions.
       traces: from back to front.
       low, high: the ends of the y axis; what lies beyond is cut off.
+      ticks: values that are written at the y axis.
       write: writes a value under the pointer.
       tick: writes a value at the axis.
     """
@@ -66,6 +68,7 @@ class Sparkline:
     traces: Sequence[Trace]
     low: float
     high: float
+    ticks: Sequence[float]
     write: Callable[[float], str] = fixed
     tick: Callable[[float], str] = "{:.3g}".format
 
@@ -83,22 +86,15 @@ class Sparkline:
         """Draws the chart."""
         from markupsafe import Markup
 
-        bands = [self._band(trace) for trace in self.traces if len(trace.low)]
-        lines = [self._line(trace) for trace in self.traces if any(map(is_defined, trace.values))]
+        bands = [_band(self, trace) for trace in self.traces if len(trace.low)]
+        lines = [_line(self, trace) for trace in self.traces if any(map(is_defined, trace.values))]
         window = f'x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP}"'
         box = f"{LEFT} {TOP} {RIGHT - LEFT} {BOTTOM - TOP}"
+        # Every text in here is escaped where it is written.
         return Markup(
-            '<svg class="spark" viewBox="0 0 {width} {height}" role="img" aria-label="{text}">{axes}'
-            '<svg {window} viewBox="{box}">{marks}</svg><g class="hits">{strips}</g></svg>'
-        ).format(
-            width=WIDTH,
-            height=HEIGHT,
-            text=self.text(),
-            axes=self._axes(),
-            window=Markup(window),
-            box=box,
-            marks=Markup("").join([*bands, *lines]),
-            strips=Markup("").join(self._strips()),
+            f'<svg class="spark" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_escaped(self.text())}">'
+            f'{_axes(self)}<svg {window} viewBox="{box}">{"".join([*bands, *lines])}</svg>'
+            f'<g class="hits">{"".join(_strips(self))}</g></svg>'
         )
 
     def text(self) -> str:
@@ -132,59 +128,56 @@ class Sparkline:
             )
         return "\n".join(lines)
 
-    def _line(self, trace: Trace) -> Markup:
-        from markupsafe import Markup
 
-        runs = _runs(trace.values)
-        steps = []
-        for run in runs:
-            points = [(self.across(self.x[at]), self.down(trace.values[at] or 0.0)) for at in run]
-            # A lone point is a line without length, whose round ends show.
-            steps.append(_path(points) if len(points) > 1 else f"{_path(points)}h0")
-        dashed = " dashed" if trace.dashed else ""
-        return Markup('<path class="line {role}{dashed}" d="{d}"/>').format(
-            role=trace.role, dashed=dashed, d="".join(steps)
-        )
+def _line(chart: Sparkline, trace: Trace) -> str:
+    steps = []
+    for run in _runs(trace.values):
+        points = [(chart.across(chart.x[at]), chart.down(trace.values[at] or 0.0)) for at in run]
+        # A lone point is a line without length, whose round ends show.
+        steps.append(_path(points) if len(points) > 1 else f"{_path(points)}h0")
+    dashed = " dashed" if trace.dashed else ""
+    return f'<path class="line {trace.role}{dashed}" d="{"".join(steps)}"/>'
 
-    def _band(self, trace: Trace) -> Markup:
-        from markupsafe import Markup
 
-        steps = []
-        both = [high if is_defined(low) else None for low, high in zip(trace.low, trace.high, strict=True)]
-        for run in _runs(both):
-            upper = [(self.across(self.x[at]), self.down(trace.high[at] or 0.0)) for at in run]
-            lower = [(self.across(self.x[at]), self.down(trace.low[at] or 0.0)) for at in reversed(run)]
-            steps.append(f"{_path([*upper, *lower])}Z")
-        return Markup('<path class="band {role}" d="{d}"/>').format(role=trace.role, d="".join(steps))
+def _band(chart: Sparkline, trace: Trace) -> str:
+    steps = []
+    both = [high if is_defined(low) else None for low, high in zip(trace.low, trace.high, strict=True)]
+    for run in _runs(both):
+        upper = [(chart.across(chart.x[at]), chart.down(trace.high[at] or 0.0)) for at in run]
+        lower = [(chart.across(chart.x[at]), chart.down(trace.low[at] or 0.0)) for at in reversed(run)]
+        steps.append(f"{_path([*upper, *lower])}Z")
+    return f'<path class="band {trace.role}" d="{"".join(steps)}"/>'
 
-    def _axes(self) -> Markup:
-        from markupsafe import Markup
 
-        parts = []
-        for value in (self.low, (self.low + self.high) / 2, self.high):
-            y = self.down(value)
-            parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
-            parts.append(f'<text class="y" x="{LEFT - 5}" y="{y + 4:.1f}">{with_minus(self.tick(value))}</text>')
-        marks = Markup("").join(map(Markup, parts))
-        count = min(_TICKS, len(self.x))
-        for number in range(count):
-            at = round(number * (len(self.x) - 1) / max(count - 1, 1))
-            marks += Markup('<text class="x" x="{x}" y="{y}">{name}</text>').format(
-                x=f"{self.across(self.x[at]):.1f}", y=BOTTOM + 15, name=self.places[at]
-            )
-        return marks
+def _axes(chart: Sparkline) -> str:
+    parts = []
+    for value in chart.ticks:
+        y = chart.down(value)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
+        parts.append(f'<text class="y" x="{LEFT - 5}" y="{y + 4:.1f}">{with_minus(chart.tick(value))}</text>')
+    last = len(chart.x) - 1
+    step = max(1, -(-last // _STEPS))
+    # The last place is always named, and the one before it only where there is room.
+    for at in [*range(0, last - step // 2, step), last] if last else [0]:
+        x = chart.across(chart.x[at])
+        parts.append(f'<text class="x" x="{x:.1f}" y="{BOTTOM + 15}">{_escaped(chart.places[at])}</text>')
+    return "".join(parts)
 
-    def _strips(self) -> list[Markup]:
-        from markupsafe import Markup
 
-        centres = [self.across(x) for x in self.x]
-        edges = [LEFT, *((a + b) / 2 for a, b in zip(centres, centres[1:], strict=False)), RIGHT]
-        return [
-            Markup('<rect x="{x}" y="{y}" width="{width}" height="{height}"><title>{text}</title></rect>').format(
-                x=f"{start:.1f}", y=TOP, width=f"{end - start:.1f}", height=BOTTOM - TOP, text=self.hover(place)
-            )
-            for place, (start, end) in enumerate(zip(edges, edges[1:], strict=False))
-        ]
+def _strips(chart: Sparkline) -> list[str]:
+    centres = [chart.across(x) for x in chart.x]
+    edges = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(centres)), RIGHT]
+    return [
+        f'<rect x="{start:.1f}" y="{TOP}" width="{end - start:.1f}" height="{BOTTOM - TOP}">'
+        f"<title>{_escaped(chart.hover(place))}</title></rect>"
+        for place, (start, end) in enumerate(itertools.pairwise(edges))
+    ]
+
+
+def _escaped(text: str) -> str:
+    from markupsafe import escape
+
+    return str(escape(text))
 
 
 def is_defined(value: Value) -> bool:

@@ -7,7 +7,7 @@
   const store = document.getElementById("task-bodies");
   let bodies = null;
 
-  // The bodies of all cards, once: JSON, compressed with gzip, in base64.
+  // The pieces of all bodies, once (task_cards.py says how they are packed).
   function unpacked() {
     if (!bodies) {
       const bytes = Uint8Array.from(atob(store.textContent), (char) => char.charCodeAt(0));
@@ -23,7 +23,8 @@
     body.dataset.filled = "yes";
     try {
       // The page wrote this HTML itself, with every text of others escaped.
-      body.innerHTML = (await unpacked())[card.id];
+      const { ids, pieces } = await unpacked();
+      body.innerHTML = pieces.map((ofCards) => ofCards[ids.indexOf(card.id)]).join("");
     } catch (error) {
       body.textContent = "This browser cannot unpack the card. Its numbers are in the tables of the folder results.";
     }

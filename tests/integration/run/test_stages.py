@@ -162,7 +162,7 @@ def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_s
     scores = pd.read_parquet(tiny_run[1] / "results/scores.parquet")
     match = scores[scores.metric == "exact_match"].set_index(["task", "model"]).value
     for task, rows in answers.groupby("task"):
-        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()[:8]
+        lines = (tasks_folder / "test" / f"{task}.jsonl").read_text().splitlines()
         target_of = {each["inputs"]: each["targets"] for each in map(json.loads, lines)}
         for model, own in rows.groupby("model"):
             # Eight prompts were scored, and three of them are shown.

@@ -1,0 +1,170 @@
+"""The charts of the page as data: a chart in JSON's own types, packed, which `charts.js` unpacks and draws."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mossa_jax.files.csv_text import csv_text
+from mossa_jax.foreign import visible
+from mossa_jax.report import palette
+from mossa_jax.report.charts.grammar import Box, Chart, Mark, Panel, has_data
+from mossa_jax.report.numbers import fixed
+
+_DIGITS = 6
+"""Significant digits of a coordinate: more than a screen can show."""
+_ROW = 17
+"""Pixels of a row of a heat map; `charts.js` draws rows of this height."""
+_INCH = 88
+"""Pixels of the page for an inch of a figure."""
+_SMALL_TABLE = 24
+"""The most rows of numbers that the page writes out, so that they can be read without scripts."""
+
+
+def chart_json(chart: Chart) -> dict[str, Any]:
+    """Returns what `charts.js` draws.
+
+    Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
+    A mark has its `kind` as well ("line"), a box its `is_box` and a `summary` to hover, a panel `has_data`, and the
+    chart its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
+    """
+    fields = {name: value for name, value in _fields(chart).items() if name != "data"}
+    return fields | {"file": chart.file, "csv": csv_text(chart.data)}
+
+
+def packed(text: str) -> str:
+    """Packs a text for the page: gzip in base64, the same bytes for the same text."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")
+
+
+def packed_chart(chart: Chart) -> str:
+    """Packs the JSON of a chart."""
+    return packed(json.dumps(chart_json(chart), separators=(",", ":"), allow_nan=False))
+
+
+def page_charts(charts: Mapping[str, Chart], pictures: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns what the macro `chart` of `chart.html.j2` shows, by name of the chart.
+
+    Args:
+      charts: from `catalogue.all_charts`.
+      pictures: name of a chart -> its static picture as a data URI.
+    """
+    return {
+        name: {
+            "name": name,
+            "title": chart.title,
+            "caption": chart.caption.rstrip("."),
+            "paper": chart.paper,
+            "file": chart.file,
+            "choices": chart.choices,
+            "request": chart.request,
+            "requests": requests(chart),
+            "rows_menu": chart.rows_menu,
+            "groups": _groups(chart),
+            "picture": pictures.get(name, ""),
+            "height": _height(chart),
+            "columns": [str(column) for column in chart.data.columns],
+            "rows": _small_table(chart.data),
+            "packed": packed_chart(chart),
+        }
+        for name, chart in charts.items()
+    }
+
+
+def requests(chart: Chart) -> list[str]:
+    """Returns what a reader can ask a chart for, in the order of its marks."""
+    marks = (mark for view in chart.views for panel in view.panels for mark in panel.marks)
+    return list(dict.fromkeys(mark.on_request for mark in marks if mark.on_request))
+
+
+def _groups(chart: Chart) -> list[str]:
+    """Returns the groups of the rows of a chart's heat maps, in their order."""
+    marks = (mark for view in chart.views for panel in view.panels for mark in panel.marks)
+    return list(dict.fromkeys(group for mark in marks for group in getattr(mark, "groups", ())))
+
+
+def _height(chart: Chart) -> int:
+    """Returns about how high the drawing will be, in pixels, so that little moves when it is drawn."""
+    view = chart.views[0]
+    rows = -(-len(view.panels) // view.columns)
+    names = max((len(panel.y.names) for panel in view.panels), default=0)
+    return round(rows * max(_INCH * chart.height, _ROW * names) + 60)
+
+
+def _small_table(data: pd.DataFrame) -> list[list[str]]:
+    """Returns the rows of a small table as texts; none of a large one, which `charts.js` writes on opening."""
+    if len(data) > _SMALL_TABLE:
+        return []
+    return [[_cell(value) for value in row] for row in data.itertuples(index=False, name=None)]
+
+
+def _cell(value: Any) -> str:
+    """Writes a cell of a table of numbers."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return str(value).replace("-", "−")
+    if isinstance(value, float | np.floating):
+        if math.isfinite(value) and float(value).is_integer():
+            return fixed(float(value), 0)
+        return f"{value:.1e}".replace("-", "−") if 0 < abs(value) < 1e-4 else fixed(float(value), 4)
+    return "" if value is None or value is pd.NA else str(value)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass of the grammar that differ from their defaults, and what its kind adds."""
+    fields = {}
+    for field in dataclasses.fields(value):
+        item = _plain(getattr(value, field.name))
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if item is not None and item != _plain(default):
+            fields[field.name] = item
+    if isinstance(value, Mark):
+        fields["kind"] = type(value).__name__.lower()
+    if isinstance(value, Panel):
+        fields["has_data"] = has_data(value)
+    if isinstance(value, Box):
+        fields |= {"is_box": value.is_box, "summary": _summary(value)}
+    return fields
+
+
+def _summary(box: Box) -> str:
+    low, median, high = (fixed(value) for value in box.quartiles)
+    return f"median {median}\nquartiles {low} to {high}\n{palette.counted(len(box.values), 'value')}"
+
+
+def _plain(value: Any) -> Any:
+    """Converts a value of the grammar to JSON's own types."""
+    if isinstance(value, str):
+        # A line end parts the lines of a hover text.
+        return "\n".join(visible(line) for line in value.split("\n"))
+    if value is None or isinstance(value, bool | np.bool_):
+        return None if value is None else bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return _rounded(float(value))
+    if isinstance(value, Mapping):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    return None if isinstance(value, pd.DataFrame) else [_plain(item) for item in value]
+
+
+def _rounded(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
