@@ -67,6 +67,7 @@ class Palette:
       sections: section of the network -> colour.
       ceiling: of the ceiling.
       undefined: of undefined cells.
+      roles: role, a key of `ROLES` -> colour.
     """
 
     models: Mapping[str, str]
@@ -75,6 +76,7 @@ class Palette:
     sections: Mapping[str, str]
     ceiling: str
     undefined: str
+    roles: Mapping[str, str]
 
 
 ROLES = {
@@ -110,6 +112,7 @@ def make_palette(colours: Mapping[str, str]) -> Palette:
         sections={name: values[name] for name in SECTION_COLOURS},
         ceiling=values["ceiling"],
         undefined=values["undefined"],
+        roles=values,
     )
 
 

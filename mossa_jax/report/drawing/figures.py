@@ -6,7 +6,6 @@ Each `draw_*` returns a matplotlib figure and never fails on absent or undefined
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_CONFIG, Refusal
 from mossa_jax.findings.curves import HEADLINE, clusters_of, layer_order, task_layer_matrix
 from mossa_jax.findings.trust import FDR
-from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.charts.parts import ceiling_values, change_matrix
 from mossa_jax.report.drawing import figure_elements as elements
 from mossa_jax.report.drawing.glyphs import make_drawable, say_missing
@@ -83,8 +81,6 @@ def _drawings(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
         "training": lambda: draw_training(inputs.curves, palette),
         "scores": lambda: draw_scores(inputs.scores, analysis, palette),
     }
-    for section in sections_of(inputs):
-        figures |= {name: partial(draw, inputs) for name, draw in section.figures.items()}
     return figures
 
 

@@ -42,7 +42,7 @@ MOST_INLINE = 400_000
 _CUT = "\f"  # no text that is shown holds it: `visible` gives it a sign
 _SHOWN = 400  # characters of a text that are seen at once
 _POINTS = 30  # of a training curve
-_FACTORS = {"template": "template", "answer": "answer", "item": "item", "rest": "rest"}
+_FACTORS = ("template", "answer", "item", "rest")
 _KEPT = {"upto": "layers 1 to k", "from": "layers k to the last"}
 
 Row = dict[str, Any]
@@ -239,26 +239,24 @@ class _Builder:
 
     def profile(self, task: str) -> Sparkline | None:
         """Draws the share of the gain of tuning that is kept with the adapters of some layers."""
-        rows = self._profiles.get(task)
-        if rows is None:
-            return None
-        measure = next((each for each, column in MEASURES.items() if rows.get(column, _NO).notna().any()), None)
+        # The first measure in which the task gains anything.
+        measure = next((name for name, shares in self._profiles.items() if task in shares.index.levels[0]), None)
         if measure is None:
             return None
-        wide = rows.pivot_table(index="layer", columns=["model", "kept"], values=MEASURES[measure], dropna=False)
+        shares = self._profiles[measure].loc[task]
         traces = [
-            Trace(f"{name}, {words}", model, wide[model, kept].tolist(), dashed=kept == "from")
+            Trace(f"{name}, {words}", model, shares[model, kept].tolist(), dashed=kept == "from")
             for model, name in ((TUNED, "E"), ("control", "specialist"))
             for kept, words in _KEPT.items()
-            if (model, kept) in wide
+            if (model, kept) in shares
         ]
         values = np.array([trace.values for trace in traces], float)
         what = "information about the answer" if measure == "information" else "likelihood of the answer"
         return Sparkline(
             f"Share of the gain in {what} with the adapters of some layers of {visible(task)}",
             "k =",
-            [str(layer) for layer in wide.index],
-            wide.index.tolist(),
+            [str(layer) for layer in shares.index],
+            shares.index.tolist(),
             traces,
             low=float(np.clip(np.floor(5 * np.nanmin(values)) / 5, -1.0, 0.0)),
             high=float(np.clip(np.ceil(5 * np.nanmax(values)) / 5, 1.0, 2.0)),
@@ -269,37 +267,40 @@ class _Builder:
 
     @cached_property
     def _profiles(self) -> dict[str, pd.DataFrame]:
+        """Shares of the gain by measure: a row per task and layer, a column per model and what is kept."""
         table = self.inputs.analyses.get("profile")
         if table is None:
             return {}
         rows = table[table["kept"].isin(list(_KEPT)) & table["model"].isin([TUNED, "control"])]
-        return {str(task): of_task for task, of_task in rows.groupby("task")}
+        shares = {}
+        for measure, column in MEASURES.items():
+            if column in rows and rows[column].notna().any():
+                own = rows.dropna(subset=[column])
+                wide = own.pivot_table(index=["task", "layer"], columns=["model", "kept"], values=column)
+                wide.index = wide.index.remove_unused_levels()
+                shares[measure] = wide
+        return shares
 
     def _factors_of(self, task: str) -> list[Row]:
         """Returns the parts of CKA that template, answer, item and the rest make, in the upper half."""
-        rows = self._factors.get(task)
-        if rows is None:
-            return []
         parts = []
-        for factor, name in _FACTORS.items():
-            of_factor = rows[rows["factor"] == factor]
-            means = {
-                model: _mean(of_factor.loc[of_factor["experimental"] == model, "cka"].to_numpy(float))
-                for model in EXPERIMENTALS
-            }
-            change = means[TUNED] - means[PRETRAINED]
+        for factor in _FACTORS:
+            means = {model: self._factors.get((task, model, factor), np.nan) for model in EXPERIMENTALS}
             if np.isfinite([*means.values()]).any():
                 cells = {model: fixed(value) for model, value in means.items()}
-                parts.append({"name": name, **cells, "change": fixed(change, signed=True)})
+                change = means[TUNED] - means[PRETRAINED]
+                parts.append({"name": factor, **cells, "change": fixed(change, signed=True)})
         return parts
 
     @cached_property
-    def _factors(self) -> dict[str, pd.DataFrame]:
+    def _factors(self) -> dict[tuple[str, str, str], float]:
+        """Mean parts of CKA over the upper half, by task, model and factor."""
         table = self.inputs.analyses.get("factors")
         if table is None:
             return {}
         rows = table[table["layer"].astype(str).isin(self.inputs.analysis["half"]["layers"])]
-        return {str(task): of_task for task, of_task in rows.groupby("task")}
+        rows = rows.assign(cka=pd.to_numeric(rows["cka"], errors="coerce")).dropna(subset=["cka"])
+        return rows.groupby(["task", "experimental", "factor"])["cka"].mean().to_dict()
 
     @cached_property
     def _metrics(self) -> list[str]:
@@ -388,34 +389,27 @@ class _Builder:
 
     def _examples_of(self, task: str) -> list[Row]:
         """Returns the example prompts of a task with the answers to each."""
-        rows = self._answers.get(task)
-        if rows is None:
-            return []
-        return [
-            {
-                "number": number,
-                "prompt": _text(of_example["prompt"].iloc[0]),
-                "target": _text(of_example["target"].iloc[0]),
-                "answers": [
-                    {
-                        "name": palette.SCORE_NAMES[row["model"]],
-                        "model": row["model"],
-                        "text": _text(row["answer"]),
-                        "exact": bool(row["exact"]),
-                    }
-                    for row in of_example.to_dict("records")
-                ],
-            }
-            for number, of_example in rows.groupby("example")
-        ]
+        examples = []
+        for number, rows in groupby(self._answers.get(task, []), key=lambda row: row["example"]):
+            of_models = list(rows)
+            answers = [
+                {
+                    "name": palette.SCORE_NAMES[row["model"]],
+                    "model": row["model"],
+                    "text": _text(row["answer"]),
+                    "exact": bool(row["exact"]),
+                }
+                for row in of_models
+            ]
+            prompt, target = (_text(of_models[0][key]) for key in ("prompt", "target"))
+            examples.append({"number": number, "prompt": prompt, "target": target, "answers": answers})
+        return examples
 
     @cached_property
-    def _answers(self) -> dict[str, pd.DataFrame]:
+    def _answers(self) -> dict[str, list[Row]]:
         answers = self.inputs.answers
-        return {} if answers is None else {str(task): rows for task, rows in answers.groupby("task")}
-
-
-_NO = pd.Series([], dtype=float)
+        rows = [] if answers is None else answers.sort_values(["task", "example"], kind="stable").to_dict("records")
+        return {task: list(of_task) for task, of_task in groupby(rows, key=lambda row: row["task"])}
 
 
 def _is_seed(control: str, task: str) -> bool:
