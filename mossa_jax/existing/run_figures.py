@@ -109,7 +109,7 @@ class RunFigures:
         """
         from mossa_jax.report.drawing.figures import save_charts
 
-        return save_charts(self._charts, folder, make_palette(palette or {}))
+        return save_charts(self._charts.values(), folder, make_palette(palette or {}))
 
     def __call__(self, folder: str | os.PathLike[str], palette: Mapping[str, str] | None = None) -> list[str]:
         """Saves all figures, as `save`."""

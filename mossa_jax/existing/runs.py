@@ -337,7 +337,7 @@ class Run:
 
     # ---------------------------------------------------------------- figures
 
-    @property
+    @cached_property
     def figures(self) -> RunFigures:
         """The figures of the report: `figures["layers"]` draws one, `figures.names` lists them.
 

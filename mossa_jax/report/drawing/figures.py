@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from etils import epath
 
@@ -10,6 +10,7 @@ from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.write import write_text
 from mossa_jax.report.catalogue import FILES, all_charts
 from mossa_jax.report.charts.grammar import Chart
+from mossa_jax.report.charts.times import time_chart
 from mossa_jax.report.drawing.glyphs import say_missing
 from mossa_jax.report.drawing.saving import SUFFIXES, save
 from mossa_jax.report.drawing.static import compose
@@ -23,13 +24,12 @@ _EARLIER = (
 """Figures that earlier versions wrote, and that charts of other names have replaced."""
 
 
-def write_figures(inputs: ReportInputs, folder: epath.PathLike, names: Collection[str] | None = None) -> list[str]:
+def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
     """Draws the charts of a run and saves each as PNG, SVG and PDF, with its numbers as CSV.
 
     Args:
       inputs: what to draw.
       folder: where to write; created if absent.
-      names: of the charts; by default all of them.
 
     Returns:
       Names of the files, without suffix, in the order of the page.
@@ -37,22 +37,27 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike, names: Collectio
     Raises:
       Refusal: 6 if there is no room.
     """
-    charts = {name: chart for name, chart in all_charts(inputs).items() if names is None or name in names}
-    return save_charts(charts, folder, inputs.palette)
+    return save_charts(all_charts(inputs).values(), folder, inputs.palette)
 
 
-def save_charts(charts: Mapping[str, Chart], folder: epath.PathLike, palette: Palette = DEFAULT) -> list[str]:
+def write_time_figure(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
+    """Does for the chart of times alone what `write_figures` does: it is drawn when the others are there."""
+    chart = time_chart(inputs)
+    return [] if chart is None else save_charts([chart], folder, inputs.palette)
+
+
+def save_charts(charts: Collection[Chart], folder: epath.PathLike, palette: Palette = DEFAULT) -> list[str]:
     """Draws charts and saves them as `write_figures` does."""
     folder = epath.Path(folder)
     missing: set[str] = set()
-    for chart in charts.values():
+    for chart in charts:
         # Laying a figure out takes as long as saving it, so it is drawn once for all formats.
         figure, lacking = compose(chart, palette=palette)
         save(figure, folder, chart.file, chart.title)
         write_text(folder / f"{chart.file}.csv", csv_text(chart.data))
         missing |= lacking
     say_missing(missing)
-    return [chart.file for chart in charts.values()]
+    return [chart.file for chart in charts]
 
 
 def remove_former_figures(folder: epath.PathLike, files: Collection[str]) -> None:
