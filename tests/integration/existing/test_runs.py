@@ -118,14 +118,49 @@ def test_states_of_tokens_say_whose_they_are(run):
     assert set(states.prompt.tolist()) == {0, 1} and len(states["1"]) == len(states.token)
 
 
-def test_figures_equal_those_of_the_run_and_take_other_colours(run, tmp_path):
-    names = run.figures(tmp_path / "same")
-    assert {path.stem for path in (run.folder / "figures").iterdir()} == set(names)
-    for path in (tmp_path / "same").iterdir():
-        assert filecmp.cmp(path, run.folder / "figures" / path.name, shallow=False), path.name
-    plain, own = run.figure("training"), run.figure("training", palette={"tuned": "#123456"})
-    colours = [{line.get_color() for line in figure.axes[0].lines} for figure in (plain, own)]
-    assert colours[1] - colours[0] == {"#123456"} and len(colours[0]) == len(colours[1]) == 2
+def test_figures_equal_those_of_the_run_and_take_other_colours_and_views(run, tmp_path):
+    figures = run.figures
+    names = figures.save(tmp_path / "same")
+    files = {f"{name}.{suffix}" for name in names for suffix in ("png", "svg", "pdf", "csv")}
+    assert {path.name for path in (run.folder / "figures").iterdir()} == files
+    for name in files:
+        if not name.startswith("time."):
+            assert filecmp.cmp(tmp_path / "same" / name, run.folder / "figures" / name, shallow=False), name
+    own = figures.draw("training", palette={"tuned": "#123456"})
+    colours = [{line.get_color() for line in figure.axes[0].lines} for figure in (figures["training"], own)]
+    assert colours[1] - colours[0] == {"#123456"}
+    labels = [
+        figure.axes[0].get_ylabel() for figure in (run.figure("layers"), figures.draw("layers", estimator="biased"))
+    ]
+    assert "debiased" in labels[0] and labels[1] == labels[0].replace("debiased", "biased")
+    assert figures["figure2_layers"].axes[0].get_ylabel() == labels[0]
+
+
+def test_figures_are_listed_with_their_numbers(run):
+    figures = run.figures
+    assert list(figures) == figures.names and len(figures) == len(figures.names)
+    assert "layers" in figures and "figure2_layers" in figures and "nothing" not in figures
+    assert repr(figures).startswith(f"{len(figures)} figures of {run.folder}: ") and "layers" in repr(figures)
+    data, cka = figures.data("layers"), run.raw_table("cka")
+    row = data[(data["show"] == "tuned") & (data["estimator"] == "debiased")].iloc[-1]
+    same = (cka.experimental == "tuned") & (cka.control == row.task) & (cka.task == row.task)
+    same &= (cka.estimator == "debiased") & (cka.layer.astype(str) == str(row.layer))
+    assert cka[same].cka.tolist() == [row.value]
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "said"),
+    [
+        ("layer", {}, "no figure 'layer'; there is .*layers.*; did you mean 'layers'"),
+        ("layers", {"estimator": "x"}, "estimator='x' is none of debiased, biased"),
+        ("layers", {"colour": "x"}, "no choice 'colour'; there is estimator"),
+        ("layers", {"palette": {"x": "red"}}, "'x' is no role; there is pretrained, tuned"),
+    ],
+)
+def test_figures_that_do_not_exist_are_refused_with_the_list(run, name, choices, said):
+    with pytest.raises(Refusal, match=said) as refusal:
+        run.figures.draw(name, **choices)
+    assert refusal.value.code == 2
 
 
 def test_a_variant_has_tables_of_its_own(tiny_run, tmp_path):

@@ -7,7 +7,6 @@ import re
 import warnings
 
 import pytest
-from etils import epath
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.t2CharStringPen import T2CharStringPen
 from fontTools.pens.ttGlyphPen import TTGlyphPen
@@ -15,7 +14,11 @@ from matplotlib.font_manager import fontManager
 
 from mossa_jax.foreign import is_hidden, visible
 from mossa_jax.report import write_figures, write_page
-from mossa_jax.report.drawing import figure_elements, figures, glyphs
+from mossa_jax.report.catalogue import all_charts
+from mossa_jax.report.drawing import glyphs
+from mossa_jax.report.drawing.saving import picture, settle
+from mossa_jax.report.drawing.static import draw as draw_chart
+from mossa_jax.report.drawing.style import figure_style, new_figure
 from tests.support.hostile_names import hostile_names
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
 
@@ -139,30 +142,31 @@ def installed(tmp_path, monkeypatch):
 
 
 def draw(title, ticks):
-    with figure_elements.figure_style():
-        figure = figure_elements.new_figure(4, 2)
+    with figure_style():
+        figure = new_figure(4, 2)
         axes = figure.subplots()
         axes.set_title(title)
         axes.set_yticks(range(len(ticks)), ticks)
     return figure
 
 
-def test_installed_fonts_draw_what_the_own_one_lacks_and_the_rest_is_spelt_out(installed, tmp_path, caplog):
+def test_installed_fonts_draw_what_the_own_one_lacks_and_the_rest_is_spelt_out(installed, caplog):
     figure = draw("任务 of 日本 \U00020000", ["任日", "plain"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figure_elements.save(figure, epath.Path(tmp_path), "drawn") == {"\U00020000"}
+        assert settle(figure) == {"\U00020000"}
+        assert picture(figure, "pdf").startswith(b"%PDF")
     assert figure.axes[0].get_title(loc="left") + figure.axes[0].get_title() == "任务 of 日本 [U+20000]"
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["任日", "plain"]
     assert not caplog.messages
 
 
-def test_names_that_leave_no_room_are_cut_until_there_is_some(tmp_path):
+def test_names_that_leave_no_room_are_cut_until_there_is_some():
     figure = draw("title", ["W" * 100, "plain"])
     figure.axes[0].tick_params(axis="y", labelsize=30)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure_elements.save(figure, epath.Path(tmp_path), "drawn")
+        settle(figure)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert "…" in labels[0] and len(labels[0]) <= 60 and labels[1] == "plain"
 
@@ -179,16 +183,12 @@ def test_without_a_font_characters_are_spelt_out_and_this_is_said_once(tmp_path,
     assert "任 U+4EFB" in line and "日 U+65E5" in line and "U+200B" not in line
     write_page(tmp_path / "page.html", inputs, tmp_path)
     assert "务 U+52A1" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    labels = [
-        text.get_text()
-        for text in figures.draw_heatmap(table, inputs.analysis).findobj(lambda item: hasattr(item, "get_text"))
-    ]
-    assert "c[U+202E] · 任务" in labels  # spelt out only when it is saved
-    figure = figures.draw_figure(inputs, "heatmap")
-    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert {"c[U+202E] · [U+4EFB U+52A1]", "c01 · [U+65E5 U+672C][U+200B]"} <= set(labels)
+    axes = draw_chart(all_charts(inputs)["heatmap"]).axes[0]
+    shown = {label.get_text() for label in (*axes.get_yticklabels(), *axes.texts)}
+    assert {"[U+4EFB U+52A1]", "[U+65E5 U+672C][U+200B]", "c[U+202E]"} <= shown
 
 
 def test_a_figure_of_any_number_of_tasks_is_no_taller_than_a_picture_may_be():
-    width, height = figure_elements.new_figure(10.0, 0.2 * 20_000).get_size_inches()
-    assert width == 10.0 and height * 110 < 2**16
+    figure = new_figure(10.0, 0.2 * 20_000)
+    width, height = figure.get_size_inches()
+    assert width == 10.0 and height * 300 < 2**16
