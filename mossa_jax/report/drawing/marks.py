@@ -294,11 +294,12 @@ def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
 
 
 def legend_entries(marks: Sequence[Mark], roles: Any) -> list[tuple[str, Artist]]:
-    """Returns the entries of a legend: names and what stands for them; marks of one name and role share one."""
+    """Returns the entries of a legend: names and what stands for them; marks of one name and colour share one."""
     entries: dict[tuple[str, str], Artist] = {}
     for mark in marks:
-        if mark.name and (mark.name, mark.role) not in entries:
-            entries[mark.name, mark.role] = _legend_handle(mark, role_colour(mark, roles))
+        key = mark.name, "faint" if mark.faint else mark.role
+        if mark.name and key not in entries:
+            entries[key] = _legend_handle(mark, role_colour(mark, roles))
     result = [(name, handle) for (name, _), handle in entries.items()]
     return result + _heat_entries([mark for mark in marks if isinstance(mark, Heat)])
 
