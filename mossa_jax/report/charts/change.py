@@ -99,8 +99,8 @@ class _Curves:
         marks += self._half()
         marks += change_marks(self.cells, self.rows, self.estimator, faint=True)
         marks += self._room_line()
-        marks += self._ramp()
         marks.append(self._mean_line())
+        marks += self._ramp()
         marks += self._breaks()
         marks += self._followed()
         return Panel(x, y, tuple(marks), note=note, empty=empty)
@@ -136,6 +136,7 @@ class _Curves:
             )
         return Line(
             name=MEAN_NAME if np.isfinite(self.mean.low).any() else "mean",
+            role="tuned",
             x=range(len(self.cells.layers)),
             y=self.mean.mean,
             low=self.mean.low,
@@ -191,7 +192,7 @@ class _Curves:
             for index, level in self.corners
         ]
         x, y = [index for index, _ in self.corners], [level["level"] for _, level in self.corners]
-        return [Line(name=name, role="tuned", x=x, y=y, hover=hover, dash="dash", symbol="square", width=2.0)]
+        return [Line(name=name, x=x, y=y, hover=hover, dash="dash", symbol="square", width=1.8)]
 
     def breaks(self) -> list[tuple[str, float, float, float, str]]:
         """Returns the bars below the curves: name, layer, ends and text; layers are numbers of blocks."""
@@ -235,7 +236,6 @@ class _Curves:
             marks.append(
                 Points(
                     name=name,
-                    role="ink" if is_paper else "tuned",
                     x=[at],
                     y=[y],
                     x_low=[ends[0]],

@@ -169,7 +169,8 @@ def _slopes(rows: list[dict[str, Any]], estimator: str, half: str) -> Panel:
         )
     axis = Axis(f"mean CKA over {half} ({estimator})")
     names = tuple(str(row["cluster"]) for row in rows)
-    return Panel(axis, Axis(names=names, reverse=True), tuple(marks), note="most held by pre-training first")
+    note = f"{100 * CLUSTER_LEVEL:.0f} % intervals; most held by pre-training first"
+    return Panel(axis, Axis(names=names, reverse=True), tuple(marks), note=note)
 
 
 def _slope_text(row: dict[str, Any], model: str, estimator: str) -> str:

@@ -54,9 +54,9 @@ def _panel(cells: Cells, rows: list[int], scores: pd.DataFrame, metric: str) -> 
     marks += [
         Rule(at=place - 0.5, dash="dot") for place in range(1, len(rows)) if clusters[place] != clusters[place - 1]
     ]
-    for model in ("majority", "base", "tuned", "control"):
-        own = scores[scores["model"] == model].set_index("task")
-        for faint in (False, True):
+    for faint in (False, True):
+        for model in ("majority", "base", "tuned", "control"):
+            own = scores[scores["model"] == model].set_index("task")
             places = [
                 place
                 for place, row in enumerate(rows)

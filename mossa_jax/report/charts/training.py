@@ -31,9 +31,9 @@ class _Kind:
 
 _TUNED = _Kind("multi-task model (E)", "tuned", 2.8)
 _TUNED_SEED = _Kind("E, further seeds", "tuned", 1.4, "dash")
-_CONTROL = _Kind("specialists", "control", 0.8)
-_CONTROL_SEED = _Kind("specialists, further seeds", "control", 0.8, "dash")
-_TWIN = _Kind("twins (permuted answers)", "twin", 0.8, "dot")
+_CONTROL = _Kind("specialists", "control", 0.6)
+_CONTROL_SEED = _Kind("specialists, further seeds", "control", 0.6, "dash")
+_TWIN = _Kind("twins (permuted answers)", "twin", 0.6, "dot")
 
 
 class _Curve(NamedTuple):

@@ -289,14 +289,14 @@ def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
 
 
 def legend_entries(marks: Sequence[Mark], palette: Palette) -> list[tuple[str, Artist]]:
-    """Returns the entries of a legend: names and what stands for them; marks of one name and colour share one."""
+    """Returns the entries of a legend: names and what stands for them; marks of one name and role share one."""
     entries: dict[tuple[str, str], Artist] = {}
     for mark in marks:
-        colour = role_colour(mark, palette)
         # A diagonal has no end beside the axes for its label.
         name = mark.label if isinstance(mark, Rule) and mark.axis == "diagonal" else mark.name
-        if name and (name, colour) not in entries:
-            entries[name, colour] = _legend_handle(mark, colour)
+        key = name, "faint" if mark.faint else mark.role
+        if name and key not in entries:
+            entries[key] = _legend_handle(mark, role_colour(mark, palette))
     result = [(name, handle) for (name, _), handle in entries.items()]
     return result + _heat_entries([mark for mark in marks if isinstance(mark, Heat)], palette["undefined"])
 
