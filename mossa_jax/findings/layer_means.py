@@ -44,8 +44,15 @@ def spread(rows: pd.DataFrame, column: str, layers: list[str]) -> tuple[Float[np
       [T, K] float64, tasks by cluster and name; and the cluster of each task.
     """
     tasks = rows.drop_duplicates("task").sort_values(["cluster", "task"])
-    wide = rows.pivot_table(index="task", columns="layer", values=column, dropna=False)
-    return wide.reindex(index=list(tasks["task"]), columns=layers).to_numpy(float), list(tasks["cluster"])
+    # A pivot table takes ten times as long, and charts spread hundreds of columns.
+    at = (pd.Index(tasks["task"]).get_indexer(rows["task"]), pd.Index(layers).get_indexer(rows["layer"]))
+    values = rows[column].to_numpy(float)
+    keep = ~np.isnan(values) & (at[1] >= 0)
+    at = (at[0][keep], at[1][keep])
+    totals, counts = np.zeros((len(tasks), len(layers))), np.zeros((len(tasks), len(layers)))
+    np.add.at(totals, at, values[keep])
+    np.add.at(counts, at, 1)
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan), list(tasks["cluster"])
 
 
 def layer_means(values: Float[np.ndarray, "T K"], clusters: list[str]) -> LayerMeans:

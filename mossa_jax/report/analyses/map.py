@@ -71,7 +71,8 @@ def _map_chart(inputs: ReportInputs, method: str) -> Chart | None:
         for model in MODEL_NAMES
         for layer in layers
     }
-    panels = tuple(_map_panel(inputs, points, styles, method, *place) for place, points in parts.items())
+    measures = _measures(inputs)
+    panels = tuple(_map_panel(measures, points, styles, method, *place) for place, points in parts.items())
     return Chart(
         name=f"map_{method}",
         title=f"Where prompts lie: {_MAPS[method]} of their states",
@@ -94,7 +95,7 @@ def _rounded(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def _map_panel(
-    inputs: ReportInputs,
+    measures: _Measures,
     points: pd.DataFrame,
     styles: Mapping[str, tuple[str, str]],
     method: str,
@@ -129,7 +130,7 @@ def _map_panel(
         Axis(labels[1], ticks=False),
         tuple(drawn),
         title=f"{MODEL_NAMES[model]}, layer {layer}",
-        note=_accuracy(inputs, model, layer),
+        note=_accuracy(measures, model, layer),
         empty="No states with variance.",
     )
 
@@ -148,23 +149,20 @@ def _prompt_texts(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _accuracy(inputs: ReportInputs, model: str, layer: str) -> str:
-    row = _measure(inputs.analyses["separation"], model, layer, (CLUSTER, TASK), NEIGHBOURS)
+def _accuracy(measures: _Measures, model: str, layer: str) -> str:
+    row = measures.get((model, layer, CLUSTER, TASK, NEIGHBOURS))
     if row is None or not np.isfinite(row["value"]):
         return ""
     return f"{fixed(row['value'], 2)} (chance {fixed(row['chance'], 2)})"
 
 
-def _measure(table: pd.DataFrame, model: str, layer: str, panel: tuple[str, str], method: str) -> dict[str, Any] | None:
-    label, left_out = panel
-    rows = table[
-        (table["model"] == model)
-        & (table["layer"].astype(str) == layer)
-        & (table["label"] == label)
-        & (table["left_out"] == left_out)
-        & (table["method"] == method)
-    ]
-    return None if rows.empty else rows.iloc[0].to_dict()
+_Measures = Mapping[tuple[str, ...], dict[str, Any]]
+"""Model, layer, label, what is left out and method -> the row of `results/separation`."""
+
+
+def _measures(inputs: ReportInputs) -> _Measures:
+    rows = inputs.analyses["separation"].to_dict("records")
+    return {tuple(str(row[name]) for name in ("model", "layer", "label", "left_out", "method")): row for row in rows}
 
 
 def _separation_chart(inputs: ReportInputs) -> Chart:
@@ -193,8 +191,9 @@ def _separation_chart(inputs: ReportInputs) -> Chart:
 
 def _separation_panel(inputs: ReportInputs, layers: list[str], panel: tuple[str, str], method: str) -> Panel:
     drawn: list[Mark] = []
+    measures = _measures(inputs)
     for model, name in MODEL_NAMES.items():
-        cells = [_measure(inputs.analyses["separation"], model, layer, panel, method) or {} for layer in layers]
+        cells = [measures.get((model, layer, *panel, method), {}) for layer in layers]
         value, low, high, chance = (
             np.array([cell.get(key, np.nan) for cell in cells], float) for key in ("value", "low", "high", "chance")
         )
@@ -218,14 +217,13 @@ def _why_empty(panel: tuple[str, str]) -> str:
 
 
 def _sentences(inputs: ReportInputs) -> list[str]:
-    table = inputs.analyses["separation"]
-    blocks = block_layers(table)
+    measures, blocks = _measures(inputs), block_layers(inputs.analyses["separation"])
     sentences = []
     for model, name in MODEL_NAMES.items():
         rows = [
             (layer, row)
             for layer in blocks
-            if (row := _measure(table, model, layer, (CLUSTER, TASK), NEIGHBOURS)) and np.isfinite(row["value"])
+            if (row := measures.get((model, layer, CLUSTER, TASK, NEIGHBOURS))) and np.isfinite(row["value"])
         ]
         if rows:
             layer, best = max(rows, key=lambda pair: pair[1]["value"])
@@ -233,18 +231,16 @@ def _sentences(inputs: ReportInputs) -> list[str]:
             sentences.append(
                 f"{name.capitalize()}: with its own task left out, a prompt's nearest neighbours name its cluster best "
                 f"in layer {layer}, for a share of {_with_interval(best)} over {best['units']} clusters, where chance "
-                f"gives {best['chance']:.2f}; in the last block for {_with_interval(last)}."
+                f"gives {fixed(best['chance'], 2)}; in the last block for {_with_interval(last)}."
             )
     if not sentences:
         sentences.append("Clusters cannot be told apart here: fewer than two of them have several tasks.")
-    return [*sentences, *_template_sentence(table, blocks)]
+    return [*sentences, *_template_sentence(measures, blocks)]
 
 
-def _template_sentence(table: pd.DataFrame, blocks: list[str]) -> list[str]:
+def _template_sentence(measures: _Measures, blocks: list[str]) -> list[str]:
     """Says how often templates are recognised in the last block; nothing where they are not known."""
-    cells = {
-        name: _measure(table, model, blocks[-1], (TEMPLATE, ITEM), NEIGHBOURS) for model, name in MODEL_NAMES.items()
-    }
+    cells = {name: measures.get((model, blocks[-1], TEMPLATE, ITEM, NEIGHBOURS)) for model, name in MODEL_NAMES.items()}
     known = {name: cell for name, cell in cells.items() if cell is not None and np.isfinite(cell["value"])}
     if not known:
         return []
@@ -252,7 +248,7 @@ def _template_sentence(table: pd.DataFrame, blocks: list[str]) -> list[str]:
     chance = next(iter(known.values()))["chance"]
     return [
         f"Within a task, the nearest prompt of another item in the last block has the same template for a share of "
-        f"{shares}, where chance gives {chance:.2f}."
+        f"{shares}, where chance gives {fixed(chance, 2)}."
     ]
 
 
@@ -262,11 +258,10 @@ def _with_interval(row: Mapping[str, Any]) -> str:
 
 
 def _rows(inputs: ReportInputs) -> list[tuple[str, ...]]:
-    table = inputs.analyses["separation"]
-    result = []
-    for layer in layer_order(table):
+    measures, result = _measures(inputs), []
+    for layer in layer_order(inputs.analyses["separation"]):
         cells = [
-            _measure(table, model, layer, panel, method)
+            measures.get((model, layer, *panel, method))
             for panel in _PANELS
             for method in _METHOD_NAMES
             for model in MODEL_NAMES
@@ -283,7 +278,7 @@ SECTION = AnalysisSection(
     "neighbours together, and distances between its groups mean nothing. The numbers measure what the eye looks for: "
     "the share of prompts whose cluster the five nearest prompts, or a linear probe, name rightly; the number above "
     "each map is that of the nearest prompts of other tasks. Clusters can also be recognised by their tasks, which is "
-    "why a prompt's own task is left out there and in the middle charts. Every cluster counts once. Figure 4 of the "
+    "why a prompt's own task is left out there and in the middle chart. Every cluster counts once. Figure 4 of the "
     "paper.",
     tables=("map", "separation"),
     sentences=_sentences,

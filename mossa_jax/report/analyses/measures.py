@@ -203,6 +203,8 @@ def _agreement_chart(panel: dict[str, Any]) -> Chart:
             (False, "does not", VERMILLION, "x"),
         ):
             own = [member for member in members if member["agrees"] == agrees]
+            if not own:
+                continue
             drawn.append(
                 Points(
                     name=label,

@@ -126,7 +126,7 @@ def _maps(rows: pd.DataFrame, points: np.ndarray, seed: int) -> list[pd.DataFram
     points = points[finite]
     plane, shares = principal_plane(points)
     layouts = {PCA: plane, TSNE: neighbour_map(points, seed)}
-    names = rows.loc[finite, ["model", "layer", "task", "cluster", "held_out", "prompt"]]
+    names = rows.loc[finite, ["model", "layer", "task", "cluster", "held_out", "prompt", "template"]]
     return [
         names.assign(
             method=method,
