@@ -32,8 +32,8 @@ def chart_json(chart: Chart) -> dict[str, Any]:
     """Returns what `charts.js` draws.
 
     Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
-    A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the chart
-    its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
+    A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the
+    chart its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
     """
     fields = {name: value for name, value in _fields(chart).items() if name != "data"}
     return fields | {"file": chart.file, "csv": csv_text(chart.data)}
