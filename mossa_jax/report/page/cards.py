@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from mossa_jax.findings.claims import EXPLORATORY
+from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.headlines import NOTHING
 from mossa_jax.report.charts.grammar import Chart
@@ -54,9 +54,11 @@ class Card:
       figure, detail: as in `headlines.Headline`, with a true minus sign.
       units: over what, and the p value; "" if nothing was measured.
       sentence: what was found.
+      reservations: what keeps a significant claim from being supported.
       qualifications: kind of a warning -> what it says beside the claim.
       link: to its view of its chart; None where there is nothing to see.
-      tasks: links to the tasks that go against the claim, each in the same chart.
+      tasks: links to the tasks that go against the claim, each in the same chart, the largest change first.
+      more_tasks: how many of them have no link.
     """
 
     name: str
@@ -68,9 +70,11 @@ class Card:
     detail: str
     units: str
     sentence: str
+    reservations: tuple[str, ...]
     qualifications: Mapping[str, str]
     link: Link | None
     tasks: tuple[Link, ...] = ()
+    more_tasks: int = 0
 
 
 def claim_cards(analysis: Mapping[str, Any], charts: Mapping[str, Chart]) -> list[Card]:
@@ -102,13 +106,15 @@ def _card(finding: Mapping[str, Any], analysis: Mapping[str, Any], charts: Mappi
         detail=with_minus(line["detail"]),
         units=", ".join(text for text in (line["units"], line["p"]) if text),
         sentence=with_minus(finding["sentence"]),
+        reservations=tuple(with_minus(text) for text in finding["reservations"]),
         qualifications={
             warning["kind"]: warning["touches"][finding["id"]]
             for warning in analysis["warnings"]
             if finding["id"] in warning["touches"]
         },
-        link=_link(finding["chart"], chart, marked),
+        link=_link(finding, chart, marked),
         tasks=tuple(tasks),
+        more_tasks=len(fallers) - len(tasks) if tasks else 0,
     )
 
 
@@ -116,10 +122,11 @@ def _shown(figure: str) -> str:
     return NONE if figure == NOTHING else with_minus(figure)
 
 
-def _link(name: str, chart: Chart | None, marked: str) -> Link | None:
-    if chart is not None:
+def _link(finding: Mapping[str, Any], chart: Chart | None, marked: str) -> Link | None:
+    if chart is not None and finding["verdict"] != NOT_MEASURED:
         return Link("See it in the chart", chart.name, _view(chart, marked))
-    return Link("Why there is no chart", _SECTIONS[name]) if name in _SECTIONS else None
+    section = _SECTIONS.get(finding["chart"])
+    return Link("Why there is nothing to see", section) if section else None
 
 
 def _view(chart: Chart, marked: str, task: str = "") -> str:

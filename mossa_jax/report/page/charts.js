@@ -658,11 +658,19 @@ const mossa = (function () {
       chart.shown = figureOf(spec, viewOf(spec, valuesOf(chart)), chart.width, chart.mark);
       await Plotly.react(place, chart.shown.data, chart.shown.layout, { ...OFFLINE, displayModeBar: false, responsive: false, scrollZoom: false });
       place.style.minHeight = "";
+      if (!chart.isDrawn && chart.figure.querySelector("[data-key=rows]")) place.on("plotly_click", askForCard);
       chart.isDrawn = true;
       chart.reading = null;
     });
     return chart.drawing;
   }
+  // A row of a list of tasks leads to the task's card (task_cards.js), whose name begins the text at the pointer.
+  function askForCard({ points }) {
+    const words = document.createElement("template");
+    words.innerHTML = points[0].text.replace(/<br>/g, "\n");
+    document.dispatchEvent(new CustomEvent("open-task", { detail: words.content.textContent }));
+  }
+
   const redraw = (chart) => (chart.isDrawn ? draw(chart) : Promise.resolve());
 
   // ---------------------------------------------------------------- reading with keys
