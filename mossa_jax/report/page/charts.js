@@ -198,7 +198,7 @@ const figureOf = (function () {
         const ends = interval(values, mark.low, mark.high, colour("--ink"));
         traces.push({ type: "bar", orientation: mark.level ? "h" : "v", x: mark.level ? lengths : mark.x,
           y: mark.level ? mark.y : lengths, base: mark.base && mark.base.length ? mark.base : undefined,
-          width: mark.width || 0.8, marker: { color: hue, opacity: mark.faint ? 0.5 : 0.9 },
+          width: mark.width || 0.8, textposition: "none", marker: { color: hue, opacity: mark.faint ? 0.5 : 0.9 },
           [mark.level ? "error_x" : "error_y"]: ends, ...entry(mark), ...hover(mark), ...axes });
       },
 
@@ -510,7 +510,7 @@ const figureOf = (function () {
       if (title) made.write(cut(title, half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
       if (hasNote) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
       if (!panel.has_data) {
-        made.annotations.push({ text: label(panel.empty || "Nothing is defined here.", box.width / CHAR), showarrow: false, x: (start + end) / 2,
+        made.annotations.push({ text: label(panel.empty || "Nothing is defined here.", box.width / CHAR), showarrow: false, xanchor: "center", x: (start + end) / 2,
           y: (upper + lower) / 2, xref: "paper", yref: "paper", font: { color: colour("--quiet") } });
       }
       const names = (panel.x.names || []);

@@ -19,7 +19,7 @@ from mossa_jax.report.charts.grammar import Box, Boxes, Chart, Mark, Panel, has_
 from mossa_jax.report.numbers import fixed
 
 _DIGITS = 6
-"""Significant digits of a coordinate: more than a screen can show."""
+"""Significant digits of the numbers of a page: more than a screen can show, or a text says."""
 _ROW = 17
 """Pixels of a row of a heat map; `charts.js` draws rows of this height."""
 _INCH = 88
@@ -32,11 +32,18 @@ def chart_json(chart: Chart) -> dict[str, Any]:
     """Returns what `charts.js` draws.
 
     Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
-    A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the chart
-    its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
+    A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the
+    chart its numbers as `csv`, as the file has them, to six digits. Undefined numbers are null. Characters of a name
+    that show nothing have a sign.
     """
     fields = {name: value for name, value in _fields(chart).items() if name != "data"}
-    return fields | {"file": chart.file, "csv": csv_text(chart.data)}
+    return fields | {"file": chart.file, "csv": csv_text(_rounded_columns(chart.data))}
+
+
+def _rounded_columns(data: pd.DataFrame) -> pd.DataFrame:
+    """Rounds a table's numbers, whose last digits are noise and half of a packed page."""
+    floats = data.select_dtypes("floating")
+    return data.assign(**{str(name): floats[name].map(_rounded_float) for name in floats})
 
 
 def packed(text: str) -> str:
@@ -159,8 +166,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, pd.DataFrame) else [_plain(item) for item in value]
 
 
+def _rounded_float(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")
+
+
 def _rounded(value: float) -> float | int | None:
     if not math.isfinite(value):
         return None
-    rounded = float(f"{value:.{_DIGITS}g}")
+    rounded = _rounded_float(value)
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

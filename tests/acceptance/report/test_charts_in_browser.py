@@ -14,7 +14,8 @@ from mossa_jax.report.page.interactive import packed, page_charts
 from tests.support.browser import draw_all, errors, open_browser, overflows, requests, shown_at
 from tests.support.every_mark import HOSTILE, every_mark
 
-PAGE = """{% from "chart.html.j2" import chart with context %}<!doctype html><html lang="en"><head><meta charset="utf-8">
+PAGE = """{% from "chart.html.j2" import chart with context %}<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
 style-src 'unsafe-inline'; img-src data: blob:"><link rel="icon" href="data:,"><title>whole</title>
@@ -147,7 +148,7 @@ def test_the_pointer_finds_points_lines_bars_and_medians(browser):
     assert pointed(browser, POINTS, 0.5, 10.0) == "t[U+200B]1|value 2"
     assert pointed(browser, LINES, 2, 0.3) == "line 2|value 0.0"
     assert pointed(browser, BARS, 1.5, 1) == "bar b"
-    assert pointed(browser, LINES, 0.8, 0.3).startswith("spread|median 0.300")
+    assert pointed(browser, LINES, 0.86, 0.3).startswith("spread|median 0.300")
 
 
 def test_the_pointer_finds_defined_undefined_and_hatched_cells(browser):

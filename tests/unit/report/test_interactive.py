@@ -64,9 +64,11 @@ def test_the_summary_of_a_box_without_a_name_has_no_empty_line():
     assert Boxes(boxes=(box(0, [1.0]),)).summaries == ["median 1.000\nquartiles 1.000 to 1.000\nn = 1"]
 
 
-def test_the_csv_of_the_page_is_the_csv_of_the_files(chart, plain):
+def test_the_csv_of_the_page_is_the_csv_of_the_files_to_six_digits(chart, plain):
     assert plain["csv"] == csv_text(chart.data)
     assert "'=cmd()" in plain["csv"]
+    long = every_mark(pd.DataFrame({"layer": ["1", "1"], "n": [1234567, 2], "value": [0.12345678, np.nan]}))
+    assert chart_json(long)["csv"] == "layer,n,value\n1,1234567,0.123457\n1,2,\n"
 
 
 def test_characters_that_show_nothing_have_a_sign_and_lines_of_a_hover_text_stay_lines(plain):
