@@ -31,6 +31,15 @@ _COMPARISON = (
     times.time_chart,
 )
 
+FILES = (
+    "change", "figure2_layers", "heatmap", "figure3_clusters", "figure3_cluster_slopes", "figure7_held_out",
+    "specificity", "estimators", "training", "scores", "time", "measures", "measures_agreement", "measures_curves",
+    "merged", "layer_matrix", "turning", "trajectory", "settling", "convergence", "factors", "factors_tasks",
+    "figure5_dimensions", "weights", "figure6_correlates", "figure4_map_tsne", "figure4_map_pca", "separation",
+    "profile",
+)  # fmt: skip
+"""The names of the files of all charts that a run can have, without suffix."""
+
 
 def all_charts(inputs: ReportInputs) -> dict[str, Chart]:
     """Returns the charts by name: those of the comparison, then those of the analyses."""

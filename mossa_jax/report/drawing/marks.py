@@ -33,7 +33,7 @@ QUARTILES, WHISKERS, MEDIANS, OUTLIERS, FEW = "_quartiles", "_whiskers", "_media
 """Labels of what boxes are made of, by which it is found among the artists of the axes."""
 
 HATCHED, ABOVE = "_hatched", "_above"
-"""Labels of the strokes through marked cells, and of what is written above the axes, where neighbours could meet."""
+"""Labels of what hatches marked cells, and of what is written above the axes, where neighbours could meet."""
 
 UNDEFINED_HATCH = "xxxx"
 _MANY = 3000  # points, beyond which a vector file holds them as a picture
@@ -191,18 +191,6 @@ def _draw_rule(mark: Rule, axes: Axes, colour: str) -> None:
     style: dict[str, Any] = {"color": colour, "lw": 1.0, "ls": DASHES[mark.dash], "zorder": BEHIND + 0.5}
     if mark.axis == "diagonal":
         axes.axline((0.0, 0.0), slope=1.0, **style)
-        if mark.label:
-            axes.annotate(
-                shorten(mark.label, _SHOWN),
-                (1.0, 1.0),
-                xycoords="axes fraction",
-                xytext=(-3, 2),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                color=MUTED,
-                fontsize=_LABEL_SIZE,
-            )
         return
     is_upright = mark.axis == "x"
     (axes.axvline if is_upright else axes.axhline)(mark.at, **style)
@@ -243,9 +231,6 @@ def _draw_heat(mark: Heat, axes: Axes, colour: str) -> None:
         _hatch(axes, np.asarray(mark.hatched, bool) & np.isfinite(values), image.to_rgba(values))
     for row in mark.faint_rows:
         axes.axhspan(row - 0.5, row + 0.5, color="white", alpha=0.65, lw=0, zorder=BEFORE)
-    bar = axes.figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, aspect=34, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label(shorten(mark.bar, _SHOWN), fontsize=_LABEL_SIZE)
 
 
 def heat_scale(mark: Heat) -> tuple[Normalize, str]:
@@ -266,24 +251,33 @@ def group_edges(groups: Sequence[str]) -> list[int]:
 
 
 def _hatch(axes: Axes, cells: np.ndarray, colours: np.ndarray) -> None:
-    """Draws a stroke through each of these cells, dark on light colours and light on dark ones.
+    """Hatches these cells, dark on light colours and light on dark ones.
 
     Args:
       axes: of the heat map.
       cells: [rows, columns] bool.
       colours: [rows, columns, 4], of all cells.
     """
-    from matplotlib.collections import LineCollection
+    from matplotlib.collections import PolyCollection
 
-    at = np.argwhere(cells)
-    if not len(at):
-        return
-    is_light = colours[cells][:, :3] @ (0.2126, 0.7152, 0.0722) > 0.45
-    strokes = [[(column - 0.5, row + 0.5), (column + 0.5, row - 0.5)] for row, column in at]
-    shades = ["#5a5a5a" if light else "#e8e8e8" for light in is_light]
-    axes.add_collection(
-        LineCollection(strokes, colors=shades, linewidths=0.6, zorder=BEFORE - 0.5, label=HATCHED), autolim=False
-    )
+    is_light = colours[..., :3] @ (0.2126, 0.7152, 0.0722) > 0.45
+    for shade, those in (("#4d4d4d", cells & is_light), ("#f0f0f0", cells & ~is_light)):
+        corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+        # [cells, corners, x and y]
+        places = np.argwhere(those)[:, None, ::-1] + corners
+        if len(places):
+            axes.add_collection(
+                PolyCollection(
+                    places,
+                    facecolors="none",
+                    edgecolors=shade,
+                    linewidths=0,
+                    hatch="////",
+                    zorder=BEFORE - 0.5,
+                    label=HATCHED,
+                ),
+                autolim=False,
+            )
 
 
 def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
@@ -294,11 +288,14 @@ def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
 
 
 def legend_entries(marks: Sequence[Mark], roles: Any) -> list[tuple[str, Artist]]:
-    """Returns the entries of a legend: names and what stands for them; marks of one name and role share one."""
+    """Returns the entries of a legend: names and what stands for them; marks of one name and colour share one."""
     entries: dict[tuple[str, str], Artist] = {}
     for mark in marks:
-        if mark.name and (mark.name, mark.role) not in entries:
-            entries[mark.name, mark.role] = _legend_handle(mark, role_colour(mark, roles))
+        colour = role_colour(mark, roles)
+        # A diagonal has no end beside the axes for its label.
+        name = mark.label if isinstance(mark, Rule) and mark.axis == "diagonal" else mark.name
+        if name and (name, colour) not in entries:
+            entries[name, colour] = _legend_handle(mark, colour)
     result = [(name, handle) for (name, _), handle in entries.items()]
     return result + _heat_entries([mark for mark in marks if isinstance(mark, Heat)])
 

@@ -188,7 +188,7 @@ const figureOf = (function () {
           legendgroup: place.legendgroup, showlegend: false, ...axes });
         traces.push({ type: "scatter", mode: "markers", x: mark.boxes.map((one) => one.at + shift),
           y: mark.boxes.map((one) => one.quartiles[1]), marker: { size: 7, color: hue, opacity: 0 },
-          ...hover({ hover: mark.boxes.map((one) => (mark.name ? mark.name + "\n" : "") + one.summary) }),
+          ...hover({ hover: mark.summaries }),
           legendgroup: place.legendgroup, showlegend: false, ...axes });
       },
 
@@ -658,11 +658,19 @@ const mossa = (function () {
       chart.shown = figureOf(spec, viewOf(spec, valuesOf(chart)), chart.width, chart.mark);
       await Plotly.react(place, chart.shown.data, chart.shown.layout, { ...OFFLINE, displayModeBar: false, responsive: false, scrollZoom: false });
       place.style.minHeight = "";
+      if (!chart.isDrawn && chart.figure.querySelector("[data-key=rows]")) place.on("plotly_click", askForCard);
       chart.isDrawn = true;
       chart.reading = null;
     });
     return chart.drawing;
   }
+  // A row of a list of tasks leads to the task's card (task_cards.js), whose name begins the text at the pointer.
+  function askForCard({ points }) {
+    const words = document.createElement("template");
+    words.innerHTML = points[0].text.replace(/<br>/g, "\n");
+    document.dispatchEvent(new CustomEvent("open-task", { detail: words.content.textContent }));
+  }
+
   const redraw = (chart) => (chart.isDrawn ? draw(chart) : Promise.resolve());
 
   // ---------------------------------------------------------------- reading with keys

@@ -7,8 +7,6 @@ compressed, for the page's script to unpack.
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,6 +29,7 @@ from mossa_jax.report.charts.parts import Cells
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import NONE, between, fixed, percent
 from mossa_jax.report.page.html_parts import templates
+from mossa_jax.report.page.interactive import packed
 from mossa_jax.report.page.sparkline import Sparkline, Trace, is_defined
 
 if TYPE_CHECKING:
@@ -58,18 +57,18 @@ def task_cards(inputs: ReportInputs) -> dict[str, Any]:
 
     Returns:
       `groups`: (cluster, heads of its cards) in order; `bodies`: anchor -> HTML of the rest, empty if it is `packed`;
-      `packed`: the same for `task_cards.js` to unpack, or ""; `half`: the layers of the upper
-      half, in words; `n`: number of cards; `has_answers`: whether there are example prompts.
+      `packed`: the same for `task_cards.js` to unpack, or ""; `half`: the layers of the upper half, in words;
+      `n`: number of cards; `has_answers`: whether there are example prompts.
     """
     builder = _Builder(inputs)
     heads = sorted((builder.head(row) for row in range(len(builder.cells.tasks))), key=_place)
     template = templates().get_template("task_card.html.j2")
     bodies = {head["id"]: template.render(builder.body(head["row"])).split(_CUT) for head in heads}
-    packed = sum(len(piece) for pieces in bodies.values() for piece in pieces) > MOST_INLINE
+    is_packed = sum(len(piece) for pieces in bodies.values() for piece in pieces) > MOST_INLINE
     return {
         "groups": [(cluster, list(group)) for cluster, group in groupby(heads, key=lambda head: head["cluster"])],
-        "bodies": {} if packed else {name: "".join(pieces) for name, pieces in bodies.items()},
-        "packed": _packed(bodies) if packed else "",
+        "bodies": {} if is_packed else {name: "".join(pieces) for name, pieces in bodies.items()},
+        "packed": _packed_bodies(bodies) if is_packed else "",
         "half": inputs.analysis["half"]["name"],
         "n": len(heads),
         "has_answers": inputs.answers is not None,
@@ -80,8 +79,8 @@ def _place(head: Row) -> tuple[str, str]:
     return head["cluster"], head["task"]
 
 
-def _packed(bodies: Mapping[str, Sequence[str]]) -> str:
-    """Packs the pieces of all bodies: JSON, compressed with gzip, in base64.
+def _packed_bodies(bodies: Mapping[str, Sequence[str]]) -> str:
+    """Packs the pieces of all bodies.
 
     The first pieces of all cards come first, then the second ones, and so on: what is alike lies near enough together
     for gzip to find it.
@@ -90,9 +89,7 @@ def _packed(bodies: Mapping[str, Sequence[str]]) -> str:
       The JSON is an object of `ids`, the anchors, and `pieces`, one list per place in a body with a piece per card.
     """
     pieces = list(zip_longest(*bodies.values(), fillvalue=""))
-    data = json.dumps({"ids": list(bodies), "pieces": pieces}, ensure_ascii=False).encode()
-    # Without a time, so that the same run gives the same page.
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+    return packed(json.dumps({"ids": list(bodies), "pieces": pieces}, ensure_ascii=False))
 
 
 class _Builder:

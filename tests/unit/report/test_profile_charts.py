@@ -1,4 +1,4 @@
-"""The page's section on layer profiles: figure, words and table show what was planted, and say so where nothing is."""
+"""Layer profiles: chart, words and table show what was planted, and say so where nothing is."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 from mossa_jax.findings import find
 from mossa_jax.report.analyses.profile import SECTION
-from mossa_jax.report.drawing import figure_elements
+from tests.support.charts import check_chart, mark_of, marks_of, panels_of
 from tests.support.planted_profile import planted_profile
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
@@ -28,9 +28,10 @@ def inputs_with(information=True, share=None, layers=8, cuts=0, incompetent=()):
     )
 
 
-def draw(inputs):
-    with figure_elements.figure_style():
-        return SECTION.figures["profile"](inputs)
+def panels(inputs):
+    (chart,) = SECTION.charts(inputs)
+    check_chart(chart)
+    return panels_of(chart)
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +39,36 @@ def planted():
     return inputs_with()
 
 
-def test_the_figure_draws_the_mean_of_each_direction_for_both_models(planted):
-    figure = draw(planted)
-    for axes, model in zip(figure.axes[:2], ("tuned", "control"), strict=True):
-        drawn = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 8]
-        for kept in ("upto", "from"):
+def test_lines_are_the_means_of_each_direction_for_both_models(planted):
+    shown = panels(planted)
+    for title, model in (("E", "tuned"), ("Specialists", "control")):
+        panel = shown[f"{title}: adapters kept in some layers"]
+        for kept, name in (("upto", "layers 1 to k"), ("from", "layers k to the last")):
             rows = [
                 each
                 for each in planted.analysis["profile"]["shown"]["curves"]
                 if (each["model"], each["kept"], each["measure"]) == (model, kept, "information")
             ]
-            means = [each["mean"] for each in sorted(rows, key=lambda row: row["layer"]) if 1 <= each["layer"] <= 8]
-            assert any(np.allclose(line, means) for line in drawn), (model, kept)
-    # A bar for each layer and model, and the planted share that each layer carries as a mark.
-    bars, (marks,) = figure.axes[2].containers, [line for line in figure.axes[2].lines if line.get_marker() == "D"]
-    assert sum(len(container) for container in bars if hasattr(container, "patches")) == 16
-    np.testing.assert_allclose(marks.get_ydata()[1:-1], CARRIED[1:-1], atol=0.05)
+            rows = [each for each in sorted(rows, key=lambda row: row["layer"]) if 1 <= each["layer"] <= 8]
+            line = mark_of(panel, f"{title}, {name}")
+            for column, values in (("mean", line.y), ("low", line.low), ("high", line.high)):
+                np.testing.assert_allclose(values, [each[column] for each in rows])
+        assert len(marks_of(panel, "the same in likelihood, form included")) == 2
+        assert [mark.label for mark in panel.marks[:3]] == ["shared", "transition", "refinement"]
+    alone = shown["One layer alone"]
+    assert [len(mark_of(alone, f"{title}, layer k alone").x) for title in ("E", "Specialists")] == [8, 8]
+    # The planted share that each layer carries.
+    carried = mark_of(alone, "carried by layer k in E, both directions")
+    np.testing.assert_allclose(carried.y[1:-1], CARRIED[1:-1], atol=0.05)
+    assert carried.hover[2].startswith("layer 3\ncarried by layer k in E, both directions: ")
+
+
+def test_each_task_can_be_followed(planted):
+    table = planted.analyses["profile"]
+    panel = panels(planted)["E: adapters kept in some layers"]
+    lines = [mark for mark in panel.marks if mark.on_request == "t03"]
+    own = table[(table.task == "t03") & (table.model == "tuned") & (table.kept == "upto") & (table.layer > 0)]
+    assert len(lines) == 2 and any(np.allclose(line.y, own.sort_values("layer").share_of_information) for line in lines)
 
 
 def test_words_and_table_have_the_numbers(planted):
@@ -67,27 +82,29 @@ def test_words_and_table_have_the_numbers(planted):
 
 
 @pytest.mark.parametrize(("layers", "cuts"), [(32, 8), (8, 3)])
-def test_few_depths_are_drawn_at_their_layers(layers, cuts, tmp_path):
+def test_few_depths_stand_at_their_layers(layers, cuts):
     inputs = inputs_with(layers=layers, cuts=cuts)
-    figure_elements.save(draw(inputs), tmp_path, "profile")
+    line = mark_of(panels(inputs)["E: adapters kept in some layers"], "E, layers 1 to k")
+    cut = inputs.analyses["profile"]
+    cut = cut[(cut.model == "tuned") & (cut.kept == "upto") & (cut.layer > 0)].layer.unique()
+    assert [at + 1 for at in line.x] == sorted(cut)
     assert len(SECTION.rows(inputs)) == layers and "unknown" in SECTION.rows(inputs)[0][2]
 
 
 def test_shares_of_likelihood_say_so():
     inputs = inputs_with(information=False)
     assert "Shares are of the answers' likelihood" in " ".join(SECTION.sentences(inputs))
-    assert "likelihood" in draw(inputs).axes[0].get_ylabel()
+    assert "likelihood" in panels(inputs)["One layer alone"].y.label
 
 
 def test_without_a_competent_task_all_are_shown_and_the_page_says_so():
     inputs = inputs_with(incompetent=tuple(f"t{task:02}" for task in range(16)))
     assert not inputs.analysis["profile"]["measured"]
     assert SECTION.sentences(inputs)[0].startswith("No competent task gains anything: shown are all tasks")
-    assert len(SECTION.rows(inputs)) == 8 and len(draw(inputs).axes[0].lines) > 2
+    assert len(SECTION.rows(inputs)) == 8 and mark_of(panels(inputs)["One layer alone"], "E, layer k alone")
 
 
-def test_without_any_gain_each_panel_says_so():
+def test_without_any_gain_there_is_no_chart_and_the_page_says_so():
     inputs = inputs_with(share=np.nan)
-    assert "Nothing can be said" in SECTION.sentences(inputs)[0] and SECTION.rows(inputs) == []
-    for axes in draw(inputs).axes:
-        assert "no task of the mixture" in axes.texts[0].get_text()
+    assert "Nothing can be said" in SECTION.sentences(inputs)[0]
+    assert SECTION.rows(inputs) == [] and SECTION.charts(inputs) == []
