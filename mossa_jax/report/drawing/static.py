@@ -52,7 +52,7 @@ class _Composition:
     """The making of one figure."""
 
     def __init__(self, chart: Chart, view: View, palette: Palette):
-        self._chart, self._view, self._roles = chart, view, palette.roles
+        self._chart, self._palette = chart, palette
         columns = max(1, min(view.columns, len(view.panels)))
         rows = max(1, -(-len(view.panels) // columns))
         self._figure = new_figure(chart.width * columns, chart.height * rows)
@@ -103,7 +103,7 @@ class _Composition:
             title_panel(axes, panel, self._width, 0)
             return
         for mark in self._drawn(panel):
-            draw_mark(mark, axes, role_colour(mark, self._roles))
+            draw_mark(mark, axes, role_colour(mark, self._palette))
         set_up_axes(axes, panel, self._width, max(0.8, self._chart.height - 0.8))
         title_panel(axes, panel, self._width, spread_labels(axes, self._width))
 
@@ -210,7 +210,7 @@ class _Composition:
     def _legend(self, room: float, renderer: Any) -> Legend | None:
         """Makes the legend of all panels, in as many columns as there is room for; None if nothing has a name."""
         marks = [mark for _, panel in self._places() if has_data(panel) for mark in self._drawn(panel)]
-        entries = legend_entries(marks, self._roles)
+        entries = legend_entries(marks, self._palette)
         if not entries:
             return None
         for columns in range(len(entries), 0, -1):

@@ -47,7 +47,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
 
     sections = sections_of(inputs)
     charts = all_charts(inputs)
-    pictures = {name: _picture(epath.Path(figures) / f"{name}.png") for name in charts}
+    pictures = {name: _picture(epath.Path(figures) / f"{chart.file}.png") for name, chart in charts.items()}
     template = templates().get_template("page.html.j2")
     page = template.render(
         charts=page_charts(charts, pictures),
