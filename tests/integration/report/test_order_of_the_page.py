@@ -19,8 +19,8 @@ ORDER = ("summary claims where clusters tasks unseen trust training setup time w
 
 
 def page_of(folder, inputs):
-    for name in all_charts(inputs):
-        Image.new("RGB", (60, 20)).save(folder / f"{name}.png")
+    for chart in all_charts(inputs).values():
+        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png")
     write_page(folder / "report.html", inputs, folder)
     return (folder / "report.html").read_text(encoding="utf-8")
 

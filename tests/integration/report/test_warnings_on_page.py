@@ -59,8 +59,8 @@ def page_of(folder, **fields):
     """Writes a page with stand-ins for its pictures; returns what its inputs were and what it shows."""
     table = report_table()
     inputs = report_inputs(table, report_scores(table, fields.pop("incompetent", ())), **fields)
-    for name in all_charts(inputs):
-        Image.new("RGB", (60, 20)).save(folder / f"{name}.png")
+    for chart in all_charts(inputs).values():
+        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png")
     write_page(folder / "report.html", inputs, folder)
     return inputs, Reader((folder / "report.html").read_text())
 
