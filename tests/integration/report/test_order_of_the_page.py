@@ -20,7 +20,7 @@ ORDER = ("summary claims where clusters tasks unseen trust training setup time w
 
 def page_of(folder, inputs):
     for chart in all_charts(inputs).values():
-        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png")
+        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png", dpi=(300, 300))
     write_page(folder / "report.html", inputs, folder)
     return (folder / "report.html").read_text(encoding="utf-8")
 

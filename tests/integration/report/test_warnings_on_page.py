@@ -60,7 +60,7 @@ def page_of(folder, **fields):
     table = report_table()
     inputs = report_inputs(table, report_scores(table, fields.pop("incompetent", ())), **fields)
     for chart in all_charts(inputs).values():
-        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png")
+        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png", dpi=(300, 300))
     write_page(folder / "report.html", inputs, folder)
     return inputs, Reader((folder / "report.html").read_text())
 
