@@ -8,7 +8,8 @@ from PIL import Image
 
 from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.report import write_page
-from mossa_jax.report.page.page import CAPTIONS
+from mossa_jax.report.catalogue import all_charts
+from mossa_jax.report.numbers import with_minus
 from tests.support.planted_report import report_inputs, report_scores, report_table
 
 INCOMPETENT = ("t05", "t06", "t07", "t20")
@@ -56,10 +57,10 @@ class Reader(HTMLParser):
 
 def page_of(folder, **fields):
     """Writes a page with stand-ins for its pictures; returns what its inputs were and what it shows."""
-    for name in CAPTIONS:
-        Image.new("RGB", (60, 20)).save(folder / f"{name}.png")
     table = report_table()
     inputs = report_inputs(table, report_scores(table, fields.pop("incompetent", ())), **fields)
+    for chart in all_charts(inputs).values():
+        Image.new("RGB", (60, 20)).save(folder / f"{chart.file}.png", dpi=(300, 300))
     write_page(folder / "report.html", inputs, folder)
     return inputs, Reader((folder / "report.html").read_text())
 
@@ -75,35 +76,36 @@ def test_each_warning_stands_once_with_its_way_out(page):
     kinds = ["cut_prompts", "bad_rows", "idle_specialists", "few_repeated_rows"]
     assert [warning["kind"] for warning in warnings] == kinds
     for warning in warnings:
-        assert reader.text().count(warning["sentence"]) == 1
+        sentence = with_minus(warning["sentence"])
+        assert reader.text().count(sentence) == 1
         own = reader.text(f"warning-{warning['kind']}")
-        assert own.startswith(warning["sentence"]) and warning["knob"] in own
-    assert [word for places, word in reader.headings if "warnings" in places] == ["Data", "Training", "Worth knowing"]
+        assert own.startswith(sentence) and warning["knob"] in own
+    assert [word for places, word in reader.headings if "section-warnings" in places] == [
+        "Data",
+        "Training",
+        "Worth knowing",
+    ]
     assert reader.text().count("3 warnings") == 2  # the badge, and the section that it leads to
-    assert (["findings"], "#warnings") not in reader.links and any(href == "#warnings" for _, href in reader.links)
-
-
-def test_the_warnings_stand_before_the_findings(page):
-    text = page[1].text()
-    assert text.index("3 warnings: what can make") < text.index("18 of 22 specialists are shown to use their prompts")
-    assert text.index("18 of 22 specialists") < text.index("Claim: ")
+    assert ([], "#section-warnings") in reader.links
 
 
 def test_what_is_qualified_leads_to_its_warning_and_back(page):
     reader = page[1]
     there = {(places[-1], href) for places, href in reader.links if href.startswith("#warning-")}
-    assert there == {(f"finding-{name}", "#warning-cut_prompts") for name in QUALIFIED}
-    back = {(places[-1], href) for places, href in reader.links if href.startswith("#finding-")}
-    assert back == {("warning-cut_prompts", f"#finding-{name}") for name in QUALIFIED}
+    # The cards of tasks lead there, too.
+    there = {(place, href) for place, href in there if place.startswith("claim-")}
+    assert there == {(f"claim-{name}", "#warning-cut_prompts") for name in QUALIFIED}
+    back = {(places[-1], href) for places, href in reader.links if href.startswith("#claim-")}
+    assert back == {("warning-cut_prompts", f"#claim-{name}") for name in QUALIFIED}
     for name in QUALIFIED:
         total = 22 - 4 if name == "ability" else 18 - 3
         said = f"But 4 of its {total} tasks have more than half of the test prompts cut."
-        assert reader.text(f"finding-{name}").endswith(said)
-    assert "But " not in reader.text("finding-unseen")
+        assert said in reader.text(f"claim-{name}")
+    assert "But " not in reader.text("claim-unseen")
 
 
 def test_a_sound_run_says_that_there_is_no_warning(tmp_path):
     inputs, reader = page_of(tmp_path)
     assert inputs.analysis["warnings"] == []
-    assert reader.text("warnings") == "Warnings None." and "no warnings" in reader.text()
-    assert not [href for _, href in reader.links if href.startswith(("#warning-", "#finding-"))]
+    assert reader.text("section-warnings") == "Warnings None." and "no warnings" in reader.text()
+    assert not [href for _, href in reader.links if href.startswith(("#warning-", "#claim-"))]
