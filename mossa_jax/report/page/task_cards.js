@@ -74,7 +74,11 @@
 
   search.addEventListener("input", filter);
   search.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && matches().length) open(matches()[0]);
+    if (event.key === "Enter" && matches().length) {
+      // The same key would close the card again, since its head has the focus by then.
+      event.preventDefault();
+      open(matches()[0]);
+    }
     if (event.key === "Escape") {
       search.value = "";
       filter();
