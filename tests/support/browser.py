@@ -138,7 +138,7 @@ def hover_texts(chart: Chart) -> set[str]:
                 f"{row}\n{cell}" for row, cells in zip(rows, mark.cells, strict=True) for cell in cells if row or cell
             ]
         elif isinstance(mark, Boxes):
-            texts += [text for box in mark.boxes for text in box.hover]
+            texts += [text for box in mark.boxes for text in box.hover] + mark.summaries
         texts += mark.hover
     return {squeezed(text) for text in texts if text}
 
@@ -167,7 +167,14 @@ plot._fullData.forEach((trace, index) => {
       trace.x ? trace.x[c] : c, trace.y ? trace.y[r] : r, texts[r] && texts[r][c], value)));
   } else {
     const xs = trace.x || [], ys = trace.y || [];
-    [...xs].forEach((x, n) => place(x, ys[n], Array.isArray(texts) ? texts[n] : texts, ys[n]));
+    // The pointer goes to the middle of a bar, and to the end of nothing else.
+    const base = (n) => (Array.isArray(trace.base) ? trace.base[n] : trace.base) || 0;
+    const middle = (length, n) => (trace.type === 'bar' && length !== null ? base(n) + length / 2 : length);
+    [...xs].forEach((x, n) => {
+      const level = trace.orientation === 'h';
+      if (trace.type === 'bar' && !(level ? x : ys[n])) return;
+      place(level ? middle(x, n) : x, level ? ys[n] : middle(ys[n], n), Array.isArray(texts) ? texts[n] : texts, ys[n]);
+    });
   }
 });
 return spots.filter((spot) => spot.defined === wanted);
