@@ -58,7 +58,7 @@ class Run:
       >>> import mossa_jax as mossa
       >>> run = mossa.Run("runs/demo")
       >>> run
-      Run('runs/demo'): demo, 24 tasks, 8 layers, 21 tables
+      Run('runs/demo'): demo, 24 tasks, 8 layers, 23 tables
       >>> own = run.cka.query("control == task and estimator == 'debiased'")
       >>> own.groupby(["experimental", "layer"], observed=True).cka.median()
       >>> states = run.states("tuned", task="sentiment_surprise")

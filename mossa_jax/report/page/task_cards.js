@@ -7,10 +7,7 @@
   const store = document.getElementById("task-bodies");
   let bodies = null;
 
-  async function fill(card) {
-    const body = card.querySelector(".task-body");
-    if (!store || body.dataset.filled) return;
-    body.dataset.filled = "yes";
+  async function unpack(card, body) {
     try {
       // Unpacked once, for all cards (task_cards.py says what is in it).
       bodies = bodies || unpacked(store).then(JSON.parse);
@@ -22,13 +19,20 @@
     }
   }
 
-  function open(card) {
+  const fills = new Map();
+  function fill(card) {
+    if (store && !fills.has(card)) fills.set(card, unpack(card, card.querySelector(".task-body")));
+    return fills.get(card);
+  }
+
+  async function open(card) {
     card.hidden = false;
     card.closest(".task-group").hidden = false;
     card.open = true;
-    fill(card);
-    card.scrollIntoView({ block: "start" });
     card.querySelector("summary").focus({ preventScroll: true });
+    // The page may be too short to scroll to the card until it is filled.
+    await fill(card);
+    card.scrollIntoView({ block: "start" });
   }
 
   // `toggle` does not bubble.
@@ -74,7 +78,11 @@
 
   search.addEventListener("input", filter);
   search.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && matches().length) open(matches()[0]);
+    if (event.key === "Enter" && matches().length) {
+      // The same key would close the card again, since its head has the focus by then.
+      event.preventDefault();
+      open(matches()[0]);
+    }
     if (event.key === "Escape") {
       search.value = "";
       filter();

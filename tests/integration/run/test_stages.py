@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import html
 import json
 import os
 import pathlib
@@ -174,6 +175,10 @@ def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_s
             assert shown.map(target_of).tolist() == own.target.tolist()
     from_csv = read_csv(tiny_run[1] / "results/answers.csv")
     assert from_csv.answer.fillna("").tolist() == answers.answer.tolist()
+    page = (tiny_run[1] / "report.html").read_text()
+    for task in TASKS:
+        card = page.split(f'<details class="task" id="task-{task}"')[1].split("</details>\n<")[0]
+        assert all(html.escape(prompt) in card for prompt in answers[answers.task == task].prompt)
 
 
 def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
