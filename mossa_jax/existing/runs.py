@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from matplotlib.figure import Figure
 
+    from mossa_jax.existing.run_figures import RunFigures
     from mossa_jax.existing.run_models import RunModels
     from mossa_jax.report import ReportInputs
     from mossa_jax.states import TokenStates
@@ -61,7 +62,7 @@ class Run:
       >>> own = run.cka.query("control == task and estimator == 'debiased'")
       >>> own.groupby(["experimental", "layer"], observed=True).cka.median()
       >>> states = run.states("tuned", task="sentiment_surprise")
-      >>> figure = run.figure("layers", palette={"tuned": "#7a0177"})
+      >>> figure = run.figures.draw("layers", palette={"tuned": "#7a0177"})
     """
 
     def __init__(self, folder: str | os.PathLike[str], variant: str = ""):
@@ -336,44 +337,26 @@ class Run:
 
     # ---------------------------------------------------------------- figures
 
+    @property
+    def figures(self) -> RunFigures:
+        """The figures of the report: `figures["layers"]` draws one, `figures.names` lists them.
+
+        Raises:
+          Refusal: 3 if the run is not finished.
+        """
+        from mossa_jax.existing.run_figures import RunFigures
+
+        return RunFigures(str(self._place), self._report_inputs())
+
     def figure(self, name: str, palette: Mapping[str, str] | None = None) -> Figure:
-        """Draws one figure of the report.
+        """Draws one figure of the report, as `figures.draw`."""
+        return self.figures.draw(name, palette)
 
-        Args:
-          name: such as "layers"; a wrong one is refused with the list.
-          palette: role -> colour, for those that are to differ; `mossa_jax.report.palette.ROLES` names them.
-
-        Returns:
-          A matplotlib figure, to show, change or save.
-
-        Raises:
-          Refusal: 2 for a name or role that does not exist; 3 if the run is not finished.
-        """
-        from mossa_jax.report.drawing.figures import draw_figure
-
-        return draw_figure(self._report_inputs(palette), name)
-
-    def figures(self, folder: str | os.PathLike[str], palette: Mapping[str, str] | None = None) -> list[str]:
-        """Draws all figures of the report and saves each as PNG and PDF.
-
-        Args:
-          folder: where to write; created if absent.
-          palette: as in `figure`.
-
-        Returns:
-          Names of the figures, without suffix. Without a palette the files equal those of the run.
-
-        Raises:
-          Refusal: as in `figure`; 6 if there is no room.
-        """
-        from mossa_jax.report import write_figures
-
-        return write_figures(self._report_inputs(palette), folder)
-
-    def _report_inputs(self, palette: Mapping[str, str] | None) -> ReportInputs:
+    def _report_inputs(self) -> ReportInputs:
         """Gathers what the figures show."""
+        from mossa_jax.files.metrics import Metrics
+        from mossa_jax.monitoring import goodput
         from mossa_jax.report import ReportInputs
-        from mossa_jax.report.palette import make_palette
 
         analysis = self.analysis
         tables = {name: self.raw_table(name) for name in {*self.tables, "cka", "scores", "curves"}}
@@ -387,5 +370,5 @@ class Run:
             curves=tables["curves"],
             tasks=tables["cka"].drop_duplicates("task")[["task", "cluster", "held_out"]],
             parity="not shown in figures",
-            palette=make_palette(palette or {}),
+            times=goodput.times(Metrics(self.folder).read()[0]),
         )

@@ -142,6 +142,7 @@ class Finding(TypedDict):
       sentence: what was found, with the numbers.
       figures: the numbers behind the sentence; `p` and `p_adjusted` where the claim was tested.
       chart: name of the chart that shows it.
+      reservations: sentences that keep a significant claim from being supported.
       qualifications: short sentences, one per warning that touches the claim; they do not change the verdict.
     """
 
@@ -154,6 +155,7 @@ class Finding(TypedDict):
     sentence: str
     figures: dict[str, Any]
     chart: str
+    reservations: list[str]
     qualifications: list[str]
 
 
@@ -272,8 +274,14 @@ def _finding(claim: Claim, evidence: Evidence, p_adjusted: float | None, untesta
         sentence=sentence,
         figures=figures,
         chart=claim.chart,
+        reservations=evidence.reservations if _is_held_back(verdict, p_adjusted, level) else [],
         qualifications=[],
     )
+
+
+def _is_held_back(verdict: str, p_adjusted: float | None, level: float) -> bool:
+    """Whether a claim would be supported but for its reservations."""
+    return verdict == UNDECIDED and p_adjusted is not None and p_adjusted <= level
 
 
 def _p(value: float) -> str:

@@ -12,12 +12,14 @@ class Headline(TypedDict):
     """One line of figures.
 
     Attributes:
-      figure: the value with its 95 % interval and what it is a value of, such as "+0.247 CKA [+0.233, +0.261]".
+      figure: the value, such as "+0.247 CKA".
+      detail: its 95 % interval, and what it is a value of where the unit does not say it; "" if there is neither.
       units: over what it is taken, such as "11 clusters, 60 tasks"; "" if nothing was measured.
       p: such as "p < 0.001 corrected"; "" if nothing was tested.
     """
 
     figure: str
+    detail: str
     units: str
     p: str
 
@@ -29,44 +31,54 @@ def headline(claim: str, figures: dict[str, Any]) -> Headline:
       claim: its name.
       figures: of its finding, with `p_adjusted`.
     """
-    return Headline(figure=_figure(claim, figures), units=_units(figures), p=_p(figures.get("p_adjusted")))
+    figure, detail = _figure(claim, figures)
+    return Headline(figure=figure, detail=detail, units=_units(figures), p=_p(figures.get("p_adjusted")))
 
 
-def _figure(claim: str, figures: dict[str, Any]) -> str:
+def in_words(line: Headline) -> str:
+    """Returns a headline as one text."""
+    figure = f"{line['figure']} {line['detail']}".strip()
+    return ", ".join(text for text in (figure, line["units"], line["p"]) if text)
+
+
+def _figure(claim: str, figures: dict[str, Any]) -> tuple[str, str]:
     if claim == "transition":
         return _rise(figures.get("fit"))
-    if claim == "clusters":
-        share = figures.get("eta_squared")
-        return NOTHING if share is None else f"clusters explain {share:.0%} of the spread".replace("%", " %")
-    if claim == "ability":
-        return NOTHING if figures.get("rho") is None else f"rank correlation {figures['rho']:+.2f}"
     if claim == "gain":
         return _carried(figures.get("by_change"))
+    if claim == "clusters":
+        share = figures.get("eta_squared")
+        return (
+            (NOTHING, "") if share is None else (f"{100 * share:.0f} %", "of the spread of tasks lies between clusters")
+        )
+    if claim == "ability":
+        rho = figures.get("rho")
+        return (NOTHING, "") if rho is None else (f"{rho:+.2f}", "partial rank correlation")
     if figures.get("mean") is None:
-        return NOTHING
+        return NOTHING, ""
     low, high = figures["low"], figures["high"]
-    interval = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-    return f"{figures['mean']:+.3f} CKA{interval}"
+    interval = "" if low is None or high is None else f"[{low:+.3f}, {high:+.3f}]"
+    return f"{figures['mean']:+.3f} CKA", interval
 
 
-def _rise(fit: dict[str, Any] | None) -> str:
+def _rise(fit: dict[str, Any] | None) -> tuple[str, str]:
     if not fit:
-        return NOTHING
+        return NOTHING, ""
     before, after = (fit[side]["level"] for side in ("before", "after"))
     first, last = (fit[end]["layer"] for end in ("start", "end"))
     place = f"in layer {first}" if first == last else f"in layers {first} to {last}"
-    return f"from {before:+.3f} to {after:+.3f} CKA {place}"
+    return f"{before:+.3f} to {after:+.3f} CKA", place
 
 
-def _carried(by_change: dict[str, Any] | None) -> str:
+def _carried(by_change: dict[str, Any] | None) -> tuple[str, str]:
     """Says how much of the gain the layers with the largest change carry."""
     part = (by_change or {}).get("rise") or (by_change or {}).get("top")
     if not part or part["carried"]["mean"] is None:
-        return NOTHING
+        return NOTHING, ""
     low, high = part["carried"]["low"], part["carried"]["high"]
-    interval = "" if low is None else f" [{100 * low:.0f} to {100 * high:.0f} %]"
+    interval = "" if low is None else f"[{100 * low:.0f} to {100 * high:.0f} %] "
     share = 100 * part["share_of_layers"]
-    return f"{100 * part['carried']['mean']:.0f} %{interval} of the gain in {share:.0f} % of the layers"
+    return f"{100 * part['carried']['mean']:.0f} %", f"{interval}of the gain in {share:.0f} % of the layers"
 
 
 def _units(figures: dict[str, Any]) -> str:

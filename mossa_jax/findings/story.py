@@ -115,7 +115,7 @@ def _transition(sections: dict[str, Any], finding: Finding) -> str:
         return f"a change that builds up in {_layers(sections['transition'])} is seen but left undecided"
     if shape == NONE:
         return "no depth is shown at which a change sets in"
-    return f"its curve over depth is no transition ({SHAPES[shape].partition(':')[0]})"
+    return f"the curve over depth is no transition ({SHAPES[shape].partition(':')[0]})"
 
 
 def _certainty(analysis: dict[str, Any], findings: dict[str, Finding]) -> str:

@@ -9,6 +9,12 @@ from mossa_jax.findings.cells import OWN, Cells, cells_of
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS, block_layers, layer_order
 
 FDR = 0.05
+_FLAT = "no variance"
+_SIDES = {
+    " in a and b": " in the states of either model",
+    " in a": " in the states of the experimental model",
+    " in b": " in the states of the specialist",
+}
 _MAX_EXAMPLES = 3
 
 
@@ -24,7 +30,8 @@ def find_trust(
 
     Returns:
       `cells` and `undefined`: numbers of rows, both estimators together.
-      `reasons`: each reason for an undefined cell, with its count and its first cells.
+      `reasons`: each reason for an undefined cell, with its count, its first cells as examples, and how many of them
+      are `expected`: the embedding of the last token is the same for all prompts that end in the same way.
       `prompts`: the fewest and the most prompts of a task.
       `above_null`: share of debiased matched cells with q <= `FDR`.
       `null_mean`: largest mean of the biased null over matched cells, that is, what unrelated states over such prompts
@@ -51,13 +58,22 @@ def find_trust(
     }
 
 
+def reason_in_words(reason: str) -> str:
+    """Returns the reason for an undefined cell with the two sides of the comparison called by their names."""
+    for side, words in _SIDES.items():
+        if reason.endswith(side):
+            return f"{reason.removesuffix(side)}{words}"
+    return reason
+
+
 def _reasons(undefined: pd.DataFrame) -> list[dict[str, Any]]:
     """Counts the reasons of undefined cells, most frequent first, each with a few examples."""
     reasons: list[dict[str, Any]] = []
     for reason, rows in undefined.groupby("undefined"):
         cells = rows.drop_duplicates(["task", "layer"]).sort_values(["task", "layer"])[["task", "layer"]]
         examples = [f"{task}, layer {layer}" for task, layer in cells.head(_MAX_EXAMPLES).itertuples(index=False)]
-        reasons.append({"reason": reason, "cells": len(rows), "examples": examples})
+        expected = (rows["layer"].astype(str) == "embed") & str(reason).startswith(_FLAT)
+        reasons.append({"reason": reason, "cells": len(rows), "expected": int(expected.sum()), "examples": examples})
     return sorted(reasons, key=lambda row: (-row["cells"], row["reason"]))
 
 

@@ -105,20 +105,21 @@ def preview_dataset(config: Config) -> Preview:
 
 
 def write_preview(preview: Preview, folder: epath.PathLike) -> None:
-    """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .pdf)."""
-    from mossa_jax.report.drawing import figure_elements
+    """Writes tasks.csv, mixture.csv, warnings.txt and lengths.png (with .svg and .pdf)."""
     from mossa_jax.report.drawing.glyphs import say_missing
     from mossa_jax.report.drawing.length_histograms import draw_lengths
+    from mossa_jax.report.drawing.saving import save, settle
+    from mossa_jax.report.drawing.style import figure_style
 
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "tasks.csv", csv_text(preview.tasks))
     write_text(folder / "mixture.csv", csv_text(preview.mixture))
     write_text(folder / "warnings.txt", "".join(f"{line}\n" for line in preview.warnings))
-    # matplotlib's stubs want literal keys; the style is a plain dict.
-    with figure_elements.figure_style():
+    with figure_style():
         figure = draw_lengths(preview.tasks, preview.lengths, preview.totals.max_tokens)
-        say_missing(figure_elements.save(figure, folder, "lengths"))
+    say_missing(settle(figure))
+    save(figure, folder, "lengths", "Length of the training examples")
 
 
 def _totals(tasks: pd.DataFrame, mixture: Examples, cost: TrainingCost, suite: Suite, config: Config) -> Totals:

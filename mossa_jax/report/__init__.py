@@ -8,8 +8,9 @@ matplotlib and plotly are imported inside the functions that draw, so that their
 draws nothing.
 """
 
-from mossa_jax.report.drawing.figures import write_figures
+from mossa_jax.report.drawing.figures import remove_former_figures, write_figures
+from mossa_jax.report.drawing.style import STYLE_SHEET
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page.page import write_page
 
-__all__ = ["ReportInputs", "write_figures", "write_page"]
+__all__ = ["STYLE_SHEET", "ReportInputs", "remove_former_figures", "write_figures", "write_page"]

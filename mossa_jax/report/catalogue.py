@@ -17,7 +17,7 @@ from mossa_jax.report.charts import (
 from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.inputs import ReportInputs
 
-_MAIN = (
+_COMPARISON = (
     change.change_chart,
     levels.layers_chart,
     heatmap.heatmap_chart,
@@ -31,9 +31,23 @@ _MAIN = (
     times.time_chart,
 )
 
+FILES = (
+    "change", "figure2_layers", "heatmap", "figure3_clusters", "figure3_cluster_slopes", "figure7_held_out",
+    "specificity", "estimators", "training", "scores", "time", "measures", "measures_agreement", "measures_curves",
+    "merged", "layer_matrix", "turning", "trajectory", "settling", "convergence", "factors", "factors_tasks",
+    "figure5_dimensions", "weights", "figure6_correlates", "figure4_map_tsne", "figure4_map_pca", "separation",
+    "profile",
+)  # fmt: skip
+"""The names of the files of all charts that a run can have, without suffix."""
+
 
 def all_charts(inputs: ReportInputs) -> dict[str, Chart]:
     """Returns the charts by name: those of the comparison, then those of the analyses."""
-    charts = [chart for build in _MAIN if (chart := build(inputs)) is not None]
-    charts += [chart for section in sections_of(inputs) for chart in section.charts(inputs)]
+    charts = [chart for section in sections_of(inputs) for chart in section.charts(inputs)]
+    return comparison_charts(inputs) | {chart.name: chart for chart in charts}
+
+
+def comparison_charts(inputs: ReportInputs) -> dict[str, Chart]:
+    """Returns the charts of the comparison, and of what was trained and scored for it, by name."""
+    charts = [chart for build in _COMPARISON if (chart := build(inputs)) is not None]
     return {chart.name: chart for chart in charts}

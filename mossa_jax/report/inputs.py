@@ -56,7 +56,7 @@ class ReportInputs:
     change: pd.DataFrame | None = None
     answers: pd.DataFrame | None = None
     analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    palette: palette.Palette = palette.DEFAULT
+    palette: palette.Palette = field(default_factory=lambda: palette.DEFAULT)
 
 
 def scores_by_model(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

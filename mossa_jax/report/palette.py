@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.errors import BAD_CONFIG, Refusal
@@ -56,29 +55,6 @@ TIME_COLOURS = {
 }
 
 
-@dataclass(frozen=True)
-class Palette:
-    """The colours of the static figures, by what they stand for.
-
-    Attributes:
-      models: experimental model -> colour.
-      scores: model, as in the task scores -> colour.
-      foreign: foreign control -> colour.
-      sections: section of the network -> colour.
-      ceiling: of the ceiling.
-      undefined: of undefined cells.
-      roles: role, a key of `ROLES` -> colour.
-    """
-
-    models: Mapping[str, str]
-    scores: Mapping[str, str]
-    foreign: Mapping[str, str]
-    sections: Mapping[str, str]
-    ceiling: str
-    undefined: str
-    roles: Mapping[str, str]
-
-
 ROLES = {
     **MODEL_COLOURS,
     "control": SCORE_COLOURS["control"],
@@ -89,6 +65,9 @@ ROLES = {
     "undefined": UNDEFINED,
 }
 """What a colour of the static figures can stand for -> the colour that it has by default."""
+
+Palette = Mapping[str, str]
+"""The colours of static figures: role, a key of `ROLES` -> colour."""
 
 
 def make_palette(colours: Mapping[str, str]) -> Palette:
@@ -104,16 +83,7 @@ def make_palette(colours: Mapping[str, str]) -> Palette:
         if role not in ROLES:
             raise Refusal(BAD_CONFIG, f"palette: {role!r} is no role; there is {', '.join(ROLES)}")
         _check_colour(role, colour)
-    values = ROLES | dict(colours)
-    return Palette(
-        models={name: values[name] for name in MODEL_COLOURS},
-        scores={"base": values[PRETRAINED]} | {name: values[name] for name in (TUNED, "control", "majority")},
-        foreign={name: values[name] for name in FOREIGN_COLOURS},
-        sections={name: values[name] for name in SECTION_COLOURS},
-        ceiling=values["ceiling"],
-        undefined=values["undefined"],
-        roles=values,
-    )
+    return ROLES | dict(colours)
 
 
 def _check_colour(role: str, colour: str) -> None:

@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 from mossa_jax.findings.claims import EXPLORATORY, NOT_MEASURED, TOO_FEW, UNDECIDED
+from mossa_jax.findings.headlines import in_words
 from mossa_jax.findings.story import STORY
 from mossa_jax.findings.warnings import late_lines
 
@@ -37,7 +38,7 @@ def summary(findings: dict[str, Any], width: int | None = None) -> str:
     for finding in findings["findings"]:
         if not _is_named_alone(finding):
             family = " (exploratory)" if finding["family"] == EXPLORATORY else ""
-            figures = ", ".join(text for text in finding["headline"].values() if text)
+            figures = in_words(finding["headline"])
             lines.append(f"[{finding['verdict']}] {finding['title']}{family}: {figures}{_but(finding)}")
     for verdict in (UNDECIDED, TOO_FEW, NOT_MEASURED):
         alone = [finding for finding in findings["findings"] if _is_named_alone(finding)]

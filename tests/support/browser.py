@@ -138,7 +138,7 @@ def hover_texts(chart: Chart) -> set[str]:
                 f"{row}\n{cell}" for row, cells in zip(rows, mark.cells, strict=True) for cell in cells if row or cell
             ]
         elif isinstance(mark, Boxes):
-            texts += [text for box in mark.boxes for text in box.hover]
+            texts += [text for box in mark.boxes for text in box.hover] + mark.summaries
         texts += mark.hover
     return {squeezed(text) for text in texts if text}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows, 
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Mark, Panel, Points, View
-from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
+from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import with_minus
 from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, counted
@@ -92,7 +93,9 @@ def _largest(parts: Mapping[str, Any], model: str, count: int = 2) -> str:
 
 def _charts(inputs: ReportInputs) -> list[Chart]:
     charts = [_parts_chart(inputs)]
-    changes = _found(inputs).get("task_changes", [])
+    # The tests of the words are not drawn.
+    found = find_factors(inputs.analyses, words.incompetent(inputs), inputs.analysis["half"]["layers"], draws=1)
+    changes = found.get("task_changes", [])
     return [*charts, _tasks_chart(inputs, changes)] if changes else charts
 
 
@@ -104,7 +107,8 @@ def _parts_chart(inputs: ReportInputs) -> Chart:
     wholes = {model: _whole(table, left_out, model, layers) for model in _MODELS}
     units = words.units_of(sound_rows(table, left_out))
     ends = [end for model in _MODELS for end in (*_stacks(parts[model])[1], wholes[model].mean)]
-    axis = marks.cka_axis(f"CKA with the task's specialist ({HEADLINE})", ends)
+    axis = cka_axis(f"CKA with the task's specialist ({HEADLINE})", np.array(ends))
+    axis = replace(axis, high=max(1.03, float(np.nanmax(ends)) + 0.02))
     spans = section_spans(inputs.analysis, layers)
     panels = [
         Panel(

@@ -79,7 +79,9 @@ def _sentences(inputs: ReportInputs) -> list[str]:
 
 
 def _charts(inputs: ReportInputs) -> list[Chart]:
-    table, found = inputs.analyses["layers"], _found(inputs)
+    table = inputs.analyses["layers"]
+    # The tests of the words are not drawn.
+    found = find_turning(inputs.analyses["turning"], words.incompetent(inputs), draws=1)
     cells = sound_rows(table[table["estimator"] == HEADLINE], words.incompetent(inputs))
     charts = [_turning_chart(inputs, found)]
     if len(cells):

@@ -80,8 +80,8 @@ def _map_chart(inputs: ReportInputs, method: str) -> Chart | None:
         views=(View(panels, columns=len(layers)),),
         data=pd.concat(list(parts.values()), ignore_index=True),
         paper=4,
-        width=2.7,
-        height=2.6,
+        width=3.1,
+        height=2.8,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax.findings.layer_means import LayerMeans
-from mossa_jax.report.charts.grammar import Axis, Line, Values
+from mossa_jax.report.charts.grammar import Line, Values
 from mossa_jax.report.charts.parts import lines
 from mossa_jax.report.numbers import NONE, between, fixed
 
@@ -94,14 +94,6 @@ def mean_curve(
 ) -> Line:
     """Builds the line of means over units with its band; the arguments are those of `curve`."""
     return curve(layers, means.mean, name, role, means.low, means.high, units, signed, dash, symbol)
-
-
-def cka_axis(label: str, values: Sequence[Values]) -> Axis:
-    """Returns an axis from 0 to 1, longer where debiased estimates are beyond."""
-    numbers = np.concatenate([np.zeros(0), *(np.asarray(each, float) for each in values)])
-    numbers = numbers[np.isfinite(numbers)]
-    low = float(numbers.min()) - 0.03 if numbers.size and numbers.min() < 0 else 0.0
-    return Axis(label, low=low, high=max(1.03, float(numbers.max(initial=0.0)) + 0.02), zero=low < 0)
 
 
 def means_table(

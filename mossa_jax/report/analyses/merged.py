@@ -14,7 +14,7 @@ from mossa_jax.findings.merged import CURVES, find_merged
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Mark, Panel, Points, Rule, View
-from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
+from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import fixed
 from mossa_jax.report.palette import PURPLE, counted
@@ -28,8 +28,14 @@ _POINTS = {"tuned": _CURVES["tuned"], "merged": _CURVES["cka"], "base": _CURVES[
 
 def _found(inputs: ReportInputs) -> dict[str, Any]:
     seed, draws = words.random_of(inputs)
-    scores = inputs.analyses.get("merged_scores")
-    return find_merged(inputs.analyses["merged"], scores, inputs.scores, words.incompetent(inputs), seed, draws)
+    return _compare(inputs, seed, draws)
+
+
+def _compare(inputs: ReportInputs, seed: int = 0, draws: int = 1) -> dict[str, Any]:
+    """Compares E with the mean of the specialists; one draw is enough where no test is shown."""
+    tables = inputs.analyses
+    left_out = words.incompetent(inputs)
+    return find_merged(tables["merged"], tables.get("merged_scores"), inputs.scores, left_out, seed, draws)
 
 
 def _sentences(inputs: ReportInputs) -> list[str]:
@@ -71,13 +77,13 @@ def _where(found: dict[str, Any]) -> str:
 
 
 def _charts(inputs: ReportInputs) -> list[Chart]:
-    found = _found(inputs)
+    found = _compare(inputs)
     layers, means = found["layers"], found["means"]
     spans = section_spans(inputs.analysis, layers)
     units = words.units(found["upper"]["difference"])
     curves = [marks.mean_curve(layers, means[column], name, role, units) for column, (role, name) in _CURVES.items()]
     gap = marks.mean_curve(layers, means["difference"], "E less the mean", TUNED, units, signed=True)
-    cka = marks.cka_axis(f"CKA with the task's specialist ({HEADLINE})", [curve.y for curve in curves])
+    cka = cka_axis(f"CKA with the task's specialist ({HEADLINE})", np.array([curve.y for curve in curves]))
     panels = (
         Panel(
             layer_axis(layers),
@@ -114,7 +120,7 @@ def _charts(inputs: ReportInputs) -> list[Chart]:
 def _information_panel(rows: pd.DataFrame) -> Panel:
     """Builds the information of each model over that of the task's specialist, a point per task."""
     unit = "nats per prompt"
-    drawn: list[Mark] = [Rule(axis="diagonal", dash="dash", label="as much as the specialist")]
+    drawn: list[Mark] = [Rule(name="as much as the specialist", axis="diagonal", dash="dash")]
     drawn += [_points(rows, model, role, name) for model, (role, name) in _POINTS.items()]
     has_scores = bool(len(rows)) and bool(np.isfinite(rows["merged"].to_numpy(float)).any())
     return Panel(

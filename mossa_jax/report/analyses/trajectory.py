@@ -15,7 +15,7 @@ from mossa_jax.findings.units import t_interval, unit_means
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Line, Mark, Panel, Points, Rule, View
-from mossa_jax.report.charts.parts import layer_axis, lines, section_spans
+from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs, left_out
 from mossa_jax.report.numbers import NONE, between, fixed, percent
 from mossa_jax.report.palette import GREEN, ORANGE, VERMILLION, counted, layer_label
@@ -194,7 +194,7 @@ def _paths_panel(rows: pd.DataFrame, means: pd.DataFrame, layers: list[str], nam
         ]
         x, y, low, high = (column.to_numpy(float) for column in columns)
         label = f"layer {layer}" if layer in marked else ""
-        path = slice(0, len(places) + 1)
+        path, on_the_way = slice(0, len(places) + 1), slice(0, len(places))
         drawn.append(
             Line(name=label, role=colour, x=x[path], y=y[path], width=1.8 if label else 1.0, hover=hover[path])
         )
@@ -203,19 +203,19 @@ def _paths_panel(rows: pd.DataFrame, means: pd.DataFrame, layers: list[str], nam
             drawn.append(
                 Points(
                     role=colour,
-                    x=x[path] + shift,
-                    y=y[path],
-                    y_low=low[path],
-                    y_high=high[path],
+                    x=x[on_the_way] + shift,
+                    y=y[on_the_way],
+                    y_low=low[on_the_way],
+                    y_high=high[on_the_way],
                     size=3.0,
-                    hover=hover[path],
+                    hover=hover[on_the_way],
                 )
             )
         if has_ceiling:
             drawn.append(Points(role=colour, x=x[-1:], y=y[-1:], symbol="dash", size=12.0, hover=hover[-1:]))
     return Panel(
         Axis("share of the steps", names),
-        marks.cka_axis("CKA with the model's own end", [means["cka"], means["low"]]),
+        cka_axis("CKA with the model's own end", means[["cka", "low"]].to_numpy(float)),
         tuple(drawn) if means["cka"][means["steps"] != "end"].notna().any() else (),
         title=name,
         note=f"mean over {units}",
@@ -271,12 +271,12 @@ def _settling_chart(inputs: ReportInputs) -> Chart:
                 name=label,
                 role=role,
                 x=range(len(layers)),
-                y=np.where(tasks > 0, tasks, np.nan),
+                y=tasks,
                 base=below,
                 width=0.86,
                 hover=hover,
             )
-            drawn += [bars] if tasks.any() else []
+            drawn.append(bars)
             below = below + tasks
             rows.append(pd.DataFrame({"model": name, "layer": layers, "settled_after": share, "tasks": tasks}))
         of = "prompts of " if model == TUNED else ""
@@ -284,7 +284,7 @@ def _settling_chart(inputs: ReportInputs) -> Chart:
             Panel(
                 layer_axis(layers),
                 Axis("tasks (without undefined cells)", low=0.0),
-                (*spans, *drawn),
+                (*spans, *drawn) if below.any() else (),
                 title=name,
                 note=f"{of}{counted(int(below.max(initial=0)), 'task')}",
                 empty=_NO_SNAPSHOTS,

@@ -31,7 +31,7 @@ _AGAINST = {
 """What two updates are -> the role and name of their curve."""
 
 _CHANCE = "random directions"
-_SIZE_TITLE = "norm of the update / norm of the base's projections"
+_SIZE_TITLE = "size of the updates"
 _ALL = "all"
 
 
@@ -104,7 +104,7 @@ def _panels(inputs: ReportInputs, found: dict[str, Any], units: str) -> tuple[Pa
     ]
     first = Panel(
         layer_axis(layers),
-        Axis("ratio of norms", low=0.0),
+        Axis("norm / norm of the base's projections", low=0.0),
         (*spans, *sizes),
         title=_SIZE_TITLE,
         note=counted(found["n_tasks"], "task"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,14 @@ from mossa_jax.findings import to_json_types
 from mossa_jax.findings.between_runs import Comparison
 from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS
 from mossa_jax.findings.run_tables import QUANTITIES
-from mossa_jax.report.between_runs.figures import difference_matrix, draw_curves, draw_differences, picture, run_style
+from mossa_jax.report.between_runs.figures import curves_chart, difference_matrix, differences_chart, run_style
 from mossa_jax.report.between_runs.inputs import RunsInputs
 from mossa_jax.report.between_runs.tables import QUANTITY_NAMES, all_tables
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.charts.grammar import Chart
+from mossa_jax.report.drawing.saving import picture
+from mossa_jax.report.drawing.static import draw
 from mossa_jax.report.page.html_parts import data_uri, inlined, templates
 from mossa_jax.report.palette import UNDEFINED
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CURVES = "Change over relative depth: the median over tasks of each run, with quartiles"
 DIFFERENCES = "Difference of the change between two runs, one row per task and one column per layer"
@@ -47,9 +46,6 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
 
     comparison, path = inputs.comparison, epath.Path(path)
     others = comparison.names[1:]
-    with elements.figure_style():
-        drawings: dict[str, Figure] = {run: draw_differences(comparison, run) for run in others}
-        curves = draw_curves(comparison)
     template = templates().get_template("runs.html.j2")
     page = template.render(
         tables={table.name: table for table in all_tables(inputs)},
@@ -58,8 +54,8 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
         others=others,
         quantities=QUANTITY_NAMES,
         estimators=REPORTED_ESTIMATORS,
-        curves=data_uri(picture(curves)),
-        differences={run: data_uri(picture(figure)) for run, figure in drawings.items()},
+        curves=_picture(curves_chart(comparison)),
+        differences={run: _picture(differences_chart(comparison, run)) for run in others},
         captions={"curves": CURVES, "differences": DIFFERENCES},
         command=inputs.command,
         style=inlined("style.css"),
@@ -71,6 +67,11 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
     for file, text in {**files, path: page}.items():
         write_text(file, text)
     return [str(file) for file in (path, *files)]
+
+
+def _picture(chart: Chart) -> str:
+    """Draws a chart as a data URI."""
+    return data_uri(picture(draw(chart), "png"))
 
 
 def _chart_data(comparison: Comparison) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mossa_jax.findings.layer_means import LayerMeans, layer_means
 from mossa_jax.findings.units import unit_means, unit_name
 from mossa_jax.report import palette
 from mossa_jax.report.charts.grammar import Axis, Chart, Line, Mark, Panel, Points, Rule, Span, View
-from mossa_jax.report.charts.levels import CHANGE_LABEL, change_line, change_of_tasks
+from mossa_jax.report.charts.levels import CHANGE_LABEL, change_line, change_marks
 from mossa_jax.report.charts.parts import (
     CELL_COLUMNS,
     ESTIMATOR,
@@ -33,7 +33,7 @@ from mossa_jax.report.numbers import NONE, between, fixed
 MEAN_NAME = "mean with its 95 % interval"
 RAMP_NAME = "fitted level, rise, level"
 ROOM_NAME = "room up to the ceiling: ceiling − pre-trained"
-BREAK_NAMES = {"start": "first layer of the rise, 95 %", "end": "last layer of the rise, 95 %"}
+BREAK_NAMES = {"start": "first layer of the rise", "end": "last layer of the rise"}
 PAPER_NAME = "transition in the paper, at the same relative depth"
 
 _LANE = 0.055
@@ -52,7 +52,7 @@ def change_chart(inputs: ReportInputs) -> Chart | None:
     return Chart(
         name="change",
         title="What tuning changes, layer by layer",
-        caption="Mean change of CKA at each layer with its interval, the fitted ramp, and the tasks behind it",
+        caption="Mean change of CKA at each layer with its interval, the fitted ramp and its breaks, and the tasks",
         views=tuple(views),
         data=pd.concat([frame for frame in frames if len(frame)], ignore_index=True) if rows else _no_data(),
         choices={"estimator": ESTIMATOR},
@@ -97,7 +97,7 @@ class _Curves:
         marks: list[Mark] = [*section_spans(self.results, self.cells.layers)]
         marks.append(Span(role="ink", low=-MARGIN, high=MARGIN, axis="y", label=f"±{MARGIN}: no change", opacity=0.08))
         marks += self._half()
-        marks.append(change_of_tasks(self.cells, self.rows, self.estimator))
+        marks += change_marks(self.cells, self.rows, self.estimator, faint=True)
         marks += self._room_line()
         marks += self._ramp()
         marks.append(self._mean_line())
@@ -198,10 +198,20 @@ class _Curves:
         sections = self.sections
         if sections["fit"] is None:
             return []
-        bars = []
+        bars, fit = [], sections["fit"]
+        earliest, latest = fit.get("range") or (-np.inf, np.inf)
         for key, name in BREAK_NAMES.items():
-            layer, (low, high) = sections["fit"][key]["layer"], sections["fit"][key]["interval"]
-            bars.append((name, layer, low, high, lines(f"{name}: {layer}", f"layers {low:.0f} to {high:.0f}")))
+            layer, (low, high) = fit[key]["layer"], fit[key]["interval"]
+            is_open = low <= earliest if key == "start" else high >= latest
+            end = "begin before it" if key == "start" else "end behind it"
+            text = lines(
+                f"{name}: layer {layer}",
+                f"95 % interval: layers {low:.0f} to {high:.0f}",
+                f"the interval reaches the first or last layer that a fit can return; the rise may {end}"
+                if is_open
+                else "",
+            )
+            bars.append((name, layer, low, high, text))
         paper, depth = sections["paper"], sum(layer.isdigit() for layer in self.cells.layers)
         first, last = paper["transition"]
         # The shallow and the deep end of the section, as shares of the depth.

@@ -94,16 +94,16 @@ def _panels(
         ]
         marks += [line for row in rows if row not in sound for line in lines_without_box(cells, row, estimator)]
         marks += level_marks(cells, sound, estimator)
-        note = palette.counted(len(sound), "task")
-        if len(sound) < len(rows):
-            note += f", {len(rows) - len(sound)} left out"
+        excluded = len(rows) - len(sound)
+        parts = [palette.counted(len(sound), "task")] if sound else []
+        parts += [f"{excluded} left out"] if excluded else []
         panels.append(
             Panel(
                 x if place >= len(shown) - columns else bare,
                 label if place % columns == 0 else y,
                 tuple(marks),
                 title=str(cells.cluster_of[cells.tasks[rows[0]]]),
-                note=note,
+                note=", ".join(parts),
                 empty="No defined cell.",
             )
         )

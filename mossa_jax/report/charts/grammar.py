@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from mossa_jax.report.numbers import fixed
+
 Values = Sequence[float | None] | np.ndarray
 """One number per point; None or NaN where nothing is defined."""
 
@@ -154,6 +156,16 @@ class Boxes(Mark):
     boxes: tuple[Box, ...]
     shift: float = 0.0
     width: float = 0.34
+
+    @property
+    def summaries(self) -> list[str]:
+        """What the pointer says over the medians, one text per box."""
+        texts = []
+        for box in self.boxes:
+            low, median, high = (fixed(value) for value in box.quartiles)
+            numbers = f"median {median}\nquartiles {low} to {high}\nn = {len(box.values)}"
+            texts.append(f"{self.name}\n{numbers}" if self.name else numbers)
+        return texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS
 from mossa_jax.report import palette
-from mossa_jax.report.charts.grammar import MIN_BOX, Axis, Chart, Choice, Line, Mark, Panel, Points, View, boxes
+from mossa_jax.report.charts.grammar import MIN_BOX, Axis, Chart, Choice, Line, Mark, Panel, View, boxes
 from mossa_jax.report.charts.parts import (
     ESTIMATOR,
     FOLLOW,
@@ -90,7 +90,7 @@ def _levels_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator
 
 def _change_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator: str, empty: str) -> Panel:
     marks: list[Mark] = [*section_spans(by_estimator(inputs.analysis, estimator), cells.layers)]
-    marks.append(change_of_tasks(cells, rows, estimator))
+    marks += change_marks(cells, rows, estimator)
     marks += [change_line(cells, row, estimator) for row in rows]
     y = Axis(f"{CHANGE_LABEL} ({estimator})", zero=True)
     return Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
@@ -112,20 +112,31 @@ def level_marks(cells: Cells, rows: list[int], estimator: str = HEADLINE) -> lis
     ]
 
 
-def change_of_tasks(cells: Cells, rows: list[int], estimator: str = HEADLINE) -> Mark:
-    """Draws the change of some tasks: as boxes, or as points where there are too few for boxes."""
-    values, texts = cells.difference(estimator)[rows], cells.texts("change", estimator)
+def change_marks(cells: Cells, rows: list[int], estimator: str = HEADLINE, faint: bool = False) -> list[Mark]:
+    """Draws the change of some tasks: as boxes, or as a line per task where there are too few for boxes.
+
+    Args:
+      cells: of the report.
+      rows: of the tasks.
+      estimator: of the similarity.
+      faint: whether they stand behind something else.
+    """
+    values, texts = cells.difference(estimator), cells.texts("change", estimator)
     if len(rows) >= MIN_BOX:
         columns = _columns(texts, rows, len(cells.layers))
-        return boxes(values.T, columns, name="tasks", faint=True, width=0.5)
-    return Points(
-        name="tasks",
-        x=np.tile(np.arange(len(cells.layers)), len(rows)),
-        y=values.ravel(),
-        hover=[text for row in rows for text in texts[row]],
-        faint=True,
-        size=4.0,
-    )
+        return [boxes(values[rows].T, columns, name="tasks", faint=faint, width=0.5)]
+    return [
+        Line(
+            name="tasks",
+            x=range(len(cells.layers)),
+            y=values[row],
+            hover=texts[row],
+            faint=faint,
+            symbol="diamond",
+            width=1.2,
+        )
+        for row in rows
+    ]
 
 
 def _columns(texts: list[list[str]], rows: list[int], width: int) -> list[list[str]]:

@@ -21,7 +21,7 @@ from mossa_jax.findings.curves import (
     layer_order,
     task_layer_matrix,
 )
-from mossa_jax.findings.trust import FDR
+from mossa_jax.findings.trust import FDR, reason_in_words
 from mossa_jax.report import palette
 from mossa_jax.report.charts.grammar import Axis, Choice, Line, Span
 from mossa_jax.report.inputs import ReportInputs, left_out
@@ -198,7 +198,10 @@ class Cells:
         """Why cells are undefined: (model, task, layer) -> reason."""
         cells = self._own[self._own["undefined"].fillna("") != ""]
         columns = cells[["experimental", "task", "layer", "undefined"]]
-        return {(model, task, str(layer)): reason for model, task, layer, reason in columns.itertuples(False, None)}
+        return {
+            (model, task, str(layer)): reason_in_words(reason)
+            for model, task, layer, reason in columns.itertuples(False, None)
+        }
 
     def rows(self, held_out: bool | None = False, left_out: bool = False) -> list[int]:
         """Returns indices of tasks.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,83 +26,90 @@ class _Kind:
     name: str
     role: str
     width: float
-    is_dashed: bool = False
+    dash: Literal["solid", "dash", "dot"] = "solid"
 
 
 _TUNED = _Kind("multi-task model (E)", "tuned", 2.8)
-_TUNED_SEED = _Kind("E, further seeds", "tuned", 1.4, True)
+_TUNED_SEED = _Kind("E, further seeds", "tuned", 1.4, "dash")
 _CONTROL = _Kind("specialists", "control", 0.8)
-_CONTROL_SEED = _Kind("specialists, further seeds", "control", 0.8, True)
-_TWIN = _Kind("twins (permuted answers)", "twin", 0.8, True)
+_CONTROL_SEED = _Kind("specialists, further seeds", "control", 0.8, "dash")
+_TWIN = _Kind("twins (permuted answers)", "twin", 0.8, "dot")
+
+
+class _Curve(NamedTuple):
+    """A curve of K points.
+
+    Attributes:
+      first_step: [K] the first step behind each point.
+      step: [K] the last one.
+      loss: [K] mean over these steps.
+      records: [K] how many records were averaged.
+    """
+
+    first_step: np.ndarray
+    step: np.ndarray
+    loss: np.ndarray
+    records: np.ndarray
 
 
 def training_chart(inputs: ReportInputs) -> Chart | None:
     """Builds a curve per tuned model; None if no curve was recorded."""
     curves = inputs.curves
-    if curves.empty:
+    step, loss = curves["step"].to_numpy(float), curves["loss"].to_numpy(float)
+    averaged = {
+        str(model): _averaged(step[places], loss[places]) for model, places in curves.groupby("model").indices.items()
+    }
+    averaged = {model: curve for model, curve in averaged.items() if len(curve.step)}
+    if not averaged:
         return None
-    smoothed = {str(model): _averaged(rows) for model, rows in curves.groupby("model", sort=True)}
-    smoothed = {model: rows for model, rows in smoothed.items() if len(rows)}
-    if not smoothed:
-        return None
-    is_averaged = any(rows["records"].max() > 1 for rows in smoothed.values())
-    cluster_of = {task: str(cluster) for task, cluster in cells_of(inputs).cluster_of.items()}
     # E is drawn last, on top of the others.
-    order = sorted(smoothed, key=lambda model: (model == TUNED, model.startswith(f"{TUNED}."), model))
-    marks: list[Mark] = [_line(model, smoothed[model], cluster_of) for model in order]
-    marks += [_line(model, smoothed[model], cluster_of, is_followed=True) for model in reversed(order)]
-    steps = max(int(rows["step"].max()) for rows in smoothed.values())
+    order = sorted(averaged, key=lambda model: (model == TUNED, model.startswith(f"{TUNED}."), model))
+    cluster_of = {task: str(cluster) for task, cluster in cells_of(inputs).cluster_of.items()}
+    pairs = {model: _line_pair(model, averaged[model], cluster_of) for model in order}
+    marks: list[Mark] = [pairs[model][0] for model in order]
+    marks += [pairs[model][1] for model in reversed(order)]
+    is_averaged = any(curve.records.max() > 1 for curve in averaged.values())
+    steps = max(int(curve.step[-1]) for curve in averaged.values())
     panel = Panel(
         Axis("training step", low=0, high=1.02 * steps),
         Axis("loss per answer token (nats)", low=0),
         tuple(marks),
         note=f"each point is a mean over {'several records' if is_averaged else 'the steps since the point before'}",
     )
+    columns = {name: np.concatenate([averaged[model][i] for model in order]) for i, name in enumerate(_Curve._fields)}
     return Chart(
         name="training",
         title="Training",
         caption="Training loss of the multi-task model and of every specialist over training steps",
         views=(View((panel,)),),
-        data=pd.concat([smoothed[model].assign(model=model) for model in order], ignore_index=True)[
-            ["model", "first_step", "step", "loss", "records"]
-        ],
+        data=pd.DataFrame({"model": np.repeat(order, [len(averaged[model].step) for model in order]), **columns}),
         request="Follow a model",
         height=4.0,
     )
 
 
-def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Averages neighbouring records of a curve to `MOST_POINTS` points at most, weighted by the steps behind each.
-
-    Args:
-      rows: of one model, columns `step` and `loss`.
-
-    Returns:
-      Columns `first_step`, `step`, `loss` and `records` (how many were averaged).
-    """
-    step, loss = rows["step"].to_numpy(float), rows["loss"].to_numpy(float)
+def _averaged(step: np.ndarray, loss: np.ndarray) -> _Curve:
+    """Averages neighbouring records of a curve to `MOST_POINTS` points at most, weighted by the steps behind each."""
     order = np.argsort(step, kind="stable")
     order = order[np.isfinite(loss[order])]
-    if not order.size:
-        return pd.DataFrame(columns=["first_step", "step", "loss", "records"])
     step, loss = step[order].astype(int), loss[order]
+    if not len(step):
+        return _Curve(step, step, loss, step)
     before = np.concatenate([[0], step[:-1]])
     weight = np.maximum(step - before, 1)
     points = min(MOST_POINTS, len(step))
     starts = -(-np.arange(points) * len(step) // points)
-    return pd.DataFrame(
-        {
-            "first_step": before[starts] + 1,
-            "step": step[np.append(starts[1:], len(step)) - 1],
-            "loss": np.add.reduceat(loss * weight, starts) / np.add.reduceat(weight, starts),
-            "records": np.diff(np.append(starts, len(step))),
-        }
-    )
+    ends = np.append(starts[1:], len(step))
+    means = np.add.reduceat(loss * weight, starts) / np.add.reduceat(weight, starts)
+    return _Curve(before[starts] + 1, step[ends - 1], means, ends - starts)
 
 
-def _kind_of(model: str) -> _Kind:
+def _kind_of(model: str, tasks: Collection[str]) -> _Kind:
     if model == TUNED:
         return _TUNED
+    # A task may be named like a twin or a seed.
+    if model in tasks:
+        return _CONTROL
     suffix = model.rpartition(".")[2]
     if model.startswith(f"{TUNED}.seed"):
         return _TUNED_SEED
@@ -109,22 +118,23 @@ def _kind_of(model: str) -> _Kind:
     return _CONTROL_SEED if "." in model and suffix.startswith("seed") else _CONTROL
 
 
-def _line(model: str, rows: pd.DataFrame, cluster_of: dict[str, str], is_followed: bool = False) -> Line:
-    kind = _kind_of(model)
-    about = lines(_TUNED.name if model == TUNED else model, cluster_of.get(model.partition(".")[0], ""))
+def _line_pair(model: str, curve: _Curve, cluster_of: dict[str, str]) -> tuple[Line, Line]:
+    """Builds the line of a model that is always there, and the one that stands out on request."""
+    kind = _kind_of(model, cluster_of)
+    name = _TUNED.name if model == TUNED else model
+    about = lines(name, cluster_of.get(model, cluster_of.get(model.rpartition(".")[0], "")))
     hover = [
-        f"{about}\nsteps {first} to {step}: loss {fixed(loss)} nats per answer token"
-        if first < step
-        else f"{about}\nstep {step}: loss {fixed(loss)} nats per answer token"
-        for first, step, loss in zip(rows["first_step"], rows["step"], rows["loss"], strict=True)
+        f"{about}\n{f'steps {first} to' if first < last else 'step'} {last}: loss {fixed(loss)} nats per answer token"
+        for first, last, loss in zip(*(column.tolist() for column in curve[:3]), strict=True)
     ]
-    return Line(
-        name=model if is_followed else kind.name,
-        role="ink" if is_followed and model != TUNED else kind.role,
-        x=rows["step"].to_numpy(),
-        y=rows["loss"].to_numpy(),
+    line = Line(
+        name=kind.name,
+        role=kind.role,
+        x=curve.step,
+        y=curve.loss,
         hover=hover,
-        dash="dash" if kind.is_dashed else "solid",
-        width=2.6 if is_followed else kind.width,
-        on_request=("E" if model == TUNED else model) if is_followed else "",
+        dash=kind.dash,
+        width=kind.width,
     )
+    role = kind.role if model == TUNED else "ink"
+    return line, replace(line, name=name, role=role, width=max(2.6, kind.width + 0.6), on_request=name)

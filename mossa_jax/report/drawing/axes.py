@@ -51,8 +51,10 @@ def set_up_axes(axes: Axes, panel: Panel, width: float, height: float) -> None:
                 one.grid(True)
         if axis.zero:
             (axes.axvline if is_x else axes.axhline)(0.0, color="#8a8a8a", lw=0.9, zorder=1)
-    for edge in (edge for edge in ("left", "bottom") if has_heat):
-        axes.spines[edge].set_visible(False)
+    if not panel.x.ticks and not panel.y.ticks:
+        axes.spines[:].set(visible=True, color="#c8c8c8")
+    elif has_heat:
+        axes.spines[:].set_visible(False)
 
 
 def _set_ends(axes: Axes, axis: Axis, is_x: bool, has_heat: bool) -> None:
@@ -192,8 +194,3 @@ def _is_shared(one: Axis, other: Axis) -> bool:
 
 def _has_bar(panel: Panel) -> bool:
     return any(isinstance(mark, Heat) for mark in panel.marks)
-
-
-def reaches_above(panel: Panel) -> bool:
-    """Returns whether something is written above the axes: names of sections, or of lines."""
-    return any(getattr(mark, "axis", "") == "x" and getattr(mark, "label", "") for mark in panel.marks)

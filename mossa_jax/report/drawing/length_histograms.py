@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from mossa_jax.report.drawing import figure_elements as elements
+from mossa_jax.report.drawing.style import new_figure
 from mossa_jax.report.palette import BLUE, UNDEFINED, VERMILLION, shorten
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw_lengths(tasks: pd.DataFrame, lengths: Mapping[str, np.ndarray], max_tok
 
     groups = list(tasks.groupby("cluster", sort=False))
     n_lines = len(tasks) + len(groups)
-    figure = elements.new_figure(9.5, 1.3 + 0.2 * max(n_lines, 4))
+    figure = new_figure(9.5, 1.3 + 0.2 * max(n_lines, 4))
     axes = figure.subplots()
     shortest = max(1, min(int(values.min()) for values in lengths.values()))
     edges = np.unique(np.round(np.geomspace(shortest, max_tokens + 1, _BINS + 1))).astype(int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,12 @@ import numpy as np
 
 from mossa_jax.report.charts.grammar import Bars, Box, Boxes, Heat, Line, Mark, Points, Rule, Span, Values
 from mossa_jax.report.drawing.style import INK, MUTED
-from mossa_jax.report.palette import FAINT, UNDEFINED, shorten
+from mossa_jax.report.palette import FAINT, Palette, shorten
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
-
-Colour = Callable[[Mark], str]
-"""The colour of a mark."""
 
 DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1.2, 1.6))}
 SYMBOLS = {
@@ -33,7 +30,7 @@ QUARTILES, WHISKERS, MEDIANS, OUTLIERS, FEW = "_quartiles", "_whiskers", "_media
 """Labels of what boxes are made of, by which it is found among the artists of the axes."""
 
 HATCHED, ABOVE = "_hatched", "_above"
-"""Labels of the strokes through marked cells, and of what is written above the axes, where neighbours could meet."""
+"""Labels of what hatches marked cells, and of what is written above the axes, where neighbours could meet."""
 
 UNDEFINED_HATCH = "xxxx"
 _MANY = 3000  # points, beyond which a vector file holds them as a picture
@@ -42,13 +39,18 @@ _FEW_SIZE = 3.4  # of a value without a box, in points
 _SHOWN = 60  # characters of a label of a line or a band
 
 
-def role_colour(mark: Mark, roles: Any) -> str:
-    """Returns the colour of a mark: of its role, its own, or the ink's; grey if it is faint."""
+def role_colour(mark: Mark, palette: Palette) -> str:
+    """Returns the colour of a mark: of its role, its own, or the ink's; grey if it is faint.
+
+    That of a heat map is the colour of what is not defined.
+    """
+    if isinstance(mark, Heat):
+        return palette["undefined"]
     if mark.faint:
         return FAINT
     if mark.role.startswith("#"):
         return mark.role
-    return INK if mark.role == "ink" else roles[mark.role]
+    return INK if mark.role == "ink" else palette[mark.role]
 
 
 def numbers(values: Values) -> np.ndarray:
@@ -191,18 +193,6 @@ def _draw_rule(mark: Rule, axes: Axes, colour: str) -> None:
     style: dict[str, Any] = {"color": colour, "lw": 1.0, "ls": DASHES[mark.dash], "zorder": BEHIND + 0.5}
     if mark.axis == "diagonal":
         axes.axline((0.0, 0.0), slope=1.0, **style)
-        if mark.label:
-            axes.annotate(
-                shorten(mark.label, _SHOWN),
-                (1.0, 1.0),
-                xycoords="axes fraction",
-                xytext=(-3, 2),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                color=MUTED,
-                fontsize=_LABEL_SIZE,
-            )
         return
     is_upright = mark.axis == "x"
     (axes.axvline if is_upright else axes.axhline)(mark.at, **style)
@@ -229,11 +219,10 @@ def edge_label(axes: Axes, at: float, label: str, is_upright: bool) -> None:
 
 @draw_mark.register(Heat)
 def _draw_heat(mark: Heat, axes: Axes, colour: str) -> None:
-    del colour
     values = np.asarray(mark.values, np.float64)
     norm, scale = heat_scale(mark)
     # What is not defined is not drawn: there the ground shows.
-    axes.patch.set(facecolor=UNDEFINED, hatch=UNDEFINED_HATCH, edgecolor="white")
+    axes.patch.set(facecolor=colour, hatch=UNDEFINED_HATCH, edgecolor="white")
     image = axes.imshow(
         np.ma.masked_invalid(values), aspect="auto", norm=norm, cmap=scale, interpolation="nearest", zorder=AMONG
     )
@@ -243,9 +232,6 @@ def _draw_heat(mark: Heat, axes: Axes, colour: str) -> None:
         _hatch(axes, np.asarray(mark.hatched, bool) & np.isfinite(values), image.to_rgba(values))
     for row in mark.faint_rows:
         axes.axhspan(row - 0.5, row + 0.5, color="white", alpha=0.65, lw=0, zorder=BEFORE)
-    bar = axes.figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, aspect=34, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.set_label(shorten(mark.bar, _SHOWN), fontsize=_LABEL_SIZE)
 
 
 def heat_scale(mark: Heat) -> tuple[Normalize, str]:
@@ -266,24 +252,33 @@ def group_edges(groups: Sequence[str]) -> list[int]:
 
 
 def _hatch(axes: Axes, cells: np.ndarray, colours: np.ndarray) -> None:
-    """Draws a stroke through each of these cells, dark on light colours and light on dark ones.
+    """Hatches these cells, dark on light colours and light on dark ones.
 
     Args:
       axes: of the heat map.
       cells: [rows, columns] bool.
       colours: [rows, columns, 4], of all cells.
     """
-    from matplotlib.collections import LineCollection
+    from matplotlib.collections import PolyCollection
 
-    at = np.argwhere(cells)
-    if not len(at):
-        return
-    is_light = colours[cells][:, :3] @ (0.2126, 0.7152, 0.0722) > 0.45
-    strokes = [[(column - 0.5, row + 0.5), (column + 0.5, row - 0.5)] for row, column in at]
-    shades = ["#5a5a5a" if light else "#e8e8e8" for light in is_light]
-    axes.add_collection(
-        LineCollection(strokes, colors=shades, linewidths=0.6, zorder=BEFORE - 0.5, label=HATCHED), autolim=False
-    )
+    is_light = colours[..., :3] @ (0.2126, 0.7152, 0.0722) > 0.45
+    for shade, those in (("#4d4d4d", cells & is_light), ("#f0f0f0", cells & ~is_light)):
+        corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+        # [cells, corners, x and y]
+        places = np.argwhere(those)[:, None, ::-1] + corners
+        if len(places):
+            axes.add_collection(
+                PolyCollection(
+                    places,
+                    facecolors="none",
+                    edgecolors=shade,
+                    linewidths=0,
+                    hatch="////",
+                    zorder=BEFORE - 0.5,
+                    label=HATCHED,
+                ),
+                autolim=False,
+            )
 
 
 def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
@@ -293,14 +288,17 @@ def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
     return tuple((1 - share) * one + share * two for one, two in zip(to_rgb(colour), to_rgb(other), strict=True))
 
 
-def legend_entries(marks: Sequence[Mark], roles: Any) -> list[tuple[str, Artist]]:
-    """Returns the entries of a legend: names and what stands for them; marks of one name and role share one."""
+def legend_entries(marks: Sequence[Mark], palette: Palette) -> list[tuple[str, Artist]]:
+    """Returns the entries of a legend: names and what stands for them; marks of one name and colour share one."""
     entries: dict[tuple[str, str], Artist] = {}
     for mark in marks:
-        if mark.name and (mark.name, mark.role) not in entries:
-            entries[mark.name, mark.role] = _legend_handle(mark, role_colour(mark, roles))
+        colour = role_colour(mark, palette)
+        # A diagonal has no end beside the axes for its label.
+        name = mark.label if isinstance(mark, Rule) and mark.axis == "diagonal" else mark.name
+        if name and (name, colour) not in entries:
+            entries[name, colour] = _legend_handle(mark, colour)
     result = [(name, handle) for (name, _), handle in entries.items()]
-    return result + _heat_entries([mark for mark in marks if isinstance(mark, Heat)])
+    return result + _heat_entries([mark for mark in marks if isinstance(mark, Heat)], palette["undefined"])
 
 
 def _legend_handle(mark: Mark, colour: str) -> Artist:
@@ -331,7 +329,7 @@ def _legend_handle(mark: Mark, colour: str) -> Artist:
     return Patch(facecolor=colour, alpha=mark.opacity if isinstance(mark, Span) else 1.0, linewidth=0)
 
 
-def _heat_entries(heats: Sequence[Heat]) -> list[tuple[str, Artist]]:
+def _heat_entries(heats: Sequence[Heat], undefined: str) -> list[tuple[str, Artist]]:
     """Returns the entries of what heat maps mark."""
     from matplotlib.patches import Patch
 
@@ -340,7 +338,7 @@ def _heat_entries(heats: Sequence[Heat]) -> list[tuple[str, Artist]]:
         if heat.hatched is not None and heat.hatched_name and np.any(heat.hatched):
             entries[heat.hatched_name] = Patch(facecolor="white", edgecolor=MUTED, hatch="////", linewidth=0.5)
         if not np.isfinite(np.asarray(heat.values, np.float64)).all():
-            entries["undefined"] = Patch(facecolor=UNDEFINED, edgecolor="white", hatch=UNDEFINED_HATCH, linewidth=0)
+            entries["undefined"] = Patch(facecolor=undefined, edgecolor="white", hatch=UNDEFINED_HATCH, linewidth=0)
         if heat.faint_rows:
             entries["left out of the findings"] = Patch(facecolor=FAINT, alpha=0.35, linewidth=0)
     return list(entries.items())

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mossa_jax.report.charts.grammar import Chart, Heat, Mark, Panel, View, has_data, is_drawn
-from mossa_jax.report.drawing.axes import hide_inner_labels, label_rows, reaches_above, set_up_axes
+from mossa_jax.report.drawing.axes import hide_inner_labels, label_rows, set_up_axes
 from mossa_jax.report.drawing.glyphs import make_drawable, say_missing
-from mossa_jax.report.drawing.marks import ABOVE, draw_mark, legend_entries, role_colour
+from mossa_jax.report.drawing.marks import draw_mark, heat_scale, legend_entries, role_colour
 from mossa_jax.report.drawing.saving import settle
 from mossa_jax.report.drawing.style import MUTED, figure_style, new_figure
+from mossa_jax.report.drawing.titles import fit, spread_labels, title_panel
 from mossa_jax.report.palette import DEFAULT, Palette, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
-    from matplotlib.text import Text
 
 _PAD = 0.08  # inches around the figure
-_LINE = 0.17  # height of a line of the legend, in inches
 _LABELS = 0.4  # share of a panel that labels of rows take before the figure becomes wider
 _WIDEST = 30.0  # inches
 _SHOWN = 120  # characters of a title
@@ -54,7 +52,7 @@ class _Composition:
     """The making of one figure."""
 
     def __init__(self, chart: Chart, view: View, palette: Palette):
-        self._chart, self._view, self._roles = chart, view, palette.roles
+        self._chart, self._palette = chart, palette
         columns = max(1, min(view.columns, len(view.panels)))
         rows = max(1, -(-len(view.panels) // columns))
         self._figure = new_figure(chart.width * columns, chart.height * rows)
@@ -73,6 +71,7 @@ class _Composition:
         for axes, panel in self._places():
             self._draw_panel(axes, panel)
         self._name_axes()
+        self._add_colour_bars()
         hide_inner_labels(self._grid, self._panels)
         missing = make_drawable(self._figure)
         self._label_rows()
@@ -89,13 +88,6 @@ class _Composition:
         ]
 
     def _draw_panel(self, axes: Axes, panel: Panel) -> None:
-        pad = 15 if reaches_above(panel) else 5
-        if panel.title:
-            axes.set_title(shorten(panel.title, _SHOWN), loc="left", pad=pad)
-        if panel.note:
-            axes.set_title(
-                shorten(panel.note, _SHOWN), loc="right", pad=pad, fontsize=8, fontweight="normal", color=MUTED
-            )
         if not has_data(panel):
             axes.set_axis_off()
             axes.text(
@@ -108,10 +100,17 @@ class _Composition:
                 color=MUTED,
                 wrap=True,
             )
+            title_panel(axes, panel, self._width, 0)
             return
         for mark in self._drawn(panel):
-            draw_mark(mark, axes, role_colour(mark, self._roles))
-        set_up_axes(axes, panel, max(1.0, self._chart.width - 1.0), max(0.8, self._chart.height - 0.8))
+            draw_mark(mark, axes, role_colour(mark, self._palette))
+        set_up_axes(axes, panel, self._width, max(0.8, self._chart.height - 0.8))
+        title_panel(axes, panel, self._width, spread_labels(axes, self._width))
+
+    @property
+    def _width(self) -> float:
+        """About how wide the axes of a panel will be, in inches, and no wider."""
+        return max(1.0, self._chart.width - 1.0)
 
     def _drawn(self, panel: Panel) -> list[Mark]:
         return [mark for mark in panel.marks if not mark.on_request and is_drawn(mark)]
@@ -130,6 +129,25 @@ class _Composition:
             for axes, panel in drawn:
                 one = panel.x if is_x else panel.y
                 (axes.set_xlabel if is_x else axes.set_ylabel)(shorten(one.label, _SHOWN))
+
+    def _add_colour_bars(self) -> None:
+        """Adds the scales of heat maps: one for all panels if all have the same."""
+        heats = [
+            (axes, mark) for axes, panel in self._places() for mark in self._drawn(panel) if isinstance(mark, Heat)
+        ]
+        scales = {}
+        for axes, mark in heats:
+            norm, _ = heat_scale(mark)
+            scales.setdefault((mark.scale, mark.bar, norm.vmin, norm.vmax), []).append(axes)
+        for (_, label, *_), panels in scales.items():
+            # Panels between those of one scale would be drawn over.
+            groups = [panels] if len(scales) == 1 else [[axes] for axes in panels]
+            for group in groups:
+                bar = self._figure.colorbar(
+                    group[0].images[0], ax=group, location="bottom", shrink=0.7 / len(group) ** 0.5, aspect=34, pad=0.02
+                )
+                bar.outline.set_visible(False)
+                bar.set_label(shorten(label, _SHOWN), fontsize=8)
 
     def _label_rows(self) -> None:
         """Names the groups of rows, and makes the figure wider where labels leave little room for the data."""
@@ -165,7 +183,7 @@ class _Composition:
         title = figure.text(_PAD / width, 1.0, shorten(self._chart.title, _SHOWN), fontsize=11, fontweight="bold")
         title.set(va="top", in_layout=False)
         missing = make_drawable(figure)
-        _fit(title, room, renderer)
+        fit(title, room)
         title_box = title.get_window_extent(renderer)
         legend = self._legend(room, renderer)
         head = title_box.height / dpi + 0.06
@@ -184,13 +202,15 @@ class _Composition:
             x = 1.0 - _PAD / width if beside else _PAD / width
             legend.set_loc("upper right" if beside else "upper left")
             legend.set_bbox_to_anchor((x, 1.0 - (_PAD + top_of_legend) / height), figure.transFigure)
-        figure.get_layout_engine().set(rect=(0.0, 0.0, 1.0, 1.0 - (head + 0.04) / height))  # type: ignore[union-attr]
+        figure.get_layout_engine().set(  # type: ignore[union-attr]
+            w_pad=0.06, h_pad=0.05, rect=(0.0, 0.0, 1.0, 1.0 - (head + 0.04) / height)
+        )
         return missing
 
     def _legend(self, room: float, renderer: Any) -> Legend | None:
         """Makes the legend of all panels, in as many columns as there is room for; None if nothing has a name."""
         marks = [mark for _, panel in self._places() if has_data(panel) for mark in self._drawn(panel)]
-        entries = legend_entries(marks, self._roles)
+        entries = legend_entries(marks, self._palette)
         if not entries:
             return None
         for columns in range(len(entries), 0, -1):
@@ -210,16 +230,3 @@ class _Composition:
                 return legend
             legend.remove()
         return None
-
-
-def _fit(text: Text, room: float, renderer: Any) -> None:
-    """Breaks a text into lines until it is no wider than `room` inches."""
-    assert text.figure is not None
-    words = text.get_text()
-    for width in range(len(words), 10, -4):
-        if text.get_window_extent(renderer).width / text.figure.dpi <= room:
-            return
-        text.set_text("\n".join(textwrap.wrap(words, width)))
-
-
-__all__ = ["ABOVE", "compose", "draw"]

@@ -97,7 +97,8 @@ const figureOf = (function () {
     const traces = [], shapes = [], annotations = [], names = new Set();
 
     function entry(mark, name = mark.name) {
-      const key = name + "|" + (mark.role || "ink");
+      // Everything faint means the same, whatever its colour would be.
+      const key = name + "|" + (mark.faint ? "faint" : mark.role || "ink");
       const isNew = Boolean(name) && !names.has(key);
       names.add(key);
       return { name: safe(name || ""), legendgroup: key, showlegend: isNew };
@@ -123,7 +124,7 @@ const figureOf = (function () {
         thickness: 1.2, width: 0 };
     }
 
-    function band(mark, axes, hue) {
+    function band(mark, axes, hue, group) {
       const x = [], y = [];
       const close = (rows) => {
         if (!rows.length) return;
@@ -138,17 +139,18 @@ const figureOf = (function () {
       });
       close(run);
       traces.push({ type: "scatter", mode: "lines", x, y, fill: "toself", fillcolor: faded(hue, 0.18), line: { width: 0 },
-        hoverinfo: "skip", showlegend: false, legendgroup: mark.name + "|" + (mark.role || "ink"), ...axes });
+        hoverinfo: "skip", showlegend: false, legendgroup: group, ...axes });
     }
 
     const kinds = {
       line(mark, axes) {
         const hue = hueOf(mark);
-        if (mark.low && mark.low.length) band(mark, axes, hue);
+        const place = entry(mark);
+        if (mark.low && mark.low.length) band(mark, axes, hue, place.legendgroup);
         traces.push({ type: "scatter", mode: mark.symbol ? "lines+markers" : "lines", x: mark.x, y: mark.y,
           connectgaps: false, opacity: mark.faint ? 0.6 : 1,
           line: { color: hue, width: (mark.width || 1.8) * 1.1, dash: DASHES[mark.dash] || "solid" },
-          marker: marker(mark, hue), ...entry(mark), ...hover(mark), ...axes });
+          marker: marker(mark, hue), ...place, ...hover(mark), ...axes });
       },
 
       points(mark, axes) {
@@ -181,12 +183,12 @@ const figureOf = (function () {
           ({ x: spread(one, i), y: value, text: (one.hover || [])[i] || "", few: !one.is_box })));
         traces.push({ type: "scatter", mode: "markers", x: points.map((point) => point.x), y: points.map((point) => point.y),
           ...hover({ hover: points.map((point) => point.text) }),
-          marker: { size: points.map((point) => (point.few ? 6 : 4)), color: hue,
-            opacity: points.map((point) => (point.few ? 0.9 : 0.55)) },
+          marker: few.length ? { size: points.map((point) => (point.few ? 6 : 4)), color: hue,
+            opacity: points.map((point) => (point.few ? 0.9 : 0.55)) } : { size: 4, color: hue, opacity: 0.55 },
           legendgroup: place.legendgroup, showlegend: false, ...axes });
         traces.push({ type: "scatter", mode: "markers", x: mark.boxes.map((one) => one.at + shift),
           y: mark.boxes.map((one) => one.quartiles[1]), marker: { size: 7, color: hue, opacity: 0 },
-          ...hover({ hover: mark.boxes.map((one) => (mark.name ? mark.name + "\n" : "") + one.summary) }),
+          ...hover({ hover: mark.summaries }),
           legendgroup: place.legendgroup, showlegend: false, ...axes });
       },
 
@@ -212,7 +214,7 @@ const figureOf = (function () {
         const largest = mark.high ?? Math.max(1e-6, most(values.map(Math.abs)));
         const zmin = isChange ? mark.low ?? -largest : mark.low ?? 0, zmax = isChange ? largest : mark.high ?? 1;
         traces.push({ ...common, z: mark.values, zmin, zmax, colorscale: theme.scale(mark.scale || "share"),
-          colorbar: panel.bar && { ...panel.bar, title: { text: safe(mark.bar || ""), side: "top", font: { size: FONT } } },
+          colorbar: panel.bar && { ...panel.bar.place, title: { text: label(mark.bar || "", panel.bar.room / CHAR), side: "top", font: { size: FONT } } },
           showscale: Boolean(panel.bar) });
         if (values.length < rows.length * columns.length) {
           const hue = theme.raw("undefined");
@@ -394,7 +396,8 @@ const figureOf = (function () {
       const hasTitle = line.some((panel) => panel.title || panel.note);
       const hasLabels = line.some((panel) => panel.marks.some((mark) => mark.kind === "span" && mark.label && mark.axis !== "y"));
       const hasBar = line.some((panel) => panel.marks.some((mark) => mark.kind === "heat"));
-      const head = (hasTitle ? 22 : 4) + (hasLabels ? 16 : 0) + (hasBar ? BAR : 0);
+      const bar = hasBar ? BAR + (isNarrow ? 14 : 0) : 0;
+      const head = (hasTitle ? 22 : 4) + (hasLabels ? 16 : 0) + bar;
       const feet = line.map((panel, column) => {
         const isLast = row * columns + column + columns >= panels.length;
         const title = panel.x.label && (isLast || !isSharedX) ? 6 + 15 * broken(panel.x.label, plotWidth / CHAR).length : 4;
@@ -411,7 +414,7 @@ const figureOf = (function () {
         const start = gaps.slice(0, column + 1).reduce((a, b) => a + b, 0) + column * (plotWidth + (isParted ? right : 10));
         const isLast = row * columns + column + columns >= panels.length;
         boxes.push({ left: start, top: top + head, width: plotWidth, height: isHeat(panel) ? heights[column] : height,
-          head: (hasLabels ? 16 : 0) + (hasBar ? BAR : 0), showsX: isLast || !isSharedX, showsY: !isShared || column === 0,
+          head: (hasLabels ? 16 : 0) + bar, showsX: isLast || !isSharedX, showsY: !isShared || column === 0,
           isParted });
       });
       top += head + height + foot + 8;
@@ -451,13 +454,22 @@ const figureOf = (function () {
   function legendHeight(traces, width) {
     const entries = traces.filter((trace) => trace.showlegend && trace.name);
     if (entries.length < 1) return 0;
-    const sizes = entries.map((trace) => 46 + 7 * trace.name.length);
+    const sizes = entries.map((trace) => 44 + 6.3 * trace.name.length);
     const total = sizes.reduce((a, b) => a + b, 0);
     const rows = total <= width ? 1 : Math.ceil(entries.length / Math.max(1, Math.floor(width / most(sizes))));
     return rows * LEGEND_ROW + 10;
   }
 
-  function figureOf(spec, view, room, marked) {
+  // Small multiples name an axis once; on a narrow screen another panel may begin a row.
+  function named(panels) {
+    const labels = (side) => [...new Set(panels.map((panel) => panel[side].label || ""))].filter(Boolean);
+    const [x, y] = [labels("x"), labels("y")];
+    const axis = (panel, side, list) => (list.length === 1 ? { ...panel[side], label: list[0] } : panel[side]);
+    return panels.map((panel) => ({ ...panel, x: axis(panel, "x", x), y: axis(panel, "y", y) }));
+  }
+
+  function figureOf(spec, asked, room, marked) {
+    const view = { ...asked, panels: named(asked.panels) };
     const { boxes, width, height } = places(spec, view, room);
     const made = Traces(room < 560 ? 38 : 64);
     const layout = {};
@@ -477,8 +489,10 @@ const figureOf = (function () {
     for (const { panel, box, axes, number, xRange, yRange, about } of before) {
       const upper = 1 - (box.top + top) / whole, lower = 1 - (box.top + top + box.height) / whole;
       const start = box.left / width, end = (box.left + box.width) / width;
-      about.bar = { orientation: "h", thickness: 9, x: start, xanchor: "left", len: Math.min(1, 320 / box.width) * (end - start),
+      const length = Math.min(320, box.width);
+      const place = { orientation: "h", thickness: 9, x: start, xanchor: "left", len: length / width,
         y: upper + 6 / whole, yanchor: "bottom", xpad: 0, ypad: 0, outlinewidth: 0, tickfont: { size: FONT - 2 }, nticks: 5 };
+      about.bar = { place, room: length };
       for (const mark of panel.marks) made.add(mark, axes, about);
       const base = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: false,
         tickfont: { size: FONT - 1 }, showline: true };
@@ -492,8 +506,9 @@ const figureOf = (function () {
       if (!box.showsY) layout["yaxis" + number].showticklabels = false;
       const above = { yref: "paper", y: upper, yanchor: "bottom", yshift: box.head + 2, xref: "paper" };
       const half = Math.floor(box.width / CHAR);
-      if (panel.title) made.write(cut(panel.title, panel.note ? half - panel.note.length - 2 : half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
-      if (panel.note) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
+      const title = panel.title || "", hasNote = panel.note && title.length + panel.note.length + 2 <= half;
+      if (title) made.write(cut(title, half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
+      if (hasNote) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
       if (!panel.has_data) {
         made.annotations.push({ text: label(panel.empty || "Nothing is defined here.", box.width / CHAR), showarrow: false, x: (start + end) / 2,
           y: (upper + lower) / 2, xref: "paper", yref: "paper", font: { color: colour("--quiet") } });
@@ -512,7 +527,7 @@ const figureOf = (function () {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: colour("--plot"), barmode: "overlay", boxmode: "overlay", hovermode: "closest",
       font: { family: "system-ui, sans-serif", size: FONT, color: colour("--ink") },
       hoverlabel: { align: "left", namelength: -1 }, hoverdistance: 14,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)" },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)", tracegroupgap: 0 },
       showlegend: top > 0, dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
     });
     return { data: made.traces, layout };
@@ -643,11 +658,19 @@ const mossa = (function () {
       chart.shown = figureOf(spec, viewOf(spec, valuesOf(chart)), chart.width, chart.mark);
       await Plotly.react(place, chart.shown.data, chart.shown.layout, { ...OFFLINE, displayModeBar: false, responsive: false, scrollZoom: false });
       place.style.minHeight = "";
+      if (!chart.isDrawn && chart.figure.querySelector("[data-key=rows]")) place.on("plotly_click", askForCard);
       chart.isDrawn = true;
       chart.reading = null;
     });
     return chart.drawing;
   }
+  // A row of a list of tasks leads to the task's card (task_cards.js), whose name begins the text at the pointer.
+  function askForCard({ points }) {
+    const words = document.createElement("template");
+    words.innerHTML = points[0].text.replace(/<br>/g, "\n");
+    document.dispatchEvent(new CustomEvent("open-task", { detail: words.content.textContent }));
+  }
+
   const redraw = (chart) => (chart.isDrawn ? draw(chart) : Promise.resolve());
 
   // ---------------------------------------------------------------- reading with keys

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mossa_jax.foreign import visible
+from mossa_jax.report import numbers
+from mossa_jax.report.drawing.saving import preview_png
 
 if TYPE_CHECKING:
     import jinja2
 
 _FOLDERS = (Path(__file__).parent, Path(__file__).parents[1] / "between_runs")
-_PALETTE_SIZE = 96
 
 
 def templates() -> jinja2.Environment:
@@ -33,6 +33,13 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_shown,
     )
+    environment.filters |= {
+        "fixed": numbers.fixed,
+        "interval": numbers.with_interval,
+        "minus": numbers.with_minus,
+        "p_value": numbers.p_value,
+        "percent": numbers.percent,
+    }
     environment.policies["json.dumps_function"] = _dumps
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
@@ -64,12 +71,6 @@ def inlined(*names: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8").rstrip("\n") for path in paths)
 
 
-def data_uri(picture: bytes) -> str:
-    """Encodes a PNG as a data URI. A palette of 96 colours saves two thirds of the bytes with no visible difference."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(picture)) as image:
-        small = image.convert("RGB").quantize(_PALETTE_SIZE, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    png = io.BytesIO()
-    small.save(png, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
+def data_uri(png: bytes) -> str:
+    """Encodes a PNG as a data URI, no larger than a page needs it (`preview_png`)."""
+    return "data:image/png;base64," + base64.b64encode(preview_png(png)).decode("ascii")

@@ -15,8 +15,7 @@ import pandas as pd
 
 from mossa_jax.files.csv_text import csv_text
 from mossa_jax.foreign import visible
-from mossa_jax.report import palette
-from mossa_jax.report.charts.grammar import Box, Chart, Mark, Panel, has_data
+from mossa_jax.report.charts.grammar import Box, Boxes, Chart, Mark, Panel, has_data
 from mossa_jax.report.numbers import fixed
 
 _DIGITS = 6
@@ -33,8 +32,8 @@ def chart_json(chart: Chart) -> dict[str, Any]:
     """Returns what `charts.js` draws.
 
     Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
-    A mark has its `kind` as well ("line"), a box its `is_box` and a `summary` to hover, a panel `has_data`, and the
-    chart its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
+    A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the chart
+    its numbers as `csv`. Undefined numbers are null. Characters of a name that show nothing have a sign.
     """
     fields = {name: value for name, value in _fields(chart).items() if name != "data"}
     return fields | {"file": chart.file, "csv": csv_text(chart.data)}
@@ -133,14 +132,11 @@ def _fields(value: Any) -> dict[str, Any]:
         fields["kind"] = type(value).__name__.lower()
     if isinstance(value, Panel):
         fields["has_data"] = has_data(value)
+    if isinstance(value, Boxes):
+        fields["summaries"] = _plain(value.summaries)
     if isinstance(value, Box):
-        fields |= {"is_box": value.is_box, "summary": _summary(value)}
+        fields["is_box"] = value.is_box
     return fields
-
-
-def _summary(box: Box) -> str:
-    low, median, high = (fixed(value) for value in box.quartiles)
-    return f"median {median}\nquartiles {low} to {high}\n{palette.counted(len(box.values), 'value')}"
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from mossa_jax.files.write import write_text
 from mossa_jax.findings import RULES, competence_sentence, to_json_types
 from mossa_jax.findings.ceiling import CONTROL
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS, block_layers
+from mossa_jax.findings.story import STORY
 from mossa_jax.findings.warning_kinds import GROUPS
 from mossa_jax.report import palette
 from mossa_jax.report.analyses import sections_of
@@ -21,6 +24,8 @@ from mossa_jax.report.catalogue import all_charts
 from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
+from mossa_jax.report.page.cards import claim_cards
+from mossa_jax.report.page.glossary import Glossary
 from mossa_jax.report.page.html_parts import data_uri, inlined, templates
 from mossa_jax.report.page.interactive import packed, page_charts
 from mossa_jax.report.page.task_cards import task_cards
@@ -41,16 +46,19 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
-    captions = {name: text for section in sections for name, text in section.captions.items()}
     charts = all_charts(inputs)
-    pictures = {name: _picture(epath.Path(figures) / f"{name}.png") for name in charts}
+    pictures = {name: _picture(epath.Path(figures) / f"{chart.file}.png") for name, chart in charts.items()}
     template = templates().get_template("page.html.j2")
     page = template.render(
         charts=page_charts(charts, pictures),
-        is_change_tested=inputs.change is not None,
+        is_change_tested=inputs.change is not None and len(inputs.change) > 0,
         analysis=inputs.analysis,
         rows=to_json_types(inputs.tasks.sort_values(["cluster", "task"]).to_dict("records")),
         competence=competence_sentence(inputs.analysis["competence"]),
+        story=inputs.analysis["summary"],
+        story_headings=STORY,
+        claim_cards=claim_cards(inputs.analysis, charts),
+        words=Glossary(),
         claims=tables.claim_rows(inputs.analysis["findings"]),
         definitions=tables.definition_rows(inputs.analysis["sections"], len(block_layers(inputs.table))),
         clusters=tables.cluster_rows(inputs),
@@ -59,15 +67,19 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         means=tables.mean_rows(inputs),
         repairing=tables.repairing(inputs.table),
         seeds=sorted({str(name) for name in inputs.table["experimental"]} - set(EXPERIMENTALS) - {CONTROL}),
-        facts=to_json_types(dict(inputs.facts)) | _fonts(inputs),
+        facts=inputs.facts,
+        setup=inputs.setup,
+        config=json.dumps(inputs.config, indent=1, ensure_ascii=False) if inputs.config else "",
+        fonts=_fonts(inputs),
+        tasks=tables.task_counts(inputs.tasks, inputs.analysis["trust"]["prompts"]),
+        undefined=tables.undefined_cells(inputs.analysis["trust"]),
+        lower_half=_lower_half(inputs.analysis["half"]["layers"]),
         command=inputs.command,
         warnings=[warning for warning in inputs.analysis["warnings"] if not warning["is_note"]],
         notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
         warning_groups=GROUPS,
         versions=inputs.versions,
         sections=[_section(section, inputs) for section in sections],
-        images={name: _picture(epath.Path(figures) / f"{name}.png") for name in captions},
-        captions=captions,
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -92,16 +104,21 @@ def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
         "lead": section.lead,
         "sentences": section.sentences(inputs),
         "charts": [chart.name for chart in section.charts(inputs)],
-        "figures": list(section.figures),
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }
 
 
-def _fonts(inputs: ReportInputs) -> dict[str, str]:
-    """Returns the line at the head of the page on characters of names that the static figures could not draw."""
+def _lower_half(upper: Sequence[str]) -> str:
+    """Names the layers below the upper half."""
+    last = int(upper[0]) - 1
+    return f"layers 1 to {last}" if last > 1 else "layer 1" if last else "no layer"
+
+
+def _fonts(inputs: ReportInputs) -> str:
+    """Returns what is said of characters of names that the static figures could not draw; empty if all were drawn."""
     missing = undrawable([*inputs.table["task"].unique(), *inputs.table["cluster"].unique()])
-    return {"fonts": missing_sentence(missing)} if missing else {}
+    return missing_sentence(missing) if missing else ""
 
 
 def _picture(figure: epath.Path) -> str:

@@ -9,17 +9,11 @@ import pandas as pd
 
 from mossa_jax.findings import to_json_types
 from mossa_jax.findings.competence import CONTROL, EXACT_MATCH, INFORMATION, scores_of
+from mossa_jax.findings.headlines import NOTHING, Headline
+from mossa_jax.findings.trust import reason_in_words
 from mossa_jax.report import palette
 from mossa_jax.report.inputs import ReportInputs, left_out, scores_by_model
-
-_NOTHING = "–"
-
-# What the estimate of a claim is, where it is not a change of CKA.
-_ESTIMATES = {
-    "clusters": ("eta_squared", "η² = {:.2f}"),
-    "ability": ("rho", "ρ = {:+.2f}"),
-    "gain": ("mean", "{:+.0%} beyond their number"),
-}
+from mossa_jax.report.numbers import NONE, fixed, p_value, with_minus
 
 
 def claim_rows(findings: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -29,65 +23,31 @@ def claim_rows(findings: list[dict[str, Any]]) -> list[dict[str, str]]:
       findings: from the analysis.
 
     Returns:
-      Dicts of texts: `id`, `family`, `claim`, `estimate`, `p`, `p_adjusted`, `units`, `least_p`, `least_effect` and
+      Dicts of texts: `title`, `family`, `estimate`, `p`, `p_adjusted`, `units`, `least_p`, `least_effect` and
       `verdict`.
     """
     return [
         {
-            "id": finding["id"],
+            "title": finding["title"],
             "family": finding["family"],
-            "claim": finding["claim"],
-            "estimate": _estimate(finding),
-            "p": _p(finding["figures"].get("p")),
-            "p_adjusted": _p(finding["figures"].get("p_adjusted")),
-            "units": _units(finding["figures"]),
-            "least_p": _number(finding["figures"].get("least_p") or None, "{:.2g}"),
-            "least_effect": _number(finding["figures"].get("least_effect"), "{:.3f}"),
+            "estimate": _estimate(finding["headline"]),
+            "p": p_value(finding["figures"].get("p")),
+            "p_adjusted": p_value(finding["figures"].get("p_adjusted")),
+            "units": finding["headline"]["units"] or NONE,
+            "least_p": _significant(finding["figures"].get("least_p") or None),
+            "least_effect": fixed(finding["figures"].get("least_effect")),
             "verdict": finding["verdict"],
         }
         for finding in findings
     ]
 
 
-def _estimate(finding: dict[str, Any]) -> str:
-    figures = finding["figures"]
-    if finding["id"] in _ESTIMATES:
-        key, form = _ESTIMATES[finding["id"]]
-        return _number(figures.get(key), form)
-    if figures.get("fit"):
-        before, after = (figures["fit"][end]["level"] for end in ("before", "after"))
-        return f"from {before:+.3f} to {after:+.3f}"
-    if figures.get("mean") is None:
-        return _NOTHING
-    return f"{figures['mean']:+.3f}{_interval(figures['low'], figures['high'])}"
+def _estimate(line: Headline) -> str:
+    return NONE if line["figure"] == NOTHING else with_minus(f"{line['figure']} {line['detail']}".strip())
 
 
-def _interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    return "" if low is None or high is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-
-
-def _units(figures: dict[str, Any]) -> str:
-    if figures.get("n_units") is not None:
-        units, noun = figures["n_units"], figures["unit"].removesuffix("s")
-    elif figures.get("n_clusters") is not None:
-        units, noun = figures["n_clusters"], "cluster"
-    else:
-        return _NOTHING
-    return _count(units, noun) if noun == "task" else f"{_count(units, noun)}, {_count(figures['n_tasks'], 'task')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return _NOTHING
-    return "<\u00a00.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return _NOTHING if value is None else form.format(value)
+def _significant(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2g}"
 
 
 def definition_rows(sections: dict[str, Any], layers: int) -> list[dict[str, str]]:
@@ -147,8 +107,8 @@ def _definition(key: str, spans: Mapping[str, list[float] | None], layers: int, 
         "name": name,
         "meaning": meaning,
         "answer": ", ".join(answers) or "nowhere",
-        "depth": ", ".join(depths) or _NOTHING,
-        "interval": interval or _NOTHING,
+        "depth": ", ".join(depths) or NONE,
+        "interval": interval or NONE,
     }
 
 
@@ -158,7 +118,7 @@ def _span(span: list[float]) -> str:
 
 
 def cluster_rows(inputs: ReportInputs) -> list[dict[str, Any]]:
-    """Returns the ranking of clusters, with `note` about tasks that are left out; clusters without any other come last.
+    """Returns the ranking of clusters, with a `note` on tasks that are left out; clusters without any other come last.
 
     Returns:
       The dicts of `analysis["clusters"]["ranking"]` with `note`; a cluster that is left out has `rank` None.
@@ -172,10 +132,8 @@ def cluster_rows(inputs: ReportInputs) -> list[dict[str, Any]]:
     rows = []
     ranking = inputs.analysis["clusters"]["ranking"]
     for row in ranking:
-        notes = [row["reason"]] if row["reason"] else []
-        if row["cluster"] in absent:
-            notes.append(f"left out: {', '.join(absent[row['cluster']])}")
-        rows.append(row | {"note": "; ".join(notes)})
+        names = absent.get(row["cluster"], [])
+        rows.append(row | {"note": f"left out: {', '.join(names)}" if names else ""})
     nothing = {"mean": None, "low": None, "high": None}
     for cluster in sorted(absent.keys() - {row["cluster"] for row in ranking}):
         row = {"rank": None, "cluster": cluster, "n_tasks": 0, "information_share": None}
@@ -241,3 +199,34 @@ def repairing(table: pd.DataFrame) -> str:
     """Returns what the permutation tests of single cells re-paired, in words."""
     names = set(table["repairing"].dropna()) if "repairing" in table.columns else set()
     return " or ".join(sorted(names - {"", "none"})) or "rows"
+
+
+def task_counts(tasks: pd.DataFrame, prompts: Mapping[str, float]) -> dict[str, Any]:
+    """Returns what the head of the page says of the tasks: how many there are, how many are held out, and `prompts`.
+
+    Args:
+      tasks: as in `ReportInputs`.
+      prompts: the `smallest` and the `largest` number of prompts of a task.
+    """
+    low, high = int(prompts["smallest"]), int(prompts["largest"])
+    span = f"{low:,} to {high:,} prompts" if low != high else palette.counted(high, "prompt")
+    return {"all": len(tasks), "held_out": int(tasks["held_out"].astype(bool).sum()), "prompts": span}
+
+
+def undefined_cells(trust: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the page says of undefined cells.
+
+    Args:
+      trust: from the analysis.
+
+    Returns:
+      `cells` in all, those that are undefined as `expected` and those that are `alarming`, and `reasons`, the rows of
+      `trust` with the reason in words.
+    """
+    expected = sum(row["expected"] for row in trust["reasons"])
+    return {
+        "cells": f"{trust['cells']:,}",
+        "expected": expected,
+        "alarming": trust["undefined"] - expected,
+        "reasons": [row | {"reason": reason_in_words(row["reason"])} for row in trust["reasons"]],
+    }

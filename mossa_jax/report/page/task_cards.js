@@ -1,29 +1,21 @@
 "use strict";
 
-// Opens, fills and searches the cards of tasks. Charts open one with
-// document.dispatchEvent(new CustomEvent("open-task", { detail: NAME })), NAME as in the card's data-task.
+// Opens, fills and searches the cards of tasks. A chart asks for one with the event "open-task", whose detail is a text
+// that begins with the lines of a task's name.
 (function () {
   const cards = [...document.querySelectorAll("details.task")];
   const store = document.getElementById("task-bodies");
   let bodies = null;
-
-  // The pieces of all bodies, once (task_cards.py says how they are packed).
-  function unpacked() {
-    if (!bodies) {
-      const bytes = Uint8Array.from(atob(store.textContent), (char) => char.charCodeAt(0));
-      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-      bodies = new Response(stream).json();
-    }
-    return bodies;
-  }
 
   async function fill(card) {
     const body = card.querySelector(".task-body");
     if (!store || body.dataset.filled) return;
     body.dataset.filled = "yes";
     try {
+      // Unpacked once, for all cards (task_cards.py says what is in it).
+      bodies = bodies || unpacked(store).then(JSON.parse);
+      const { ids, pieces } = await bodies;
       // The page wrote this HTML itself, with every text of others escaped.
-      const { ids, pieces } = await unpacked();
       body.innerHTML = pieces.map((ofCards) => ofCards[ids.indexOf(card.id)]).join("");
     } catch (error) {
       body.textContent = "This browser cannot unpack the card. Its numbers are in the tables of the folder results.";
@@ -44,8 +36,13 @@
     if (event.target.matches?.("details.task") && event.target.open) fill(event.target);
   }, true);
 
+  // Long names are broken into lines, so blanks do not count.
+  const squeezed = (text) => text.replace(/\s+/g, "");
+
   document.addEventListener("open-task", (event) => {
-    const card = cards.find((each) => each.dataset.task === event.detail);
+    const lines = event.detail.split("\n");
+    const names = new Set(lines.map((_, i) => squeezed(lines.slice(0, i + 1).join(""))));
+    const card = cards.find((each) => names.has(squeezed(each.dataset.task)));
     if (!card) return;
     history.replaceState(null, "", "#" + card.id);
     open(card);

@@ -7,8 +7,6 @@ compressed, for the page's script to unpack.
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -31,6 +29,7 @@ from mossa_jax.report.charts.parts import Cells
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import NONE, between, fixed, percent
 from mossa_jax.report.page.html_parts import templates
+from mossa_jax.report.page.interactive import packed
 from mossa_jax.report.page.sparkline import Sparkline, Trace, is_defined
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ MOST_INLINE = 400_000
 _CUT = "\f"  # no text that is shown holds it: `visible` gives it a sign
 _SHOWN = 400  # characters of a text that are seen at once
 _POINTS = 30  # of a training curve
-_FACTORS = {"template": "template", "answer": "answer", "item": "item", "rest": "rest"}
+_FACTORS = ("template", "answer", "item", "rest")
 _KEPT = {"upto": "layers 1 to k", "from": "layers k to the last"}
 
 Row = dict[str, Any]
@@ -58,18 +57,18 @@ def task_cards(inputs: ReportInputs) -> dict[str, Any]:
 
     Returns:
       `groups`: (cluster, heads of its cards) in order; `bodies`: anchor -> HTML of the rest, empty if it is `packed`;
-      `packed`: the same for `task_cards.js` to unpack, or ""; `half`: the layers of the upper
-      half, in words; `n`: number of cards; `has_answers`: whether there are example prompts.
+      `packed`: the same for `task_cards.js` to unpack, or ""; `half`: the layers of the upper half, in words;
+      `n`: number of cards; `has_answers`: whether there are example prompts.
     """
     builder = _Builder(inputs)
     heads = sorted((builder.head(row) for row in range(len(builder.cells.tasks))), key=_place)
     template = templates().get_template("task_card.html.j2")
     bodies = {head["id"]: template.render(builder.body(head["row"])).split(_CUT) for head in heads}
-    packed = sum(len(piece) for pieces in bodies.values() for piece in pieces) > MOST_INLINE
+    is_packed = sum(len(piece) for pieces in bodies.values() for piece in pieces) > MOST_INLINE
     return {
         "groups": [(cluster, list(group)) for cluster, group in groupby(heads, key=lambda head: head["cluster"])],
-        "bodies": {} if packed else {name: "".join(pieces) for name, pieces in bodies.items()},
-        "packed": _packed(bodies) if packed else "",
+        "bodies": {} if is_packed else {name: "".join(pieces) for name, pieces in bodies.items()},
+        "packed": _packed_bodies(bodies) if is_packed else "",
         "half": inputs.analysis["half"]["name"],
         "n": len(heads),
         "has_answers": inputs.answers is not None,
@@ -80,8 +79,8 @@ def _place(head: Row) -> tuple[str, str]:
     return head["cluster"], head["task"]
 
 
-def _packed(bodies: Mapping[str, Sequence[str]]) -> str:
-    """Packs the pieces of all bodies: JSON, compressed with gzip, in base64.
+def _packed_bodies(bodies: Mapping[str, Sequence[str]]) -> str:
+    """Packs the pieces of all bodies.
 
     The first pieces of all cards come first, then the second ones, and so on: what is alike lies near enough together
     for gzip to find it.
@@ -90,9 +89,7 @@ def _packed(bodies: Mapping[str, Sequence[str]]) -> str:
       The JSON is an object of `ids`, the anchors, and `pieces`, one list per place in a body with a piece per card.
     """
     pieces = list(zip_longest(*bodies.values(), fillvalue=""))
-    data = json.dumps({"ids": list(bodies), "pieces": pieces}, ensure_ascii=False).encode()
-    # Without a time, so that the same run gives the same page.
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+    return packed(json.dumps({"ids": list(bodies), "pieces": pieces}, ensure_ascii=False))
 
 
 class _Builder:
@@ -239,26 +236,24 @@ class _Builder:
 
     def profile(self, task: str) -> Sparkline | None:
         """Draws the share of the gain of tuning that is kept with the adapters of some layers."""
-        rows = self._profiles.get(task)
-        if rows is None:
-            return None
-        measure = next((each for each, column in MEASURES.items() if rows.get(column, _NO).notna().any()), None)
+        # The first measure in which the task gains anything.
+        measure = next((name for name, shares in self._profiles.items() if task in shares.index.levels[0]), None)
         if measure is None:
             return None
-        wide = rows.pivot_table(index="layer", columns=["model", "kept"], values=MEASURES[measure], dropna=False)
+        shares = self._profiles[measure].loc[task]
         traces = [
-            Trace(f"{name}, {words}", model, wide[model, kept].tolist(), dashed=kept == "from")
+            Trace(f"{name}, {words}", model, shares[model, kept].tolist(), dashed=kept == "from")
             for model, name in ((TUNED, "E"), ("control", "specialist"))
             for kept, words in _KEPT.items()
-            if (model, kept) in wide
+            if (model, kept) in shares
         ]
         values = np.array([trace.values for trace in traces], float)
         what = "information about the answer" if measure == "information" else "likelihood of the answer"
         return Sparkline(
             f"Share of the gain in {what} with the adapters of some layers of {visible(task)}",
             "k =",
-            [str(layer) for layer in wide.index],
-            wide.index.tolist(),
+            [str(layer) for layer in shares.index],
+            shares.index.tolist(),
             traces,
             low=float(np.clip(np.floor(5 * np.nanmin(values)) / 5, -1.0, 0.0)),
             high=float(np.clip(np.ceil(5 * np.nanmax(values)) / 5, 1.0, 2.0)),
@@ -269,37 +264,40 @@ class _Builder:
 
     @cached_property
     def _profiles(self) -> dict[str, pd.DataFrame]:
+        """Shares of the gain by measure: a row per task and layer, a column per model and what is kept."""
         table = self.inputs.analyses.get("profile")
         if table is None:
             return {}
         rows = table[table["kept"].isin(list(_KEPT)) & table["model"].isin([TUNED, "control"])]
-        return {str(task): of_task for task, of_task in rows.groupby("task")}
+        shares = {}
+        for measure, column in MEASURES.items():
+            if column in rows and rows[column].notna().any():
+                own = rows.dropna(subset=[column])
+                wide = own.pivot_table(index=["task", "layer"], columns=["model", "kept"], values=column)
+                wide.index = wide.index.remove_unused_levels()
+                shares[measure] = wide
+        return shares
 
     def _factors_of(self, task: str) -> list[Row]:
         """Returns the parts of CKA that template, answer, item and the rest make, in the upper half."""
-        rows = self._factors.get(task)
-        if rows is None:
-            return []
         parts = []
-        for factor, name in _FACTORS.items():
-            of_factor = rows[rows["factor"] == factor]
-            means = {
-                model: _mean(of_factor.loc[of_factor["experimental"] == model, "cka"].to_numpy(float))
-                for model in EXPERIMENTALS
-            }
-            change = means[TUNED] - means[PRETRAINED]
+        for factor in _FACTORS:
+            means = {model: self._factors.get((task, model, factor), np.nan) for model in EXPERIMENTALS}
             if np.isfinite([*means.values()]).any():
                 cells = {model: fixed(value) for model, value in means.items()}
-                parts.append({"name": name, **cells, "change": fixed(change, signed=True)})
+                change = means[TUNED] - means[PRETRAINED]
+                parts.append({"name": factor, **cells, "change": fixed(change, signed=True)})
         return parts
 
     @cached_property
-    def _factors(self) -> dict[str, pd.DataFrame]:
+    def _factors(self) -> dict[tuple[str, str, str], float]:
+        """Mean parts of CKA over the upper half, by task, model and factor."""
         table = self.inputs.analyses.get("factors")
         if table is None:
             return {}
         rows = table[table["layer"].astype(str).isin(self.inputs.analysis["half"]["layers"])]
-        return {str(task): of_task for task, of_task in rows.groupby("task")}
+        rows = rows.assign(cka=pd.to_numeric(rows["cka"], errors="coerce")).dropna(subset=["cka"])
+        return rows.groupby(["task", "experimental", "factor"])["cka"].mean().to_dict()
 
     @cached_property
     def _metrics(self) -> list[str]:
@@ -388,34 +386,27 @@ class _Builder:
 
     def _examples_of(self, task: str) -> list[Row]:
         """Returns the example prompts of a task with the answers to each."""
-        rows = self._answers.get(task)
-        if rows is None:
-            return []
-        return [
-            {
-                "number": number,
-                "prompt": _text(of_example["prompt"].iloc[0]),
-                "target": _text(of_example["target"].iloc[0]),
-                "answers": [
-                    {
-                        "name": palette.SCORE_NAMES[row["model"]],
-                        "model": row["model"],
-                        "text": _text(row["answer"]),
-                        "exact": bool(row["exact"]),
-                    }
-                    for row in of_example.to_dict("records")
-                ],
-            }
-            for number, of_example in rows.groupby("example")
-        ]
+        examples = []
+        for number, rows in groupby(self._answers.get(task, []), key=lambda row: row["example"]):
+            of_models = list(rows)
+            answers = [
+                {
+                    "name": palette.SCORE_NAMES[row["model"]],
+                    "model": row["model"],
+                    "text": _text(row["answer"]),
+                    "exact": bool(row["exact"]),
+                }
+                for row in of_models
+            ]
+            prompt, target = (_text(of_models[0][key]) for key in ("prompt", "target"))
+            examples.append({"number": number, "prompt": prompt, "target": target, "answers": answers})
+        return examples
 
     @cached_property
-    def _answers(self) -> dict[str, pd.DataFrame]:
+    def _answers(self) -> dict[str, list[Row]]:
         answers = self.inputs.answers
-        return {} if answers is None else {str(task): rows for task, rows in answers.groupby("task")}
-
-
-_NO = pd.Series([], dtype=float)
+        rows = [] if answers is None else answers.sort_values(["task", "example"], kind="stable").to_dict("records")
+        return {task: list(of_task) for task, of_task in groupby(rows, key=lambda row: row["task"])}
 
 
 def _is_seed(control: str, task: str) -> bool:

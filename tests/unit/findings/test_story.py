@@ -8,7 +8,7 @@ import pytest
 
 from mossa_jax.benchmarks.planted_findings import FLAN_SIZES
 from mossa_jax.findings import competence_sentence
-from mossa_jax.findings.headlines import headline
+from mossa_jax.findings.headlines import headline, in_words
 from mossa_jax.findings.shapes import SHAPES
 from mossa_jax.findings.story import tell_story
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
@@ -144,22 +144,22 @@ def test_a_run_of_idle_specialists_says_so_and_no_more():
 def test_each_claim_has_its_line(rise):
     lines = {finding["id"]: finding["headline"] for finding in rise["findings"]}
     shift, fit = rise["shift"], rise["sections"]["fit"]
-    assert lines["shift"]["figure"] == f"{shift['mean']:+.3f} CKA [{shift['low']:+.3f}, {shift['high']:+.3f}]"
+    low, high = f"{shift['low']:+.3f}", f"{shift['high']:+.3f}"
+    assert lines["shift"]["figure"] == f"{shift['mean']:+.3f} CKA" and lines["shift"]["detail"] == f"[{low}, {high}]"
     assert lines["shift"]["units"] == f"{shift['n_units']} clusters, {shift['n_tasks']} tasks"
     assert lines["shift"]["p"] == "p = 0.012 corrected"
     before, after = fit["before"]["level"], fit["after"]["level"]
-    assert lines["transition"]["figure"] == f"from {before:+.3f} to {after:+.3f} CKA in layers 4 to 5"
-    assert lines["clusters"]["figure"].startswith("clusters explain ")
-    assert lines["gain"] == {"figure": "-", "units": "", "p": ""}
+    assert in_words(lines["transition"]).startswith(f"{before:+.3f} to {after:+.3f} CKA in layers 4 to 5, 9 clusters")
+    assert lines["clusters"]["detail"] == "of the spread of tasks lies between clusters"
+    assert lines["gain"] == {"figure": "-", "detail": "", "units": "", "p": ""}
 
 
-def test_lines_name_one_unit_one_layer_and_what_is_no_change():
+def test_lines_name_one_unit_and_one_layer():
     level = {"level": 0.1}
     fit = {"start": {"layer": 4}, "end": {"layer": 4}, "before": level, "after": level}
     figures = {"fit": fit, "p_adjusted": 0.0001, "n_units": 1, "n_tasks": 1, "unit": "tasks"}
-    line = {"figure": "from +0.100 to +0.100 CKA in layer 4", "units": "1 task", "p": "p < 0.001 corrected"}
-    assert headline("transition", figures) == line
-    assert headline("ability", {"rho": -0.5})["figure"] == "rank correlation -0.50"
+    assert in_words(headline("transition", figures)) == "+0.100 to +0.100 CKA in layer 4, 1 task, p < 0.001 corrected"
+    assert in_words(headline("ability", {"rho": -0.5})) == "-0.50 partial rank correlation"
     carried = {"mean": 0.27, "low": 0.12, "high": 0.41}
     part = {"rise": {"carried": carried, "share_of_layers": 0.625}, "top": None}
-    assert headline("gain", {"by_change": part})["figure"] == "27 % [12 to 41 %] of the gain in 62 % of the layers"
+    assert in_words(headline("gain", {"by_change": part})) == "27 % [12 to 41 %] of the gain in 62 % of the layers"

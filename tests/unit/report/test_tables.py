@@ -1,7 +1,10 @@
 """The tables of the page: what stands in their cells."""
 
+import pandas as pd
 import pytest
 
+from mossa_jax.findings.claims import CLAIMS
+from mossa_jax.findings.trust import reason_in_words
 from mossa_jax.report.page import tables
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
 
@@ -15,17 +18,16 @@ def inputs():
 
 
 def test_every_claim_has_its_figures(inputs):
-    rows = {row["id"]: row for row in tables.claim_rows(inputs.analysis["findings"])}
-    assert list(rows) == "transition shift specificity unseen shared clusters ability gain within_answer".split()
-    shift, figures = rows["shift"], inputs.analysis["shift"]
-    assert shift["estimate"] == f"{figures['mean']:+.3f} [{figures['low']:+.3f}, {figures['high']:+.3f}]"
+    rows = {row["title"]: row for row in tables.claim_rows(inputs.analysis["findings"])}
+    assert list(rows) == [claim.title for claim in CLAIMS]
+    shift, figures = rows["What tuning adds in the upper half"], inputs.analysis["shift"]
+    assert shift["estimate"] == f"{figures['mean']:+.3f} CKA [{figures['low']:+.3f}, {figures['high']:+.3f}]"
     assert shift["units"] == "8 clusters, 15 tasks" and shift["least_p"] == "0.0078" and shift["p"] == "0.008"
     assert shift["p_adjusted"] == "0.023" and shift["family"] == "primary" and shift["verdict"] == "supported"
     assert shift["least_effect"] == f"{figures['least_effect']:.3f}"
-    assert rows["unseen"]["p"] == "–" and rows["unseen"]["verdict"] == "too few"
-    assert rows["clusters"]["estimate"].startswith("η² = ")
-    fit = inputs.analysis["sections"]["fit"]
-    assert rows["transition"]["estimate"] == f"from {fit['before']['level']:+.3f} to {fit['after']['level']:+.3f}"
+    unseen = rows["Tasks held out of the mixture"]
+    assert unseen["p"] == "–" and unseen["verdict"] == "too few"
+    assert rows["Which layers carry the gain"]["estimate"] == "–"
 
 
 def test_definitions_stand_beside_the_papers(inputs):
@@ -87,3 +89,30 @@ def test_the_page_says_what_was_repaired(inputs):
     assert tables.repairing(table) == tables.repairing(table.assign(repairing="none")) == "rows"
     mixed = ["items within templates" if task == "t00" else "items" for task in table.task]
     assert tables.repairing(table.assign(repairing=mixed)) == "items or items within templates"
+
+
+def test_notes_say_what_is_left_out_and_nothing_twelve_times(inputs):
+    notes = [row["note"] for row in tables.cluster_rows(inputs)]
+    assert {note for note in notes if note} == {"left out: t05", "left out: t06, t07"}
+
+
+def test_the_head_counts_tasks_and_prompts():
+    tasks = pd.DataFrame({"held_out": [True, False, False]})
+    assert tables.task_counts(tasks, {"smallest": 256.0, "largest": 256.0}) == {
+        "all": 3, "held_out": 1, "prompts": "256 prompts",
+    }  # fmt: skip
+    assert tables.task_counts(tasks, {"smallest": 20, "largest": 2048})["prompts"] == "20 to 2,048 prompts"
+    assert tables.task_counts(tasks, {"smallest": 1, "largest": 1})["prompts"] == "1 prompt"
+
+
+def test_undefined_embeddings_are_expected_and_other_cells_are_not(inputs):
+    table = inputs.table
+    plain = tables.undefined_cells(inputs.analysis["trust"])
+    assert plain["alarming"] == 0 and plain["expected"] == int((table["undefined"] != "").sum()) > 0
+    odd = table["layer"].eq("3") & table["task"].eq("t01")
+    changed = table.assign(undefined=table["undefined"].mask(odd, "no variance in a and b"), cka=table["cka"].mask(odd))
+    cells = tables.undefined_cells(report_inputs(changed).analysis["trust"])
+    assert cells["alarming"] == int(odd.sum()) and cells["expected"] == plain["expected"]
+    assert "no variance in the states of either model" in [row["reason"] for row in cells["reasons"]]
+    assert reason_in_words("no variance in b") == "no variance in the states of the specialist"
+    assert reason_in_words("two items") == "two items"

@@ -15,7 +15,7 @@ PLACES = {"page": "runs/x/report.html", "variants": []}
 
 
 def finding(verdict, title, figure="+0.1 CKA", family="primary", qualifications=(), units="9 clusters", p=""):
-    line = {"figure": figure, "units": units, "p": p}
+    line = {"figure": figure, "detail": "[0, 1]", "units": units, "p": p}
     more = {"family": family, "qualifications": list(qualifications), "sentence": f"{title} at length."}
     return {"verdict": verdict, "title": title, "headline": line, **more}
 
@@ -37,8 +37,8 @@ def test_the_result_comes_first_and_then_each_claim_in_a_line():
     lines = in_words(findings, 500)
     assert lines[:5] == LEAD
     assert lines[5:10] == [
-        "[contradicted] First: +0.1 CKA, 9 clusters, p = 0.012 corrected",
-        "[supported] Second (exploratory): +0.1 CKA, 9 clusters",
+        "[contradicted] First: +0.1 CKA [0, 1], 9 clusters, p = 0.012 corrected",
+        "[supported] Second (exploratory): +0.1 CKA [0, 1], 9 clusters",
         "[undecided] Sixth",
         "[too few] Fifth",
         "[not measured] Third; Fourth",
@@ -57,7 +57,7 @@ def test_what_qualifies_a_finding_stands_behind_its_figures_and_late_warnings_ab
     lines = in_words(findings, 500, [early.record(), late.record()])
     assert lines[1].startswith("warning: tasks whose prompts the base is not shown to use: a, b, c and 2 more; raise")
     assert lines[2:7] == LEAD
-    assert lines[7] == "[contradicted] First: +0.1 CKA, 9 clusters (but E took few steps, and 1 more)"
+    assert lines[7] == "[contradicted] First: +0.1 CKA [0, 1], 9 clusters (but E took few steps, and 1 more)"
 
 
 def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(monkeypatch):
