@@ -148,23 +148,22 @@ const chart = document.getElementById(arguments[0]);
 const plot = chart.querySelector('.js-plotly-plot');
 chart.scrollIntoView({block: 'center', behavior: 'instant'});
 const frame = plot.getBoundingClientRect(), layout = plot._fullLayout, spots = [];
-const wanted = arguments[1];
 plot._fullData.forEach((trace, index) => {
   if (trace.visible !== true || ['skip', 'none'].includes(trace.hoverinfo)) return;
   const key = (letter) => letter + 'axis' + (trace[letter + 'axis'] || letter).slice(1);
   const xaxis = layout[key('x')], yaxis = layout[key('y')];
-  const place = (x, y, text, value) => {
+  const place = (x, y, text) => {
     if (x === null || y === null || x === undefined || y === undefined || !text) return;
     const left = xaxis.d2p(x), top = yaxis.d2p(y);
     if (!(left >= 0 && left <= xaxis._length && top >= 0 && top <= yaxis._length)) return;
-    spots.push({trace: index, type: trace.type, text: String(text), defined: value !== null && value !== undefined,
+    spots.push({trace: index, type: trace.type, text: String(text),
                 x: frame.left + xaxis._offset + left, y: frame.top + yaxis._offset + top});
   };
   const texts = trace.hovertext || trace.text || trace.customdata;
   if (!texts) return;
   if (trace.type === 'heatmap') {
     trace.z.forEach((row, r) => [...row].forEach((value, c) => place(
-      trace.x ? trace.x[c] : c, trace.y ? trace.y[r] : r, texts[r] && texts[r][c], value)));
+      trace.x ? trace.x[c] : c, trace.y ? trace.y[r] : r, texts[r] && texts[r][c])));
   } else {
     const xs = trace.x || [], ys = trace.y || [];
     // The pointer goes to the middle of a bar, and to the end of nothing else.
@@ -173,28 +172,28 @@ plot._fullData.forEach((trace, index) => {
     [...xs].forEach((x, n) => {
       const level = trace.orientation === 'h';
       if (trace.type === 'bar' && !(level ? x : ys[n])) return;
-      place(level ? middle(x, n) : x, level ? ys[n] : middle(ys[n], n), Array.isArray(texts) ? texts[n] : texts, ys[n]);
+      place(level ? middle(x, n) : x, level ? ys[n] : middle(ys[n], n), Array.isArray(texts) ? texts[n] : texts);
     });
   }
 });
-return spots.filter((spot) => spot.defined === wanted);
+return spots.filter((spot) => spot.text.includes(arguments[1]));
 """
 
 
-def hover(driver: Any, chart: str, defined: bool = True) -> tuple[str, str] | None:
+def hover(driver: Any, chart: str, having: str = "") -> tuple[str, str] | None:
     """Moves the pointer onto a mark of a chart, as a reader does.
 
     Args:
       driver: the browser, with the chart drawn.
       chart: its name.
-      defined: whether to go to a mark with a value or to a cell without one.
+      having: words that the text of the mark has.
 
     Returns:
       The text that was wanted there and the text that the page then shows; None if the chart has no such mark.
     """
     from selenium.webdriver.support.ui import WebDriverWait
 
-    spots = driver.execute_script(_SPOTS, chart, defined)
+    spots = driver.execute_script(_SPOTS, chart, having)
     if not spots:
         return None
     spot = spots[len(spots) // 2]

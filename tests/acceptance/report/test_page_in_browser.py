@@ -10,7 +10,7 @@ import pytest
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.report import write_figures, write_page
 from mossa_jax.report.catalogue import all_charts
-from mossa_jax.report.numbers import between, fixed
+from mossa_jax.report.numbers import between, fixed, p_value
 from tests.support.browser import (
     PAPER,
     draw_all,
@@ -100,9 +100,8 @@ def test_the_pointer_finds_the_text_of_the_mark_below_it_in_every_chart(browser,
 
 
 def test_the_pointer_finds_the_reason_of_an_undefined_cell(browser, charts):
-    reasons = {name: hover(browser, name, defined=False) for name in charts}
     for name in ("heatmap", "layer_matrix"):
-        _, shown = reasons[name]
+        _, shown = hover(browser, name, "no variance")
         assert "no variance" in shown and squeezed(shown) in hover_texts(charts[name])
 
 
@@ -113,14 +112,14 @@ def own_cells(inputs, model):
 
 
 def test_the_heat_map_shows_value_interval_and_tests_of_the_tables_under_the_pointer(browser, inputs):
-    _, shown = hover(browser, "heatmap")
+    _, shown = hover(browser, "heatmap", "n = 512")
     change = inputs.change[inputs.change.estimator == HEADLINE].set_index(["task", "layer"])
     task = next(name for name in inputs.tasks.task if name in shown)
     layer = re.search(r"layer (\d+)", shown).group(1)
     row = change.loc[(task, layer)]
     assert fixed(row.change, signed=True) in shown
     assert squeezed(between(row.low, row.high, signed=True)) in squeezed(shown)
-    assert f"q = {row.q:.3f}" in shown
+    assert f"q {p_value(row.q)}" in shown
     for model in ("tuned", "pretrained"):
         assert fixed(own_cells(inputs, model).cka.loc[(task, layer)]) in shown
 
