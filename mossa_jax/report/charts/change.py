@@ -186,7 +186,7 @@ class _Curves:
             lines(
                 f"layer {layers[index]}, {name}",
                 f"level {fixed(level['level'], signed=True)}",
-                f"95 % {between(*level['interval'], signed=True)}",
+                f"95 % {between(level['interval'][0], level['interval'][1], signed=True)}",
                 "" if self.sections["is_transition"] else self.sections["reason"],
             )
             for index, level in self.corners

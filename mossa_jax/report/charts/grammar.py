@@ -357,7 +357,7 @@ def box(at: float, values: Values, hover: Sequence[str] = ()) -> Box | None:
     return Box(at, tuple(numbers.tolist()), (float(low), float(median), float(high)), whiskers, tuple(texts))
 
 
-def boxes(columns: Sequence[Values], hovers: Sequence[Sequence[str]] = (), **mark: Any) -> Boxes:
+def boxes(columns: Sequence[Values] | np.ndarray, hovers: Sequence[Sequence[str]] = (), **mark: Any) -> Boxes:
     """Builds one box per column at positions 0, 1, ...; `mark` are the other fields of `Boxes`."""
     texts = hovers or [()] * len(columns)
     summaries = [box(at, column, hover) for at, (column, hover) in enumerate(zip(columns, texts, strict=True))]
