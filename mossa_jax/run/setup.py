@@ -59,7 +59,9 @@ def recorded_architecture(record: Mapping[str, Any]) -> Architecture | None:
     if not known:
         return None
     names = {field.name for field in dataclasses.fields(Architecture)}
-    return Architecture(**{"bos": None, "eos": (), **{name: known[name] for name in known if name in names}})
+    fields: dict[str, Any] = {"bos": None, "eos": ()}
+    fields |= {name: known[name] for name in known if name in names}
+    return Architecture(**fields)
 
 
 def _base(config: Config, record: Mapping[str, Any], architecture: Architecture | None) -> dict[str, str]:

@@ -155,7 +155,8 @@ class Glossary:
         """Returns a text, escaped, in which the words that a section has not yet explained are explained."""
         from markupsafe import Markup, escape
 
-        parts, end = [], 0
+        parts: list[Markup] = []
+        end = 0
         for match in _PATTERN.finditer(text):
             word = list(WORDS)[int(str(match.lastgroup).removeprefix("w"))]
             parts += [escape(visible(text[end : match.start()])), self.term(word, match.group())]
