@@ -1,5 +1,7 @@
 """Charts as figures: what is drawn is what the chart says, nothing is cut, nothing lies over the data."""
 
+from itertools import pairwise
+
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
@@ -272,7 +274,7 @@ def test_layers_are_labelled_as_far_as_there_is_room(layers):
     places = [label.get_window_extent() for label in labels]
     assert {"emb", "norm"} <= {label.get_text() for label in labels} and len(labels) >= 8
     digits = [place for label, place in zip(labels, places, strict=True) if label.get_text().isdigit()]
-    assert not any(one.overlaps(other) for one, other in zip(digits, digits[1:], strict=False))
+    assert not any(one.overlaps(other) for one, other in pairwise(digits))
     assert_nothing_is_cut(figure)
 
 
