@@ -20,7 +20,7 @@ from mossa_jax.findings.warning_kinds import GROUPS
 from mossa_jax.report import palette
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.catalogue import all_charts
+from mossa_jax.report.catalogue import comparison_charts
 from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
@@ -46,7 +46,8 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     from plotly.offline import get_plotlyjs
 
     sections = sections_of(inputs)
-    charts = all_charts(inputs)
+    own = {section.name: {chart.name: chart for chart in section.charts(inputs)} for section in sections}
+    charts = comparison_charts(inputs) | {name: chart for group in own.values() for name, chart in group.items()}
     pictures = {name: _picture(epath.Path(figures) / f"{chart.file}.png") for name, chart in charts.items()}
     template = templates().get_template("page.html.j2")
     page = template.render(
@@ -79,7 +80,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
         warning_groups=GROUPS,
         versions=inputs.versions,
-        sections=[_section(section, inputs) for section in sections],
+        sections=[_section(section, inputs, list(own[section.name])) for section in sections],
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -96,14 +97,14 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     write_text(path, page)
 
 
-def _section(section: AnalysisSection, inputs: ReportInputs) -> dict[str, Any]:
-    """Returns what the page shows of an analysis."""
+def _section(section: AnalysisSection, inputs: ReportInputs, charts: list[str]) -> dict[str, Any]:
+    """Returns what the page shows of an analysis; `charts` are the names of its charts."""
     return {
         "name": section.name,
         "title": section.title,
         "lead": section.lead,
         "sentences": section.sentences(inputs),
-        "charts": [chart.name for chart in section.charts(inputs)],
+        "charts": charts,
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }
