@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from mossa_jax.report.numbers import NONE, between, fixed, with_minus
 
@@ -180,7 +180,7 @@ def _escaped(text: str) -> str:
     return str(escape(text))
 
 
-def is_defined(value: Value) -> bool:
+def is_defined(value: Value) -> TypeGuard[float]:
     """Returns whether there is a finite value."""
     return value is not None and math.isfinite(value)
 
