@@ -22,7 +22,6 @@ from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.catalogue import comparison_charts
 from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
-from mossa_jax.report.drawing.saving import preview_png
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
 from mossa_jax.report.page.cards import claim_cards
@@ -126,7 +125,7 @@ def _fonts(inputs: ReportInputs) -> str:
 def _picture(figure: epath.Path) -> str:
     """Returns a figure as a data URI, in the size of a page."""
     try:
-        return data_uri(preview_png(figure.read_bytes()))
+        return data_uri(figure.read_bytes())
     except FileNotFoundError as error:
         raise Refusal(BAD_INPUT, f"figure {figure} is missing; write the figures before the page") from error
 
