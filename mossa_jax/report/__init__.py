@@ -8,7 +8,7 @@ matplotlib and plotly are imported inside the functions that draw, so that their
 draws nothing.
 """
 
-from mossa_jax.report.drawing.figures import remove_former_figures, write_figures, write_time_figure
+from mossa_jax.report.drawing.figures import remove_former_figures, write_figures
 from mossa_jax.report.drawing.style import STYLE_SHEET
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page.page import write_page
@@ -19,5 +19,4 @@ __all__ = [
     "remove_former_figures",
     "write_figures",
     "write_page",
-    "write_time_figure",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.charts import (
     change,
@@ -42,12 +44,11 @@ FILES = (
 
 
 def all_charts(inputs: ReportInputs) -> dict[str, Chart]:
-    """Returns the charts by name: those of the comparison, then those of the analyses."""
-    charts = [chart for section in sections_of(inputs) for chart in section.charts(inputs)]
-    return comparison_charts(inputs) | {chart.name: chart for chart in charts}
+    """Returns the charts by name: those of the comparison, then those of the analyses.
 
-
-def comparison_charts(inputs: ReportInputs) -> dict[str, Chart]:
-    """Returns the charts of the comparison, and of what was trained and scored for it, by name."""
+    Building them takes seconds where there are hundreds of tasks: a report does it once.
+    """
     charts = [chart for build in _COMPARISON if (chart := build(inputs)) is not None]
+    for section in sections_of(inputs):
+        charts += [replace(chart, section=section.name) for chart in section.charts(inputs)]
     return {chart.name: chart for chart in charts}

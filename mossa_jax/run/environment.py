@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 
-import mossa_jax
-
 _PACKAGES = "mossa_jax jax jaxlib flax optax orbax-checkpoint transformers datasets numpy".split()
 _SECONDS = 10
 """How long git may take, on a file system that is slow."""
@@ -27,7 +25,7 @@ def environment() -> dict[str, Any]:
         "command": command(sys.argv),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
-        "commit": commit(Path(mossa_jax.__file__).parent),
+        "commit": commit(Path(__file__).parents[1]),
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),

@@ -17,7 +17,9 @@ from mossa_jax.findings import SCORE_COLUMNS, find
 from mossa_jax.log import waiting
 from mossa_jax.monitoring import goodput
 from mossa_jax.processes import agreement
-from mossa_jax.report import ReportInputs, remove_former_figures, write_figures, write_page, write_time_figure
+from mossa_jax.report import ReportInputs, remove_former_figures, write_figures, write_page
+from mossa_jax.report.catalogue import all_charts
+from mossa_jax.report.charts.times import time_chart
 from mossa_jax.report.inputs import ANSWER_COLUMNS
 from mossa_jax.run.analyse import read_tables
 from mossa_jax.run.context import Run
@@ -63,13 +65,16 @@ def _report(run: Run) -> dict[str, Any]:
         write_table(run.results / "answers.parquet", inputs.answers)
     write_table(run.results / "curves.parquet", inputs.curves)
     write_json(run.results / "findings.json", inputs.analysis)
-    files = write_figures(inputs, run.figures)
+    charts = all_charts(inputs)
+    files = write_figures(inputs, run.figures, charts)
     # The times are those of this stage, too, with the drawing of all other figures.
     goodput.record()
     inputs = replace(inputs, times=goodput.times(run_folder.metrics()))
-    files += write_time_figure(inputs, run.figures)
+    if (times := time_chart(inputs)) is not None:
+        charts[times.name] = times
+        files += write_figures(inputs, run.figures, {times.name: times})
     remove_former_figures(run.figures, files)
-    write_page(run.page, inputs, run.figures)
+    write_page(run.page, inputs, run.figures, charts)
     goodput.outcome(str(run.page))
     return {**inputs.analysis, "page": str(run.page), "variants": run.folder.variants()}
 

@@ -92,7 +92,7 @@ def score_task(run: Run, task: Task) -> tuple[list[measures.Row], list[measures.
     rows += measures.score_rows(measures.MAJORITY, {measures.EXACT_MATCH: measures.majority(targets, items)}, n)
     texts_of = dict(zip(labels, answers.texts, strict=False))
     shown = examples.example_rows(
-        texts_of, targets, lambda row: run.tokenizer.prompt_text(encoded.examples.prompt(row))
+        texts_of, targets, lambda row: run.tokenizer.prompt_text(encoded.examples.prompt(row).tolist())
     )
     return rows, shown
 

@@ -316,6 +316,7 @@ class Chart:
       paper: number of the paper's figure that it corresponds to; 0 for none. It begins the name of the file.
       width, height: of the figure in inches, per panel.
       rows_menu: whether the page offers search, groups and sorting of the rows of its heat map.
+      section: name of the analysis that it belongs to; "" for the comparison.
     """
 
     name: str
@@ -329,6 +330,7 @@ class Chart:
     width: float = 8.0
     height: float = 4.2
     rows_menu: bool = False
+    section: str = ""
 
     @property
     def file(self) -> str:

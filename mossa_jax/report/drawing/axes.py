@@ -89,8 +89,8 @@ def _name_categories(axes: Axes, axis: Axis, is_x: bool, length: float) -> None:
     size = 8.0
     if longest <= _SHORT:
         step = _step(room, longest, size)
-        ticks = [at for at, name in enumerate(names) if not name.isdigit() or step == 1 or int(name) % step == 0]
-        axes.set_xticks(ticks, [names[tick] for tick in ticks], fontsize=size)
+        shown = [at for at, name in enumerate(names) if not name.isdigit() or step == 1 or int(name) % step == 0]
+        axes.set_xticks(shown, [names[tick] for tick in shown], fontsize=size)
         return
     fits = longest * _CHARACTER * size + 6 <= room
     if not fits:

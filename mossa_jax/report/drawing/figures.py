@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from etils import epath
 
@@ -10,7 +10,6 @@ from mossa_jax.files.csv_text import csv_text
 from mossa_jax.files.write import write_text
 from mossa_jax.report.catalogue import FILES, all_charts
 from mossa_jax.report.charts.grammar import Chart
-from mossa_jax.report.charts.times import time_chart
 from mossa_jax.report.drawing.glyphs import say_missing
 from mossa_jax.report.drawing.saving import SUFFIXES, save
 from mossa_jax.report.drawing.static import compose
@@ -24,12 +23,13 @@ _EARLIER = (
 """Figures that earlier versions wrote, and that charts of other names have replaced."""
 
 
-def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
+def write_figures(inputs: ReportInputs, folder: epath.PathLike, charts: Mapping[str, Chart] | None = None) -> list[str]:
     """Draws the charts of a run and saves each as PNG, SVG and PDF, with its numbers as CSV.
 
     Args:
       inputs: what to draw.
       folder: where to write; created if absent.
+      charts: from `all_charts`; built from `inputs` unless given.
 
     Returns:
       Names of the files, without suffix, in the order of the page.
@@ -37,13 +37,7 @@ def write_figures(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
     Raises:
       Refusal: 6 if there is no room.
     """
-    return save_charts(all_charts(inputs).values(), folder, inputs.palette)
-
-
-def write_time_figure(inputs: ReportInputs, folder: epath.PathLike) -> list[str]:
-    """Does for the chart of times alone what `write_figures` does: it is drawn when the others are there."""
-    chart = time_chart(inputs)
-    return [] if chart is None else save_charts([chart], folder, inputs.palette)
+    return save_charts((all_charts(inputs) if charts is None else charts).values(), folder, inputs.palette)
 
 
 def save_charts(charts: Collection[Chart], folder: epath.PathLike, palette: Palette = DEFAULT) -> list[str]:

@@ -85,7 +85,7 @@ def _draw_line(mark: Line, axes: Axes, colour: str) -> None:
 @draw_mark.register(Points)
 def _draw_points(mark: Points, axes: Axes, colour: str) -> None:
     x, y = numbers(mark.x), numbers(mark.y)
-    style = {"color": colour, "lw": 1.0, "alpha": mark.opacity, "zorder": BEFORE - 0.05}
+    style: dict[str, Any] = {"color": colour, "lw": 1.0, "alpha": mark.opacity, "zorder": BEFORE - 0.05}
     if len(mark.x_low):
         axes.hlines(y, numbers(mark.x_low), numbers(mark.x_high), **style)
     if len(mark.y_low):
@@ -148,8 +148,9 @@ def _draw_whole(boxes: Sequence[Box], mark: Boxes, axes: Axes, colour: str) -> N
         LineCollection(medians, colors=mixed(colour, "black", 0.65), linewidths=1.5, zorder=AMONG, label=MEDIANS)
     )
     if outliers:
-        x, y = zip(*outliers, strict=True)
-        axes.plot(x, y, ls="none", marker="d", ms=2.8, mfc=colour, mew=0, zorder=AMONG, label=OUTLIERS)
+        axes.plot(
+            *zip(*outliers, strict=True), ls="none", marker="d", ms=2.8, mfc=colour, mew=0, zorder=AMONG, label=OUTLIERS
+        )
 
 
 def _draw_few(boxes: Sequence[Box], mark: Boxes, axes: Axes, colour: str) -> None:
@@ -281,11 +282,12 @@ def _hatch(axes: Axes, cells: np.ndarray, colours: np.ndarray) -> None:
             )
 
 
-def mixed(colour: str, other: str, share: float) -> tuple[float, ...]:
+def mixed(colour: str, other: str, share: float) -> str:
     """Returns a colour with a share of another one."""
-    from matplotlib.colors import to_rgb
+    from matplotlib.colors import to_hex, to_rgb
 
-    return tuple((1 - share) * one + share * two for one, two in zip(to_rgb(colour), to_rgb(other), strict=True))
+    red, green, blue = (1 - share) * np.array(to_rgb(colour)) + share * np.array(to_rgb(other))
+    return to_hex((red, green, blue))
 
 
 def legend_entries(marks: Sequence[Mark], palette: Palette) -> list[tuple[str, Artist]]:

@@ -135,7 +135,7 @@ class _Composition:
         heats = [
             (axes, mark) for axes, panel in self._places() for mark in self._drawn(panel) if isinstance(mark, Heat)
         ]
-        scales = {}
+        scales: dict[tuple[Any, ...], list[Axes]] = {}
         for axes, mark in heats:
             norm, _ = heat_scale(mark)
             scales.setdefault((mark.scale, mark.bar, norm.vmin, norm.vmax), []).append(axes)
@@ -202,9 +202,8 @@ class _Composition:
             x = 1.0 - _PAD / width if beside else _PAD / width
             legend.set_loc("upper right" if beside else "upper left")
             legend.set_bbox_to_anchor((x, 1.0 - (_PAD + top_of_legend) / height), figure.transFigure)
-        figure.get_layout_engine().set(  # type: ignore[union-attr]
-            w_pad=0.06, h_pad=0.05, rect=(0.0, 0.0, 1.0, 1.0 - (head + 0.04) / height)
-        )
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.06, h_pad=0.05, rect=(0.0, 0.0, 1.0, 1.0 - (head + 0.04) / height))
         return missing
 
     def _legend(self, room: float, renderer: Any) -> Legend | None:

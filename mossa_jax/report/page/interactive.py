@@ -119,9 +119,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return str(value).replace("-", "−")
     if isinstance(value, float | np.floating):
-        if math.isfinite(value) and float(value).is_integer():
-            return fixed(float(value), 0)
-        return f"{value:.1e}".replace("-", "−") if 0 < abs(value) < 1e-4 else fixed(float(value), 4)
+        number = float(value)
+        if number.is_integer():
+            return fixed(number, 0)
+        return f"{number:.1e}".replace("-", "−") if 0 < abs(number) < 1e-4 else fixed(number, 4)
     return "" if value is None or value is pd.NA else str(value)
 
 

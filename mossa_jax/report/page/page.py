@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from mossa_jax.findings.warning_kinds import GROUPS
 from mossa_jax.report import palette
 from mossa_jax.report.analyses import sections_of
 from mossa_jax.report.analyses.section import AnalysisSection
-from mossa_jax.report.catalogue import comparison_charts
+from mossa_jax.report.catalogue import all_charts
+from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.drawing.glyphs import missing_sentence, undrawable
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
@@ -32,22 +33,23 @@ from mossa_jax.report.page.task_cards import task_cards
 from mossa_jax.report.page.time_spent import time_table
 
 
-def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLike) -> None:
+def write_page(
+    path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLike, charts: Mapping[str, Chart] | None = None
+) -> None:
     """Writes the report page, whole or not at all.
 
     Args:
       path: the HTML file.
       inputs: what it shows.
       figures: the folder in which `write_figures` left the PNG files.
+      charts: from `all_charts`; built from `inputs` unless given.
 
     Raises:
       Refusal: 3 if a figure is missing; 6 if there is no room for the page.
     """
     from plotly.offline import get_plotlyjs
 
-    sections = sections_of(inputs)
-    own = {section.name: {chart.name: chart for chart in section.charts(inputs)} for section in sections}
-    charts = comparison_charts(inputs) | {name: chart for group in own.values() for name, chart in group.items()}
+    charts = all_charts(inputs) if charts is None else charts
     pictures = {name: _picture(epath.Path(figures) / f"{chart.file}.png") for name, chart in charts.items()}
     template = templates().get_template("page.html.j2")
     page = template.render(
@@ -80,7 +82,7 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
         notes=[warning for warning in inputs.analysis["warnings"] if warning["is_note"]],
         warning_groups=GROUPS,
         versions=inputs.versions,
-        sections=[_section(section, inputs, list(own[section.name])) for section in sections],
+        sections=[_section(section, inputs, charts) for section in sections_of(inputs)],
         parity=_parity(inputs.parity),
         time=time_table(inputs.times),
         verdicts=RULES,
@@ -97,14 +99,14 @@ def write_page(path: epath.PathLike, inputs: ReportInputs, figures: epath.PathLi
     write_text(path, page)
 
 
-def _section(section: AnalysisSection, inputs: ReportInputs, charts: list[str]) -> dict[str, Any]:
-    """Returns what the page shows of an analysis; `charts` are the names of its charts."""
+def _section(section: AnalysisSection, inputs: ReportInputs, charts: Mapping[str, Chart]) -> dict[str, Any]:
+    """Returns what the page shows of an analysis."""
     return {
         "name": section.name,
         "title": section.title,
         "lead": section.lead,
         "sentences": section.sentences(inputs),
-        "charts": charts,
+        "charts": [name for name, chart in charts.items() if chart.section == section.name],
         "columns": section.columns,
         "rows": list(section.rows(inputs)) if section.columns else [],
     }

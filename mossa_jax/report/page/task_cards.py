@@ -209,7 +209,7 @@ class _Builder:
             value, low, high = (cells.matrix(model, column=name)[row] for name in ("cka", "low", "high"))
             band = {"low": low, "high": high} if np.isfinite(low).any() else {}
             traces.append(Trace(palette.MODEL_NAMES[model], model, value, **band))
-        lowest = min((np.nanmin(trace.values) for trace in traces if _is_drawn(trace)), default=0.0)
+        lowest = min((np.nanmin(np.array(trace.values, float)) for trace in traces if _is_drawn(trace)), default=0.0)
         return Sparkline(
             f"CKA with the specialist of {visible(task)} ({HEADLINE}) by layer",
             "layer",

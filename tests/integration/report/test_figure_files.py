@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mossa_jax.files.csv_text import csv_text, read_csv
-from mossa_jax.report import remove_former_figures, write_figures, write_time_figure
+from mossa_jax.report import remove_former_figures, write_figures
 from mossa_jax.report.catalogue import FILES, all_charts
 from mossa_jax.report.drawing.saving import preview_png
 from tests.support.paper_like import planted_times
@@ -66,9 +66,9 @@ def test_figures_of_an_earlier_report_go_and_files_of_ones_own_stay(tmp_path):
 
 
 def test_times_are_drawn_when_they_are_known(inputs, tmp_path):
-    assert write_time_figure(inputs, tmp_path) == []
-    table = report_table((1,) * 3, 3, None, held_out=0)
-    assert write_time_figure(report_inputs(table, times=planted_times()), tmp_path) == ["time"]
+    assert "time" not in all_charts(inputs)
+    charts = all_charts(report_inputs(report_table((1,) * 3, 3, None, held_out=0), times=planted_times()))
+    assert write_figures(inputs, tmp_path, {"time": charts["time"]}) == ["time"]
     assert set(pd.read_csv(tmp_path / "time.csv").columns) >= {"stage", "cause", "seconds"}
 
 

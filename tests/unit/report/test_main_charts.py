@@ -11,7 +11,7 @@ from mossa_jax.findings.claims import MARGIN
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS, differences, task_layer_matrix
 from mossa_jax.monitoring.goodput import CAUSES
 from mossa_jax.report import palette
-from mossa_jax.report.catalogue import comparison_charts
+from mossa_jax.report.catalogue import all_charts
 from mossa_jax.report.charts import change, clusters, training
 from mossa_jax.report.charts.estimators import estimators_chart
 from mossa_jax.report.charts.grammar import (
@@ -385,7 +385,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_odd_runs_have_charts_or_none(name):
     inputs = report_inputs(ODD[name]())
-    charts = comparison_charts(inputs)
+    charts = all_charts(inputs)
     names = list(charts)
     assert "scores" not in names
     assert "time" not in names
