@@ -580,18 +580,38 @@ const files = (function () {
     else save(withResolution(Uint8Array.from(atob(body), (char) => char.charCodeAt(0)), 300), "image/png", spec.file + ".png");
   }
 
-  // The rows of a CSV file, whose cells may be quoted.
-  function cells(csv) {
-    const rows = [[]];
-    for (const [, quoted, plain, end] of csv.matchAll(/(?:"((?:[^"]|"")*)"|([^,\n]*))(,|\n|$)/g)) {
-      rows[rows.length - 1].push(quoted === undefined ? plain : quoted.replace(/""/g, '"'));
-      if (end === "\n") rows.push([]);
-      if (end === "") break;
-    }
-    return rows.filter((row) => row.length > 1 || row[0]);
+  // The numbers of a chart, row by row, the names of the columns first.
+  function rows(spec) {
+    const columns = spec.table.map((column) => [column.name, ...cellsOf(column)]);
+    return columns[0].map((_, i) => columns.map((column) => column[i]));
   }
-  return { save, picture, cells };
+
+  function csv(spec) {
+    const cell = (text) => (/[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text);
+    return rows(spec).map((row) => row.map(cell).join(",") + "\n").join("");
+  }
+  return { save, picture, rows, csv };
 })();
+
+// ------------------------------------------------------------------ packed texts
+
+// The cells of a column that `interactive.py` packed: every text, or every text once and the place of each cell's.
+const cellsOf = (column) => (column.rows ? column.rows.map((place) => column.texts[place]) : column.texts);
+
+// Puts the hover texts of a chart together again, which are packed line by line.
+function unfolded(spec) {
+  const texts = ({ lines }) => {
+    const columns = lines.map(cellsOf);
+    return (columns[0] || []).map((_, i) => columns.map((column) => column[i]).filter((line) => line !== null).join("\n"));
+  };
+  const rows = (flat, width) => Array.from({ length: width ? flat.length / width : 0 }, (_, i) => flat.slice(i * width, (i + 1) * width));
+  const marks = spec.views.flatMap((view) => view.panels.flatMap((panel) => panel.marks || []));
+  for (const one of marks.flatMap((mark) => [mark, ...(mark.boxes || [])])) {
+    if (one.hover) one.hover = texts(one.hover);
+    if (one.cells) one.cells = rows(texts(one.cells), one.cells.width);
+  }
+  return spec;
+}
 
 // ------------------------------------------------------------------ the charts of the page
 
@@ -610,7 +630,8 @@ const mossa = (function () {
     return plotly;
   }
 
-  const specOf = (chart) => (chart.spec = chart.spec || unpacked(chart.figure.querySelector(".packed")).then(JSON.parse));
+  const specOf = (chart) => (chart.spec = chart.spec
+    || unpacked(chart.figure.querySelector(".packed")).then((text) => unfolded(JSON.parse(text))));
 
   // ---------------------------------------------------------------- what a chart shows
 
@@ -718,7 +739,7 @@ const mossa = (function () {
   async function fillTable(chart) {
     const body = chart.figure.querySelector(".numbers tbody");
     if (body.rows.length) return;
-    const spec = await specOf(chart), [, ...rows] = files.cells(spec.csv);
+    const spec = await specOf(chart), [, ...rows] = files.rows(spec);
     const number = (text) => {
       if (text === "" || !Number.isFinite(Number(text))) return text.replace(/^'/, "");
       const value = Number(text);
@@ -799,7 +820,7 @@ const mossa = (function () {
       button.addEventListener("click", async () => {
         const spec = await specOf(chart), { save } = button.dataset;
         if (save === "csv") {
-          files.save([spec.csv], "text/csv", spec.file + ".csv");
+          files.save([files.csv(spec)], "text/csv", spec.file + ".csv");
           return;
         }
         await (chart.isDrawn ? chart.drawing : draw(chart));

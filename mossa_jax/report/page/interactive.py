@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import gzip
+import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from mossa_jax.foreign import visible
 from mossa_jax.report.charts.grammar import Box, Boxes, Chart, Mark, Panel, has_data
 from mossa_jax.report.numbers import fixed
 
-_DIGITS = 6
+_DIGITS = 5
 """Significant digits of the numbers of a page: more than a screen can show, or a text says."""
 _ROW = 17
 """Pixels of a row of a heat map; `charts.js` draws rows of this height."""
@@ -33,11 +35,29 @@ def chart_json(chart: Chart) -> dict[str, Any]:
 
     Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
     A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the
-    chart its numbers as `csv`, as the file has them, to six digits. Undefined numbers are null. Characters of a name
-    that show nothing have a sign.
+    chart its numbers as `table`, column by column. Undefined numbers are null. Characters of a name that show nothing
+    have a sign.
     """
     fields = {name: value for name, value in _fields(chart).items() if name != "data"}
-    return fields | {"file": chart.file, "csv": csv_text(_rounded_columns(chart.data))}
+    return fields | {"file": chart.file, "table": _table(chart.data)}
+
+
+def _table(data: pd.DataFrame) -> list[dict[str, Any]]:
+    """Returns the cells of the CSV file of a chart, to five digits, as its columns pack best.
+
+    Row by row a packed page would be a tenth larger.
+    """
+    header, *rows = csv.reader(io.StringIO(csv_text(_rounded_columns(data)), newline=""))
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    return [{"name": name} | _column(cells) for name, cells in zip(header, columns, strict=True)]
+
+
+def _column(cells: Sequence[str | None]) -> dict[str, Any]:
+    """Returns the `texts` of some cells; where they repeat, each text once, and in `rows` the place of every cell's."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(cells))}
+    if 2 * len(places) > len(cells):
+        return {"texts": list(cells)}
+    return {"texts": list(places), "rows": [places[text] for text in cells]}
 
 
 def _rounded_columns(data: pd.DataFrame) -> pd.DataFrame:
@@ -52,8 +72,35 @@ def packed(text: str) -> str:
 
 
 def packed_chart(chart: Chart) -> str:
-    """Packs the JSON of a chart."""
-    return packed(json.dumps(chart_json(chart), separators=(",", ":"), allow_nan=False))
+    """Packs the JSON of a chart, its hover texts line by line (`_folded`)."""
+    return packed(json.dumps(_folded(chart_json(chart)), separators=(",", ":"), allow_nan=False))
+
+
+def _folded(value: Any) -> Any:
+    """Replaces the lists of hover texts in the JSON of a chart by their first lines, their second lines and so on.
+
+    Lines of one kind pack better beside each other than one text behind the other: a page is 5 % smaller for it.
+    """
+    if isinstance(value, list):
+        return [_folded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    folded = {}
+    for name, item in value.items():
+        if name == "cells":
+            folded[name] = _lines([text for row in item for text in row]) | {"width": len(item[0]) if item else 0}
+        elif name == "hover":
+            folded[name] = _lines(item)
+        else:
+            folded[name] = _folded(item)
+    return folded
+
+
+def _lines(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns the `lines` of some texts, a `_column` for the first line of each, one for the second, and so on."""
+    parts = [text.split("\n") for text in texts]
+    most = max(map(len, parts), default=0)
+    return {"lines": [_column([part[at] if at < len(part) else None for part in parts]) for at in range(most)]}
 
 
 def page_charts(charts: Mapping[str, Chart], pictures: Mapping[str, str]) -> dict[str, dict[str, Any]]:

@@ -214,6 +214,8 @@ def test_what_is_chosen_stands_in_the_address_which_opens_the_same(browser, path
 
 
 def test_a_link_of_the_text_opens_its_view_marks_its_layers_and_goes_back(browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     browser.execute_script("document.getElementById('link').click()")
     draw_all(browser)
     assert script(browser, "location.hash") == "#every?estimator=biased&mark=1-2"
@@ -222,8 +224,9 @@ def test_a_link_of_the_text_opens_its_view_marks_its_layers_and_goes_back(browse
         browser, "document.querySelector('#every .drawing').layout.shapes.filter((s) => s.x0 === 0.5 && s.line)"
     )
     assert [shape["x1"] for shape in marked if shape["line"].get("dash") == "dot"] == [2.5, 2.5, 2.5]
-    top = script(browser, "document.getElementById('every').getBoundingClientRect().top")
-    assert -5 < top < 200
+    top = "document.getElementById('every').getBoundingClientRect().top"
+    # Pages scroll smoothly.
+    WebDriverWait(browser, 10).until(lambda _: -5 < script(browser, top) < 200)
     browser.back()
     assert script(browser, "location.hash") == ""
 

@@ -1,7 +1,9 @@
 """Charts as data for the page: every mark in JSON, what is small, and what is packed."""
 
 import base64
+import csv
 import gzip
+import io
 import json
 
 import numpy as np
@@ -41,8 +43,8 @@ def test_every_kind_of_mark_becomes_plain_json(plain):
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
-def test_undefined_numbers_are_null_and_others_keep_six_digits(plain):
-    assert marks(plain)["line"]["y"] == [0.123457, None, 0.3, 0.4]
+def test_undefined_numbers_are_null_and_others_keep_five_digits(plain):
+    assert marks(plain)["line"]["y"] == [0.12346, None, 0.3, 0.4]
     assert marks(plain)["heat"]["values"][0][1] is None
 
 
@@ -64,11 +66,22 @@ def test_the_summary_of_a_box_without_a_name_has_no_empty_line():
     assert Boxes(boxes=(box(0, [1.0]),)).summaries == ["median 1.000\nquartiles 1.000 to 1.000\nn = 1"]
 
 
-def test_the_csv_of_the_page_is_the_csv_of_the_files_to_six_digits(chart, plain):
-    assert plain["csv"] == csv_text(chart.data)
-    assert "'=cmd()" in plain["csv"]
-    long = every_mark(pd.DataFrame({"layer": ["1", "1"], "n": [1234567, 2], "value": [0.12345678, np.nan]}))
-    assert chart_json(long)["csv"] == "layer,n,value\n1,1234567,0.123457\n1,2,\n"
+def cells(table):
+    """Puts the columns of a packed table together again, row by row, names first."""
+    columns = [[column["name"], *(column["texts"][row] for row in column["rows"])] if "rows" in column
+               else [column["name"], *column["texts"]] for column in table]  # fmt: skip
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def test_the_numbers_of_the_page_are_the_cells_of_the_files_to_five_digits(chart, plain):
+    rows = list(csv.reader(io.StringIO(csv_text(chart.data), newline="")))
+    assert cells(plain["table"]) == rows
+    assert any("'=cmd()" in cell for row in rows for cell in row)
+    data = pd.DataFrame({"layer": ["1"] * 4, "n": [1234567, 2, 3, 4], "value": [0.12345678, np.nan, 0.5, 0.25]})
+    layer, n, value = chart_json(every_mark(data))["table"]
+    assert layer == {"name": "layer", "texts": ["1"], "rows": [0] * 4}
+    assert n["texts"][0] == "1234567" and value == {"name": "value", "texts": ["0.12346", "", "0.5", "0.25"]}
+    assert chart_json(every_mark(data[:0]))["table"] == [{"name": name, "texts": [], **({"rows": []})} for name in data]
 
 
 def test_characters_that_show_nothing_have_a_sign_and_lines_of_a_hover_text_stay_lines(plain):
@@ -79,7 +92,22 @@ def test_characters_that_show_nothing_have_a_sign_and_lines_of_a_hover_text_stay
 def test_a_packed_chart_is_the_same_every_time_and_opens_again(chart, plain):
     packed = packed_chart(chart)
     assert packed == packed_chart(chart)
-    assert json.loads(gzip.decompress(base64.b64decode(packed))) == plain
+    assert unfolded(json.loads(gzip.decompress(base64.b64decode(packed)))) == plain
+
+
+def unfolded(value):
+    """Puts the hover texts of a packed chart together again, as `charts.js` does."""
+    if isinstance(value, list):
+        return [unfolded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "lines" not in value:
+        return {name: unfolded(item) for name, item in value.items()}
+    columns = [[column["texts"][row] for row in column["rows"]] if "rows" in column else column["texts"]
+               for column in value["lines"]]  # fmt: skip
+    texts = ["\n".join(line for line in lines if line is not None) for lines in zip(*columns, strict=True)]
+    width = value.get("width")
+    return [texts[at : at + width] for at in range(0, len(texts), width)] if width else texts
 
 
 def test_the_menu_of_requests_names_each_once(chart):
