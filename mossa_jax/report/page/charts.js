@@ -778,6 +778,22 @@ const mossa = (function () {
     }
   }
 
+  // Charts above, drawn on the way, change the height of the page: the figure stays at the top until the reader moves on.
+  let leave = () => {};
+  function arrive(figure) {
+    leave();
+    const top = () => figure.scrollIntoView({ behavior: "instant" });
+    const watch = new ResizeObserver(top), moves = ["wheel", "touchmove", "keydown", "pointerdown"];
+    leave = () => {
+      watch.disconnect();
+      moves.forEach((move) => removeEventListener(move, leave));
+    };
+    moves.forEach((move) => addEventListener(move, leave, { passive: true }));
+    watch.observe(document.body);
+    setTimeout(leave, 3000);
+    top();
+  }
+
   // Shows what an address asks for: the chart, its state, and the layers that it marks.
   async function go() {
     const [name, query] = location.hash.slice(1).split("?");
@@ -796,9 +812,8 @@ const mossa = (function () {
     chart.mark = mark ? mark.split("-").slice(0, 2) : null;
     if (chart.mark && chart.mark.length === 1) chart.mark.push(chart.mark[0]);
     for (let place = chart.figure.closest("details"); place; place = place.parentElement.closest("details")) place.open = true;
-    chart.figure.scrollIntoView();
+    arrive(chart.figure);
     await draw(chart);
-    chart.figure.scrollIntoView();
     chart.figure.classList.remove("arrived");
     void chart.figure.offsetWidth;
     chart.figure.classList.add("arrived");

@@ -93,7 +93,7 @@ def write_page(
         foreign_names=palette.FOREIGN_NAMES,
         # Inserted as values, so that nothing in them is taken for a template.
         style=inlined("style.css", "task_cards.css"),
-        script=inlined("drawing.js", "charts.js", "task_cards.js"),
+        script=inlined("drawing.js", "charts.js", "task_cards.js", "words.js"),
         plotly=packed(get_plotlyjs()),
     )
     write_text(path, page)
