@@ -332,7 +332,7 @@ def test_each_stage_of_a_run_has_its_time_in_the_file_and_on_the_page(tiny_run):
     assert (found.loc[["E", "controls", "score", "compare"], "compile"] > 0).all()
     assert found.loc["E", "load"] > 0 and (found.loc[["E", "controls"], ["export", "checkpoint"]] > 0).all().all()
     assert not found["restart"].any() and not found["profile"].any()
-    section = (workdir / "report.html").read_text().split('<section id="time">')[1].split("</section>")[0]
+    section = (workdir / "report.html").read_text().split('<section id="section-time">')[1].split("</section>")[0]
     for stage in [*STAGES, "all"]:
         assert f'<th scope="row">{stage}</th>' in section
     assert "compile: tracing" in section and "restart" not in section
@@ -470,7 +470,7 @@ def test_a_run_that_is_killed_says_what_that_cost(root, tiny_config, tmp_path):
     table = goodput.times(run_folder.metrics()).set_index("stage")
     assert table.attempts.to_dict() == {"data": 2, "E": 1, "controls": 2, "score": 1, "compare": 1, "report": 1}
     assert table.loc["controls", "restart"] == resumed["lost"]["restart"]
-    section = (workdir / "report.html").read_text().split('<section id="time">')[1].split("</section>")[0]
+    section = (workdir / "report.html").read_text().split('<section id="section-time">')[1].split("</section>")[0]
     assert "restart: set-up" in section and "profile: writing traces" in section
     before, (first, second) = traced_steps(workdir / "profile/controls/0")
     assert before == [3, 4] and second == first + 1 and first % 20 == 3  # counted since it went on

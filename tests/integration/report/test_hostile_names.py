@@ -1,5 +1,7 @@
 """Names of any characters are drawn and shown as something visible, as text and nothing else."""
 
+import base64
+import gzip
 import html.parser
 import json
 import logging
@@ -84,9 +86,12 @@ def check_report(names, folder):
     assert not [value for _, value in page.attributes if value and value.lower().lstrip().startswith("javascript:")]
     shown = "".join(page.texts)
     assert not {char for char in shown if is_hidden(char)} - {"\n"}
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1]
-    tasks = {task["name"] for task in json.loads(data)["tasks"]}
+    packs = re.findall(r'<script type="text/plain" class="packed">(.*?)</script>', text, re.S)
+    charts = [json.loads(gzip.decompress(base64.b64decode(pack))) for pack in packs]
+    (rows,) = {tuple(chart["views"][0]["panels"][0]["y"]["names"]) for chart in charts if chart["name"] == "heatmap"}
+    tasks = {re.sub(r" \((held out|left out|held out, left out)\)$", "", row) for row in rows}
     assert tasks == {visible(name) for name in names[: len(tasks)]}
+    assert not {char for chart in charts for char in json.dumps(chart["views"], ensure_ascii=False) if is_hidden(char)}
     assert all(visible(name) in shown for name in names[: len(tasks)] if visible(name) == visible(name).strip())
 
 
