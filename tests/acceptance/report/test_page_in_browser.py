@@ -316,7 +316,7 @@ def test_the_keyboard_reaches_every_control_and_shows_where_it_is(browser, path)
 
 def hostile_shape():
     names = hostile_names(200)
-    tasks, clusters, texts, facts = names[:80], names[80:100], names[100:180], names[180:]
+    tasks, clusters, texts, facts = names[:40], names[40:60], names[60:180], names[180:]
     places = {cluster: tuple(tasks[index::20]) for index, cluster in enumerate(clusters)}
     shape = Shape(
         clusters=places,
@@ -360,9 +360,9 @@ def test_two_hundred_hostile_strings_create_no_element(browser, path, tmp_path):
         )
         assert targets == []
         assert script(browser, "document.querySelectorAll('main script:not([type])').length") == 0
-        assert "alert" not in script(browser, "document.title.toLowerCase()") or "alert" in names[180]
-        body = squeezed(script(browser, "document.body.textContent"))
-        assert "<script>alert(1)</script>" in body and "{{7*7}}" in body
+        # Names of characters that are none cannot leave the browser, so the page itself is asked.
+        for text in ("<script>alert(1)</script>", "{{7*7}}"):
+            assert script(browser, r"document.body.textContent.replace(/\s/g, '').includes(arguments[0])", text), text
     finally:
         browser.get(path.as_uri())
         draw_all(browser)
