@@ -325,11 +325,11 @@ def hostile_shape():
         incompetent=tuple(tasks[:3]),
         facts={"base": facts[0], **dict(zip(facts[1::2], facts[2::2], strict=False))},
     )
-    return names, shape, texts
+    return shape, texts
 
 
 def test_two_hundred_hostile_strings_create_no_element(browser, path, tmp_path):
-    names, shape, texts = hostile_shape()
+    shape, texts = hostile_shape()
     inputs = paper_like(shape, answers=planted_answers(shape.places, texts))
     hostile = write(tmp_path, inputs)
     kinds = (
