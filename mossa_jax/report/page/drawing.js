@@ -7,7 +7,11 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 
 // Plotly reads a small markup in labels. Names are data, so their signs are written as entities.
 const safe = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const cut = (text, limit) => (text.length > limit ? text.slice(0, Math.max(1, limit - 1)) + "…" : text);
+// By characters, not by halves of one.
+const cut = (text, limit) => {
+  const characters = [...text];
+  return characters.length > limit ? characters.slice(0, Math.max(1, limit - 1)).join("") + "…" : text;
+};
 const brief = (text, limit) => safe(cut(text, limit));
 
 // "#rrggbb" with an opacity.

@@ -1,4 +1,4 @@
-"""Where the time of a run went, for the page: one row per stage, in words and as segments of a bar."""
+"""Where the time of a run went, for the page: one row per stage, in words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class TimeRow:
       wall: its time, as text.
       share: useful share of it, in percent.
       cells: one text per column of the table.
-      bar: width (in percent of the longest stage) and colour of each segment.
     """
 
     stage: str
@@ -34,7 +33,6 @@ class TimeRow:
     wall: str
     share: int
     cells: list[str]
-    bar: list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,12 @@ def time_table(times: pd.DataFrame | None) -> TimeTable | None:
     causes = [cause for cause in CAUSES if times[cause].sum() >= _SHORTEST]
     names = ["useful", *causes]
     total = times[["wall", *names]].sum()
-    longest = float(times["wall"].max())
     meanings = {"useful": "steps, tasks, tables and figures"} | CAUSES
     return TimeTable(
         columns=[(name, meanings[name], palette.TIME_COLOURS[name]) for name in names],
         rows=[
-            *(_row(row["stage"], row["attempts"], row, names, longest) for _, row in times.iterrows()),
-            _row("all", "", total, names, float(total["wall"])),
+            *(_row(row["stage"], row["attempts"], row, names) for _, row in times.iterrows()),
+            _row("all", "", total, names),
         ],
         device_hours=float(times["device_wall"].sum()) / 3600,
         useful_hours=float(times["device_useful"].sum()) / 3600,
@@ -84,15 +81,13 @@ def time_table(times: pd.DataFrame | None) -> TimeTable | None:
     )
 
 
-def _row(stage: str, attempts: int | str, seconds: pd.Series, names: list[str], longest: float) -> TimeRow:
-    scale = 100 / max(longest, 1e-9)
+def _row(stage: str, attempts: int | str, seconds: pd.Series, names: list[str]) -> TimeRow:
     return TimeRow(
         stage=stage,
         attempts=attempts,
         wall=_text(seconds["wall"]),
         share=round(100 * seconds["useful"] / max(seconds["wall"], 1e-9)),
         cells=[_text(seconds[name]) for name in names],
-        bar=[(round(scale * seconds[name], 2), palette.TIME_COLOURS[name]) for name in names],
     )
 
 
