@@ -52,7 +52,7 @@ def write(folder, inputs):
 
 @pytest.fixture(scope="module")
 def inputs():
-    return paper_like(SMALL)
+    return paper_like(SMALL, answers=planted_answers(SMALL.places))
 
 
 @pytest.fixture(scope="module")
