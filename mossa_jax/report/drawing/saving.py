@@ -29,9 +29,9 @@ _LONGEST = (LONGEST, 60, 30, 10)  # characters of a line, the next number where 
 
 _MOST_PIXELS = 40e6  # of a picture, so that figures of hundreds of tasks need no gigabytes
 
-_PREVIEW_WIDTH = 1100  # pixels, at most
-_PREVIEW_DPI = 120
-_PREVIEW_COLOURS = 64
+_PREVIEW_WIDTH = 1000  # pixels, at most
+_PREVIEW_DPI = 110
+_PREVIEW_COLOURS = 48
 
 
 def settle(figure: Figure) -> set[str]:
@@ -80,7 +80,7 @@ def save(figure: Figure, folder: epath.Path, name: str, title: str = "") -> None
 
 
 def preview_png(png: bytes) -> bytes:
-    """Returns a PNG of `save` made smaller for a page: at most 1,100 pixels wide, and of few colours.
+    """Returns a PNG of `save` made smaller for a page: at most 1,000 pixels wide, and of few colours.
 
     Args:
       png: from `picture`.

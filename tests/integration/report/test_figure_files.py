@@ -81,7 +81,7 @@ def test_a_table_with_nothing_defined_is_drawn(tmp_path):
 def test_pictures_for_the_page_are_small(folder, tmp_path):
     (tmp_path / "small.png").write_bytes(preview_png((folder / "figure2_layers.png").read_bytes()))
     with Image.open(tmp_path / "small.png") as image:
-        assert image.mode == "P" and 800 <= image.width <= 1100
+        assert image.mode == "P" and 700 <= image.width <= 1000
     assert (tmp_path / "small.png").stat().st_size < 60_000
 
 
