@@ -506,7 +506,7 @@ const figureOf = (function () {
       if (!box.showsY) layout["yaxis" + number].showticklabels = false;
       const above = { yref: "paper", y: upper, yanchor: "bottom", yshift: box.head + 2, xref: "paper" };
       const half = Math.floor(box.width / CHAR);
-      const title = panel.title || "", hasNote = panel.note && title.length + panel.note.length + 2 <= half;
+      const title = panel.title || "", hasNote = panel.note && title.length + panel.note.length + 6 <= half;
       if (title) made.write(cut(title, half), axes, { ...above, x: start, xanchor: "left" }, FONT, colour("--ink"));
       if (hasNote) made.write(panel.note, axes, { ...above, x: end, xanchor: "right" });
       if (!panel.has_data) {
@@ -527,7 +527,9 @@ const figureOf = (function () {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: colour("--plot"), barmode: "overlay", boxmode: "overlay", hovermode: "closest",
       font: { family: "system-ui, sans-serif", size: FONT, color: colour("--ink") },
       hoverlabel: { align: "left", namelength: -1 }, hoverdistance: 14,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)", tracegroupgap: 0 },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "top", font: { size: FONT }, bgcolor: "rgba(0,0,0,0)", tracegroupgap: 0,
+        // The entries of small points would hardly be seen.
+        itemsizing: made.traces.every((trace) => !trace.showlegend || trace.mode === "markers") ? "constant" : "trace" },
       showlegend: top > 0, dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
     });
     return { data: made.traces, layout };

@@ -1,5 +1,7 @@
 """The figures of a report as files: every chart, in every format, and nothing of an earlier report."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,8 @@ from PIL import Image
 from mossa_jax.files.csv_text import csv_text, read_csv
 from mossa_jax.report import remove_former_figures, write_figures
 from mossa_jax.report.catalogue import FILES, all_charts
+from mossa_jax.report.charts.grammar import Axis, Chart, Heat, Panel, View
+from mossa_jax.report.drawing.figures import save_charts
 from mossa_jax.report.drawing.saving import preview_png
 from tests.support.paper_like import planted_times
 from tests.support.planted_report import NO_CURVES, report_change, report_inputs, report_scores, report_table
@@ -81,8 +85,22 @@ def test_a_table_with_nothing_defined_is_drawn(tmp_path):
 def test_pictures_for_the_page_are_small(folder, tmp_path):
     (tmp_path / "small.png").write_bytes(preview_png((folder / "figure2_layers.png").read_bytes()))
     with Image.open(tmp_path / "small.png") as image:
-        assert image.mode == "P" and 700 <= image.width <= 1000
+        assert image.mode == "P" and 700 <= image.width <= 1100
     assert (tmp_path / "small.png").stat().st_size < 60_000
+
+
+def test_a_small_picture_keeps_colours_that_are_rare(tmp_path):
+    values = np.linspace(-0.05, 1.0, 400).reshape(20, 20)
+    panel = Panel(Axis(names=tuple("abcdefghijklmnopqrst")), Axis(names=tuple("abcdefghijklmnopqrst")),
+                  (Heat(values=values, scale="change"),))  # fmt: skip
+    chart = Chart("heat", "Heat", "A heat map", (View((panel,)),), pd.DataFrame({"value": values.ravel()}))
+    save_charts([chart], tmp_path)
+    png = (tmp_path / "heat.png").read_bytes()
+    small = np.asarray(Image.open(io.BytesIO(preview_png(png))).convert("RGB")).astype(int)
+    with Image.open(io.BytesIO(png)) as whole:
+        size = small.shape[1], small.shape[0]
+        exact = np.asarray(whole.convert("RGB").resize(size, Image.Resampling.LANCZOS)).astype(int)
+    assert np.abs(small - exact).max() < 60
 
 
 @pytest.mark.slow
