@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import html
 import json
 import os
 import pathlib
@@ -14,12 +13,14 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 import mossa_jax as mossa
 from mossa_jax.errors import Refusal
 from mossa_jax.files import checked, lease
 from mossa_jax.files.csv_text import read_csv
 from mossa_jax.processes.stop import Stop
+from mossa_jax.report.page.task_cards import anchor
 from mossa_jax.run import compare, lineup, parity, pipeline, report
 from mossa_jax.run import models as run_models
 from mossa_jax.run.environment import command
@@ -177,8 +178,8 @@ def test_answers_are_those_that_the_models_give_and_exact_where_the_scores_say_s
     assert from_csv.answer.fillna("").tolist() == answers.answer.tolist()
     page = (tiny_run[1] / "report.html").read_text()
     for task in TASKS:
-        card = page.split(f'<details class="task" id="task-{task}"')[1].split("</details>\n<")[0]
-        assert all(html.escape(prompt) in card for prompt in answers[answers.task == task].prompt)
+        card = page.split(f'id="{anchor(task)}"')[1].split('<details class="task"')[0]
+        assert all(str(escape(prompt)) in card for prompt in answers[answers.task == task].prompt)
 
 
 def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
@@ -190,8 +191,8 @@ def test_the_base_is_beside_transformers_in_the_run_and_on_its_page(tiny_run):
     assert lines[0] == "layer,max_abs_difference,largest" and len(lines) == 1 + 3 + 3
     worst = (parity.max_abs_difference / parity.largest).max()
     assert 0 < worst < 1e-4 and not (workdir / "results/parity.json").exists()
-    section = (workdir / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
-    assert f"{worst:.1e} of the largest value" in section and "in float32 against" in section
+    section = (workdir / "report.html").read_text().split('id="parity"')[1].split("</section>")[0]
+    assert f"{worst:.1e}".replace("-", "−") + " of the largest value" in section and "in float32 against" in section
     assert all(f'<th scope="row">{name}</th>' in section for name in parity.layer)
 
 
@@ -232,13 +233,14 @@ def test_parity_is_checked_once_and_tried_again_after_a_reason(copied, tiny_run,
 
 def test_the_page_is_made_anew_where_the_base_model_is_gone(copied, monkeypatch, tmp_path):
     config, run_folder = copied
-    monkeypatch.setattr(report, "write_figures", lambda *arguments: None)  # they are there
+    monkeypatch.setattr(report, "write_figures", lambda *arguments: [])  # they are there
+    monkeypatch.setattr(report, "remove_former_figures", lambda *arguments: None)
     os.unlink(run_folder / "results/parity.parquet")
     moved = dataclasses.replace(config, base=str(tmp_path / "moved"))
     pipeline.report(pipeline.Run(moved, run_folder, Stop()))
     why = json.loads((run_folder / "results/parity.json").read_text())["not_checked"]
     assert why.startswith("model folder") and "does not exist" in why
-    section = (run_folder / "report.html").read_text().split('<section id="parity">')[1].split("</section>")[0]
+    section = (run_folder / "report.html").read_text().split('id="parity"')[1].split("</section>")[0]
     assert "<p>Not checked: model folder &#39;" in section and "<table>" not in section
 
 
