@@ -7,12 +7,14 @@ import re
 import shutil
 
 import pytest
+from markupsafe import escape
 
 from mossa_jax.errors import Refusal
 from mossa_jax.findings.warnings import RunWarning
 from mossa_jax.log import log
 from mossa_jax.preview.dataset import preview_dataset
 from mossa_jax.processes.stop import Stop
+from mossa_jax.report.numbers import with_minus
 from mossa_jax.run import pipeline, prepare, warnings
 from mossa_jax.run.pipeline import summary
 from tests.conftest import load_config
@@ -137,12 +139,12 @@ def test_a_finished_run_says_each_warning_once(tiny_run):
     kinds = [warning["kind"] for warning in said]
     # 12 test prompts and 6 to 12 steps: a run of this size shows nothing, and says so.
     assert {"few_prompts", "few_steps", "few_steps_of_e"} <= set(kinds) and len(kinds) == len(set(kinds))
-    page = re.sub(r"\s+", " ", (folder / "report.html").read_text().split('<script type="application/json"')[0])
+    page = re.sub(r"\s+", " ", (folder / "report.html").read_text().split('<script type="text/plain" id="plotly"')[0])
     end = summary(analysis | {"page": str(folder / "report.html"), "variants": []}, 10_000)
     early = {warning["kind"] for warning in json.loads((folder / "warnings.json").read_text())["warnings"]}
     for warning in said:
-        assert page.count(warning["sentence"].replace("'", "&#39;").replace(">", "&gt;")) == 1, warning
+        assert page.count(str(escape(with_minus(warning["sentence"])))) == 1, warning
         assert end.count(RunWarning.of_record(warning).short) == (warning["kind"] not in early)
     for finding in analysis["findings"]:
         if finding["verdict"] != "not measured":
-            assert finding["qualifications"] and finding["qualifications"][0] in page
+            assert finding["qualifications"] and str(escape(with_minus(finding["qualifications"][0]))) in page
