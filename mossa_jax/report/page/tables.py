@@ -23,11 +23,12 @@ def claim_rows(findings: list[dict[str, Any]]) -> list[dict[str, str]]:
       findings: from the analysis.
 
     Returns:
-      Dicts of texts: `title`, `family`, `estimate`, `p`, `p_adjusted`, `units`, `least_p`, `least_effect` and
+      Dicts of texts: `id`, `title`, `family`, `estimate`, `p`, `p_adjusted`, `units`, `least_p`, `least_effect` and
       `verdict`.
     """
     return [
         {
+            "id": finding["id"],
             "title": finding["title"],
             "family": finding["family"],
             "estimate": _estimate(finding["headline"]),
