@@ -254,7 +254,7 @@ def test_a_folder_is_used_as_it_is(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["/none/such", "./none", "~/none", "none", "a/b/c"])
 def test_a_path_that_leads_nowhere_is_refused(name):
-    with pytest.raises(Refusal, match=f"'{name}' does not exist.*org/name") as caught:
+    with pytest.raises(Refusal, match=f"'{os.path.expanduser(name)}' does not exist.*org/name") as caught:
         locate(name)
     assert caught.value.code == BAD_INPUT
 
