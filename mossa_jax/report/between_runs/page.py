@@ -20,7 +20,7 @@ from mossa_jax.report.between_runs.tables import QUANTITY_NAMES, all_tables
 from mossa_jax.report.charts.grammar import Chart
 from mossa_jax.report.drawing.saving import picture
 from mossa_jax.report.drawing.static import draw
-from mossa_jax.report.page.html_parts import data_uri, inlined, templates
+from mossa_jax.report.page.html_parts import STYLES, data_uri, inlined, templates
 from mossa_jax.report.palette import UNDEFINED
 
 CURVES = "Change over relative depth: the median over tasks of each run, with quartiles"
@@ -58,7 +58,7 @@ def write_runs_page(path: epath.PathLike, inputs: RunsInputs) -> list[str]:
         differences={run: _picture(differences_chart(comparison, run)) for run in others},
         captions={"curves": CURVES, "differences": DIFFERENCES},
         command=inputs.command,
-        style=inlined("style.css"),
+        style=inlined(*STYLES),
         script=inlined("drawing.js", "runs.js"),
         plotly=get_plotlyjs(),
     )

@@ -1,7 +1,7 @@
 """What a chart shows, without a word on how it is drawn: the one source of a picture, its numbers and its hover texts.
 
 A `Chart` has views, a view has panels, and a panel has marks over two axes. `drawing/static.py` draws the first view as
-a figure, `page/interactive.py` passes all views to the page, where `charts.js` draws them. So page and figures show the
+a figure, `page/interactive.py` passes all views to the page, where `figure.js` draws them. So page and figures show the
 same numbers by the same rule: quartiles, intervals and texts are computed here, once.
 
 All positions are numbers. A categorical axis has its names at 0, 1, ...

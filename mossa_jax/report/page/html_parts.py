@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 _FOLDERS = (Path(__file__).parent, Path(__file__).parents[1] / "between_runs")
 
+STYLES = ("colours.css", "layout.css", "story.css", "tables.css", "figures.css", "task_cards.css", "media.css")
+"""The styles of every page, in the order in which they count."""
+CHART_SCRIPTS = ("drawing.js", "packing.js", "colours.js", "figure.js", "saving.js", "charts.js")
+"""What draws packed charts."""
+
 
 def templates() -> jinja2.Environment:
     """Returns the templates of pages.

@@ -1,4 +1,4 @@
-"""The charts of the page as data: a chart in JSON's own types, packed, which `charts.js` unpacks and draws."""
+"""The charts of the page as data: a chart in JSON's own types, packed, which `figure.js` draws."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mossa_jax.report.numbers import fixed
 _DIGITS = 5
 """Significant digits of the numbers of a page: more than a screen can show, or a text says."""
 _ROW = 17
-"""Pixels of a row of a heat map; `charts.js` draws rows of this height."""
+"""Pixels of a row of a heat map; `figure.js` draws rows of this height."""
 _INCH = 88
 """Pixels of the page for an inch of a figure."""
 _SMALL_TABLE = 24
@@ -31,7 +31,7 @@ _SMALL_TABLE = 24
 
 
 def chart_json(chart: Chart) -> dict[str, Any]:
-    """Returns what `charts.js` draws.
+    """Returns what `figure.js` draws.
 
     Every dataclass of the grammar becomes an object with its field names, without the fields that have their default.
     A mark has its `kind` as well ("line"), boxes their `summaries`, a box its `is_box`, a panel `has_data`, and the

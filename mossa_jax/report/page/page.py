@@ -27,7 +27,7 @@ from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.page import tables
 from mossa_jax.report.page.cards import claim_cards
 from mossa_jax.report.page.glossary import Glossary
-from mossa_jax.report.page.html_parts import data_uri, inlined, templates
+from mossa_jax.report.page.html_parts import CHART_SCRIPTS, STYLES, data_uri, inlined, templates
 from mossa_jax.report.page.interactive import packed, page_charts
 from mossa_jax.report.page.task_cards import task_cards
 from mossa_jax.report.page.time_spent import time_table
@@ -92,8 +92,8 @@ def write_page(
         metric_names=palette.METRIC_NAMES,
         foreign_names=palette.FOREIGN_NAMES,
         # Inserted as values, so that nothing in them is taken for a template.
-        style=inlined("style.css", "task_cards.css"),
-        script=inlined("drawing.js", "charts.js", "task_cards.js", "words.js"),
+        style=inlined(*STYLES),
+        script=inlined(*CHART_SCRIPTS, "task_cards.js", "words.js"),
         plotly=packed(get_plotlyjs()),
     )
     write_text(path, page)

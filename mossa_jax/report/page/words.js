@@ -1,7 +1,7 @@
 "use strict";
 
 // Shows what a word means beside it: below the word, or above it near the foot of the window, and never beyond its edges.
-// Narrow windows leave it at their foot (style.css).
+// Narrow windows leave it at their foot (story.css).
 
 (function () {
   const EDGE = 12, NARROW = 700;

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mossa_jax.files.csv_text import csv_text
-from mossa_jax.report.page.html_parts import inlined, templates
+from mossa_jax.report.page.html_parts import CHART_SCRIPTS, STYLES, inlined, templates
 from mossa_jax.report.page.interactive import packed, page_charts
 from tests.support.browser import draw_all, errors, open_browser, overflows, requests, shown_at
 from tests.support.every_mark import HOSTILE, every_mark
@@ -42,8 +42,8 @@ def path(chart, tmp_path_factory):
         .from_string(PAGE)
         .render(
             charts={**charts, "second": charts["second"] | {"name": "second"}},
-            style=inlined("style.css"),
-            script=inlined("drawing.js", "charts.js"),
+            style=inlined(*STYLES),
+            script=inlined(*CHART_SCRIPTS),
             plotly=packed(get_plotlyjs()),
         )
     )

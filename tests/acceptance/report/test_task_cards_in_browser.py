@@ -3,7 +3,7 @@
 import pytest
 
 from mossa_jax.report.page import task_cards
-from mossa_jax.report.page.html_parts import inlined, templates
+from mossa_jax.report.page.html_parts import CHART_SCRIPTS, STYLES, inlined, templates
 from tests.support.browser import errors, faults, open_browser, overflows, shown_at
 from tests.support.paper_like import planted_answers
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
@@ -21,7 +21,7 @@ def build(folder, limit, patch):
     patch.setattr(task_cards, "MOST_INLINE", limit)
     section = templates().get_template("task_cards.html.j2")
     cards = section.render(cards=task_cards.task_cards(inputs), analysis=inputs.analysis)
-    style, script = inlined("style.css", "task_cards.css"), inlined("drawing.js", "charts.js", "task_cards.js")
+    style, script = inlined(*STYLES), inlined(*CHART_SCRIPTS, "task_cards.js")
     page = folder / f"cards{limit}.html"
     page.write_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>cards</title><style>{style}</style></head>'

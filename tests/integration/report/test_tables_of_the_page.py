@@ -8,7 +8,7 @@ from PIL import Image
 from mossa_jax.findings import RULES
 from mossa_jax.report import write_page
 from mossa_jax.report.catalogue import all_charts
-from mossa_jax.report.page.html_parts import inlined
+from mossa_jax.report.page.html_parts import STYLES, inlined
 from tests.support.paper_like import planted_parity, planted_times
 from tests.support.planted_report import report_change, report_inputs, report_scores, report_table
 
@@ -82,7 +82,7 @@ def test_tasks_that_findings_leave_out_are_grey_in_the_table_of_scores(html):
 
 
 def test_each_verdict_has_a_colour_of_its_own_in_the_style_and_a_rule_in_words(html):
-    style = inlined("style.css")
+    style = inlined(*STYLES)
     colours = {}
     for verdict in RULES:
         name = verdict.replace(" ", "-")

@@ -96,7 +96,7 @@ def test_a_packed_chart_is_the_same_every_time_and_opens_again(chart, plain):
 
 
 def unfolded(value):
-    """Puts the hover texts of a packed chart together again, as `charts.js` does."""
+    """Puts the hover texts of a packed chart together again, as `packing.js` does."""
     if isinstance(value, list):
         return [unfolded(item) for item in value]
     if not isinstance(value, dict):
