@@ -22,6 +22,7 @@ from mossa_jax.findings.curves import REPORTED_ESTIMATORS, clusters_of, mean_def
 from mossa_jax.findings.run_sizes import measure_sizes, size_sentence
 from mossa_jax.findings.run_tables import CHANGE, QUANTITIES, RunTables, seed_freedom
 from mossa_jax.findings.units import estimate
+from mossa_jax.findings.wording import counted
 
 UPPER_HALF = "upper half"
 
@@ -107,14 +108,14 @@ def _shared_tasks(runs: Sequence[RunTables]) -> tuple[list[str], list[str]]:
     mixture = [task for task in shared if task not in unlike]
     if unlike:
         notes.append(
-            f"{_count(len(unlike), 'task')} held out of the mixture of some run: in the cells, not in means and curves "
-            f"({_names(unlike)})."
+            f"{counted(len(unlike), 'task')} held out of the mixture of some run: in the cells, not in means and "
+            f"curves ({_names(unlike)})."
         )
     competent = [task for task in mixture if not any(task in run.incompetent for run in runs)]
     if mixture and not competent:
         notes.append(
             "In no shared task do the specialists of all runs use their prompts, so means and curves are over all "
-            f"{_count(len(mixture), 'shared task')}: specialists that learned nothing are near the base for that "
+            f"{counted(len(mixture), 'shared task')}: specialists that learned nothing are near the base for that "
             "reason alone."
         )
     elif len(competent) < len(mixture):
@@ -228,7 +229,3 @@ def _curve(run: RunTables, tasks: list[str]) -> pd.DataFrame:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,6 +9,7 @@ from mossa_jax.findings.factors import parts_sentence, within_evidence
 from mossa_jax.findings.profile import gain_evidence, section_sentence
 from mossa_jax.findings.shapes import SHAPES
 from mossa_jax.findings.units import LEVEL
+from mossa_jax.findings.wording import counted
 
 Analysis = dict[str, Any]
 """The result of `find` without `findings`, in JSON's own types."""
@@ -225,7 +226,7 @@ def _clusters(analysis: Analysis, biased: dict[str, Any]) -> Evidence:
 def _cluster(row: dict[str, Any]) -> str:
     share = row["information_share"]
     base = "" if share is None else f", where the base has {_percent(share)} of the specialists' information"
-    return f"{row['cluster']} ({row['pretrained']['mean']:.3f}, {_count(row['n_tasks'], 'task')}{base})"
+    return f"{row['cluster']} ({row['pretrained']['mean']:.3f}, {counted(row['n_tasks'], 'task')}{base})"
 
 
 def _unseen(analysis: Analysis, biased: dict[str, Any]) -> Evidence:
@@ -306,7 +307,7 @@ def _compared(
         interval = f", 95 % interval {_signed(estimate['low'])} to {_signed(estimate['high'])}"
     robust = f"robust mean {_signed(estimate['robust_mean'])}"
     sentence = (
-        f"{subject} is {_signed(mean)} on average over {_units(estimate)} ({_count(estimate['n_tasks'], 'task')}: "
+        f"{subject} is {_signed(mean)} on average over {_units(estimate)} ({counted(estimate['n_tasks'], 'task')}: "
         f"{estimate['rises']} {verbs[0]}, {estimate['falls']} {verbs[1]}; {robust}{interval}"
     )
     if estimate["p"] is None:
@@ -323,7 +324,7 @@ def _compared(
 
 def _units(figures: dict[str, Any]) -> str:
     noun, count = figures["unit"], figures["n_units"]
-    return _count(count, noun.removesuffix("s"))
+    return counted(count, noun.removesuffix("s"))
 
 
 def _signed(value: float) -> str:
@@ -374,7 +375,3 @@ def _changes(tasks: list[dict[str, Any]]) -> str:
 
 def _names(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMES]) + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

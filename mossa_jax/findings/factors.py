@@ -17,6 +17,7 @@ from mossa_jax.findings.claims import Evidence
 from mossa_jax.findings.curves import EXPERIMENTALS, layer_order, mean_defined
 from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows, spread
 from mossa_jax.findings.units import Estimate, estimate
+from mossa_jax.findings.wording import counted
 from mossa_jax.similarity.factor_sums import WITHIN
 from mossa_jax.similarity.projections import FACTORS
 
@@ -167,7 +168,7 @@ def within_evidence(factors: dict[str, Any]) -> Evidence:
     beside = "" if both["mean"] is None else f", and with the same template and answer {_with_interval(both)}"
     sentence = (
         f"Among prompts with the same answer, tuned minus pre-trained CKA with each task's specialist is "
-        f"{_with_interval(change)} in the upper half, over {_units(change)} ({_count(change['n_tasks'], 'task')}: "
+        f"{_with_interval(change)} in the upper half, over {_units(change)} ({counted(change['n_tasks'], 'task')}: "
         f"{change['rises']} rise, {change['falls']} fall); among all prompts of these tasks it is "
         f"{_with_interval(every)}{beside}."
     )
@@ -209,11 +210,7 @@ def _with_interval(estimate: dict[str, Any]) -> str:
 
 
 def _units(figures: dict[str, Any]) -> str:
-    return _count(figures["n_units"], figures["unit"].removesuffix("s"))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return counted(figures["n_units"], figures["unit"].removesuffix("s"))
 
 
 def _p(value: float) -> str:

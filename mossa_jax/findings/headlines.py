@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from mossa_jax.findings.wording import counted
+
 NOTHING = "-"
 """What stands for a figure that was not measured."""
 
@@ -88,10 +90,10 @@ def _units(figures: dict[str, Any]) -> str:
         units, noun = figures["n_clusters"], "cluster"
     else:
         return ""
-    parts = [_count(units, noun)]
+    parts = [counted(units, noun)]
     # Without clusters the units are the tasks themselves.
     if noun != "task" and figures.get("n_tasks"):
-        parts.append(_count(figures["n_tasks"], "task"))
+        parts.append(counted(figures["n_tasks"], "task"))
     return ", ".join(parts)
 
 
@@ -99,7 +101,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return ""
     return "p < 0.001 corrected" if value < 0.001 else f"p = {value:.3f} corrected"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

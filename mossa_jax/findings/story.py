@@ -24,6 +24,7 @@ from mossa_jax.findings.claims import (
 )
 from mossa_jax.findings.shapes import NONE, SHAPES
 from mossa_jax.findings.units import LEVEL
+from mossa_jax.findings.wording import counted, listed
 
 STORY = {"found": "What was found", "certainty": "How sure it is", "threats": "What could change it"}
 """Sentence of a story -> its heading."""
@@ -68,7 +69,7 @@ def tell_story(analysis: dict[str, Any]) -> Story:
 
 def _found(analysis: dict[str, Any], findings: dict[str, Finding]) -> str:
     if _rests_on_nothing(analysis):
-        count = _count(len(analysis["competence"]["incompetent"]), "specialist")
+        count = counted(len(analysis["competence"]["incompetent"]), "specialist")
         return f"Nothing can be said yet: of {count}, none is shown to use its prompts."
     shift, transition = _shift(analysis, findings["shift"]), _transition(analysis["sections"], findings["transition"])
     # A place is worth naming only for a change that was measured.
@@ -121,7 +122,7 @@ def _transition(sections: dict[str, Any], finding: Finding) -> str:
 def _certainty(analysis: dict[str, Any], findings: dict[str, Finding]) -> str:
     primary = Counter(finding["verdict"] for finding in findings.values() if finding["family"] == PRIMARY)
     verdicts = [f"{primary[verdict]} {_verdict(verdict, primary[verdict])}" for verdict in RULES if primary[verdict]]
-    parts = [f"of the {sum(primary.values())} primary claims, {_list(verdicts)}"]
+    parts = [f"of the {sum(primary.values())} primary claims, {listed(verdicts)}"]
     shift = findings["shift"]
     line = shift["headline"]
     if shift["verdict"] != NOT_MEASURED and line["units"]:
@@ -140,7 +141,7 @@ def _competence(competence: dict[str, Any]) -> str:
     if sound == total:
         return f"all {total} specialists use their prompts" if total > 1 else "the one specialist uses its prompts"
     if not sound:
-        return f"no specialist of {_count(total, 'task')} is shown to use its prompts"
+        return f"no specialist of {counted(total, 'task')} is shown to use its prompts"
     verb = "is" if sound == 1 else "are"
     return f"{sound} of {total} specialists {verb} shown to use their prompts, and only their tasks count"
 
@@ -149,7 +150,7 @@ def _threats(analysis: dict[str, Any], findings: dict[str, Finding]) -> str:
     threats = list(dict.fromkeys(_every_threat(analysis, findings)))
     shown, more = threats[:MOST_THREATS], len(threats) - MOST_THREATS
     if more > 0:
-        shown.append(f"{_count(more, 'further reservation')} below")
+        shown.append(f"{counted(more, 'further reservation')} below")
     if not shown:
         return "Nothing that this run measured speaks against its findings; they are about one base model."
     return f"{_sentence(shown)}."
@@ -165,7 +166,7 @@ def _every_threat(analysis: dict[str, Any], findings: dict[str, Finding]) -> Ite
         yield "tasks with a defined similarity before and after tuning are needed before anything else"
         return
     if units < FEW_UNITS:
-        yield f"the result rests on {_count(units, shift['unit'].removesuffix('s'))}, and a few more could move it"
+        yield f"the result rests on {counted(units, shift['unit'].removesuffix('s'))}, and a few more could move it"
     within = findings["within_answer"]
     if within["verdict"] in (UNDECIDED, CONTRADICTED):
         mean = within["figures"]["mean"]
@@ -173,7 +174,7 @@ def _every_threat(analysis: dict[str, Any], findings: dict[str, Finding]) -> Ite
     panel = analysis["panel"]["findings"].get("shift")
     if panel is not None and not panel["shared"]:
         names = [view["name"] for view in panel["views"] if not view["shares"]]
-        yield f"it is not seen in {_list(names)}"
+        yield f"it is not seen in {listed(names)}"
     for name in ("shift", "transition"):
         yield from (_ITS.sub("the ", text).replace("all the ", "all ") for text in findings[name]["qualifications"])
     seeds = [row for row in analysis["variance"] if row["part"] == "seed of E"]
@@ -217,15 +218,6 @@ def _layers(layers: list[Any]) -> str:
     return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
-def _list(parts: list[str]) -> str:
-    """Joins parts as a sentence does: "a", "a and b", "a, b and c"."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
 def _sentence(parts: list[str]) -> str:
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -115,8 +115,3 @@ def shorten(name: str, limit: int = 38) -> str:
     """Cuts a name to fit beside a chart, on one line; what would not be seen in it becomes a sign (`visible`)."""
     name = visible(name)
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
-
-
-def counted(number: int, noun: str) -> str:
-    """Writes a number of things, such as "1 task" or "3 tasks"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

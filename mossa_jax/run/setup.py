@@ -8,6 +8,7 @@ from typing import Any
 
 from mossa_jax.config import Config
 from mossa_jax.config.fields import Schedule
+from mossa_jax.findings.wording import counted
 from mossa_jax.llama.adapters import target_sizes
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.tasks.controls import Control
@@ -102,7 +103,7 @@ def _tasks(config: Config, record: Mapping[str, Any]) -> dict[str, str]:
     mixture = [task["train"]["rows"] for task in tasks.values() if not task["held_out"]]
     return {
         "Suite": record["suite"],
-        "Tasks": f"{len(tasks)} in {_count(len(clusters), 'cluster')}",
+        "Tasks": f"{len(tasks)} in {counted(len(clusters), 'cluster')}",
         "Held out of the mixture": str(len(held_out)) if held_out else "none",
         "Training rows per task": _range([task["train"]["rows"] for task in tasks.values()]),
         "Training rows of the tasks in the mixture": f"{sum(mixture):,}",
@@ -149,7 +150,7 @@ def _schedule(config: Config, schedule: Schedule, steps: Sequence[int]) -> dict[
     rows = {
         "Tuned": _FORMS[schedule.method],
         "Peak learning rate": f"{schedule.learning_rate:g}, decayed by a cosine",
-        "Batch": f"{_count(schedule.batch_rows, 'row')} of {row_length:,} tokens "
+        "Batch": f"{counted(schedule.batch_rows, 'row')} of {row_length:,} tokens "
         f"({schedule.batch_rows * row_length:,} tokens)",
         "Epochs": f"{schedule.epochs:g}" + (f", at most {schedule.max_steps:,} steps" if schedule.max_steps else ""),
         "Steps": _range(steps),
@@ -174,7 +175,7 @@ def _comparison(config: Config) -> dict[str, str]:
 def _machine(environment: Mapping[str, Any]) -> dict[str, str]:
     starts = environment.get("starts") or [environment]
     machines = [
-        f"{start['devices']} × {start['device']} ({_count(start['processes'], 'process')})"
+        f"{start['devices']} × {start['device']} ({counted(start['processes'], 'process')})"
         for start in starts
         if {"devices", "device", "processes"} <= start.keys()
     ]
@@ -201,8 +202,3 @@ def _range(values: Sequence[int]) -> str:
         return ""
     low, high = min(values), max(values)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number} {noun if number == 1 else plural}"

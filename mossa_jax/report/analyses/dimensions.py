@@ -9,13 +9,13 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import block_layers, layer_order
 from mossa_jax.findings.layer_means import LayerMeans, layer_means
 from mossa_jax.findings.units import estimate
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Line, Panel, View
 from mossa_jax.report.charts.parts import FOLLOW, layer_axis, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import NONE, between, fixed
-from mossa_jax.report.palette import counted
 
 COMPONENTS, RATIO = "components_99", "participation_ratio"
 

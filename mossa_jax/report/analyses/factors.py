@@ -14,13 +14,14 @@ from mossa_jax.findings.curves import HEADLINE, layer_order
 from mossa_jax.findings.factors import defined_tasks, find_factors, layer_parts, parts_sentence
 from mossa_jax.findings.json_types import to_json_types
 from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows, spread
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Mark, Panel, Points, View
 from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import with_minus
-from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE, counted
+from mossa_jax.report.palette import GREEN, ORANGE, PURPLE, SKY_BLUE
 from mossa_jax.similarity.factor_sums import WITHIN
 
 _PARTS = {"answer": ORANGE, "template": SKY_BLUE, "item": GREEN, "rest": "undefined"}

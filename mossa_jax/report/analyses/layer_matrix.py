@@ -13,13 +13,14 @@ from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE, layer_order
 from mossa_jax.findings.layer_means import LayerMeans, layer_means, sound_rows
 from mossa_jax.findings.turning import find_turning
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Heat, Mark, Panel, Rule, View
 from mossa_jax.report.charts.parts import layer_axis, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import fixed
-from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, counted, layer_label
+from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, VERMILLION, layer_label
 
 _NAMES = {PRETRAINED: "base", TUNED: "E", "control": "specialist"}
 _PAIRS = (

@@ -11,13 +11,14 @@ import pandas as pd
 
 from mossa_jax.findings.claims import CLAIMS
 from mossa_jax.findings.robustness import PRIMARY_FINDINGS, VIEWS
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Heat, Mark, Panel, Points, View
 from mossa_jax.report.charts.parts import lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import fixed
-from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILLION, counted
+from mossa_jax.report.palette import BLUE, GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILLION
 
 MEASURE_NAMES = {
     "cka_debiased": "CKA, debiased",

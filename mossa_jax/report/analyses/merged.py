@@ -11,13 +11,14 @@ import pandas as pd
 from mossa_jax.config import PRETRAINED, TUNED
 from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.merged import CURVES, find_merged
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Mark, Panel, Points, Rule, View
 from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import fixed
-from mossa_jax.report.palette import PURPLE, counted
+from mossa_jax.report.palette import PURPLE
 
 _CURVES = {"tuned": (TUNED, "E"), "cka": (PURPLE, "mean of the specialists"), "pretrained": (PRETRAINED, "base")}
 """Column that a curve is drawn from -> its role and name."""

@@ -10,13 +10,13 @@ import pandas as pd
 
 from mossa_jax.findings.curves import block_layers
 from mossa_jax.findings.profile import MEASURES
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Line, Mark, Panel, Points, Rule, View
 from mossa_jax.report.charts.parts import FOLLOW, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import NONE, between, fixed, percent
-from mossa_jax.report.palette import counted
 
 _NAMES = {"tuned": "E", "control": "specialists"}
 _Dash = Literal["solid", "dash", "dot"]

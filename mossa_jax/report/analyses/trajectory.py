@@ -12,13 +12,14 @@ from mossa_jax.config import TUNED
 from mossa_jax.findings.curves import block_layers, layer_order
 from mossa_jax.findings.trajectory import FIXED, FLOOR, convergence_summary, depth_trend, settling_by_layer
 from mossa_jax.findings.units import t_interval, unit_means
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Bars, Chart, Line, Mark, Panel, Points, Rule, View
 from mossa_jax.report.charts.parts import cka_axis, layer_axis, lines, section_spans
 from mossa_jax.report.inputs import ReportInputs, left_out
 from mossa_jax.report.numbers import NONE, between, fixed, percent
-from mossa_jax.report.palette import GREEN, ORANGE, VERMILLION, counted, layer_label
+from mossa_jax.report.palette import GREEN, ORANGE, VERMILLION, layer_label
 
 CONTROL = "control"
 _NAMES = {TUNED: "multi-task (E)", CONTROL: "specialists"}

@@ -9,13 +9,14 @@ import pandas as pd
 
 from mossa_jax.findings.layer_means import sound_rows
 from mossa_jax.findings.weights import find_weights
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.analyses import marks, words
 from mossa_jax.report.analyses.section import AnalysisSection
 from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Mark, Panel, View
 from mossa_jax.report.charts.parts import layer_axis, section_spans
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import fixed
-from mossa_jax.report.palette import GREEN, ORANGE, counted
+from mossa_jax.report.palette import GREEN, ORANGE
 
 _MEASURES = {
     "cosine": "cosine of the updates",

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax.findings.units import Estimate, unit_codes, unit_name
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import numbers
 from mossa_jax.report.inputs import ReportInputs
 from mossa_jax.report.numbers import NONE
-from mossa_jax.report.palette import counted
 
 UNDEFINED = "undefined"
 

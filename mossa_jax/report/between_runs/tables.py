@@ -16,6 +16,7 @@ from mossa_jax.findings.curves import HEADLINE
 from mossa_jax.findings.run_sizes import E_SEEDS, RUN_SEEDS, RUNS, SPECIALIST_SEEDS
 from mossa_jax.findings.run_tables import CHANGE, QUANTITIES
 from mossa_jax.findings.trust import FDR
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import palette
 from mossa_jax.report.between_runs.inputs import RunsInputs
 from mossa_jax.report.page.tables import claim_rows
@@ -99,7 +100,7 @@ def _tasks(inputs: RunsInputs) -> TextTable:
     roles = [(task, *[run.tasks.get(task, "not in it") for run in inputs.runs]) for task in names]
     rows = [row for row in roles if len(set(row[1:])) > 1]
     lead = (
-        f"Means and curves rest on {_count(len(inputs.comparison.tasks), 'task')}. Shown are those that have not the "
+        f"Means and curves rest on {counted(len(inputs.comparison.tasks), 'task')}. Shown are those that have not the "
         "same part in all runs; the findings leave out tasks whose specialists do not use their prompts."
     )
     return TextTable("tasks", "Tasks that differ", lead, ("task", *_names(inputs)), rows)
@@ -250,7 +251,3 @@ def _number(value: float | None, form: str) -> str:
 def _interval(low: float, high: float) -> str:
     ends = [_number(end, "{:+.3f}") for end in (low, high)]
     return "" if _NOTHING in ends else f" [{ends[0]}, {ends[1]}]"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -12,7 +12,7 @@ from mossa_jax.findings.claims import MARGIN
 from mossa_jax.findings.curves import HEADLINE, REPORTED_ESTIMATORS, mean_defined
 from mossa_jax.findings.layer_means import LayerMeans, layer_means
 from mossa_jax.findings.units import unit_means, unit_name
-from mossa_jax.report import palette
+from mossa_jax.findings.wording import counted
 from mossa_jax.report.charts.grammar import Axis, Chart, Line, Mark, Panel, Points, Rule, Span, View
 from mossa_jax.report.charts.levels import CHANGE_LABEL, change_line, change_marks
 from mossa_jax.report.charts.parts import (
@@ -89,7 +89,7 @@ class _Curves:
     def panel(self) -> Panel:
         x = layer_axis(self.cells.layers)
         y = Axis(f"{CHANGE_LABEL} ({self.estimator})", zero=True)
-        note = palette.counted(len(self.rows), "task")
+        note = counted(len(self.rows), "task")
         empty = "No task of the mixture has a defined change."
         if not np.isfinite(self.values).any():
             # Tasks that are held out or left out alone are still there on request.
@@ -123,9 +123,9 @@ class _Curves:
         hover = []
         for index, layer in enumerate(self.cells.layers):
             ends = between(self.mean.low[index], self.mean.high[index], signed=True)
-            counts = palette.counted(int(tasks[index]), "task")
+            counts = counted(int(tasks[index]), "task")
             if unit != "tasks":
-                counts = f"{palette.counted(int(units[index]), 'cluster')}, {counts}"
+                counts = f"{counted(int(units[index]), 'cluster')}, {counts}"
             hover.append(
                 lines(
                     f"layer {layer}, {self.estimator}",
@@ -159,7 +159,7 @@ class _Curves:
     def _room_line(self) -> list[Line]:
         if self.room is None:
             return []
-        tasks = palette.counted(len(self.results["ceiling"]["tasks"]), "task")
+        tasks = counted(len(self.results["ceiling"]["tasks"]), "task")
         hover = [
             lines(f"layer {layer}, {self.estimator}", f"{ROOM_NAME}: {fixed(value, signed=True)}", tasks)
             for layer, value in zip(self.cells.layers, self.room, strict=True)

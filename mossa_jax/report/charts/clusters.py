@@ -9,6 +9,7 @@ import pandas as pd
 
 from mossa_jax.findings.clusters import CLUSTER_LEVEL, rank_clusters, task_levels
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import palette
 from mossa_jax.report.charts.grammar import Axis, Chart, Line, Mark, Panel, Points, View
 from mossa_jax.report.charts.levels import SYMBOLS, level_data, level_marks, lines_without_box
@@ -95,7 +96,7 @@ def _panels(
         marks += [line for row in rows if row not in sound for line in lines_without_box(cells, row, estimator)]
         marks += level_marks(cells, sound, estimator)
         excluded = len(rows) - len(sound)
-        parts = [palette.counted(len(sound), "task")] if sound else []
+        parts = [counted(len(sound), "task")] if sound else []
         parts += [f"{excluded} left out"] if excluded else []
         panels.append(
             Panel(
@@ -186,7 +187,7 @@ def _slope_text(row: dict[str, Any], model: str, estimator: str) -> str:
         f"tuned − pre-trained: {fixed(row['change']['mean'], signed=True)}",
         "" if change == NONE else f"{level} {change}",
         "" if share == NONE else f"the base uses {share} of the information that the specialists use",
-        palette.counted(row["n_tasks"], "task"),
+        counted(row["n_tasks"], "task"),
     )
 
 

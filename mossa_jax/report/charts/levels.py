@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mossa_jax.findings.curves import EXPERIMENTALS, HEADLINE, REPORTED_ESTIMATORS
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import palette
 from mossa_jax.report.charts.grammar import MIN_BOX, Axis, Chart, Choice, Line, Mark, Panel, View, boxes
 from mossa_jax.report.charts.parts import (
@@ -85,7 +86,7 @@ def _levels_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator
     marks += [line for row in rows for line in followed_lines(cells, row, estimator)]
     values = np.concatenate([cells.matrix(model, estimator)[rows] for model in EXPERIMENTALS])
     y = cka_axis(f"CKA with the task's specialist ({estimator})", values)
-    return Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
+    return Panel(layer_axis(cells.layers), y, tuple(marks), note=counted(len(rows), "task"), empty=empty)
 
 
 def _change_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator: str, empty: str) -> Panel:
@@ -93,7 +94,7 @@ def _change_panel(inputs: ReportInputs, cells: Cells, rows: list[int], estimator
     marks += change_marks(cells, rows, estimator)
     marks += [change_line(cells, row, estimator) for row in rows]
     y = Axis(f"{CHANGE_LABEL} ({estimator})", zero=True)
-    return Panel(layer_axis(cells.layers), y, tuple(marks), note=palette.counted(len(rows), "task"), empty=empty)
+    return Panel(layer_axis(cells.layers), y, tuple(marks), note=counted(len(rows), "task"), empty=empty)
 
 
 def level_marks(cells: Cells, rows: list[int], estimator: str = HEADLINE) -> list[Mark]:

@@ -9,6 +9,7 @@ from mossa_jax.findings.controls import OTHER, OWN, TWIN, kind_matrix
 from mossa_jax.findings.curves import EXPERIMENTALS, REPORTED_ESTIMATORS
 from mossa_jax.findings.layer_means import layer_means
 from mossa_jax.findings.units import unit_name
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import palette
 from mossa_jax.report.charts.grammar import Axis, Chart, Choice, Line, Mark, Panel, View
 from mossa_jax.report.charts.parts import ESTIMATOR, Cells, cells_of, layer_axis, lines
@@ -80,7 +81,7 @@ def _panel(data: pd.DataFrame, layers: list[str], model: str, estimator: str, un
                 "too few for an interval"
                 if (ends := between(row.low, row.high, signed=True)) == NONE
                 else f"95 % {ends}",
-                f"mean over {unit}, {palette.counted(int(row.n_tasks), 'task')}" if row.n_tasks > 0 else "",
+                f"mean over {unit}, {counted(int(row.n_tasks), 'task')}" if row.n_tasks > 0 else "",
             )
             for row in part.itertuples()
         ]

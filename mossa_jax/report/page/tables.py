@@ -11,6 +11,7 @@ from mossa_jax.findings import to_json_types
 from mossa_jax.findings.competence import CONTROL, EXACT_MATCH, INFORMATION, scores_of
 from mossa_jax.findings.headlines import NOTHING, Headline
 from mossa_jax.findings.trust import reason_in_words
+from mossa_jax.findings.wording import counted
 from mossa_jax.report import palette
 from mossa_jax.report.inputs import ReportInputs, left_out, scores_by_model
 from mossa_jax.report.numbers import NONE, fixed, p_value, with_minus
@@ -210,7 +211,7 @@ def task_counts(tasks: pd.DataFrame, prompts: Mapping[str, float]) -> dict[str, 
       prompts: the `smallest` and the `largest` number of prompts of a task.
     """
     low, high = int(prompts["smallest"]), int(prompts["largest"])
-    span = f"{low:,} to {high:,} prompts" if low != high else palette.counted(high, "prompt")
+    span = f"{low:,} to {high:,} prompts" if low != high else counted(high, "prompt")
     return {"all": len(tasks), "held_out": int(tasks["held_out"].astype(bool).sum()), "prompts": span}
 
 
