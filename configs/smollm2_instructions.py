@@ -59,8 +59,8 @@ def get_config() -> Config:
 
     The tasks were chosen before any result was seen: those whose instruction takes at most 110 ids with the chat
     template, whose prompts take at most 50 more on average, and which have at least 170 training rows. The learning
-    rate has the lowest loss on validation rows of task898 and task1195 among 0.0005, 0.001, 0.002 and 0.004; higher
-    ones were not tried.
+    rate was chosen on validation rows of task898 and task1195: 0.002 was as good as 0.004, and better than 0.001 and
+    0.0005.
     """
     return Config(
         name="smollm2_instructions",
@@ -72,13 +72,13 @@ def get_config() -> Config:
             held_out=HELD_OUT,
             max_train=128,
         ),
-        tokens=Tokens(template="chat", max_tokens=256, row_length=512),
+        tokens=Tokens(template="chat", max_tokens=256, row_length=256),
         tuning=Tuning(
             rank=8,
             alpha=16.0,
             targets=("q_proj", "v_proj"),
-            control=Schedule(epochs=2, batch_rows=1, learning_rate=4e-3),
-            experimental=Schedule(epochs=1, batch_rows=4, learning_rate=4e-3),
+            control=Schedule(epochs=2, batch_rows=1, learning_rate=2e-3),
+            experimental=Schedule(epochs=1, batch_rows=8, learning_rate=2e-3),
             control_seeds=2,
             seeded=REPEATED,
             twins=REPEATED,
@@ -90,6 +90,6 @@ def get_config() -> Config:
             score_prompts=64,
             score_tokens=16,
         ),
-        compare=Compare(batch_rows=4),
+        compare=Compare(batch_rows=8),
         analyse=Analyse(trajectory_prompts=64, profile_prompts=16, profile_layers=6),
     )
