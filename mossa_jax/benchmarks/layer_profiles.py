@@ -15,13 +15,15 @@ import numpy as np
 from mossa_jax.benchmarks import measuring
 from mossa_jax.benchmarks.random_models import Workload, draw_prompts, write_models
 from mossa_jax.function import profile
-from mossa_jax.function.likelihood import PackedSize, PairConfig, log_likelihoods
+from mossa_jax.function.likelihood import log_likelihoods
+from mossa_jax.function.packed_pairs import PackedSize, PairConfig
 from mossa_jax.function.variant_schedule import make_schedule
 from mossa_jax.function.variants import variant_likelihoods, variant_shape
 from mossa_jax.llama.adapters import Adapter, HostAdapters, initial_adapter, stack
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.similarity.engine import memory_per_device
+from mossa_jax.states import PassConfig
 from mossa_jax.tokens.encoded import Encoded, Examples, in_memory
 from mossa_jax.tokens.packing import Packing
 
@@ -62,6 +64,7 @@ def measure(work: Workload) -> dict[str, Any]:
     arch, sources = model.architecture, _sources(model.architecture)
     variants = np.unique(profile.sources(profile.profile_variants(arch.layers)), axis=0)
     config = PairConfig(Packing(-(-int(pairs.lengths.max()) // 64) * 64), work.batch_rows)
+    reading = PassConfig("last", config.batch_rows, config.packing)
     sizes = [[PackedSize.of(rows) for rows in config.pack(arch, pairs)]]
     itemsize = jnp.dtype(jnp.float32).itemsize
     shape = variant_shape(arch, model.mesh, sizes, variants, config, itemsize, memory_per_device())
@@ -71,7 +74,7 @@ def measure(work: Workload) -> dict[str, Any]:
     written = [jax.tree.map(lambda leaf, rows=rows: leaf[rows, layers], sources) for rows in groups]
 
     def plain_passes() -> np.ndarray:
-        passes = [log_likelihoods(model, each, pairs, config, shape.pairs) for each in written]
+        passes = [log_likelihoods(model, each, pairs, reading) for each in written]
         return np.concatenate(passes)[: len(variants)]
 
     profiled = partial(variant_likelihoods, model, sources, variants, pairs, config, shape)

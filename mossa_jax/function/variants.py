@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.function.likelihood import PackedSize, PairConfig, PairShape, sum_by_pair
+from mossa_jax.function.packed_pairs import PackedSize, PairConfig, PairShape, sum_by_pair
 from mossa_jax.function.variant_schedule import (
     Schedule,
     ScheduleSize,
@@ -188,7 +188,7 @@ def variant_losses(
       turns: which block is run when.
       batch: rows [B, ...], the same for all variants.
       slots: V.
-      prefix, max_own: as in `likelihood.PairShape`.
+      prefix, max_own: as in `packed_pairs.PairShape`.
     """
     model, lanes = merge(arch, state), turns.read.shape[1]
     visible = Segments(batch["segments"], mesh, prefix, max_own)

@@ -136,7 +136,46 @@ class DecodingQuery:
         return self.position + 1
 
 
-Visible = Segments | QueryColumns | DecodingQuery
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BranchColumns:
+    """Queries that continue sequences which were read before, several continuations of each side by side.
+
+    The keys are those of the sequences, and behind them the queries' own.
+
+    Attributes:
+      key_owners: [B, T] int32, the sequence of each key that was read before, 1, 2, ...; -1 for keys that all sequences
+        share, 0 for keys that nobody sees.
+      key_positions: [B, T] int32, their positions.
+      owners: [B, Q] int32, the sequence that each query continues; 0 on padding.
+      branches: [B, Q] int32, the number of its continuation, from 1; 0 on padding (which sees padding only).
+      positions: [B, Q] int32, the queries' positions.
+    """
+
+    key_owners: Int[Array, "B T"]
+    key_positions: Int[Array, "B T"]
+    owners: Int[Array, "B Q"]
+    branches: Int[Array, "B Q"]
+    positions: Int[Array, "B Q"]
+
+    def mask(self, window: int = 0) -> Bool[Array, "B Q T+Q"]:
+        """Returns which keys each query sees; `window` as in `attention`."""
+        owners, columns = self.owners[..., None], jnp.arange(self.owners.shape[1])  # [B, Q, 1] and [Q]
+        shared = (self.key_owners == -1)[:, None] & (owners > 0)
+        read = shared | ((self.key_owners[:, None] == owners) & (owners > 0))  # [B, Q, T]
+        own = (self.branches[..., None] == self.branches[:, None]) & (columns[:, None] >= columns)  # [B, Q, Q]
+        seen = jnp.concatenate([read, own], axis=-1)
+        if not window:
+            return seen
+        positions = jnp.concatenate([self.key_positions, self.positions], axis=1)  # [B, T + Q]
+        return seen & (self.positions[..., None] - positions[:, None] < window)
+
+    def lengths(self) -> Int[Array, "B Q"]:
+        """Returns the length of the sequence that ends in each query: [B, Q] int32."""
+        return self.positions + 1
+
+
+Visible = Segments | QueryColumns | DecodingQuery | BranchColumns
 """Which keys a query sees."""
 
 
@@ -164,7 +203,7 @@ def attention(
       Refusal: 2 for an unknown MOSSA_ATTENTION, or one that cannot cap scores.
     """
     # Few queries: their scores [B, H, P, T] are small, and no blocks are needed.
-    if isinstance(visible, DecodingQuery | QueryColumns):
+    if isinstance(visible, DecodingQuery | QueryColumns | BranchColumns):
         return _masked_attention(q, k, v, visible.mask(window), cap)
     mesh = visible.mesh
     tensor = mesh.shape["tensor"] if mesh is not None else 1

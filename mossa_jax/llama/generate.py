@@ -1,7 +1,7 @@
 """Greedy decoding with a key/value cache, for several adapters at once.
 
-Shape letters: A adapters, B rows (prompts), S positions of the padded prompts, T = S + new tokens, L layers, V
-vocabulary.
+Shape letters: A adapters, B rows (prompts), P columns of the ids that all prompts share, S positions of the padded
+prompts, T = P + S + new tokens, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import Adapters, DeviceAdapter, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments
-from mossa_jax.llama.layers import KeysValues
-from mossa_jax.llama.model import Llama, logits, merge, run_blocks, run_blocks_cached
+from mossa_jax.llama.layers import KeysValues, SharedPrefix
+from mossa_jax.llama.model import Llama, embed, logits, merge, pin_rows, run_blocks_cached, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 
 
@@ -31,6 +31,8 @@ def greedy(
     adapters: Adapters,
     tokens: Int[Array, "B S"],
     lengths: Int[Array, " B"],
+    prefix: SharedPrefix | None = None,
+    prefix_length: Int[Array, ""] | int = 0,
     *,
     eos: tuple[int, ...],
     new_tokens: int,
@@ -44,6 +46,8 @@ def greedy(
       adapters: stacked [A, ...].
       tokens: [B, S] int32, padded on the right.
       lengths: [B] int32, at least 1.
+      prefix: keys and values of the ids that all prompts begin with, [A, L, P, K, d]; `tokens` are those behind them.
+      prefix_length: [] int32, how many of the P columns hold an id.
       eos: ids that end an answer.
       new_tokens: length of the longest continuation; decoding ends earlier once every row of every adapter has ended.
       mesh: the devices that rows are spread over; None for one.
@@ -52,18 +56,32 @@ def greedy(
       [A, B, new_tokens] int32, filled with the first of `eos` from each row's end on.
     """
     eos_ids = jnp.asarray(eos, jnp.int32)
-    # Slots 0..S-1 of the cache hold the padded prompts, slots S.. the new tokens.
-    width = tokens.shape[1]
-    is_prompt = jnp.arange(width)[None, :] < lengths[:, None]  # [B, S]
+    # The first P slots of the cache hold the shared ids, the next S the padded prompts, the last ones the new tokens.
+    shared = 0 if prefix is None else prefix.keys.shape[2]
+    width = shared + tokens.shape[1]
+    is_prompt = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]  # [B, S]
+    # [B, P + S]: the position in each slot; -1 where there is none.
+    columns = jnp.broadcast_to(jnp.arange(shared), (len(tokens), shared))
+    held = jnp.concatenate(
+        [
+            jnp.where(columns < prefix_length, columns, -1),
+            jnp.where(is_prompt, prefix_length + jnp.arange(tokens.shape[1]), -1),
+        ],
+        axis=1,
+    )
+    lengths = lengths + prefix_length
     # All adapters read the same prompts, so only adapters, caches and tokens have the axis A.
     per_adapter = partial(jax.vmap, spmd_axis_name="adapter")
 
-    def read(adapter: DeviceAdapter) -> tuple[jax.Array, KeysValues]:
-        return _read_prompts(arch, state, adapter, tokens, lengths, is_prompt, new_tokens, mesh)
+    def read(adapter: DeviceAdapter, prefix: SharedPrefix | None) -> tuple[jax.Array, KeysValues]:
+        return _read_prompts(arch, state, adapter, tokens, held, new_tokens, prefix, mesh)
 
-    first, cached = per_adapter(read)(adapters)  # [A, B], and keys and values [A, L, B, T, K, d]
+    # [A, B], and keys and values [A, L, B, T, K, d]
+    first, cached = jax.vmap(read, in_axes=(0, None if prefix is None else 0), spmd_axis_name="adapter")(
+        adapters, prefix
+    )
     slots = jnp.arange(width + new_tokens)
-    holds_prompt = jnp.pad(is_prompt, ((0, 0), (0, new_tokens)))  # [B, T]
+    held = jnp.pad(held, ((0, 0), (0, new_tokens)), constant_values=-1)  # [B, T]
     output = jnp.full((*first.shape, new_tokens), eos_ids[0], jnp.int32)  # [A, B, new_tokens]
 
     # A while loop and not a scan: it stops as soon as every row of every adapter has ended.
@@ -78,8 +96,8 @@ def greedy(
         has_ended = has_ended | (token[..., None] == eos_ids).any(axis=-1)  # [A, B]
         # New keys take the same slot in all rows; the gap between a row's prompt and them stays hidden.
         is_new = (slots >= width) & (slots <= width + step)  # [T]
-        # [B, T]: a prompt's slot is its position; new tokens continue at the row's own length; all other slots are -1.
-        key_positions = jnp.where(is_new, lengths[:, None] + slots - width, jnp.where(holds_prompt, slots, -1))
+        # [B, T]: new tokens continue at the row's own length.
+        key_positions = jnp.where(is_new, lengths[:, None] + slots - width, held)
         visible = DecodingQuery(key_positions, (lengths + step)[:, None])
 
         def decode(adapter: DeviceAdapter, token: jax.Array, cached: KeysValues) -> tuple[jax.Array, KeysValues]:
@@ -98,28 +116,46 @@ def _read_prompts(
     state: nnx.State,
     adapter: DeviceAdapter,
     tokens: Int[Array, "B S"],
-    lengths: Int[Array, " B"],
-    is_prompt: Bool[Array, "B S"],
+    held: Int[Array, "B P+S"],
     new_tokens: int,
+    prefix: SharedPrefix | None,
     mesh: jax.sharding.Mesh | None,
 ) -> tuple[Int[Array, " B"], KeysValues]:
     """Reads the prompts with one adapter.
 
+    Args:
+      arch, state, adapter: as in `greedy`, of one adapter.
+      tokens: [B, S] int32.
+      held: [B, P + S] int32, the position in each slot; -1 where there is none.
+      new_tokens: slots for further keys.
+      prefix: keys and values of the shared ids, [L, P, K, d].
+      mesh: as in `greedy`.
+
     Returns:
       The likeliest next token [B]; keys and values [L, B, T, K, d], with room for those of the new tokens.
     """
-    model = merge(arch, state)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    # One prompt per row: segment 1, and 0 on the padding behind it.
-    visible = Segments(is_prompt.astype(jnp.int32), mesh)
-    _, last, cached = run_blocks(
-        model, arch, adapter, tokens, positions, visible, tap=lambda _, keys_values: keys_values
-    )
-    # [L, B, S, K, d] -> [L, B, T, K, d].
+    model, (rows, width) = merge(arch, state), tokens.shape
+    shared = held.shape[1] - width
+    positions, is_held = held[:, shared:], held >= 0
+    # One prompt per row: segment 1, behind the shared ids of segment -1, and 0 where there is no id.
+    segments = jnp.where(jnp.arange(held.shape[1]) < shared, -1, 1) * is_held
+    visible = Segments(segments, mesh, shared, width if shared else 0)
+    x, rotary = embed(model, arch, tokens, jnp.maximum(positions, 0), visible)
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
+        block, lora, is_windowed, past = layer
+        x, own = block(x, lora, rotary, visible, is_windowed, past=past)
+        if past is not None:
+            spread = (jnp.broadcast_to(part, (rows, *part.shape)) for part in past)
+            own = KeysValues(*(jnp.concatenate(both, axis=1) for both in zip(spread, own, strict=True)))
+        return pin_rows(x, visible), own
+
+    last, cached = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))
+    # [L, B, P + S, K, d] -> [L, B, T, K, d].
     cached = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cached)
     # The last id of each prompt alone: logits of all positions would be [B, S, V].
-    ends = jnp.take_along_axis(last, (lengths - 1)[:, None, None], axis=1)  # [B, 1, D]
-    return _likeliest(model, arch, ends), cached
+    column = jnp.argmax(positions, axis=1)[:, None, None]
+    return _likeliest(model, arch, jnp.take_along_axis(last, column, axis=1)), cached  # [B, 1, D]
 
 
 def _decode_step(
@@ -153,8 +189,9 @@ def abstract_arguments(
     targets: Sequence[str],
     rows: int,
     width: int,
+    prefix: int = 0,
 ) -> tuple:
-    """Describes the arguments (state, adapters, tokens, lengths) of `greedy` as shapes, dtypes and shardings.
+    """Describes the positional arguments of `greedy` behind `arch` as shapes, dtypes and shardings.
 
     Args:
       arch, mesh: as in `greedy`.
@@ -162,8 +199,13 @@ def abstract_arguments(
       models, rank, targets: of the adapters that answer at once.
       rows: B, prompts in a batch; a multiple of the fsdp axis.
       width: S, positions of the longest prompt.
+      prefix: P, columns of the ids that all prompts share; 0 if they share none.
     """
     tokens = mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
     lengths = mesh_lib.abstract(mesh, (rows,), ("rows",), jnp.int32)
     base, adapters = abstract_base(arch, mesh, dtype), abstract_adapters(arch, mesh, models, rank, targets)
-    return base, adapters, tokens, lengths
+    if not prefix:
+        return base, adapters, tokens, lengths
+    shape = (models, arch.layers, prefix, arch.kv_heads, arch.head_dim)
+    keys = mesh_lib.abstract(mesh, shape, (None, None, None, "kv_heads", None), dtype)
+    return base, adapters, tokens, lengths, SharedPrefix._make([keys, keys]), mesh_lib.abstract(mesh, (), (), jnp.int32)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mossa_jax.llama.adapters import BlockAdapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import DecodingQuery, Segments, Visible, attention
+from mossa_jax.llama.attention import BranchColumns, DecodingQuery, Segments, Visible, attention
 from mossa_jax.llama.blockwise import product_precision
 from mossa_jax.llama.rope import RotaryTable, RotaryTables, rotate
 
@@ -199,10 +199,10 @@ class Attention(nnx.Module):
         x: Float[Array, "B S D"],
         lora: BlockAdapter,
         rotary: RotaryTable | RotaryTables,
-        visible: Segments | DecodingQuery,
+        visible: Segments | DecodingQuery | BranchColumns,
         is_windowed: Bool[Array, ""] | None = None,
         *,
-        past: SharedPrefix | DecodingCache | None = None,
+        past: SharedPrefix | KeysValues | DecodingCache | None = None,
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """Lets every query attend to the keys that it sees.
@@ -215,8 +215,8 @@ class Attention(nnx.Module):
           is_windowed: [] bool, whether `arch.window` holds in this block, where only some blocks are windowed; None
             where all blocks are alike.
           past: keys besides those of x. None: there are no others (packed rows). `SharedPrefix`: they stand before the
-            keys of every row. `DecodingCache`: the keys of x are written into the cache first, and the whole cache is
-            attended to.
+            keys of every row. `KeysValues`: each row has its own before it. `DecodingCache`: the keys of x are written
+            into the cache first, and the whole cache is attended to.
           query_columns: [B, P] int32, the only columns of x that ask; None: all of them (P = S).
 
         Returns:
@@ -247,6 +247,9 @@ class Attention(nnx.Module):
                         for old, new in zip(cached, keys_values, strict=True)
                     )
                 )
+            case KeysValues():
+                # [B, T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
+                k, v = (jnp.concatenate(both, axis=1) for both in zip(past, keys_values, strict=True))
             case SharedPrefix():
                 # [T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
                 k, v = (
@@ -378,10 +381,10 @@ class Block(nnx.Module):
         x: Float[Array, "B S D"],
         lora: BlockAdapter,
         rotary: RotaryTable | RotaryTables,
-        visible: Segments | DecodingQuery,
+        visible: Segments | DecodingQuery | BranchColumns,
         is_windowed: Bool[Array, ""] | None = None,
         *,
-        past: SharedPrefix | DecodingCache | None = None,
+        past: SharedPrefix | KeysValues | DecodingCache | None = None,
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
-from mossa_jax.llama.attention import DecodingQuery, Segments
+from mossa_jax.llama.attention import BranchColumns, DecodingQuery, Segments
 from mossa_jax.llama.blockwise import product_precision
 from mossa_jax.llama.layers import Block, DecodingCache, KeysValues, RMSNorm
 from mossa_jax.llama.rope import Rope, RotaryTable, RotaryTables, rotary_table
@@ -120,6 +120,35 @@ def run_blocks_cached(
     return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cached))
 
 
+def run_branches(
+    model: Llama,
+    arch: Architecture,
+    adapter: DeviceAdapter,
+    tokens: Int[Array, "B Q"],
+    visible: BranchColumns,
+    past: KeysValues,
+) -> Float[Array, "B Q D"]:
+    """Continues sequences that were read before, several continuations of each at once.
+
+    Args:
+      model, arch, adapter: as in `run_blocks`.
+      tokens: [B, Q] int32.
+      visible: the sequence that each of them continues, and its position.
+      past: keys and values of the sequences, [L, B, T, K, d] each.
+
+    Returns:
+      Output of the last block.
+    """
+    embedded = _embedded(model, arch, tokens)  # [B, Q, D]
+    rotary = _rotary_table(arch, visible.positions, visible, embedded.dtype)
+
+    def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+        block, lora, is_windowed, past = layer
+        return block(x, lora, rotary, visible, is_windowed, past=past)[0], None
+
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), past))[0]
+
+
 def embed(
     model: Llama, arch: Architecture, tokens: Int[Array, "B S"], positions: Int[Array, "B S"], visible: Segments
 ) -> tuple[Float[Array, "B S D"], RotaryTable | RotaryTables]:
@@ -138,7 +167,10 @@ def _embedded(model: Llama, arch: Architecture, tokens: Int[Array, "B S"]) -> Fl
 
 
 def _rotary_table(
-    arch: Architecture, positions: Int[Array, "B S"], visible: Segments | DecodingQuery, dtype: DTypeLike
+    arch: Architecture,
+    positions: Int[Array, "B S"],
+    visible: Segments | DecodingQuery | BranchColumns,
+    dtype: DTypeLike,
 ) -> RotaryTable | RotaryTables:
     """Returns the rotary table or tables of `positions`, in float32 or wider."""
     wide = jnp.promote_types(dtype, jnp.float32)

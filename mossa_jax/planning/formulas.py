@@ -37,10 +37,16 @@ def forward_flops(arch: Architecture, positions: float, row_length: int) -> floa
     return positions * (2 * blocks + 4 * arch.heads * arch.head_dim * keys)
 
 
-def likelihood_flops(arch: Architecture, positions: float, row_length: int, answers: int) -> float:
-    """Counts the operations of one model that reads given answers: its blocks, and the head at each row's `answers`."""
-    head = 2 * arch.vocab * arch.hidden * answers * positions / row_length
-    return forward_flops(arch, positions, row_length) + head
+def likelihood_flops(arch: Architecture, positions: float, answers: float, row_length: int) -> float:
+    """Counts the operations of one model that reads prompts and given answers behind them: its blocks, and the head.
+
+    Args:
+      arch: of the model.
+      positions: of all prompts.
+      answers: ids of all answers, which also go through the head.
+      row_length: positions of a row.
+    """
+    return forward_flops(arch, positions + answers, row_length) + 2 * arch.vocab * arch.hidden * answers
 
 
 def similarity_flops(

@@ -25,7 +25,7 @@ from mossa_jax.devices.memory import bytes_on_device, compiler_bytes, program_by
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.cache import build_once
 from mossa_jax.files.write import write_json
-from mossa_jax.function.likelihood import pair_losses
+from mossa_jax.function.likelihood import abstract_branches, branch_losses
 from mossa_jax.llama import generate
 from mossa_jax.llama.adapters import abstract_adapters
 from mossa_jax.llama.architecture import Architecture
@@ -43,7 +43,6 @@ from mossa_jax.states import forward as states
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import abstract_kept, keep_batch
 from mossa_jax.tuning import population
-from mossa_jax.tuning.batch import abstract_batch
 
 # Increased when `collectives` reads programs in another way, so that figures in the cache are read again.
 _READER = 2
@@ -241,26 +240,29 @@ def score_program(base: Base, adapters: AdapterSize, batch: BatchSize, new_token
 
 
 def likelihood_program(
-    base: Base, adapters: AdapterSize, batch: BatchSize, answers: int, *, prefix: PrefixSize = NO_PREFIX
+    base: Base, adapters: AdapterSize, batch: BatchSize, columns: int, *, prefix: PrefixSize = NO_PREFIX
 ) -> Program:
-    """Returns the reading of given answers by several models, teacher-forced.
+    """Returns the reading of given answers by several models, teacher-forced, behind prompts that they have read.
 
     Args:
       base: on a mesh whose adapter axis is 1.
       adapters: that read at once.
-      batch: packed pairs of prompt and answer, rounded up to the fsdp axis.
-      answers: the most answer tokens in a row.
-      prefix: ids that all pairs share.
+      batch: packed prompts, rounded up to the fsdp axis.
+      columns: for answers, per row.
+      prefix: ids that all prompts share.
     """
     arch, grid, batch = base.arch, base.grid, batch.filling(base.grid)
+    spec = PassSpec(arch, "last", prefix.columns, prefix.max_own, 0, grid)
+    read, answers = abstract_branches(spec, base.dtype, adapters.models, batch.rows, batch.row_length, columns)
     arguments = (
         abstract_base(arch, grid, base.dtype),
         abstract_adapters(arch, grid, adapters.models, adapters.rank, adapters.targets),
-        abstract_batch(grid, (batch.rows,), batch.row_length, answers),
+        read,
+        answers,
     )
 
     def lower() -> jax.stages.Lowered:
-        return pair_losses.lower(arch, grid, *arguments, prefix=prefix.columns, max_own=prefix.max_own)
+        return branch_losses.lower(arch, grid, *arguments)
 
     return Program(grid, arguments, lower, attention_body(base))
 

@@ -13,7 +13,7 @@ from mossa_jax.config import Config, Schedule, recompute
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.devices.memory import bytes_on_device
 from mossa_jax.errors import BAD_CONFIG, Refusal
-from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, rows_that_fit
+from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, halved_rows, rows_that_fit
 from mossa_jax.function.information import SWAPS
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.placement import abstract_base
@@ -248,13 +248,19 @@ class PlannedRun:
     def _likelihoods(self) -> Stage:
         """Returns the stage that reads given answers: each scored prompt's own one, and those of other prompts."""
         config, base, length = self.config, self._base(adapters=False), self.config.tokens.row_length
-        pairs = min(config.tuning.score_prompts, self.work.prompts) * (1 + SWAPS)
+        prompts, tokens = min(config.tuning.score_prompts, self.work.prompts), config.tokens
         shared, models = self._shared_ids, self._compared_models - config.compare.mismatched
-        positions = self.work.positions(pairs, length, shared)
-        rows = mesh_lib.round_up(min(config.compare.batch_rows, ceil(positions / length)), base.grid.shape["fsdp"])
-        batch, adapters = BatchSize(rows, length), self._adapters(models)
-        layout, runs = BatchLayout.of(base, models, batch), ceil(positions / (rows * length))
-        each = formulas.likelihood_flops(self.arch, positions, length, self.answers)
+        positions = prompts * (self.work.example_ids + self.work.template_ids - shared)
+        itemsize, memory = jnp.dtype(base.dtype).itemsize, self.hardware.memory
+        most = halved_rows(
+            config.compare.batch_rows, self.arch, base.grid, itemsize, memory, length + 2 * tokens.max_tokens, models
+        )
+        rows = mesh_lib.round_up(min(most, ceil(positions / length)), base.grid.shape["fsdp"])
+        # Half a row's columns for answers, and as many turns of them as the answers of its prompts need.
+        batch, adapters, columns = BatchSize(rows, length), self._adapters(models), mesh_lib.round_up(length // 2, 32)
+        layout, runs = BatchLayout.of(base, models, BatchSize(rows, columns)), ceil(positions / (rows * length))
+        answers = prompts * (1 + SWAPS) * self.answers * self.work.example_ids / length
+        each = formulas.likelihood_flops(self.arch, positions, answers, length)
         scored = sum(tasks * (lineup.models - config.compare.mismatched) for lineup, tasks in self._lineups.items())
         prefix = PrefixSize(
             mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
@@ -265,7 +271,7 @@ class PlannedRun:
             models=models,
             runs=self.work.tasks * runs,
             flops=scored * each / (self.work.tasks * runs),
-            program=lambda _: programs.likelihood_program(base, adapters, batch, self.answers, prefix=prefix),
+            program=lambda _: programs.likelihood_program(base, adapters, batch, columns, prefix=prefix),
             temporary_bytes=lambda _: formulas.likelihood_bytes(self.arch, layout),
             transfers=lambda _: formulas.likelihood_transfers(self.arch, layout),
             programs=_PROGRAMS["likelihoods"],

@@ -18,9 +18,10 @@ from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.errors import BAD_INPUT, Refusal
 from mossa_jax.files.write import is_whole
 from mossa_jax.function import profile
-from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, rows_that_fit
+from mossa_jax.function.answers import SCORED_MODELS, AnswerConfig, AnswerShape, halved_rows, rows_that_fit
 from mossa_jax.function.information import SWAPS, AnswerPairs, make_pairs
-from mossa_jax.function.likelihood import PackedSize, PairConfig, PairShape
+from mossa_jax.function.likelihood import AskedPrompts, ContinuationShape
+from mossa_jax.function.packed_pairs import PackedSize, PairConfig
 from mossa_jax.function.variants import VariantShape, variant_shape
 from mossa_jax.llama.adapters import check_targets
 from mossa_jax.llama.architecture import Architecture, read_architecture
@@ -284,7 +285,8 @@ class Run(Parts):
     @cached_property
     def answer_config(self) -> AnswerConfig:
         """How the scores answer prompts."""
-        config = AnswerConfig(self.config.tokens.max_tokens, self.config.tuning.score_tokens)
+        tokens = self.config.tokens
+        config = AnswerConfig(tokens.max_tokens, self.config.tuning.score_tokens, share_prefix=tokens.share_prefix)
         models = max(len(self.scored_models(task)) for task in self.suite.tasks)
         # The smallest device of all processes decides.
         memory = min(agreement.everywhere(memory_per_device()))
@@ -300,10 +302,16 @@ class Run(Parts):
     @cached_property
     def answer_shape(self) -> AnswerShape:
         """The shapes of the scores' batches, the same for all tasks."""
+        config, arch = self.answer_config, self.architecture
         with goodput.lost("input"):
             encoded = [self.encoded(task, "test").examples for task in self.suite.tasks]
-            lengths = [examples.prompt_lengths[: self.score_prompts] for examples in encoded]
-            return AnswerShape.of(lengths, self.answer_config, self.mesh)
+            scored = [[each.prompt(row) for row in range(min(self.score_prompts, len(each)))] for each in encoded]
+            shared = [config.shared(arch, prompts) for prompts in scored]
+            lengths = [
+                np.asarray([len(ids) for ids in prompts]) - common
+                for prompts, common in zip(scored, shared, strict=True)
+            ]
+            return AnswerShape.of(lengths, config, self.mesh, shared)
 
     def scored_models(self, task: Task) -> dict[str, str | None]:
         """Returns the models that answer a task's prompts: label in the table of scores -> name, None for the base.
@@ -347,20 +355,29 @@ class Run(Parts):
             swaps=swaps,
         )
 
-    @property
-    def pair_config(self) -> PairConfig:
-        """How the scores read pairs of prompt and answer."""
-        return PairConfig(Packing.of(self.config.tokens), self.config.compare.batch_rows)
+    @cached_property
+    def reading_config(self) -> PassConfig:
+        """How the scores read prompts before given answers."""
+        tokens, models = self.config.tokens, max(len(self.scored_models(task)) for task in self.suite.tasks)
+        # The row itself, its answers, and the ids that all prompts share, which stand before every row.
+        positions = tokens.row_length + 2 * tokens.max_tokens
+        memory = min(agreement.everywhere(memory_per_device()))
+        itemsize, most = jnp.dtype(self.config.dtype).itemsize, self.config.compare.batch_rows
+        rows = halved_rows(most, self.architecture, self.mesh, itemsize, memory, positions, models)
+        return PassConfig("last", rows, Packing.of(tokens))
 
     @cached_property
-    def pair_shape(self) -> PairShape:
-        """The shapes of the scores' batches of pairs, the same for all tasks."""
-        config, arch = self.pair_config, self.architecture
+    def continuation_shape(self) -> ContinuationShape:
+        """The shapes in which the scores read given answers, the same for all tasks."""
         with goodput.lost("input"):
             # One task's pairs after the other: only their sizes are kept.
             pairs = (self.answer_pairs(task).pairs for task in self.suite.tasks)
-            sizes = [[PackedSize.of(rows) for rows in config.pack(arch, each)] for each in pairs]
-            return config.shape(sizes, self.mesh)
+            return ContinuationShape.of(map(AskedPrompts.of, pairs), self.architecture, self.reading_config, self.mesh)
+
+    @property
+    def pair_config(self) -> PairConfig:
+        """How layer profiles read pairs of prompt and answer."""
+        return PairConfig(Packing.of(self.config.tokens), self.config.compare.batch_rows)
 
     def profile_pairs(self, task: Task) -> AnswerPairs:
         """Returns a task's prompts with the two answers that its layer profile asks about: the own one and another."""

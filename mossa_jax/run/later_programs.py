@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from mossa_jax.devices import mesh as mesh_lib
-from mossa_jax.function.likelihood import pair_losses
+from mossa_jax.function.likelihood import abstract_branches, branch_losses, read_rows
 from mossa_jax.llama import generate
-from mossa_jax.llama.adapters import abstract_adapters
-from mossa_jax.llama.placement import abstract_base
 from mossa_jax.run.context import Run
 from mossa_jax.run.lineup import line_up
 from mossa_jax.run.models import tunes_whole_models
@@ -27,29 +25,40 @@ from mossa_jax.states import forward
 from mossa_jax.states.forward import PassSpec
 from mossa_jax.states.keep import STATE_AXES, keep_batch
 from mossa_jax.states.shapes import PassShape
-from mossa_jax.tuning.batch import abstract_batch
 
 
 def score_programs(run: Run) -> Iterator[Callable[[], object]]:
     """Yields what compiles the reading of given answers and the answering of prompts, for each size of a batch."""
     if tunes_whole_models(run.config):
         return
-    arch, mesh, pairs, answers = run.architecture, run.mesh, run.pair_shape, run.answer_shape
+    arch, mesh, answers = run.architecture, run.mesh, run.answer_shape
     new_tokens, eos = run.config.tuning.score_tokens, tuple(dict.fromkeys((run.tokenizer.eos, *arch.eos)))
     # Some tasks have further seeds and a twin.
     for models in sorted({len(run.scored_names(task)) for task in run.suite.tasks}):
-        base = abstract_base(arch, mesh, run.config.dtype)
-        adapters = abstract_adapters(arch, mesh, models, run.config.tuning.rank, run.config.tuning.targets)
-        for size in pairs.rows:
-            batch = abstract_batch(mesh, (size.rows,), size.length, size.answers)
-            yield pair_losses.lower(
-                arch, mesh, base, adapters, batch, prefix=pairs.prefix, max_own=pairs.max_own
-            ).compile
+        for shape in run.continuation_shape.passes:
+            yield from _continuations(run, shape, models)
         for width in answers.widths:
             arguments = generate.abstract_arguments(
-                arch, mesh, models=models, rows=answers.rows, width=width, **_tuned(run)
+                arch, mesh, models=models, rows=answers.rows, width=width, prefix=answers.prefix, **_tuned(run)
             )
             yield generate.greedy.lower(arch, *arguments, eos=eos, new_tokens=new_tokens, mesh=mesh).compile
+
+
+def _continuations(run: Run, shape: PassShape, models: int) -> Iterator[Callable[[], object]]:
+    """Yields what compiles the reading of prompts, and that of given answers behind them, by M models."""
+    arch, mesh = run.architecture, run.mesh
+    first_changed = min(run.config.tuning.first_layer, arch.layers - 1)
+    spec = PassSpec(arch, run.reading_config.pool, shape.prefix_length, shape.max_own, first_changed, mesh)
+    for row in shape.rows:
+        for rows in row.batches:
+            base, adapters, batch, prefix = forward.abstract_arguments(
+                spec, models=models, rows=rows, row_length=row.length, **_tuned(run)
+            )
+            slots: Any = mesh_lib.abstract(mesh, (rows, row.prompts), ("rows", None), jnp.int32)
+            yield read_rows.lower(spec, base, adapters, batch._replace(ends=slots, ids=slots), prefix).compile
+            columns = run.continuation_shape.columns(row.length)
+            read, answers = abstract_branches(spec, run.config.dtype, models, rows, row.length, columns)
+            yield branch_losses.lower(arch, mesh, base, adapters, read, answers).compile
 
 
 def compare_programs(run: Run) -> Iterator[Callable[[], object]]:

@@ -239,7 +239,7 @@ def ask(run: Run, names: Sequence[str | None], pairs: AnswerPairs, prompts: Sequ
     likelihoods = np.zeros((len(names), len(pairs.pairs)))
     for group in model_groups(run, names):
         likelihoods[list(group.indices)] = log_likelihoods(
-            group.model, group.adapters, pairs.pairs, run.pair_config, run.pair_shape
+            group.model, group.adapters, pairs.pairs, run.reading_config, run.continuation_shape
         )
         answers = greedy_answers(
             group.model, group.adapters, run.tokenizer, prompts, run.answer_config, run.answer_shape

@@ -94,13 +94,18 @@ class PromptPass:
 
     def batches(self) -> Iterator[RowBatch]:
         """Yields the packed rows in batches on the mesh, rows over `fsdp`."""
+        for _, batch in self.batches_with_rows():
+            yield batch
+
+    def batches_with_rows(self) -> Iterator[tuple[PromptRows, RowBatch]]:
+        """Yields each batch on the host, empty rows at its end included, and on the mesh."""
         shapes: dict[int, RowShape] = {shape.length: shape for shape in self.shape.rows}
         # Short rows first, then long ones; each length has its own program.
         for rows in self._rows:
             shape = shapes[rows.tokens.shape[1]]
             for batch in rows.batches(shape.batches_of(len(rows))):
                 sign()
-                yield self._place(batch, shape.prompts)
+                yield batch, self._place(batch, shape.prompts)
 
     def _place(self, batch: PromptRows, width: int) -> RowBatch:
         """Puts a batch on the mesh, with room for `width` prompts per row."""

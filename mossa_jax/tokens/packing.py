@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -141,7 +142,7 @@ def shared_prefix(examples: Examples) -> int:
     return length if length * count > threshold else 0
 
 
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix(prompts: Sequence[Any]) -> int:
     """Returns how many leading ids all prompts have in common, if sharing them is worth it, as in `shared_prefix`."""
     return shared_prefix(in_memory(Encoded(ids, ()) for ids in prompts))
 

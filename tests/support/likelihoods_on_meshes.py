@@ -9,8 +9,9 @@ import numpy as np
 
 from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
-from mossa_jax.function.likelihood import PairConfig, log_likelihoods
+from mossa_jax.function.likelihood import log_likelihoods
 from mossa_jax.llama.files.load import load_model
+from mossa_jax.states import PassConfig
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import Packing
 
@@ -26,5 +27,5 @@ pairs = in_memory(Encoded(prompt, answer) for prompt, answer in zip(prompts, ans
 rows = []
 for sizes in meshes.split():
     model = load_model(folder, mesh=make_mesh(Mesh(*map(int, sizes.split(",")))))
-    rows.append(log_likelihoods(model, adapters, pairs, PairConfig(Packing(32), 4)))
+    rows.append(log_likelihoods(model, adapters, pairs, PassConfig("last", 4, Packing(32))))
 np.save(result, np.stack(rows))

@@ -10,7 +10,7 @@ import numpy as np
 from mossa_jax.config import Mesh
 from mossa_jax.devices.mesh import make_mesh
 from mossa_jax.function import profile
-from mossa_jax.function.likelihood import PackedSize, PairConfig
+from mossa_jax.function.packed_pairs import PackedSize, PairConfig
 from mossa_jax.function.variants import variant_likelihoods, variant_shape
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.tokens.encoded import Encoded, in_memory

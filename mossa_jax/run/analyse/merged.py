@@ -126,7 +126,7 @@ def _scores(run: Run, task: Task, merged: Adapter) -> list[dict[str, Any]]:
         return []
     pairs = run.answer_pairs(task)
     (likelihoods,) = log_likelihoods(
-        run.model, stack(run.architecture, [merged]), pairs.pairs, run.pair_config, run.pair_shape
+        run.model, stack(run.architecture, [merged]), pairs.pairs, run.reading_config, run.continuation_shape
     )
     estimates = {
         measures.ANSWER_NLL: information.answer_nll(pairs, likelihoods),

@@ -1,5 +1,7 @@
 """Greedy answers, and the shapes in which several lists of prompts are answered."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,3 +53,25 @@ def test_common_shapes_change_no_answer(tiny, tiny_adapters, monkeypatch):
     monkeypatch.setattr(answering, "greedy", lambda *rest, **more: widths.add(rest[3].shape) or run(*rest, **more))
     common = greedy_answers(model, adapters, tokenizer, prompts, CONFIG, AnswerShape(6, (64, 96)))
     assert alone == common and widths == {(6, 64)}
+
+
+def test_ids_that_all_prompts_share_are_read_once_and_change_no_answer(tiny, tiny_adapters, monkeypatch):
+    model = load_model(str(tiny.folder))
+    adapters = stack(model.architecture, [{}, load_adapter(tiny_adapters[0][0], model.architecture)])
+    tokenizer = model.tokenizer("none")
+    head = np.arange(3, 43)
+    prompts = [np.concatenate([[1], head, ids[1:]]) for ids in tokenizer.prompts(random_texts(11, seed=4))]
+    shapes, run = [], greedy
+    monkeypatch.setattr(answering, "greedy", lambda *rest, **more: shapes.append(rest[3].shape) or run(*rest, **more))
+    alone = greedy_answers(model, adapters, tokenizer, prompts, replace(CONFIG, share_prefix=False))
+    longest, shapes = max(shape[1] for shape in shapes), []
+    once = greedy_answers(model, adapters, tokenizer, prompts, CONFIG)
+    assert once == alone and len(set(alone[0])) > 5 and once[0] != once[1]
+    assert max(shape[1] for shape in shapes) <= longest - 32
+    # A list that shares nothing may use the program of one that does.
+    free = [ids[41:] for ids in prompts]
+    shape = AnswerShape.of([np.asarray([len(ids) for ids in free])], CONFIG, mesh_lib.single_device(), [41])
+    assert shape.prefix == 64
+    assert greedy_answers(model, adapters, tokenizer, free, CONFIG, shape) == greedy_answers(
+        model, adapters, tokenizer, free, CONFIG
+    )

@@ -10,16 +10,17 @@ import pytest
 from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.function import information as measure
 from mossa_jax.function import likelihood
-from mossa_jax.function.likelihood import PackedSize, PairConfig, log_likelihoods
+from mossa_jax.function.likelihood import AskedPrompts, ContinuationShape, log_likelihoods
 from mossa_jax.llama.adapters import stack, zero_adapter
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.states import PassConfig
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import Packing
 from tests.support.processes import together
 from tests.support.tiny_llama import VOCAB, torch_model, write_adapter
 
-CONFIG = PairConfig(Packing(32, 48), batch_rows=3)
+CONFIG = PassConfig("last", 3, Packing(32, 48))
 
 
 def examples(count=12, seed=0, shared=(), vocab=VOCAB):
@@ -60,12 +61,12 @@ def test_common_shapes_change_nothing_and_share_a_program(tiny, tiny_adapters):
     arch = model.architecture
     adapters = stack(arch, [{}, load_adapter(tiny_adapters[0][0], arch)])
     lists = [in_memory(examples(count, seed)) for seed, count in enumerate((5, 30, 17))]
-    sizes = [[PackedSize.of(rows) for rows in CONFIG.pack(arch, pairs)] for pairs in lists]
-    shape = CONFIG.shape(sizes, mesh_lib.single_device())
-    assert len(shape.rows) == 1 and shape.rows[0].rows <= 3
-    before = likelihood.pair_losses._cache_size()
+    shape = ContinuationShape.of(map(AskedPrompts.of, lists), arch, CONFIG, mesh_lib.single_device())
+    programs = (likelihood.read_rows, likelihood.branch_losses)
+    before = [program._cache_size() for program in programs]
     common = [log_likelihoods(model, adapters, pairs, CONFIG, shape) for pairs in lists]
-    assert likelihood.pair_losses._cache_size() == before + 1
+    # A full batch, and a smaller one for what full ones leave.
+    assert all(0 < program._cache_size() - count <= 2 for program, count in zip(programs, before, strict=True))
     for pairs, ours in zip(lists, common, strict=True):
         np.testing.assert_allclose(ours, log_likelihoods(model, adapters, pairs, CONFIG), rtol=1e-5)
 
@@ -77,12 +78,32 @@ def test_equal_pairs_are_read_once(tiny):
     moved = Encoded([*few[0].prompt, *few[0].answer[:1]], few[0].answer[1:] or [2])
     order = [0, 3, 0, 1, 6, 7, 6, 2, 5, 4, 3]
     pairs = in_memory([[*few, moved][index] for index in order])
-    packed = CONFIG.pack(model.architecture, pairs)
-    assert sum(len(rows.plan.items) for rows in packed) == 8
+    asked = AskedPrompts.of(pairs)
+    assert len(asked.prompts) == 8 == sum(map(len, asked.answers))
     (once,) = log_likelihoods(model, zero(model), in_memory([*few, moved]), CONFIG)
     (ours,) = log_likelihoods(model, zero(model), pairs, CONFIG)
     np.testing.assert_allclose(ours, once[order], rtol=1e-5)
     assert ours[0] == ours[2] and len(set(ours)) == 8
+
+
+def test_a_prompt_is_read_once_whatever_the_number_of_its_answers(tiny, monkeypatch):
+    """Eight answers of many ids to each of few prompts: more turns behind the prompts, no further reading."""
+    model, rng = load_model(str(tiny.folder)), np.random.default_rng(3)
+    prompts = [[1, *rng.integers(3, VOCAB, 6).tolist()] for _ in range(5)]
+    answers = [[*rng.integers(3, VOCAB, size).tolist(), 2] for size in (0, 1, 5, 9, 13, 2, 7, 11)]
+    pairs = [Encoded(prompt, answer) for answer in answers for prompt in prompts]
+    calls = dict.fromkeys(("read_rows", "branch_losses"), 0)
+    for name in calls:
+        program = getattr(likelihood, name)
+
+        def count(*arguments, name=name, program=program):
+            calls[name] += 1
+            return program(*arguments)
+
+        monkeypatch.setattr(likelihood, name, count)
+    (ours,) = log_likelihoods(model, zero(model), in_memory(pairs), CONFIG)
+    np.testing.assert_allclose(ours, torch_likelihoods(tiny.torch_model, pairs), rtol=2e-5)
+    assert calls["read_rows"] == 1 and calls["branch_losses"] > 3
 
 
 def test_measures_of_a_real_model_equal_a_count_by_hand(stories, tmp_path):
@@ -96,7 +117,7 @@ def test_measures_of_a_real_model_equal_a_count_by_hand(stories, tmp_path):
     pairs = measure.make_pairs(tokenizer, encoded, np.arange(8), max_tokens=64, truncation="keep_end", seed=(0,))
     assert len(pairs.swaps) == 4 and len(pairs.pairs) == 40
     adapters = stack(arch, [{}, load_adapter(tmp_path, arch)])
-    ours = log_likelihoods(model, adapters, pairs.pairs, PairConfig(Packing(64), 4))
+    ours = log_likelihoods(model, adapters, pairs.pairs, PassConfig("last", 4, Packing(64)))
     for likelihoods, reference in zip(ours, torch_models, strict=True):
         own = torch_likelihoods(reference, [Encoded(p, a) for p, a in zip(prompts, targets, strict=True)])
         others = [
@@ -169,7 +190,7 @@ def test_eight_devices_equal_one(tiny, tiny_adapters, root, tmp_path, meshes):
     script = root / "tests/support/likelihoods_on_meshes.py"
     arguments = [tiny.folder, tmp_path / "inputs.npz", tmp_path / "result.npy", meshes]
     together([[sys.executable, script, *arguments]], root, 8, tmp_path)
-    alone = log_likelihoods(model, adapters, in_memory(pairs), PairConfig(Packing(32), 4))
+    alone = log_likelihoods(model, adapters, in_memory(pairs), PassConfig("last", 4, Packing(32)))
     for ours in np.load(tmp_path / "result.npy"):
         np.testing.assert_allclose(ours, alone, rtol=2e-5)
     assert np.abs(alone[1] - alone[0]).min() > 1e-3

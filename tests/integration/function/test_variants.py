@@ -7,18 +7,21 @@ import pytest
 
 from mossa_jax.function import profile
 from mossa_jax.function.information import make_pairs
-from mossa_jax.function.likelihood import PackedSize, PairConfig, log_likelihoods
+from mossa_jax.function.likelihood import log_likelihoods
+from mossa_jax.function.packed_pairs import PackedSize, PairConfig
 from mossa_jax.function.variant_schedule import schedule_size
 from mossa_jax.function.variants import VariantShape, variant_likelihoods, variant_losses, variant_shape
 from mossa_jax.llama.adapters import stack
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
+from mossa_jax.states import PassConfig
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import Packing
 from tests.support.processes import together
 from tests.support.tiny_llama import LAYERS, VOCAB
 
 CONFIG = PairConfig(Packing(32, 48), batch_rows=3)
+READING = PassConfig("last", CONFIG.batch_rows, CONFIG.packing)
 VARIANTS = profile.profile_variants(LAYERS)
 SOURCES = profile.sources(VARIANTS)
 
@@ -57,7 +60,7 @@ def test_every_variant_equals_a_plain_pass_with_its_adapter(population, shared):
     shape = shape_for(model, [pairs])
     assert (shape.pairs.prefix > 0) == bool(shared)
     ours = variant_likelihoods(model, adapters, SOURCES, pairs, CONFIG, shape)
-    wanted = log_likelihoods(model, with_sources(adapters, SOURCES), pairs, CONFIG)
+    wanted = log_likelihoods(model, with_sources(adapters, SOURCES), pairs, READING)
     assert ours.shape == (30, 12) and ours.dtype == np.float64
     np.testing.assert_allclose(ours, wanted, rtol=1e-5)
     # All but those that are the same model differ.
@@ -117,7 +120,7 @@ def test_equal_updates_in_lanes_of_their_own_agree_too(population):
         update["a"][0], update["b"][0] = update["a"][1], update["b"][1]
     assert not any(update["scale"][0].any() for update in adapters.values())
     ours = variant_likelihoods(model, adapters, SOURCES, pairs, CONFIG, shape_for(model, [pairs]))
-    plain = log_likelihoods(model, with_sources(adapters, SOURCES[:1] * 0), pairs, CONFIG)
+    plain = log_likelihoods(model, with_sources(adapters, SOURCES[:1] * 0), pairs, READING)
     np.testing.assert_allclose(ours[0], plain[0], rtol=1e-6)
 
 
@@ -134,7 +137,7 @@ def test_lists_share_one_program_whatever_their_sources_and_depths(population):
                 target: {name: leaf[order] for name, leaf in update.items()} for target, update in adapters.items()
             }
             common = variant_likelihoods(model, sources, variants, pairs, CONFIG, shape)
-            alone = log_likelihoods(model, with_sources(sources, variants), pairs, CONFIG)
+            alone = log_likelihoods(model, with_sources(sources, variants), pairs, READING)
             np.testing.assert_allclose(common, alone, rtol=1e-5)
         assert variant_losses._cache_size() == 1
 

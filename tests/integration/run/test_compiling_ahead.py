@@ -49,7 +49,7 @@ def test_the_large_programs_of_all_stages_are_compiled_once_and_ahead(
     run.ahead.close()
     folder.close()
     lines = [(record.threadName, record.getMessage()) for record in caplog.records]
-    large = ("step", "pair_losses", "greedy", "read_prefix", "keep_batch", "gram_sums")
+    large = ("step", "read_rows", "branch_losses", "greedy", "read_prefix", "keep_batch", "gram_sums")
 
     def programs(start, thread):
         names = [
@@ -60,6 +60,6 @@ def test_the_large_programs_of_all_stages_are_compiled_once_and_ahead(
     # E's step and the controls'; scores have one or two widths of batches.
     assert programs(COMPILED, "MainThread") == []
     assert programs(COMPILED, "ahead").count("step") == 2 == programs(FOUND, "MainThread").count("step")
-    assert {"pair_losses", "greedy", "keep_batch", "gram_sums"} <= set(programs(COMPILED, "ahead"))
+    assert {"read_rows", "branch_losses", "greedy", "keep_batch", "gram_sums"} <= set(programs(COMPILED, "ahead"))
     keys = [line.split("with key ")[1] for _, line in lines if line.startswith(COMPILED)]
     assert len(keys) == len(set(keys))  # nothing twice
