@@ -1,7 +1,7 @@
 """Measures CKA side by side with the tools and procedures in common use that are installed.
 
-python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead,profile] [--preset=110m] [--devices=1,2]
-    [--out=FILE.json]
+python -m launch.bench_cka [--parts=states,traps,models,prefix,overhead,profile] [--preset=110m] [--shared=133]
+    [--devices=1,2] [--out=FILE.json]
 """
 
 from __future__ import annotations
@@ -31,14 +31,38 @@ LAYERS = flags.DEFINE_integer("layers", None, "Layers of each model; default: 12
 OFFSET = flags.DEFINE_float("offset", 0.0, "states: common offset, in units of the noise.")
 BATCH = flags.DEFINE_integer("batch", 256, "states: rows per batch, for tools that average over batches.")
 MEMORY = flags.DEFINE_bool("memory", True, "states: also measure extra peak memory, with each tool in its own process.")
-PRESET = flags.DEFINE_string("preset", None, "models, prefix, overhead, profile: sizes by name, e.g. 110m.")
+PRESET = flags.DEFINE_string("preset", None, "models, prefix, overhead, profile: sizes by name, 110m or smollm2.")
 HIDDEN = flags.DEFINE_integer("hidden", None, "models, prefix, overhead, profile: width; default 256.")
 HEADS = flags.DEFINE_integer("heads", None, "models, prefix, overhead, profile: heads; default 4.")
+KV_HEADS = flags.DEFINE_integer(
+    "kv_heads", None, "models, prefix, overhead, profile: heads of keys and values; default 0, as many as heads."
+)
+FEED_FORWARD = flags.DEFINE_integer(
+    "feed_forward", None, "models, prefix, overhead, profile: width of the feed-forward; default 0, 8/3 of the width."
+)
 VOCAB = flags.DEFINE_integer("vocab", None, "models, prefix, overhead, profile: vocabulary; default 1,024.")
 PROMPTS = flags.DEFINE_integer(
     "prompts", None, "models, prefix, overhead, profile: prompts (overhead: per device); default 512."
 )
-TOKENS = flags.DEFINE_integer("tokens", None, "models, overhead, profile: mean length of a prompt; default 64.")
+SHARED = flags.DEFINE_integer(
+    "shared",
+    None,
+    "models, overhead, profile: ids that all prompts begin with, BOS included, such as a chat template's (133 in "
+    "Llama-2's with its system prompt); default 0.",
+)
+TOKENS = flags.DEFINE_integer(
+    "tokens", None, "models, overhead, profile: mean number of a prompt's ids after the shared ones; default 64."
+)
+GENERATED = flags.DEFINE_integer(
+    "generated",
+    None,
+    "models: prompts that the paper's procedure answers, once; their time is scaled up to all prompts. 0 leaves its "
+    "generation out; default 2.",
+)
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", None, "models: tokens of each of these answers; default 512.")
+LOOP_BATCH = flags.DEFINE_integer(
+    "loop_batch", None, "models: prompts per batch of the loops over Hugging Face models; default 32."
+)
 BATCH_ROWS = flags.DEFINE_integer(
     "batch_rows", None, "models, prefix, overhead, profile: packed rows per forward pass of ours."
 )
@@ -65,8 +89,13 @@ def _models_workload() -> random_models.Workload:
     from mossa_jax.benchmarks import random_models
 
     require_choice(PRESET, sorted(random_models.PRESETS))
-    sizes = (HIDDEN, LAYERS, HEADS, VOCAB, PROMPTS, TOKENS, BATCH_ROWS)
+    sizes = (
+        HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, VOCAB, PROMPTS, SHARED, TOKENS, GENERATED, NEW_TOKENS,
+        BATCH_ROWS,
+    )  # fmt: skip
     overrides = {flag.name: flag.value for flag in sizes if flag.value is not None}
+    if LOOP_BATCH.value is not None:
+        overrides["batch"] = LOOP_BATCH.value
     preset = random_models.PRESETS[PRESET.value] if PRESET.value else {}
     return random_models.Workload(**(preset | overrides), rounds=ROUNDS.value, seed=SEED.value)
 
@@ -98,6 +127,8 @@ def main(_: object) -> None:
     states, sizes, devices = _states_workload(), _models_workload(), _devices()
     states.check()
     sizes.check()
+    if "models" in PARTS.value:
+        sizes.check_generation()
     record: dict[str, Any] = machine.environment()
     machine.set_threads()
     record["gflop_per_s_peak"] = machine.matmul_peak()

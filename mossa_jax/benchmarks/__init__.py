@@ -13,7 +13,7 @@ The files, in the order in which to read them:
 - `ready_states`: speed and memory of these tools.
 - `numerical_traps`: their answers where CKA in floating point goes wrong.
 - `random_models`: random Llamas and prompts for the measurements below.
-- `end_to_end`, `end_to_end_tools`: from two models and token ids to CKA.
+- `end_to_end`, `end_to_end_by_hand`, `end_to_end_tools`: from two models and token ids to CKA.
 - `shared_prefix`: the time that a shared prefix saves.
 - `comparison_overhead`: the time that the comparison adds to bare forward passes.
 - `layer_profiles`: the time of a layer profile beside plain passes over the same tokens.

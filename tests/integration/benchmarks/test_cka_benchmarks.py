@@ -12,6 +12,7 @@ import pytest
 from mossa_jax.benchmarks import (
     comparison_overhead,
     end_to_end,
+    end_to_end_by_hand,
     end_to_end_tools,
     layer_profiles,
     machine,
@@ -22,8 +23,9 @@ from mossa_jax.benchmarks import (
     shared_prefix,
 )
 from mossa_jax.benchmarks.cka_tools import Tool
-from mossa_jax.benchmarks.random_models import Workload, draw_prompts
+from mossa_jax.benchmarks.random_models import PRESETS, Workload, draw_prompts, write_models
 from mossa_jax.errors import BAD_INPUT, Refusal
+from mossa_jax.llama.published import PUBLISHED
 from mossa_jax.similarity import reference
 from mossa_jax.similarity.estimators import UndefinedSimilarity
 
@@ -34,7 +36,10 @@ def one_thread(monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 1)
 
 
-SMALL = Workload(hidden=16, layers=2, heads=2, vocab=40, prompts=12, tokens=6, batch=5, hook_batch=6, rounds=1)
+SMALL = Workload(
+    hidden=16, layers=2, heads=2, vocab=40, prompts=12, tokens=6, batch=5, hook_batch=6, rounds=1, new_tokens=3
+)  # fmt: skip
+SHARED = dataclasses.replace(SMALL, shared=9, kv_heads=1, feed_forward=24)
 
 
 @pytest.mark.slow
@@ -127,15 +132,22 @@ def test_tools_that_are_not_installed_are_listed_with_the_way_to_install_them():
     assert "a function: not installed" in numerical_traps.table(record)
 
 
+PAPER, GENERATING = "the paper's procedure, no generation", "the paper's procedure, with generation"
+KEPT = "the same, shared keys and values kept"
+
+
 @pytest.mark.slow
-def test_all_flows_from_models_give_the_same_values():
+@pytest.mark.parametrize("work", [SMALL, SHARED], ids=["nothing shared", "shared ids"])
+def test_all_flows_from_models_give_the_same_values(work):
     pytest.importorskip("torch")
-    record = json.loads(json.dumps(end_to_end.measure(SMALL), allow_nan=False))
+    record = json.loads(json.dumps(end_to_end.measure(work), allow_nan=False))
     rows = {row["name"]: row for row in record["rows"]}
-    assert record["tokens_of_a_pass"] == sum(map(len, draw_prompts(SMALL)))
+    prompts = draw_prompts(work)
+    assert record["tokens_of_a_pass"] == sum(map(len, prompts))
+    assert (KEPT in rows) == bool(work.shared)
     for name in (
-        "mossa_jax", "float32 torch, sorted, no head (by hand)", "Hugging Face loop, padded (the usual)",
-        "the paper's procedure, no generation",
+        "mossa_jax", "float32 torch, sorted, no head (by hand)", *([KEPT] if work.shared else []),
+        "Hugging Face loop, padded (the usual)", PAPER, GENERATING,
     ):  # fmt: skip
         assert not rows[name]["absent"], rows[name]
         errors = [error for column in rows[name]["errors"].values() for error in column]
@@ -143,7 +155,111 @@ def test_all_flows_from_models_give_the_same_values():
         assert all(len(column) == SMALL.layers + 1 for column in rows[name]["errors"].values())
     assert set(rows["mossa_jax"]["errors"]) == {"biased", "debiased"}
     assert all(row["absent"] or row["seconds"] > 0 for row in record["rows"])
-    assert all(row["name"] in end_to_end.table(record) for row in record["rows"])
+    table = end_to_end.table(record)
+    assert all(row["name"] in table for row in record["rows"])
+
+    # Answers to two of twelve prompts count six times.
+    scaled = [seconds + 6 * record["generation_seconds"] for seconds in rows[PAPER]["all_seconds"]]
+    assert rows[GENERATING]["all_seconds"] == pytest.approx(scaled)
+    assert [row["name"] for row in record["rows"] if row.get("extrapolated")] == [GENERATING]
+    assert [line.split("  ")[0] for line in table.splitlines() if line.endswith("extrapolated")] == [GENERATING]
+    assert "3 tokens from each of both models, timed once on the first 2 of 12 prompts" in table
+
+    own = [len(ids) - work.shared for ids in prompts]
+    assert record["own_tokens"] == [min(own), max(own)]
+    # All prompts begin with BOS, which is a sixth of the ids of such short ones.
+    assert record["shared_by_ours"] == (work.shared or 1)
+    once = " (ours runs 9 of them once)" if work.shared else ""
+    assert f"12 prompts of {work.shared} shared ids{once} and {min(own)} to {max(own)} own ids" in table
+    sizes = (record["shared"], record["generated"], record["new_tokens"], record["kv_heads"], record["feed_forward"])
+    assert sizes == ((9, 2, 3, 1, 24) if work.shared else (0, 2, 3, 2, 48))
+
+
+def test_shared_ids_stand_at_the_head_of_every_prompt():
+    prompts = draw_prompts(SHARED)
+    assert prompts[0][0] == 1 and all(ids[:9] == prompts[0][:9] for ids in prompts)
+    assert len({tuple(ids[9:]) for ids in prompts}) == 12
+    lengths = {len(ids) - 9 for ids in prompts}
+    assert min(lengths) >= 3 and max(lengths) <= 9 and len(lengths) > 1
+    # Without shared ids BOS alone is the same.
+    assert {ids[0] for ids in draw_prompts(SMALL)} == {1} and len({ids[1] for ids in draw_prompts(SMALL)}) > 1
+
+
+@pytest.fixture(scope="module")
+def torch_models(tmp_path_factory):
+    """Returns two random models of `SHARED`."""
+    pytest.importorskip("torch")
+    return end_to_end._torch_models(write_models(SHARED, str(tmp_path_factory.mktemp("models"))))
+
+
+def test_kept_keys_and_values_stand_for_the_shared_ids(torch_models):
+    prompts = draw_prompts(SHARED)
+    exact = end_to_end_by_hand.exact_values(torch_models, prompts)["biased"]
+    # Batches of 1 are not padded; those of 5 are, and the last one is smaller.
+    for batch in (1, 5):
+        values = end_to_end_by_hand.kept_prefix_flow(torch_models, prompts, batch, SHARED.shared)["biased"]
+        np.testing.assert_allclose(values, exact, atol=1e-5)
+    own = [ids[SHARED.shared :] for ids in prompts]
+    without = end_to_end_by_hand.best_flow(torch_models, own, 5)["biased"]
+    assert np.abs(without - exact).max() > 1e-3
+
+
+def test_every_answer_has_its_full_length(torch_models, monkeypatch):
+    lengths, hooks = [], []
+
+    def prefer_eos(module, inputs, logits):
+        logits[..., 2] = 100.0
+        return logits
+
+    for model in torch_models:
+
+        def record(ids, model=model, **settings):
+            answers = type(model).generate(model, ids, **settings)
+            lengths.append(answers.shape[1] - ids.shape[1])
+            return answers
+
+        monkeypatch.setattr(model, "generate", record)
+        # EOS is the likeliest id everywhere, so that answers would end at once.
+        hooks.append(model.lm_head.register_forward_hook(prefer_eos))
+    times = end_to_end_by_hand.time_generation(torch_models, draw_prompts(SHARED)[:3], 4)
+    for hook in hooks:
+        hook.remove()
+    assert lengths == [2, 2] + 6 * [4] and times.clock > 0 and times.cpu > 0
+
+
+@pytest.mark.slow
+def test_generation_can_be_left_out(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(end_to_end, "packaged_flows", lambda *_: ({}, {}))
+    record = end_to_end.measure(dataclasses.replace(SMALL, generated=0))
+    assert GENERATING not in [row["name"] for row in record["rows"]] and record["generation_seconds"] is None
+    assert "Generation" not in end_to_end.table(record)
+
+
+@pytest.mark.slow
+def test_generation_that_fails_leaves_the_other_rows(monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(end_to_end, "packaged_flows", lambda *_: ({}, {}))
+    monkeypatch.setattr(end_to_end, "time_generation", _raise_always)
+    record = end_to_end.measure(SMALL)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows[GENERATING]["absent"] == "fails (ValueError: no head)" and not rows[PAPER]["absent"]
+    assert "fails (ValueError: no head)" in end_to_end.table(record)
+
+
+def _raise_always(*_):
+    raise ValueError("no head")
+
+
+def test_the_preset_has_the_sizes_of_the_published_model():
+    work, published = Workload(**PRESETS["smollm2"]), PUBLISHED["smollm2-135m"]
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    for name in (*names, "vocab_size", "tie_word_embeddings"):
+        assert work.config()[name] == published[name], name
+    prompts = draw_prompts(work)
+    assert all(ids[:133] == prompts[0][:133] for ids in prompts) and work.hidden // work.heads == 64
+    work.check()
+    work.check_generation()
 
 
 def test_hooks_that_a_tool_leaves_behind_are_removed():
@@ -240,12 +356,32 @@ def test_the_saved_record_is_the_one_that_is_printed(tmp_path, root):
         (ready_states.Workload(rounds=0), "rounds is 0"),
         (Workload(prompts=3), "prompts is 3"),
         (Workload(hidden=30, heads=4), "hidden is 30"),
+        (Workload(kv_heads=3), "kv_heads is 3, which does not divide 4 heads"),
+        (Workload(shared=-1), "shared is -1; give at least 0"),
+        (Workload(shared=4001), "shared is 4001, .* up to 96 own ones are 4097 positions, and the models have 4096"),
+        (Workload(generated=-1), "generated is -1"),
+        (Workload(new_tokens=0), "new_tokens is 0"),
     ],
 )
 def test_sizes_that_cannot_be_measured_are_refused(work, words):
     with pytest.raises(Refusal, match=words) as caught:
         work.check()
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        (Workload(prompts=8, generated=9), "generated is 9 of 8 prompts; give at most as many"),
+        (Workload(shared=133, new_tokens=3868), r"\+ 3868 new tokens \(new_tokens\) are 4097 positions"),
+    ],
+)
+def test_answers_that_cannot_be_measured_are_refused(work, words):
+    work.check()
+    with pytest.raises(Refusal, match=words) as caught:
+        end_to_end.measure(work)
+    assert caught.value.code == 2 and "\n" not in str(caught.value)
+    dataclasses.replace(work, generated=0).check_generation()
 
 
 def test_a_layer_profile_and_plain_passes_give_the_same_log_probabilities():
