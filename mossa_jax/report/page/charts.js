@@ -60,7 +60,8 @@ const mossa = (function () {
   // ---------------------------------------------------------------- drawing
 
   function draw(chart) {
-    chart.drawing = (chart.drawing || Promise.resolve()).then(async () => {
+    // A drawing that failed is no reason not to draw the next state.
+    chart.drawing = (chart.drawing || Promise.resolve()).catch(() => {}).then(async () => {
       const [spec] = await Promise.all([specOf(chart), ready()]);
       const place = chart.place;
       if (!place.clientWidth) return;
