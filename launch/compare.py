@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -85,14 +85,14 @@ def _compare_models(files: Sequence[str]) -> pd.DataFrame:
     from mossa_jax.existing.prompt_files import read_prompt_files
 
     lists = read_prompt_files(files)
-    if ITEMS.value == _GUESS:
-        items: object = _GUESS
-    else:
-        items = {files[0]: _items()} if ITEMS.value else None if POOL.value == "all" else lists.items
+    items: Any = None if POOL.value == "all" else lists.items
+    if ITEMS.value:
+        items = _GUESS if ITEMS.value == _GUESS else {files[0]: _items()}
+    templates: Any = lists.templates
     table = compare(
         BASE.value, EXPERIMENTAL.value, CONTROL.value, lists.prompts,
         pool=POOL.value, template=TEMPLATE.value, max_tokens=MAX_TOKENS.value, truncation=TRUNCATION.value,
-        dtype=DTYPE.value, revision=REVISION.value, items=items, templates=lists.templates,
+        dtype=DTYPE.value, revision=REVISION.value, items=items, templates=templates,
         permutations=PERMUTATIONS.value, seed=SEED.value,
     )  # fmt: skip
     return table if len(files) > 1 else table.drop(columns="prompts")

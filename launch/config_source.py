@@ -50,9 +50,16 @@ class ConfigSource(flags.ArgumentParser):
         return load_config(path, where)
 
 
+def _source() -> ConfigSource:
+    """Returns what reads --config in this command."""
+    source = flags.FLAGS["config"].parser
+    assert isinstance(source, ConfigSource)
+    return source
+
+
 def runs_of_sweep() -> dict[str, Config]:
     """Returns the runs of the sweep that --config names, with all overrides; empty if it names one configuration."""
-    return flags.FLAGS["config"].parser.runs
+    return _source().runs
 
 
 def with_config_of_workdir(words: Sequence[str]) -> list[str]:
@@ -78,7 +85,7 @@ def with_config_of_workdir(words: Sequence[str]) -> list[str]:
     record = _join(workdir, RECORD)
     if read_file(record, f"--workdir={workdir}") is None:
         raise Refusal(BAD_CONFIG, f"--workdir={workdir}: {_why_no_run_folder(workdir)}")
-    flags.FLAGS["config"].parser.record = record
+    _source().record = record
     # The last word of a flag counts.
     return [*words[:1], f"--config={record}", *words[1:], *([f"--workdir={place}"] if is_variant else [])]
 
@@ -110,10 +117,10 @@ def settle_config() -> None:
         return
     where = f"--overrides={path}"
     values = field_values(read_fields(path, where), where) if path is not None else {}
-    runs = flag.parser.runs
+    runs = _source().runs
     if runs:
         varied = next(iter(varied_fields(runs).values()))
-        flag.parser.runs = runs = {name: _overridden(run, values) for name, run in runs.items()}
+        _source().runs = runs = {name: _overridden(run, values) for name, run in runs.items()}
         left = next(iter(varied_fields(runs).values()))
         if lost := [field for field in varied if field not in left]:
             rule = "the sweep varies it; leave this override out, or change the sweep"
@@ -140,7 +147,8 @@ def _overridden(config: Config, values: Mapping[str, Any]) -> Config:
 def config_text() -> str:
     """Returns the configuration, or all those of a sweep, as JSON that --config takes."""
     runs = {name: config_to_data(run) for name, run in runs_of_sweep().items()}
-    return json.dumps({"sweep": runs} if runs else config_to_data(flags.FLAGS["config"].value), indent=1)
+    single: Any = flags.FLAGS["config"].value
+    return json.dumps({"sweep": runs} if runs else config_to_data(single), indent=1)
 
 
 def _last_value(words: Sequence[str], flag: str) -> str | None:

@@ -203,9 +203,9 @@ def define_tuning_flags() -> flags.FlagHolder:
 def attempt_options() -> Options:
     """Returns what the flags of `define_tuning_flags` ask for."""
     values = flags.FLAGS
-    source = values["from"].value
+    source, stale = values["from"].value, str(values["stale"].value)
     take_from = check_takeover(source, values["workdir"].value) if source else ""
-    return Options(take_from=take_from, stale=values["stale"].value)
+    return Options(take_from=take_from, stale=stale)
 
 
 def define_words(name: str, least: int, check: Callable[[list[str]], None]) -> list[str]:
@@ -255,7 +255,7 @@ def _live(main: Callable[[Process], object]) -> int:
         process=values.process,
         start_timeout=values.start_timeout,
         heartbeat_timeout=values.heartbeat_timeout,
-        step_timeout=values["step_timeout"].value if "step_timeout" in values else 0,
+        step_timeout=(values["step_timeout"].value or 0) if "step_timeout" in values else 0,
         stops_on_request="workdir" in values,
         max_hours=(values["max_hours"].value or 0) if "max_hours" in values else 0,
         verbosity=values.verbosity,

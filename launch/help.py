@@ -63,7 +63,7 @@ def _flag_lines(flag: flags.Flag) -> Iterator[str]:
     choices = getattr(flag.parser, "enum_values", None)
     kind = " | ".join(filter(None, choices)) if choices else flag.flag_type().replace("string", "str")
     is_config = flag.name == "config"
-    default = "" if flag.default is None or is_config else flag.default_as_str.strip("'")
+    default = "" if flag.default is None or is_config else (flag.default_as_str or "").strip("'")
     text = re.sub(r"^<.*?>: ", "", flag.help or "")  # absl puts the choices of an enum in front
     yield from _entry(f"--{flag.name}", "file, run folder or name" if is_config else kind, default, text)
 
