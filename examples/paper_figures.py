@@ -122,7 +122,7 @@ def paper_panels(paper: dict[str, Any]) -> dict[str, Panel]:
         "mixture": Panel(f"{name}, figure 2: tasks of the mixture", _boxes(paper["figure2"], layers), sections),
         "unseen": Panel(f"{name}, figure 7: 7 unseen tasks", _boxes(paper["figure7"], layers)),
         "dimensions": Panel(
-            f"{name}, figure 5: dimensions for 99 % of the variance",
+            f"{name}, figure 5: dimensions for 99 % of variance",
             tuple(dimensions),
             sections,
             f"mean over tasks, as a share of {paper['width']:,}",
@@ -150,7 +150,7 @@ def run_panels(run: mossa.Run) -> dict[str, Panel]:
     Raises:
       Refusal: 3 if a table is damaged.
     """
-    name = shorten(run.config.name, 28)
+    name = shorten(run.config.name, 22)
     sections, why_none = _sections(run)
     own = _as_in_paper(run.cka.query("control == task and estimator == 'biased' and experimental in @MODELS"))
     mixture, unseen = own[~own.held_out], own[own.held_out]
@@ -165,7 +165,7 @@ def run_panels(run: mossa.Run) -> dict[str, Panel]:
             absent="" if new else "This run holds out no task.",
         ),
         "dimensions": Panel(
-            f"{name}: dimensions for 99 % of the variance",
+            f"{name}: dimensions for 99 % of variance",
             dimensions,
             sections,
             dimensions_note,
@@ -276,17 +276,10 @@ def draw(left: dict[str, Panel], right: dict[str, Panel], title: str, text: str)
     Returns:
       A matplotlib figure.
     """
-    import matplotlib as mpl
-    import matplotlib.style
-    from matplotlib.figure import Figure
+    from mossa_jax.report.drawing.style import figure_style, new_figure
 
-    from mossa_jax.report import STYLE_SHEET
-
-    with mpl.rc_context():
-        mpl.style.use(STYLE_SHEET)
-        # Names of runs are data: a `$` in one is a dollar sign.
-        mpl.rcParams["text.parse_math"] = False
-        figure = Figure(figsize=(10, 13), layout="constrained", facecolor="white")
+    with figure_style():
+        figure = new_figure(10, 13)
         rows = figure.subplots(len(ROWS), 2, sharex=True, sharey="row")
         for axes, (name, label) in zip(rows, ROWS.items(), strict=True):
             axes[0].set_ylabel(label)
@@ -302,7 +295,7 @@ def draw(left: dict[str, Panel], right: dict[str, Panel], title: str, text: str)
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         _add_legends(rows[0, 0], rows[-1, 0])
         figure.supxlabel(_wrapped(text), x=0.01, ha="left", fontsize=8)
-        # The size of the texts is settled while the style holds.
+        # Places are settled while the style holds.
         figure.canvas.draw()
     return figure
 
