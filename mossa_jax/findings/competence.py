@@ -19,6 +19,9 @@ INFORMATION, EXACT_MATCH = "information", "exact_match"
 CONTROL, BASE, MAJORITY = "control", "base", "majority"
 """Values of the column `model` of the task scores."""
 
+FREQUENT = 0.1
+"""Share of the prompts that one answer must be right for, so that to give it always is worth comparing with."""
+
 ENOUGH = 0.5
 """Share of the tasks that must be competent; a run with fewer says so first."""
 
@@ -34,7 +37,8 @@ def find_competence(table: pd.DataFrame | Cells, scores: pd.DataFrame) -> dict[s
     """Tells which tasks have a competent specialist.
 
     A specialist is competent if the interval of its information is above zero and, where exact match was scored and
-    some answer repeats, if it is right more often than the most frequent answer.
+    one answer is right for `FREQUENT` of the prompts or more, if it is right more often than that answer. Where all
+    answers differ, as in summaries, hardly any is ever hit word for word, and the most frequent one says nothing.
 
     Args:
       table: the results table, or its cells.
@@ -89,4 +93,4 @@ def find_competence(table: pd.DataFrame | Cells, scores: pd.DataFrame) -> dict[s
 
 
 def _is_no_better(right: float, majority: float) -> bool:
-    return bool(np.isfinite(right) and np.isfinite(majority) and right <= majority)
+    return bool(np.isfinite(right) and np.isfinite(majority) and majority >= FREQUENT and right <= majority)

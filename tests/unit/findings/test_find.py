@@ -113,6 +113,16 @@ def test_the_majority_answer_is_no_competence():
     assert analysis["competence"]["incompetent"] == ["t00"]
 
 
+def test_an_answer_that_hardly_repeats_is_no_measure_of_competence():
+    """A summary is never hit word for word: neither 0 of 32 nor the 1 of 32 of any single answer says a thing."""
+    change, base = effects()
+    scores = planted_scores(SIZES, np.random.default_rng(4))
+    row = {"task": "t01", "cluster": "c00", "held_out": False, "metric": "exact_match", "low": 0, "high": 1, "n": 32}
+    more = [row | {"model": model, "value": value} for model, value in (("control", 0.0), ("majority", 1 / 32))]
+    analysis = find(planted_table(change, SIZES, base), pd.concat([scores, pd.DataFrame(more)]), draws=100)
+    assert analysis["competence"]["incompetent"] == []
+
+
 def test_a_run_of_incompetent_specialists_says_so_first():
     change, base = effects()
     scores = planted_scores(SIZES, np.random.default_rng(5), competent=np.arange(40) < 16)
