@@ -35,6 +35,8 @@ needs_compiler = pytest.mark.skipif(
     reason="needs the extra `plan`, for its compiler for NVIDIA GPUs",
 )
 NAMES = ("llama2_7b_flan2021", "llama2_7b_unseen", "llama2_13b_flan2021", "llama2_70b_flan2021", "llama3_8b_flan2021")
+COMPILED = tuple(stage for stage in STAGES if stage != "likelihoods")
+"""Stages that were compiled for GPUs as they are now. Given answers were not since prompts are read once for them."""
 FIGURES = ("mesh", "remat", "temporary", "total", "received", "gathered")
 
 
@@ -54,7 +56,7 @@ def test_formulas_give_what_was_compiled_for_eight_h100_within_15_percent(root, 
     """Memory and transfers of every stage; the compiled figures are stored, so that no compiler is needed."""
     run = planned_run(root, name, "h100:8")
     run = replace(run, hardware=replace(run.hardware, devices=()))
-    for row in plan_run(run, STAGES, 0, compile_programs=False)["rows"]:
+    for row in plan_run(run, COMPILED, 0, compile_programs=False)["rows"]:
         compiled = golden(root)[name][row["stage"]]
         assert (row["mesh"], row["remat"]) == (compiled["mesh"], compiled["remat"])
         for figure in ("temporary", "total", "received"):
@@ -70,8 +72,7 @@ def test_formulas_give_what_was_compiled_for_one_h100_within_15_percent(root):
     config = replace(run.config, mesh=Mesh(1, 1, 1))
     run = replace(run, config=config, hardware=replace(run.hardware, devices=()))
     compiled = {"E": 30.50, "controls": 48.59, "scores": 62.26, "states": 67.79, "similarity": 46.61}
-    compiled["likelihoods"] = 31.26
-    plan = plan_run(run, STAGES, 0, compile_programs=False)
+    plan = plan_run(run, COMPILED, 0, compile_programs=False)
     assert {row["stage"]: row["total"] / 2**30 for row in plan["rows"]} == pytest.approx(compiled, rel=0.15)
     # The keys and values of 64 prompts for three models, twice, are more than one GPU has: it takes 16 at once.
     assert all(row["fits"] for row in plan["rows"])
@@ -95,9 +96,9 @@ def test_a_config_compiles_for_eight_h100_as_stored(root, name, tmp_path):
         text = json.dumps(stored | {name: figures}, indent=1)
         (root / "tests/golden/plans_h100_8.json").write_text(text + "\n")
         return
-    for stage, row in figures.items():
+    for stage in COMPILED:
         for figure in ("temporary", "total", "received"):
-            assert row[figure] == pytest.approx(stored[name][stage][figure], rel=0.05), (stage, figure)
+            assert figures[stage][figure] == pytest.approx(stored[name][stage][figure], rel=0.05), (stage, figure)
 
 
 @pytest.mark.slow
