@@ -27,6 +27,7 @@ from mossa_jax.planning.sizes import Base, BatchLayout, BatchSize
 from mossa_jax.planning.stages import PlannedRun
 from mossa_jax.similarity.lineup import OWN
 from mossa_jax.similarity.measures.panel import VARIANTS, panel_operations
+from mossa_jax.tuning.flops import forward_flops
 
 FACTORISATION_SHARE = 0.1
 """Assumed: the speed of QR, SVD and eigenvalues, as a share of that of products."""
@@ -181,7 +182,7 @@ class AnalysisWork:
         layout = BatchLayout.of(self._base, models, BatchSize(rows, length))
         sizes = target_sizes(run.arch)
         adapter = 2 * rank * run.arch.layers * sum(sum(sizes[target]) for target in run.config.tuning.targets)
-        flops = models * (formulas.forward_flops(run.arch, positions, length) + adapter * positions)
+        flops = models * (forward_flops(run.arch, positions, length) + adapter * positions)
         received = formulas.states_transfers(run.arch, layout)
         waiting = self._waiting(received, positions / (rows * length), flops, tasks)
         return {"flops": tasks * flops, "transfer_seconds": waiting}
@@ -310,7 +311,7 @@ class AnalysisWork:
         runs = schedule.size.turns * schedule.size.lanes
         layout = BatchLayout.of(self._base, ceil(runs / layers), BatchSize(rows, length))
         head = 2 * run.arch.vocab * run.arch.hidden * run.answers * schedule.size.slots / length
-        flops = positions * head + runs / layers * formulas.forward_flops(run.arch, positions, length)
+        flops = positions * head + runs / layers * forward_flops(run.arch, positions, length)
         waiting = self._waiting(
             formulas.states_transfers(run.arch, layout), positions / (rows * length), flops, self._tasks
         )

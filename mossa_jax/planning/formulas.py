@@ -17,36 +17,12 @@ from mossa_jax.planning.sizes import AdapterSize, BatchLayout
 from mossa_jax.similarity import engine
 from mossa_jax.similarity.gram import tile_size
 from mossa_jax.similarity.null import GATHER_COST, MAX_GRAM_ROWS
-from mossa_jax.tuning.flops import mean_keys
 from mossa_jax.tuning.loss import HEAD_TOKENS
 
 _FLOAT32 = 4
 
 Transfers = dict[tuple[str, str], float]
 """Kind, as in `collectives`, and mesh axis -> bytes that one chip receives."""
-
-
-def forward_flops(arch: Architecture, positions: float, row_length: int) -> float:
-    """Counts the operations of the blocks of one model over `positions` positions.
-
-    The head is not run, and adapters are left out: they add less than one percent.
-    """
-    blocks = arch.matrix_parameters - arch.vocab * arch.hidden
-    windowed = len(arch.windowed)
-    keys = windowed * mean_keys(row_length, arch.window) + (arch.layers - windowed) * mean_keys(row_length, 0)
-    return positions * (2 * blocks + 4 * arch.heads * arch.head_dim * keys)
-
-
-def likelihood_flops(arch: Architecture, positions: float, answers: float, row_length: int) -> float:
-    """Counts the operations of one model that reads prompts and given answers behind them: its blocks, and the head.
-
-    Args:
-      arch: of the model.
-      positions: of all prompts.
-      answers: ids of all answers, which also go through the head.
-      row_length: positions of a row.
-    """
-    return forward_flops(arch, positions + answers, row_length) + 2 * arch.vocab * arch.hidden * answers
 
 
 def similarity_flops(

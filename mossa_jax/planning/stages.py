@@ -28,7 +28,7 @@ from mossa_jax.similarity.lineup import Lineup
 from mossa_jax.states.keep import abstract_kept
 from mossa_jax.states.shapes import PREFIX_MULTIPLE, rounded_max_own, row_slots
 from mossa_jax.tuning import population
-from mossa_jax.tuning.flops import step_flops
+from mossa_jax.tuning.flops import forward_flops, likelihood_flops, step_flops
 from mossa_jax.tuning.slots import plan_slots
 
 STAGES = ("E", "controls", "scores", "likelihoods", "states", "similarity")
@@ -228,7 +228,7 @@ class PlannedRun:
         batch, adapters = BatchSize(rows, width), self._adapters(SCORED_MODELS)
         layout = BatchLayout.of(base, adapters.models, batch)
         usual_length = min(self.work.template_ids + self.work.example_ids, width)
-        flops = formulas.forward_flops(self.arch, 1, int(usual_length)) + 2 * self.arch.vocab * self.arch.hidden
+        flops = forward_flops(self.arch, 1, int(usual_length)) + 2 * self.arch.vocab * self.arch.hidden
         cache = formulas.cache_bytes(self.arch, layout, new_tokens) * usual_length / width
         weights = bytes_on_device(abstract_base(self.arch, base.grid, base.dtype))
         return Stage(
@@ -260,7 +260,7 @@ class PlannedRun:
         batch, adapters, columns = BatchSize(rows, length), self._adapters(models), mesh_lib.round_up(length // 2, 32)
         layout, runs = BatchLayout.of(base, models, BatchSize(rows, columns)), ceil(positions / (rows * length))
         answers = prompts * (1 + SWAPS) * self.answers * self.work.example_ids / length
-        each = formulas.likelihood_flops(self.arch, positions, answers, length)
+        each = likelihood_flops(self.arch, positions, answers, length)
         scored = sum(tasks * (lineup.models - config.compare.mismatched) for lineup, tasks in self._lineups.items())
         prefix = PrefixSize(
             mesh_lib.round_up(shared, PREFIX_MULTIPLE), rounded_max_own(config.tokens.max_tokens - shared)
@@ -291,7 +291,7 @@ class PlannedRun:
         compared_rows = positions if pool == "all" else prompts
         flops = 0.0
         for lineup, tasks in self._lineups.items():
-            flops += tasks * lineup.models * formulas.forward_flops(self.arch, positions, length)
+            flops += tasks * lineup.models * forward_flops(self.arch, positions, length)
             if pairs:
                 flops += tasks * formulas.moments_flops(
                     self.arch, lineup.models, compared_rows, lineup.pairs, pool, self.hardware.exact_products

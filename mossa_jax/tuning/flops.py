@@ -1,4 +1,4 @@
-"""FLOPs of a training step by formula."""
+"""FLOPs of a training step, of a forward pass and of given answers, by formula."""
 
 from __future__ import annotations
 
@@ -72,6 +72,29 @@ def step_flops(
     flops["recomputed"] = (2 * (blocks + adapters - unneeded) + attention) * tokens if remat else 0
     flops["executed"] = flops["model"] + flops["recomputed"]
     return {name: float(count) for name, count in flops.items()}
+
+
+def forward_flops(arch: Architecture, positions: float, row_length: int) -> float:
+    """Counts the operations of the blocks of one model over `positions` positions.
+
+    The head is not run, and adapters are left out: they add less than one percent.
+    """
+    blocks = arch.matrix_parameters - arch.vocab * arch.hidden
+    windowed = len(arch.windowed)
+    keys = windowed * mean_keys(row_length, arch.window) + (arch.layers - windowed) * mean_keys(row_length, 0)
+    return positions * (2 * blocks + 4 * arch.heads * arch.head_dim * keys)
+
+
+def likelihood_flops(arch: Architecture, positions: float, answers: float, row_length: int) -> float:
+    """Counts the operations of one model that reads prompts and given answers behind them: its blocks, and the head.
+
+    Args:
+      arch: of the model.
+      positions: of all prompts.
+      answers: ids of all answers, which also go through the head.
+      row_length: positions of a row.
+    """
+    return forward_flops(arch, positions + answers, row_length) + 2 * arch.vocab * arch.hidden * answers
 
 
 def mean_keys(length: int, window: int) -> float:
