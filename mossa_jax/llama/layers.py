@@ -70,9 +70,10 @@ def low_rank_inputs(x: Float[Array, "B S D_in"], lora: BlockAdapter, *targets: s
     # Side by side in one matrix: many narrow products [.., D_in] x [D_in, r] would each read x again. The adapter is
     # float32; it takes part in the dtype of x.
     ranks = [lora[target]["a"].shape[-1] for target in present]
-    joined = jnp.concatenate([lora[target]["a"] for target in present], axis=-1).astype(x.dtype)  # [D_in, sum of r]
-    products = jnp.matmul(x, joined, precision=product_precision(x.dtype))  # [B, S, sum of r]
-    return dict(zip(present, jnp.split(products, np.cumsum(ranks)[:-1], axis=-1), strict=True))
+    with jax.named_scope("adapter"):
+        joined = jnp.concatenate([lora[target]["a"] for target in present], axis=-1).astype(x.dtype)  # [D_in, sum of r]
+        products = jnp.matmul(x, joined, precision=product_precision(x.dtype))  # [B, S, sum of r]
+        return dict(zip(present, jnp.split(products, np.cumsum(ranks)[:-1], axis=-1), strict=True))
 
 
 def take_columns(x: Float[Array, "B S w"], columns: Int[Array, "B P"]) -> Float[Array, "B P w"]:
@@ -131,12 +132,13 @@ class Projection(nnx.Module):
         if self.name in lora:
             update = lora[self.name]
             products = (low_rank_inputs(x, lora, self.name) if low_rank is None else low_rank)[self.name]
-            # The scale multiplies r numbers per position here; behind the product with b it would be D_out.
-            scaled = products * update["scale"].astype(x.dtype)  # [B, S, r]
-            # Rows and positions as one axis, [B * S, r]: summed over two axes, the gradient of b takes much longer
-            # on CPU.
-            scaled = scaled.reshape(-1, scaled.shape[-1])
-            y = y + jnp.matmul(scaled, update["b"].astype(x.dtype), precision=precision).reshape(y.shape)
+            with jax.named_scope("adapter"):
+                # The scale multiplies r numbers per position here; behind the product with b it would be D_out.
+                scaled = products * update["scale"].astype(x.dtype)  # [B, S, r]
+                # Rows and positions as one axis, [B * S, r]: summed over two axes, the gradient of b takes much longer
+                # on CPU.
+                scaled = scaled.reshape(-1, scaled.shape[-1])
+                y = y + jnp.matmul(scaled, update["b"].astype(x.dtype), precision=precision).reshape(y.shape)
         return y
 
 
@@ -262,7 +264,8 @@ class Attention(nnx.Module):
             # Columns are counted among the keys, where the prefix comes first.
             seen = visible.at_columns(query_columns + k.shape[1] - x.shape[1])
         # [B, P, H, d], then all heads side by side, [B, P, H * d].
-        out = self._attend(q, k, v, seen, is_windowed)
+        with jax.named_scope("scores"):
+            out = self._attend(q, k, v, seen, is_windowed)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
     def _project(
@@ -388,7 +391,7 @@ class Block(nnx.Module):
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""
-        # The scopes name the two halves in profiles.
+        # The scopes name the two halves in profiles; those of `Attention` and `Projection` name what is inside.
         with jax.named_scope("attention"):
             attended, keys_values = self.attention(
                 self._norm("attention_norm", x),

@@ -220,6 +220,7 @@ def head_weight(model: Llama, arch: Architecture) -> Float[Array, "V D"]:
     return model.embedding[...] if arch.tied_head else model.head[...]
 
 
+@jax.named_scope("head")
 def logits(model: Llama, arch: Architecture, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Applies final norm and head: [..., D] -> [..., V] float32 (float64 for float64)."""
     return bound_logits(arch, head_products(model.final_norm(x), head_weight(model, arch)))

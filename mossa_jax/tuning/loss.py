@@ -84,6 +84,7 @@ def answer_loss(
     return -jnp.sum(likelihood * (labels >= 0)), count
 
 
+@jax.named_scope("head")
 def frozen_loss(
     model: Llama,
     arch: Architecture,
@@ -132,6 +133,7 @@ def answer_losses(
     return losses_of_states(model, arch, last, rows, visible.mesh, head_tokens)
 
 
+@jax.named_scope("head")
 def losses_of_states(
     model: Llama,
     arch: Architecture,

@@ -71,6 +71,7 @@ class Optimizer:
         # Both branches are computed; the divisors above are at least 1, so neither is ever NaN.
         return self.learning_rate * jnp.where(step < rise, rising, cosine)
 
+    @jax.named_scope("optimizer")
     def update(
         self,
         gradients: Parameters,
