@@ -35,6 +35,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m launch.bench_cka --out=runs/bench_cka.json
 	$(BIN)/python -m launch.bench_forward --out=runs/bench_forward.json
 	$(BIN)/python -m launch.bench_tuning --out=runs/bench_tuning.json
+	$(BIN)/python -m launch.bench_token --out=runs/bench_token.json
 
 # The page test looks at the report in headless Chromium; without one it is skipped.
 browser:

@@ -21,7 +21,7 @@ from .help import show, summary
 
 _COMMANDS = (
     "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_tuning",
-    "bench_forward", "bench_load", "bench_device", "bench_findings",
+    "bench_forward", "bench_token", "bench_load", "bench_device", "bench_findings",
 )  # fmt: skip
 
 

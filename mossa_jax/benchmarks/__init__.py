@@ -1,8 +1,8 @@
 """Measures this package beside the tools and procedures in common use: speed, memory, and errors of the values.
 
-Nothing here takes part in a run. `launch.bench_cka`, `launch.bench_tuning` and `launch.bench_forward` print the tables
-and save the records, `launch.bench_device` those of one visit to a GPU or TPU. Other tools take part if they are
-installed.
+Nothing here takes part in a run. `launch.bench_cka`, `launch.bench_tuning`, `launch.bench_forward` and
+`launch.bench_token` print the tables and save the records, `launch.bench_device` those of one visit to a GPU or TPU.
+Other tools take part if they are installed.
 
 The files, in the order in which to read them:
 
@@ -18,6 +18,7 @@ The files, in the order in which to read them:
 - `comparison_overhead`: the time that the comparison adds to bare forward passes.
 - `layer_profiles`: the time of a layer profile beside plain passes over the same tokens.
 - `forward`: the forward pass against transformers.
+- `token_cost`, `token_programs`, `traced_kinds`: the cost of a token in each program of a run, and where its time goes.
 - `tuning`, `tuning_sides`, `tuning_data`: tuning against PEFT.
 - `device`: one visit to a GPU or TPU; its head names the files that begin with `device_`.
 """

@@ -179,7 +179,7 @@ def log_likelihoods(
     result = np.zeros((run.models, sum(map(len, asked.answers))))
     for rows, batch in run.batches_with_rows():
         read = read_rows(run.spec, *run.arguments, batch, run.prefix)
-        for columns, items in _lay_answers(rows, asked, shape.columns(rows.tokens.shape[1])):
+        for columns, items in lay_answers(rows, asked, shape.columns(rows.tokens.shape[1])):
             placed = AnswerColumns(**{name: mesh_lib.place(mesh, x, ("rows", None)) for name, x in columns.items()})
             # [A, B, Q], whole on every process.
             nats = jax.device_put(branch_losses(arch, mesh, *run.arguments, read, placed), mesh_lib.replicated(mesh))
@@ -191,7 +191,7 @@ def log_likelihoods(
     return result[:, asked.index]
 
 
-def _lay_answers(
+def lay_answers(
     rows: PromptRows, asked: AskedPrompts, width: int
 ) -> Iterator[tuple[dict[str, np.ndarray], Int[np.ndarray, "B Q"]]]:
     """Lays the answers of a batch's prompts side by side, in as many columns as they need.

@@ -21,7 +21,7 @@ def test_it_lists_its_commands_and_the_published_configs(root):
     assert listed.returncode == 0 and run(root, module="launch").stdout == listed.stdout
     names = (
         "run", "tasks", "tune", "compare", "report", "runs", "export", "plan", "bench_cka", "bench_load",
-        "bench_device",
+        "bench_device", "bench_token",
     )  # fmt: skip
     for name in (*names, "configs"):
         (line,) = [line for line in listed.stdout.splitlines() if line.startswith(f"  {name} ")]
