@@ -9,6 +9,7 @@ and of given answers, and greedy answers. By default there is a device per core.
 
 import json
 import os
+from typing import Any
 
 from absl import flags
 
@@ -53,7 +54,7 @@ def main(_: object) -> None:
         ROW_LENGTH, RANK, CONTROL_ROWS, EXPERIMENTAL_ROWS, BATCH_ROWS, MODELS, SHARED, OWN, ANSWER, ANSWERS, PROMPTS,
         NEW_TOKENS,
     )  # fmt: skip
-    overrides = {flag.name: flag.value for flag in sizes if flag.value is not None}
+    overrides: dict[str, Any] = {flag.name: flag.value for flag in sizes if flag.value is not None}
     if TARGETS.value is not None:
         overrides["targets"] = tuple(TARGETS.value)
     work = Workload(**overrides, remat=REMAT.value, repeats=REPEATS.value, seed=SEED.value)
