@@ -289,8 +289,10 @@ class PopulationRun:
 
     def _take_snapshot(self, state: PopulationState, number: int, model: int, keep: KeepSnapshot) -> None:
         """Hands on the adapter of a member that is still being trained."""
+        # Fetched first: that waits for the step that is being computed, and is no time lost.
+        adapter = self._fetch(state, model)
         with goodput.lost("export"):
-            keep(self.roster.members[model], self.roster.own_step(model, number) + 1, self._fetch(state, model))
+            keep(self.roster.members[model], self.roster.own_step(model, number) + 1, adapter)
 
     def _fetch(self, state: PopulationState, model: int) -> Adapter:
         """Returns a member's adapter on every host: [L, D_in, r], [L, r, D_out] and [L]."""
