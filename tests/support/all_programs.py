@@ -9,6 +9,7 @@ import numpy as np
 
 from mossa_jax.config import Mesh, Schedule, Tuning
 from mossa_jax.devices import mesh as mesh_lib
+from mossa_jax.function.likelihood import read_rows
 from mossa_jax.function.profile import profile_variants, sources
 from mossa_jax.function.variant_schedule import schedule_size
 from mossa_jax.function.variants import Turns, variant_losses
@@ -66,6 +67,7 @@ def all_programs(
             tuned, adapters(controls), BatchSize(4, _LENGTH), answers, remat=True, parts=2, prefix=shared
         ).lower,
         "scores": programs.score_program(compared, adapters(3), BatchSize(rows, 96), 8).lower,
+        "prompts": lambda: _prompts(arch, flat, rows, shared, targets),
         "likelihoods": programs.likelihood_program(
             compared, adapters(3), BatchSize(rows, _LENGTH), answers, prefix=shared
         ).lower,
@@ -91,6 +93,16 @@ def _prefix(arch: Architecture, mesh: jax.sharding.Mesh, targets: tuple[str, ...
     )
     tokens = mesh_lib.abstract(mesh, (1, _PREFIX), (None, None), jnp.int32)
     return read_prefix.lower(arch, mesh, base, adapters, tokens, mesh_lib.abstract(mesh, (), (), jnp.int32))
+
+
+def _prompts(
+    arch: Architecture, mesh: jax.sharding.Mesh, rows: int, shared: PrefixSize, targets: tuple[str, ...]
+) -> jax.stages.Lowered:
+    spec = PassSpec(arch, "last", shared.columns, shared.max_own, 0, mesh)
+    arguments = forward.abstract_arguments(
+        spec, dtype="bfloat16", models=3, rank=4, targets=targets, rows=rows, row_length=_LENGTH
+    )
+    return read_rows.lower(spec, *arguments)
 
 
 def _profile(

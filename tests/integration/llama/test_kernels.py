@@ -8,7 +8,7 @@ from mossa_jax.tuning.population import StepSpec
 from tests.support.all_programs import SEVEN, TWO, all_programs, check_operands
 
 # Programs and how often each asks for attention: in a scan's body once, but for the last block or both kinds of blocks.
-ATTEND = {"E", "controls", "scores", "likelihoods", "prefix", "states", "moments", "full", "profile"}
+ATTEND = {"E", "controls", "scores", "prompts", "prefix", "states", "moments", "full", "profile"}
 
 
 @pytest.fixture
