@@ -29,7 +29,7 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import BranchColumns, Segments
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.layers import KeysValues, SharedPrefix
-from mossa_jax.llama.model import embed, merge, pin_rows, run_branches, windowed_blocks
+from mossa_jax.llama.model import embed, merge, pin_rows, run_branches, windowed_blocks, with_prefix
 from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch
 from mossa_jax.states.prompts import PassConfig, PromptPass
 from mossa_jax.states.shapes import PassShape
@@ -258,11 +258,7 @@ def read_rows(
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
             block, lora, windowed, past = layer
             x, own = block(x, lora, table, visible, windowed, past=past)
-            if past is not None:
-                # [T, K, d] before [B, S, K, d].
-                spread = (jnp.broadcast_to(part, (rows, *part.shape)) for part in past)
-                own = KeysValues(*(jnp.concatenate(both, axis=1) for both in zip(spread, own, strict=True)))
-            return pin_rows(x, visible), own
+            return pin_rows(x, visible), with_prefix(past, own)
 
         return jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))[1]
 

@@ -20,7 +20,7 @@ from mossa_jax.llama.adapters import Adapters, DeviceAdapter, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments
 from mossa_jax.llama.layers import KeysValues, SharedPrefix
-from mossa_jax.llama.model import Llama, embed, logits, merge, pin_rows, run_blocks_cached, windowed_blocks
+from mossa_jax.llama.model import Llama, embed, logits, merge, pin_rows, run_blocks_cached, windowed_blocks, with_prefix
 from mossa_jax.llama.placement import abstract_base
 
 
@@ -134,7 +134,7 @@ def _read_prompts(
     Returns:
       The likeliest next token [B]; keys and values [L, B, T, K, d], with room for those of the new tokens.
     """
-    model, (rows, width) = merge(arch, state), tokens.shape
+    model, width = merge(arch, state), tokens.shape[1]
     shared = held.shape[1] - width
     positions, is_held = held[:, shared:], held >= 0
     # One prompt per row: segment 1, behind the shared ids of segment -1, and 0 where there is no id.
@@ -145,10 +145,7 @@ def _read_prompts(
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
         block, lora, is_windowed, past = layer
         x, own = block(x, lora, rotary, visible, is_windowed, past=past)
-        if past is not None:
-            spread = (jnp.broadcast_to(part, (rows, *part.shape)) for part in past)
-            own = KeysValues(*(jnp.concatenate(both, axis=1) for both in zip(spread, own, strict=True)))
-        return pin_rows(x, visible), own
+        return pin_rows(x, visible), with_prefix(past, own)
 
     last, cached = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))
     # [L, B, P + S, K, d] -> [L, B, T, K, d].

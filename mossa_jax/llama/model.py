@@ -24,7 +24,7 @@ from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import BranchColumns, DecodingQuery, Segments
 from mossa_jax.llama.blockwise import product_precision
-from mossa_jax.llama.layers import Block, DecodingCache, KeysValues, RMSNorm
+from mossa_jax.llama.layers import Block, DecodingCache, KeysValues, RMSNorm, SharedPrefix
 from mossa_jax.llama.rope import Rope, RotaryTable, RotaryTables, rotary_table
 
 
@@ -195,6 +195,17 @@ def pin_rows(x: Float[Array, "B S D"], visible: Segments) -> Float[Array, "B S D
     if visible.mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
+
+
+def with_prefix(prefix: SharedPrefix | None, own: KeysValues) -> KeysValues:
+    """Puts a prefix that all rows share, [T, K, d], before the keys and values of each, [B, S, K, d]: [B, T + S, K, d].
+
+    Without a prefix, they are `own`.
+    """
+    if prefix is None:
+        return own
+    spread = (jnp.broadcast_to(part, (len(own.keys), *part.shape)) for part in prefix)
+    return KeysValues(*(jnp.concatenate(both, axis=1) for both in zip(spread, own, strict=True)))
 
 
 def can_share_prefix(arch: Architecture) -> bool:
