@@ -5,6 +5,10 @@ are read once for all. Their keys and values stay on the devices while the answe
 side. An answer is fed with the prompt's last id in front, whose output predicts its first id: so all that is read from
 a prompt is its keys and values, and nothing of it twice but that id.
 
+Where a rotary scaling depends on a sequence's length (dynamic, LongRoPE), keys of a prompt are rotated by the prompt's
+length and those of an answer by its own, as in decoding. One pass over both would differ only beyond the length that
+the model was first trained on.
+
 Shape letters: A models, n pairs, B packed rows of a batch, S positions of a row, T columns of the shared prefix, Q
 columns for answers, L layers, K key/value heads, d head width, P prompts per row.
 """

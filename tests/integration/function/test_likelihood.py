@@ -18,7 +18,7 @@ from mossa_jax.states import PassConfig
 from mossa_jax.tokens.encoded import Encoded, in_memory
 from mossa_jax.tokens.packing import Packing
 from tests.support.processes import together
-from tests.support.tiny_llama import VOCAB, torch_model, write_adapter
+from tests.support.tiny_llama import VOCAB, torch_model, write_adapter, write_family
 
 CONFIG = PassConfig("last", 3, Packing(32, 48))
 
@@ -84,6 +84,20 @@ def test_equal_pairs_are_read_once(tiny):
     (ours,) = log_likelihoods(model, zero(model), pairs, CONFIG)
     np.testing.assert_allclose(ours, once[order], rtol=1e-5)
     assert ours[0] == ours[2] and len(set(ours)) == 8
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "phi3", "granite", "phi3_longrope"])
+def test_families_with_windows_caps_and_scalings_of_their_own_equal_torch(family, tmp_path):
+    """Prompts are several windows long, so that an answer sees the end of its prompt alone where a block is windowed."""
+    tiny, rng = write_family(tmp_path / family, family), np.random.default_rng(1)
+    model = load_model(str(tiny.folder))
+    # With LongRoPE pairs stay within the original length, 24.
+    sizes = (2, 6, 9) if family == "phi3_longrope" else (2, 11, 24, 33)
+    prompts = [[1, *rng.integers(3, VOCAB, size).tolist()] for size in sizes]
+    answers = [[*rng.integers(3, VOCAB, size).tolist(), 2] for size in (1, 6, 11)]
+    pairs = [Encoded(prompt, answer) for answer in answers for prompt in prompts]
+    (ours,) = log_likelihoods(model, zero(model), in_memory(pairs), PassConfig("last", 3, Packing(64)))
+    np.testing.assert_allclose(ours, torch_likelihoods(torch_model(tiny.folder), pairs), rtol=5e-5)
 
 
 def test_a_prompt_is_read_once_whatever_the_number_of_its_answers(tiny, monkeypatch):
