@@ -88,7 +88,7 @@ def test_equal_pairs_are_read_once(tiny):
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "phi3", "granite", "phi3_longrope"])
 def test_families_with_windows_caps_and_scalings_of_their_own_equal_torch(family, tmp_path):
-    """Prompts are several windows long, so that an answer sees the end of its prompt alone where a block is windowed."""
+    """Prompts are several windows long: in a windowed block an answer sees the end of its prompt alone."""
     tiny, rng = write_family(tmp_path / family, family), np.random.default_rng(1)
     model = load_model(str(tiny.folder))
     # With LongRoPE pairs stay within the original length, 24.
