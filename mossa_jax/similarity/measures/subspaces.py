@@ -3,6 +3,9 @@
 All of them reduce the problem to m = min(n, D) first. QR, SVD and eigenvalues are those of the platform in float32,
 and products inside them have full precision too.
 
+Each factorisation takes one matrix. jaxlib 0.10 shares a batch of them out over the threads that run all CPU devices of
+a process, and waits in one of these: with several devices, every thread may wait for another one.
+
 Shape letters: M models, n rows, D width, m = min(n, D), P pairs.
 """
 
@@ -42,7 +45,7 @@ def cross_singular_values(x: Float[Array, "M n D"], pairs: Sequence[tuple[int, i
     """
     # X_a^T X_b = Q_a (R_a R_b^T) Q_b^T with orthonormal Q, so the small matrix has the same non-zero singular values.
     if x.shape[1] < x.shape[2]:
-        side = jnp.swapaxes(jnp.linalg.qr(jnp.swapaxes(x, 1, 2), mode="r"), 1, 2)  # [M, n, n]
+        side = jax.lax.map(lambda rows: jnp.linalg.qr(rows.T, mode="r").T, x)  # [M, n, n]
     else:
         side = x  # [M, n, D]
     # [m, m] for each pair
