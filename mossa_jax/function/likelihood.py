@@ -42,7 +42,8 @@ from mossa_jax.tokens.plan import plan_rows
 from mossa_jax.tokens.rows import PromptRows
 from mossa_jax.tuning.loss import HEAD_TOKENS, losses_of_states
 
-# Rows over `fsdp` and heads over `tensor`, as the projections that compute them: [A, L, B, T + S, K, d].
+# Rows over `fsdp` and heads over `tensor`, as the projections that compute them: [L, A, B, T + S, K, d]. Layers come
+# first, as the scan over them writes and reads them; any other order would be a copy.
 _PAST_AXES = (None, None, "rows", None, "kv_heads", None)
 # Q is rounded up to this, so that lists of similar answers share a program.
 _COLUMNS_MULTIPLE = 32
@@ -52,7 +53,7 @@ class ReadRows(NamedTuple):
     """What is kept of packed prompts that were read.
 
     Attributes:
-      past: keys and values, [A, L, B, T + S, K, d] each.
+      past: keys and values, [L, A, B, T + S, K, d] each.
       owners: [B, T + S] int32, as `BranchColumns.key_owners`: the number of the prompt in its row, from 1.
       positions: [B, T + S] int32.
     """
@@ -267,9 +268,8 @@ def read_rows(
         return jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))[1]
 
     keys_values = None if prefix is None else prefix.keys_values
-    past = jax.vmap(one_model, in_axes=(0, None if prefix is None else 0), spmd_axis_name="adapter")(
-        adapters, keys_values
-    )
+    per_model = partial(jax.vmap, spmd_axis_name="adapter", out_axes=1)
+    past = per_model(one_model, in_axes=(0, None if prefix is None else 0))(adapters, keys_values)
     # Stated, so that the program of the answers can be compiled before there is anything to read.
     past = jax.tree.map(
         lambda leaf: jax.lax.with_sharding_constraint(leaf, mesh_lib.sharding(mesh, leaf.shape, _PAST_AXES)), past
@@ -314,7 +314,7 @@ def branch_losses(
         # The logits of all models stand side by side, and take the memory of one model's in training.
         return losses_of_states(model, arch, last, rows, mesh, max(HEAD_TOKENS // models, 1))
 
-    return jax.vmap(one_model, spmd_axis_name="adapter")(adapters, read.past)
+    return jax.vmap(one_model, in_axes=(0, 1), spmd_axis_name="adapter")(adapters, read.past)
 
 
 def abstract_branches(
@@ -334,7 +334,7 @@ def abstract_branches(
     def indices(width: int) -> jax.ShapeDtypeStruct:
         return mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
 
-    past = mesh_lib.abstract(mesh, (models, arch.layers, rows, keys, arch.kv_heads, arch.head_dim), _PAST_AXES, dtype)
+    past = mesh_lib.abstract(mesh, (arch.layers, models, rows, keys, arch.kv_heads, arch.head_dim), _PAST_AXES, dtype)
     return (
         ReadRows._make([KeysValues._make([past, past]), indices(keys), indices(keys)]),
         AnswerColumns._make([indices(columns)] * 5),

@@ -70,16 +70,15 @@ def greedy(
         axis=1,
     )
     lengths = lengths + prefix_length
-    # All adapters read the same prompts, so only adapters, caches and tokens have the axis A.
-    per_adapter = partial(jax.vmap, spmd_axis_name="adapter")
+    # All adapters read the same prompts, so only adapters, caches and tokens have the axis A. In the caches it stands
+    # behind the layers: the scan over these would move it there, and back, in every step.
+    per_adapter = partial(jax.vmap, spmd_axis_name="adapter", out_axes=(0, 1))
 
     def read(adapter: DeviceAdapter, prefix: SharedPrefix | None) -> tuple[jax.Array, KeysValues]:
         return _read_prompts(arch, state, adapter, tokens, held, new_tokens, prefix, mesh)
 
-    # [A, B], and keys and values [A, L, B, T, K, d]
-    first, cached = jax.vmap(read, in_axes=(0, None if prefix is None else 0), spmd_axis_name="adapter")(
-        adapters, prefix
-    )
+    # [A, B], and keys and values [L, A, B, T, K, d]
+    first, cached = per_adapter(read, in_axes=(0, None if prefix is None else 0))(adapters, prefix)
     slots = jnp.arange(width + new_tokens)
     held = jnp.pad(held, ((0, 0), (0, new_tokens)), constant_values=-1)  # [B, T]
     output = jnp.full((*first.shape, new_tokens), eos_ids[0], jnp.int32)  # [A, B, new_tokens]
@@ -103,7 +102,7 @@ def greedy(
         def decode(adapter: DeviceAdapter, token: jax.Array, cached: KeysValues) -> tuple[jax.Array, KeysValues]:
             return _decode_step(arch, state, adapter, token, visible, cached, width + step)
 
-        token, cached = per_adapter(decode)(adapters, token, cached)  # [A, B], [A, L, B, T, K, d]
+        token, cached = per_adapter(decode, in_axes=(0, 0, 1))(adapters, token, cached)  # [A, B], [L, A, B, T, K, d]
         return step + 1, token, output, cached, has_ended
 
     # XLA updates the carry in place, so the cache exists once.
