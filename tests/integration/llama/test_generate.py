@@ -4,15 +4,20 @@ Seeds are such that at every step the two likeliest tokens' logits differ by 7e-
 """
 
 import dataclasses
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mossa_jax.config import Mesh
+from mossa_jax.devices import mesh as mesh_lib
 from mossa_jax.llama.adapters import stack, zero_adapter
+from mossa_jax.llama.architecture import Architecture, Rope
 from mossa_jax.llama.files.load import load_model
 from mossa_jax.llama.files.peft import load_adapter
-from mossa_jax.llama.generate import greedy
+from mossa_jax.llama.generate import abstract_arguments, greedy
 from tests.support.tiny_llama import (
     import_torch,
     random_prompts,
@@ -110,3 +115,19 @@ def test_answers_of_every_family_equal_transformers(name, tmp_path):
     expected = torch_answers(family.torch_model, prompts, 30)
     assert all(len(answer) == 30 and len(set(answer)) > 7 for answer in expected)
     assert our_answers(model, [zero_adapter(model.architecture)], prompts, 30) == [expected]
+
+
+def test_no_step_moves_the_cache():
+    layers = 7  # no other size of the program
+    arch = Architecture(
+        vocab=50, hidden=32, feed_forward=48, layers=layers, heads=4, kv_heads=2, head_dim=8, norm_eps=1e-5,
+        rope=Rope(1e4), positions=512, tied_head=False, bos=1, eos=(2,),
+    )  # fmt: skip
+    mesh = mesh_lib.make_mesh(Mesh(), adapters=False, devices=jax.devices()[:1])
+    sizes = {"dtype": jnp.float32, "models": 3, "rank": 2, "targets": ("q_proj",), "rows": 4, "width": 32}
+    program = greedy.lower(
+        arch, *abstract_arguments(arch, mesh, **sizes, prefix=16), eos=NEVER, new_tokens=5, mesh=mesh
+    ).as_text()
+    moved = re.findall(r"stablehlo\.transpose .*-> tensor<([\dx]+)xf32>", program)
+    # Caches have six axes, one of them the layers.
+    assert moved and not [shape for shape in moved if shape.count("x") == 5 and str(layers) in shape.split("x")]
