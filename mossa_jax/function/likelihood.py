@@ -33,8 +33,8 @@ from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import BranchColumns, Segments
 from mossa_jax.llama.files.load import Model
 from mossa_jax.llama.layers import KeysValues, SharedPrefix
-from mossa_jax.llama.model import embed, merge, pin_rows, run_branches, windowed_blocks, with_prefix
-from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch
+from mossa_jax.llama.model import embed, merge, pin_rows, run_branches, windowed_blocks
+from mossa_jax.states.forward import PassSpec, PrefixStates, RowBatch, abstract_prefix
 from mossa_jax.states.prompts import PassConfig, PromptPass
 from mossa_jax.states.shapes import PassShape
 from mossa_jax.tokens.encoded import Examples
@@ -42,7 +42,7 @@ from mossa_jax.tokens.plan import plan_rows
 from mossa_jax.tokens.rows import PromptRows
 from mossa_jax.tuning.loss import HEAD_TOKENS, losses_of_states
 
-# Rows over `fsdp` and heads over `tensor`, as the projections that compute them: [L, A, B, T + S, K, d]. Layers come
+# Rows over `fsdp` and heads over `tensor`, as the projections that compute them: [L, A, B, S, K, d]. Layers come
 # first, as the scan over them writes and reads them; any other order would be a copy.
 _PAST_AXES = (None, None, "rows", None, "kv_heads", None)
 # Q is rounded up to this, so that lists of similar answers share a program.
@@ -53,12 +53,14 @@ class ReadRows(NamedTuple):
     """What is kept of packed prompts that were read.
 
     Attributes:
-      past: keys and values, [L, A, B, T + S, K, d] each.
+      past: keys and values, [L, A, B, S, K, d] each.
+      prefix: those of the T columns that all prompts share, [A, L, T, K, d] each; None: there are none.
       owners: [B, T + S] int32, as `BranchColumns.key_owners`: the number of the prompt in its row, from 1.
       positions: [B, T + S] int32.
     """
 
     past: KeysValues
+    prefix: SharedPrefix | None
     owners: Int[Array, "B T+S"]
     positions: Int[Array, "B T+S"]
 
@@ -263,7 +265,7 @@ def read_rows(
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
             block, lora, windowed, past = layer
             x, own = block(x, lora, table, visible, windowed, past=past)
-            return pin_rows(x, visible), with_prefix(past, own)
+            return pin_rows(x, visible), own
 
         return jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))[1]
 
@@ -282,7 +284,7 @@ def read_rows(
         jax.lax.with_sharding_constraint(x, mesh_lib.sharding(mesh, x.shape, ("rows", None)))
         for x in (owners, positions)
     )
-    return ReadRows(past, owners, positions)
+    return ReadRows(past, keys_values, owners, positions)
 
 
 @partial(jax.jit, static_argnames=("arch", "mesh"))
@@ -309,12 +311,13 @@ def branch_losses(
     every = jnp.broadcast_to(jnp.arange(columns.labels.shape[1]), columns.labels.shape)
     rows = {"predict": every, "labels": columns.labels}
 
-    def one_model(adapter: DeviceAdapter, past: KeysValues) -> Float[Array, "B Q"]:
-        last = run_branches(model, arch, adapter, columns.tokens, visible, past)
+    def one_model(adapter: DeviceAdapter, past: KeysValues, prefix: SharedPrefix | None) -> Float[Array, "B Q"]:
+        last = run_branches(model, arch, adapter, columns.tokens, visible, past, prefix)
         # The logits of all models stand side by side, and take the memory of one model's in training.
         return losses_of_states(model, arch, last, rows, mesh, max(HEAD_TOKENS // models, 1))
 
-    return jax.vmap(one_model, in_axes=(0, 1), spmd_axis_name="adapter")(adapters, read.past)
+    axes = (0, 1, None if read.prefix is None else 0)
+    return jax.vmap(one_model, in_axes=axes, spmd_axis_name="adapter")(adapters, read.past, read.prefix)
 
 
 def abstract_branches(
@@ -334,8 +337,10 @@ def abstract_branches(
     def indices(width: int) -> jax.ShapeDtypeStruct:
         return mesh_lib.abstract(mesh, (rows, width), ("rows", None), jnp.int32)
 
-    past = mesh_lib.abstract(mesh, (arch.layers, models, rows, keys, arch.kv_heads, arch.head_dim), _PAST_AXES, dtype)
+    shape = (arch.layers, models, rows, row_length, arch.kv_heads, arch.head_dim)
+    past = mesh_lib.abstract(mesh, shape, _PAST_AXES, dtype)
+    prefix = abstract_prefix(spec, dtype, models).keys_values if spec.prefix_length else None
     return (
-        ReadRows._make([KeysValues._make([past, past]), indices(keys), indices(keys)]),
+        ReadRows._make([KeysValues._make([past, past]), prefix, indices(keys), indices(keys)]),
         AnswerColumns._make([indices(columns)] * 5),
     )

@@ -9,14 +9,15 @@
 The environment variable MOSSA_ATTENTION=xla (or splash, cudnn) overrides the choice. A kernel works in the matrix
 unit's narrow precision, so float32, whose point is exactness, never goes there by itself.
 
-Shape letters: B rows, S queries of a row, T keys of a row, P query columns, H heads, K key/value heads, G = H / K,
-d head width.
+Shape letters: B rows, S queries of a row, T keys of a row, C keys that all rows share, P query columns, H heads,
+K key/value heads, G = H / K, d head width.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -186,6 +187,7 @@ def attention(
     visible: Visible,
     window: int = 0,
     cap: float = 0.0,
+    shared: tuple[Float[Array, "C K d"], Float[Array, "C K d"]] | None = None,
 ) -> Float[Array, "B S H d"]:
     """Computes softmax attention with grouped heads; scores are inner products times d^-0.5.
 
@@ -195,6 +197,7 @@ def attention(
       visible: which keys a query sees.
       window: a query sees at most this many of them, the nearest, itself included; 0: all.
       cap: scores x become cap tanh(x / cap); 0: they stay.
+      shared: keys and values that all rows have in common, as the first columns of `visible`; not for `Segments`.
 
     Returns:
       [B, S, H, d] in the dtype of `v`; the softmax is computed in float32 or wider.
@@ -204,7 +207,8 @@ def attention(
     """
     # Few queries: their scores [B, H, P, T] are small, and no blocks are needed.
     if isinstance(visible, DecodingQuery | QueryColumns | BranchColumns):
-        return _masked_attention(q, k, v, visible.mask(window), cap)
+        return _masked_attention(q, k, v, visible.mask(window), cap, shared)
+    assert shared is None, "rows have their shared keys in front of their own"
     mesh = visible.mesh
     tensor = mesh.shape["tensor"] if mesh is not None else 1
     # With fewer key/value heads than devices on the tensor axis, each device gets a copy of the head that it needs.
@@ -281,14 +285,16 @@ def _masked_attention(
     q: Float[Array, "B S H d"],
     k: Float[Array, "B T K d"],
     v: Float[Array, "B T K d"],
-    mask: Bool[Array, "B S T"],
+    mask: Bool[Array, "B S C+T"],
     cap: float,
+    shared: tuple[Float[Array, "C K d"], Float[Array, "C K d"]] | None = None,
 ) -> Float[Array, "B S H d"]:
-    """Attends to all keys at once; `cap` as in `attention`.
+    """Attends to all keys at once; `cap` and `shared` as in `attention`.
 
     Heads come before positions, and the queries of a group form one matrix; the mask is added instead of selected by;
     the weights are normalised after the second product. Together this is three times as fast on CPU as the textbook's
-    order (docs/measurements.md).
+    order (docs/measurements.md). Shared keys are multiplied by the queries of all rows, and never copied to each
+    (Juravsky et al. 2024, "Hydragen", arXiv 2402.05099; here with one softmax over both parts).
     """
     rows, length, heads, width = q.shape
     # G query heads share one key/value head.
@@ -298,14 +304,19 @@ def _masked_attention(
     q = q.reshape(rows, length, -1, groups, width).transpose(0, 2, 3, 1, 4).reshape(rows, -1, groups * length, width)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, d]
     # Additive and in float32: every query sees itself, so no row of scores is minus infinity throughout.
-    hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]  # [B, 1, G * S, T]
-    scores = jnp.einsum("bkqd,bktd->bkqt", q, k, precision=product_precision(q.dtype), preferred_element_type=wide)
-    scores = soft_cap(scores * width**-0.5, cap) + hidden  # [B, K, G * S, T]
+    hidden = jnp.tile(jnp.where(mask, 0.0, -jnp.inf).astype(wide), (1, groups, 1))[:, None]  # [B, 1, G * S, C + T]
+    product = partial(jnp.einsum, precision=product_precision(q.dtype), preferred_element_type=wide)
+    scores = product("bkqd,bktd->bkqt", q, k)
+    if shared is not None:
+        scores = jnp.concatenate([product("bkqd,ckd->bkqc", q, shared[0]), scores], axis=-1)
+    scores = soft_cap(scores * width**-0.5, cap) + hidden  # [B, K, G * S, C + T]
     # Against overflow of exp. The shift cancels, so no gradient has to pass through the maximum.
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "bkqt,bktd->bkqd", weights.astype(v.dtype), v, precision=product_precision(v.dtype), preferred_element_type=wide
-    )
+    narrow = weights.astype(v.dtype)
+    columns = mask.shape[-1] - v.shape[2]  # C
+    out = product("bkqt,bktd->bkqd", narrow[..., columns:], v)
+    if shared is not None:
+        out += product("bkqc,ckd->bkqd", narrow[..., :columns], shared[1])
     # Divides d numbers per query instead of T.
     out = (out / jnp.sum(weights, axis=-1, keepdims=True)).astype(v.dtype)
     # [B, K, G * S, d] -> [B, S, H, d]

@@ -1,7 +1,7 @@
 """Greedy decoding with a key/value cache, for several adapters at once.
 
 Shape letters: A adapters, B rows (prompts), P columns of the ids that all prompts share, S positions of the padded
-prompts, T = P + S + new tokens, L layers, V vocabulary.
+prompts, T = S + new tokens, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mossa_jax.llama.adapters import Adapters, DeviceAdapter, abstract_adapters
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import DecodingQuery, Segments
 from mossa_jax.llama.layers import KeysValues, SharedPrefix
-from mossa_jax.llama.model import Llama, embed, logits, merge, pin_rows, run_blocks_cached, windowed_blocks, with_prefix
+from mossa_jax.llama.model import Llama, embed, logits, merge, pin_rows, run_blocks_cached, windowed_blocks
 from mossa_jax.llama.placement import abstract_base
 
 
@@ -56,7 +56,8 @@ def greedy(
       [A, B, new_tokens] int32, filled with the first of `eos` from each row's end on.
     """
     eos_ids = jnp.asarray(eos, jnp.int32)
-    # The first P slots of the cache hold the shared ids, the next S the padded prompts, the last ones the new tokens.
+    # The first P slots are those of the shared ids, the next S hold the padded prompts, the last ones the new tokens.
+    # A row's cache begins behind the shared ones.
     shared = 0 if prefix is None else prefix.keys.shape[2]
     width = shared + tokens.shape[1]
     is_prompt = jnp.arange(tokens.shape[1])[None, :] < lengths[:, None]  # [B, S]
@@ -77,10 +78,11 @@ def greedy(
     def read(adapter: DeviceAdapter, prefix: SharedPrefix | None) -> tuple[jax.Array, KeysValues]:
         return _read_prompts(arch, state, adapter, tokens, held, new_tokens, prefix, mesh)
 
+    own_prefix = None if prefix is None else 0
     # [A, B], and keys and values [L, A, B, T, K, d]
-    first, cached = per_adapter(read, in_axes=(0, None if prefix is None else 0))(adapters, prefix)
+    first, cached = per_adapter(read, in_axes=(0, own_prefix))(adapters, prefix)
     slots = jnp.arange(width + new_tokens)
-    held = jnp.pad(held, ((0, 0), (0, new_tokens)), constant_values=-1)  # [B, T]
+    held = jnp.pad(held, ((0, 0), (0, new_tokens)), constant_values=-1)  # [B, P + T]
     output = jnp.full((*first.shape, new_tokens), eos_ids[0], jnp.int32)  # [A, B, new_tokens]
 
     # A while loop and not a scan: it stops as soon as every row of every adapter has ended.
@@ -94,15 +96,18 @@ def greedy(
         output = output.at[:, :, step].set(jnp.where(has_ended, eos_ids[0], token))
         has_ended = has_ended | (token[..., None] == eos_ids).any(axis=-1)  # [A, B]
         # New keys take the same slot in all rows; the gap between a row's prompt and them stays hidden.
-        is_new = (slots >= width) & (slots <= width + step)  # [T]
-        # [B, T]: new tokens continue at the row's own length.
+        is_new = (slots >= width) & (slots <= width + step)  # [P + T]
+        # [B, P + T]: new tokens continue at the row's own length.
         key_positions = jnp.where(is_new, lengths[:, None] + slots - width, held)
         visible = DecodingQuery(key_positions, (lengths + step)[:, None])
 
-        def decode(adapter: DeviceAdapter, token: jax.Array, cached: KeysValues) -> tuple[jax.Array, KeysValues]:
-            return _decode_step(arch, state, adapter, token, visible, cached, width + step)
+        def decode(
+            adapter: DeviceAdapter, token: jax.Array, cached: KeysValues, prefix: SharedPrefix | None
+        ) -> tuple[jax.Array, KeysValues]:
+            return _decode_step(arch, state, adapter, token, visible, cached, prefix, width - shared + step)
 
-        token, cached = per_adapter(decode, in_axes=(0, 0, 1))(adapters, token, cached)  # [A, B], [L, A, B, T, K, d]
+        # [A, B], [L, A, B, T, K, d]
+        token, cached = per_adapter(decode, in_axes=(0, 0, 1, own_prefix))(adapters, token, cached, prefix)
         return step + 1, token, output, cached, has_ended
 
     # XLA updates the carry in place, so the cache exists once.
@@ -144,10 +149,10 @@ def _read_prompts(
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
         block, lora, is_windowed, past = layer
         x, own = block(x, lora, rotary, visible, is_windowed, past=past)
-        return pin_rows(x, visible), with_prefix(past, own)
+        return pin_rows(x, visible), own
 
     last, cached = jax.lax.scan(body, x, (model.blocks, adapter, windowed_blocks(arch), prefix))
-    # [L, B, P + S, K, d] -> [L, B, T, K, d].
+    # [L, B, S, K, d] -> [L, B, T, K, d].
     cached = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, new_tokens), (0, 0), (0, 0))), cached)
     # The last id of each prompt alone: logits of all positions would be [B, S, V].
     column = jnp.argmax(positions, axis=1)[:, None, None]
@@ -161,12 +166,13 @@ def _decode_step(
     token: Int[Array, " B"],
     visible: DecodingQuery,
     cached: KeysValues,
+    prefix: SharedPrefix | None,
     slot: Int[Array, ""],
 ) -> tuple[Int[Array, " B"], KeysValues]:
     """Decodes one token with one adapter: returns the likeliest next token [B], and the keys and values."""
     model = merge(arch, state)
     # [B] -> [B, 1]: one query per row.
-    x, cached = run_blocks_cached(model, arch, adapter, token[:, None], visible, cached, slot)
+    x, cached = run_blocks_cached(model, arch, adapter, token[:, None], visible, cached, prefix, slot)
     return _likeliest(model, arch, x), cached
 
 

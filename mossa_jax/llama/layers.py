@@ -47,16 +47,19 @@ class SharedPrefix(NamedTuple):
     values: Float[Array, "*L T K d"]
 
 
-class DecodingCache(NamedTuple):
-    """The keys and values of all positions so far, and where the next ones go.
+class Past(NamedTuple):
+    """What queries continue: keys and values that were computed before.
 
     Attributes:
-      cached: [B, T, K, d] each.
-      slot: [] int32, the first of the slots, the same in all rows, that the new keys and values are written to.
+      own: [B, T, K, d] each, of each row.
+      prefix: [C, K, d] each, which stand before those of every row; None: there are none.
+      slot: [] int32: the keys and values of the queries are written into `own` from here on, in all rows; None: they
+        stand behind it.
     """
 
-    cached: KeysValues
-    slot: Int[Array, ""]
+    own: KeysValues
+    prefix: SharedPrefix | None = None
+    slot: Int[Array, ""] | None = None
 
 
 def low_rank_inputs(x: Float[Array, "B S D_in"], lora: BlockAdapter, *targets: str) -> dict[str, jax.Array]:
@@ -204,7 +207,7 @@ class Attention(nnx.Module):
         visible: Segments | DecodingQuery | BranchColumns,
         is_windowed: Bool[Array, ""] | None = None,
         *,
-        past: SharedPrefix | KeysValues | DecodingCache | None = None,
+        past: SharedPrefix | Past | None = None,
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """Lets every query attend to the keys that it sees.
@@ -217,12 +220,11 @@ class Attention(nnx.Module):
           is_windowed: [] bool, whether `arch.window` holds in this block, where only some blocks are windowed; None
             where all blocks are alike.
           past: keys besides those of x. None: there are no others (packed rows). `SharedPrefix`: they stand before the
-            keys of every row. `KeysValues`: each row has its own before it. `DecodingCache`: the keys of x are written
-            into the cache first, and the whole cache is attended to.
+            keys of every row. `Past`: x continues what each row has read.
           query_columns: [B, P] int32, the only columns of x that ask; None: all of them (P = S).
 
         Returns:
-          [B, P, D], and the keys and values of x; with a `DecodingCache`, those of the whole cache.
+          [B, P, D], and the keys and values of x; with a slot of `past`, those of all its rows' columns.
         """
         if isinstance(rotary, RotaryTables):
             assert is_windowed is not None, "two tables are for blocks of both kinds"
@@ -239,19 +241,19 @@ class Attention(nnx.Module):
         # The bodies multiply scores by d^-0.5: whatever else a model scales them by is a factor of the queries.
         if self.arch.attention_scale:
             q = scale(q, self.arch.attention_scale * self.arch.head_dim**0.5)
-        keys_values = KeysValues(k, v)
+        keys_values, shared = KeysValues(k, v), None
         match past:
-            case DecodingCache(cached, slot):
-                # [B, T, K, d] with [B, S, K, d] written at the slot, which is the same in all rows.
+            case Past(own, shared, None):
+                # [B, T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
+                k, v = (jnp.concatenate(both, axis=1) for both in zip(own, keys_values, strict=True))
+            case Past(own, shared, slot):
+                # [B, T, K, d] with [B, S, K, d] written at the slot.
                 k, v = keys_values = KeysValues(
                     *(
                         jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
-                        for old, new in zip(cached, keys_values, strict=True)
+                        for old, new in zip(own, keys_values, strict=True)
                     )
                 )
-            case KeysValues():
-                # [B, T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
-                k, v = (jnp.concatenate(both, axis=1) for both in zip(past, keys_values, strict=True))
             case SharedPrefix():
                 # [T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
                 k, v = (
@@ -265,7 +267,7 @@ class Attention(nnx.Module):
             seen = visible.at_columns(query_columns + k.shape[1] - x.shape[1])
         # [B, P, H, d], then all heads side by side, [B, P, H * d].
         with jax.named_scope("scores"):
-            out = self._attend(q, k, v, seen, is_windowed)
+            out = self._attend(q, k, v, seen, is_windowed, shared)
         return self.o_proj(out.reshape(*out.shape[:2], -1), lora), keys_values
 
     def _project(
@@ -310,15 +312,21 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], -1, self.arch.head_dim)
 
     def _attend(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible, is_windowed: Bool[Array, ""] | None
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        visible: Visible,
+        is_windowed: Bool[Array, ""] | None,
+        shared: SharedPrefix | None,
     ) -> Float[Array, "B S H d"]:
         """Attends with or without the window, as the block has one: [B, S, H, d]."""
 
         def windowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, visible, self.arch.window, self.arch.attention_cap)
+            return attention(q, k, v, visible, self.arch.window, self.arch.attention_cap, shared)
 
         def unwindowed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return attention(q, k, v, visible, cap=self.arch.attention_cap)
+            return attention(q, k, v, visible, 0, self.arch.attention_cap, shared)
 
         if is_windowed is None:
             return windowed(q, k, v)
@@ -387,7 +395,7 @@ class Block(nnx.Module):
         visible: Segments | DecodingQuery | BranchColumns,
         is_windowed: Bool[Array, ""] | None = None,
         *,
-        past: SharedPrefix | KeysValues | DecodingCache | None = None,
+        past: SharedPrefix | Past | None = None,
         query_columns: Int[Array, "B P"] | None = None,
     ) -> tuple[Float[Array, "B P D"], KeysValues]:
         """[B, S, D] -> [B, P, D], and keys and values; arguments as in `Attention`, with x before its norm."""

@@ -24,7 +24,7 @@ from mossa_jax.llama.adapters import DeviceAdapter
 from mossa_jax.llama.architecture import Architecture
 from mossa_jax.llama.attention import BranchColumns, DecodingQuery, Segments
 from mossa_jax.llama.blockwise import product_precision
-from mossa_jax.llama.layers import Block, DecodingCache, KeysValues, RMSNorm, SharedPrefix
+from mossa_jax.llama.layers import Block, KeysValues, Past, RMSNorm, SharedPrefix
 from mossa_jax.llama.rope import Rope, RotaryTable, RotaryTables, rotary_table
 
 
@@ -94,6 +94,7 @@ def run_blocks_cached(
     tokens: Int[Array, "B 1"],
     visible: DecodingQuery,
     cached: KeysValues,
+    prefix: SharedPrefix | None,
     slot: Int[Array, ""],
 ) -> tuple[Float[Array, "B 1 D"], KeysValues]:
     """Runs one decoding step.
@@ -101,8 +102,9 @@ def run_blocks_cached(
     Args:
       model, arch, adapter: as in `run_blocks`.
       tokens: [B, 1] int32.
-      visible: the cache's slots that each row's query sees.
+      visible: the slots of prefix and cache that each row's query sees.
       cached: keys and values [L, B, T, K, d] each.
+      prefix: those that all rows share, [L, C, K, d] each; None: there are none.
       slot: [] int32, where the new keys and values go.
 
     Returns:
@@ -113,11 +115,12 @@ def run_blocks_cached(
     rotary = _rotary_table(arch, visible.position, visible, embedded.dtype)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, KeysValues]:
-        block, lora, is_windowed, cached = layer
-        return block(x, lora, rotary, visible, is_windowed, past=DecodingCache(cached, slot))
+        block, lora, is_windowed, cached, shared = layer
+        return block(x, lora, rotary, visible, is_windowed, past=Past(cached, shared, slot))
 
-    # The cache goes through the scan as its inputs and outputs, one layer [B, T, K, d] per turn.
-    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cached))
+    # The cache goes through the scan as its inputs and outputs, one layer [B, T, K, d] per turn. As a carry that is
+    # written at one slot, XLA copies all of it in every turn (docs/measurements.md).
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), cached, prefix))
 
 
 def run_branches(
@@ -127,6 +130,7 @@ def run_branches(
     tokens: Int[Array, "B Q"],
     visible: BranchColumns,
     past: KeysValues,
+    prefix: SharedPrefix | None,
 ) -> Float[Array, "B Q D"]:
     """Continues sequences that were read before, several continuations of each at once.
 
@@ -135,6 +139,7 @@ def run_branches(
       tokens: [B, Q] int32.
       visible: the sequence that each of them continues, and its position.
       past: keys and values of the sequences, [L, B, T, K, d] each.
+      prefix: those that all sequences share, [L, C, K, d] each; None: there are none.
 
     Returns:
       Output of the last block.
@@ -143,10 +148,10 @@ def run_branches(
     rotary = _rotary_table(arch, visible.positions, visible, embedded.dtype)
 
     def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-        block, lora, is_windowed, past = layer
-        return block(x, lora, rotary, visible, is_windowed, past=past)[0], None
+        block, lora, is_windowed, own, shared = layer
+        return block(x, lora, rotary, visible, is_windowed, past=Past(own, shared))[0], None
 
-    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), past))[0]
+    return jax.lax.scan(body, embedded, (model.blocks, adapter, windowed_blocks(arch), past, prefix))[0]
 
 
 def embed(
@@ -195,17 +200,6 @@ def pin_rows(x: Float[Array, "B S D"], visible: Segments) -> Float[Array, "B S D
     if visible.mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, mesh_lib.sharding(visible.mesh, x.shape, ("rows", None, None)))
-
-
-def with_prefix(prefix: SharedPrefix | None, own: KeysValues) -> KeysValues:
-    """Puts a prefix that all rows share, [T, K, d], before the keys and values of each, [B, S, K, d]: [B, T + S, K, d].
-
-    Without a prefix, they are `own`.
-    """
-    if prefix is None:
-        return own
-    spread = (jnp.broadcast_to(part, (len(own.keys), *part.shape)) for part in prefix)
-    return KeysValues(*(jnp.concatenate(both, axis=1) for both in zip(spread, own, strict=True)))
 
 
 def can_share_prefix(arch: Architecture) -> bool:

@@ -253,7 +253,7 @@ class PlannedRun:
         positions = prompts * (self.work.example_ids + self.work.template_ids - shared)
         itemsize, memory = jnp.dtype(base.dtype).itemsize, self.hardware.memory
         most = halved_rows(
-            config.compare.batch_rows, self.arch, base.grid, itemsize, memory, length + 2 * tokens.max_tokens, models
+            config.compare.batch_rows, self.arch, base.grid, itemsize, memory, length + tokens.max_tokens, models
         )
         rows = mesh_lib.round_up(min(most, ceil(positions / length)), base.grid.shape["fsdp"])
         # Half a row's columns for answers, and as many turns of them as the answers of its prompts need.

@@ -359,8 +359,7 @@ class Run(Parts):
     def reading_config(self) -> PassConfig:
         """How the scores read prompts before given answers."""
         tokens, models = self.config.tokens, max(len(self.scored_models(task)) for task in self.suite.tasks)
-        # The row itself, its answers, and the ids that all prompts share, which stand before every row.
-        positions = tokens.row_length + 2 * tokens.max_tokens
+        positions = tokens.row_length + tokens.max_tokens  # the row itself, and its answers
         memory = min(agreement.everywhere(memory_per_device()))
         itemsize, most = jnp.dtype(self.config.dtype).itemsize, self.config.compare.batch_rows
         rows = halved_rows(most, self.architecture, self.mesh, itemsize, memory, positions, models)
