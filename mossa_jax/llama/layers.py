@@ -241,24 +241,24 @@ class Attention(nnx.Module):
         # The bodies multiply scores by d^-0.5: whatever else a model scales them by is a factor of the queries.
         if self.arch.attention_scale:
             q = scale(q, self.arch.attention_scale * self.arch.head_dim**0.5)
-        keys_values, shared = KeysValues(k, v), None
+        keys_values, shared = KeysValues(k, v), past.prefix if isinstance(past, Past) else None
         match past:
-            case Past(own, shared, None):
+            case Past(slot=None):
                 # [B, T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
-                k, v = (jnp.concatenate(both, axis=1) for both in zip(own, keys_values, strict=True))
-            case Past(own, shared, slot):
+                k, v = (jnp.concatenate(both, axis=1) for both in zip(past.own, keys_values, strict=True))
+            case Past(slot=slot) if slot is not None:
                 # [B, T, K, d] with [B, S, K, d] written at the slot.
                 k, v = keys_values = KeysValues(
                     *(
                         jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
-                        for old, new in zip(own, keys_values, strict=True)
+                        for old, new in zip(past.own, keys_values, strict=True)
                     )
                 )
             case SharedPrefix():
                 # [T, K, d] and [B, S, K, d] -> [B, T + S, K, d]
                 k, v = (
-                    jnp.concatenate([jnp.broadcast_to(shared, (len(x), *shared.shape)), own], axis=1)
-                    for shared, own in zip(past, keys_values, strict=True)
+                    jnp.concatenate([jnp.broadcast_to(before, (len(x), *before.shape)), own], axis=1)
+                    for before, own in zip(past, keys_values, strict=True)
                 )
         seen: Visible = visible
         if query_columns is not None:
